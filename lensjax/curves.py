@@ -1,0 +1,364 @@
+"""Fine-tuning curves: test loss of models against the number of training examples.
+
+`CurveTable` is where measuring and predicting meet. It holds one task; `read_curves` accepts two CSV
+layouts and recognises which one it was given:
+
+wide (the layout of the public rectified-scaling-law benchmark), one row per model::
+
+    config name,0,200,400,size,family
+    gpt2,4.86,4.39,4.29,124439808,GPT2
+
+tidy, one row per measurement, as a fine-tuning run appends them::
+
+    model,examples,loss,seed,size,family
+    gpt2,200,4.39,0,124439808,GPT2
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lensjax.errors import InputError, listing, shorten
+from lensjax.files import write_files
+
+MAX_EXAMPLES = 10**15
+_NAME_COLUMNS = ("config name", "config_name", "model", "name")
+_META_COLUMNS = ("size", "family")
+_TIDY_COLUMNS = ("model", "examples", "loss")
+
+
+@dataclass(frozen=True)
+class CurveTable:
+    """Test losses of M models of one task at S data-set sizes.
+
+    Attributes:
+      task: name of the task, usually the stem of the file it was read from.
+      models: M distinct names.
+      sizes: S numbers of training examples, strictly increasing; 0 is the pretrained model.
+      loss: mean test loss over seeds, in nats per token; NaN where not measured.
+      loss_sd: standard deviation over seeds (ddof 1); NaN where fewer than two seeds were measured.
+      seeds: number of seeds behind each loss; 0 where not measured.
+      parameters: number of parameters of each model; NaN where unknown.
+      families: family of each model; "" where unknown.
+    """
+
+    task: str
+    models: tuple[str, ...]
+    sizes: Int[np.ndarray, " S"]
+    loss: Float[np.ndarray, "M S"]
+    loss_sd: Float[np.ndarray, "M S"]
+    seeds: Int[np.ndarray, "M S"]
+    parameters: Float[np.ndarray, " M"]
+    families: tuple[str, ...]
+
+    @property
+    def measured(self) -> Bool[np.ndarray, "M S"]:
+        """Where a loss was measured."""
+        return np.isfinite(self.loss)
+
+    def column(self, examples: int) -> Float[np.ndarray, " M"]:
+        """Loss of every model at one size; NaN where not measured."""
+        found = np.flatnonzero(self.sizes == examples)
+        return self.loss[:, found[0]] if found.size else np.full(len(self.models), np.nan)
+
+    def up_to(self, budget: int) -> "CurveTable":
+        """The table as it stood when nothing above `budget` examples had been measured."""
+        return self._take(columns=np.flatnonzero(self.sizes <= budget))
+
+    def select(self, keep: Sequence[int] | np.ndarray) -> "CurveTable":
+        """The table of the models at the given positions, in that order."""
+        return self._take(rows=np.asarray(keep, dtype=int))
+
+    def points(self) -> Int[np.ndarray, " M"]:
+        """Number of measured sizes D > 0 of each model, the points a curve is fitted to."""
+        return self.measured[:, self.sizes > 0].sum(axis=1)
+
+    def _take(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> "CurveTable":
+        rows = np.arange(len(self.models)) if rows is None else rows
+        columns = np.arange(len(self.sizes)) if columns is None else columns
+        cells = np.ix_(rows, columns)
+        return CurveTable(
+            task=self.task,
+            models=tuple(self.models[i] for i in rows),
+            sizes=self.sizes[columns],
+            loss=self.loss[cells],
+            loss_sd=self.loss_sd[cells],
+            seeds=self.seeds[cells],
+            parameters=self.parameters[rows],
+            families=tuple(self.families[i] for i in rows),
+        )
+
+    def to_csv(self, layout: Literal["wide", "tidy"] = "wide") -> str:
+        """The table as CSV text; wide keeps the mean over seeds only, tidy writes one row per mean."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        known_size, known_family = bool(np.isfinite(self.parameters).any()), any(self.families)
+        meta = [name for name, known in zip(_META_COLUMNS, (known_size, known_family), strict=True) if known]
+        values = {
+            "size": ["" if math.isnan(p) else f"{p:.0f}" for p in self.parameters],
+            "family": list(self.families),
+        }
+        if layout == "wide":
+            writer.writerow([_NAME_COLUMNS[0], *(str(size) for size in self.sizes), *meta])
+            for i, model in enumerate(self.models):
+                cells = ["" if math.isnan(x) else repr(float(x)) for x in self.loss[i]]
+                writer.writerow([model, *cells, *(values[name][i] for name in meta)])
+        else:
+            writer.writerow([*_TIDY_COLUMNS, *meta])
+            for i, j in zip(*np.nonzero(self.measured), strict=True):
+                row = [self.models[i], int(self.sizes[j]), repr(float(self.loss[i, j]))]
+                writer.writerow([*row, *(values[name][i] for name in meta)])
+        return text.getvalue()
+
+    def write(self, path: str | Path, layout: Literal["wide", "tidy"] = "wide") -> None:
+        """Write the table to `path` as CSV, whole or not at all.
+
+        Raises:
+          InputError: `path` cannot be written.
+        """
+        write_files({Path(path): self.to_csv(layout)})
+
+
+def curve_table(
+    models: Sequence[str],
+    sizes: Sequence[int] | np.ndarray,
+    loss: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    parameters: Sequence[float] | np.ndarray | None = None,
+    families: Sequence[str] | None = None,
+    task: str = "task",
+) -> CurveTable:
+    """A `CurveTable` from arrays: `loss` is M × S, NaN where not measured; columns may be in any order.
+
+    Raises:
+      InputError: shapes disagree, a name or size is repeated, or a loss is not a positive finite number.
+    """
+    names, columns = [str(m) for m in models], np.asarray(sizes)
+    values = np.array(loss, dtype=np.float64).reshape(len(names), -1) if len(names) else np.zeros((0, 0))
+    if values.shape != (len(names), len(columns)):
+        raise InputError(f"loss has shape {values.shape}, but there are {len(names)} models and {len(columns)} sizes.")
+    if not (np.issubdtype(columns.dtype, np.number) and np.all(columns == np.floor(columns)) and np.all(columns >= 0)):
+        raise InputError("sizes must be whole numbers of examples, 0 or more.")
+    columns = columns.astype(np.int64)
+    for what, items in (("model", names), ("size", [int(c) for c in columns])):
+        repeated = sorted({str(x) for x in items if items.count(x) > 1})  # type: ignore[arg-type]
+        if repeated:
+            raise InputError(f"{what} {listing(repeated)} is given more than once; give each {what} once.")
+    bad = np.argwhere(~np.isnan(values) & ~((values > 0) & np.isfinite(values)))
+    if bad.size:
+        i, j = bad[0]
+        raise InputError(f"loss of {names[i]} at {columns[j]} examples is {values[i, j]}; losses are positive numbers.")
+    order = np.argsort(columns)
+    values = values[:, order]
+    return CurveTable(
+        task=task,
+        models=tuple(names),
+        sizes=columns[order],
+        loss=values,
+        loss_sd=np.full(values.shape, np.nan),
+        seeds=np.isfinite(values).astype(np.int64),
+        parameters=np.full(len(names), np.nan) if parameters is None else np.asarray(parameters, dtype=np.float64),
+        families=("",) * len(names) if families is None else tuple(str(f) for f in families),
+    )
+
+
+def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
+    """Read a wide or tidy CSV of fine-tuning curves (see the module's docstring for both layouts).
+
+    Blank cells mean "not measured". Repeated (model, examples) rows of a tidy file must differ in `seed`;
+    they are averaged and their standard deviation kept.
+
+    Args:
+      path: the CSV file, UTF-8.
+      task: name of the task; the file's stem by default.
+
+    Raises:
+      InputError: naming the file, the line and the column at fault.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = _rows(file, path)
+            header = next(rows, (0, []))[1]
+            columns = [name.strip() for name in header]
+            if not columns:
+                raise InputError(f"{path} is empty; it needs a header row such as 'config name,0,200,400'.")
+            read = _read_tidy if set(_TIDY_COLUMNS) <= set(columns) else _read_wide
+            return read(path, columns, rows, path.stem if task is None else task)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; save it as a CSV in UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _rows(file: io.TextIOBase, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of every row that is not blank."""
+    reader = csv.reader(file, strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); mend or remove it.") from error
+
+
+def _read_wide(path: Path, columns: list[str], rows: Iterator[tuple[int, list[str]]], task: str) -> CurveTable:
+    lowered = [name.lower() for name in columns]
+    name_column = next((lowered.index(name) for name in _NAME_COLUMNS if name in lowered), None)
+    if name_column is None:
+        raise InputError(
+            f"{path} line 1 names no model column (found {listing(columns)}); begin the header with 'config name' "
+            "or give a tidy file with the columns model,examples,loss."
+        )
+    meta = {name: lowered.index(name) for name in _META_COLUMNS if name in lowered}
+    size_columns: dict[int, int] = {}
+    for position, name in enumerate(columns):
+        if position in (name_column, *meta.values()):
+            continue
+        size = _whole(name)
+        if size is None:
+            raise InputError(
+                f"{path} line 1 column {position + 1} is headed '{shorten(name)}', which is not a number of "
+                "examples; name it 0, 200, 400, … or remove it."
+            )
+        if size in size_columns:
+            raise InputError(f"{path} line 1 has the size {size} twice; keep one column of each size.")
+        size_columns[size] = position
+    if not size_columns:
+        raise InputError(f"{path} line 1 has no loss columns; head them with numbers of examples: 0, 200, 400, …")
+    sizes = sorted(size_columns)
+    builder = _Builder(path)
+    for line, cells in rows:
+        if len(cells) != len(columns):
+            raise InputError(f"{path} line {line} has {len(cells)} cells, but the header has {len(columns)}.")
+        model = builder.model(line, cells[name_column])
+        if model in builder.lines:
+            raise InputError(
+                f"{path} line {line} repeats the model '{shorten(model)}' of line {builder.lines[model]}; "
+                "keep one row per model (or give seeds in a tidy file)."
+            )
+        builder.describe(line, model, *(cells[meta[k]] if k in meta else "" for k in _META_COLUMNS))
+        for size in sizes:
+            if cells[size_columns[size]].strip():
+                builder.add(line, model, size, cells[size_columns[size]], seed="", column=str(size))
+    return builder.table(task, sizes)
+
+
+def _read_tidy(path: Path, columns: list[str], rows: Iterator[tuple[int, list[str]]], task: str) -> CurveTable:
+    for name in columns:
+        if name and columns.count(name) > 1:
+            raise InputError(f"{path} line 1 has the column '{shorten(name)}' twice; keep one.")
+    at = {name: position for position, name in enumerate(columns)}
+    builder = _Builder(path)
+    sizes = set()
+    for line, cells in rows:
+        if len(cells) != len(columns):
+            raise InputError(f"{path} line {line} has {len(cells)} cells, but the header has {len(columns)}.")
+        model = builder.model(line, cells[at["model"]])
+        builder.describe(line, model, *(cells[at[k]] if k in at else "" for k in _META_COLUMNS))
+        size = _whole(cells[at["examples"]])
+        if size is None:
+            raise InputError(
+                f"{path} line {line} column 'examples' holds '{shorten(cells[at['examples']])}'; "
+                "it needs a whole number, 0 or more."
+            )
+        sizes.add(size)
+        if cells[at["loss"]].strip():
+            builder.add(line, model, size, cells[at["loss"]], seed=cells[at["seed"]].strip() if "seed" in at else "")
+    return builder.table(task, sorted(sizes))
+
+
+class _Builder:
+    """Collects validated cells of one file into a `CurveTable`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lines: dict[str, int] = {}
+        self.meta: dict[str, tuple[float, str]] = {}
+        self.losses: dict[tuple[str, int], dict[str, float]] = {}
+
+    def model(self, line: int, cell: str) -> str:
+        name = cell.strip()
+        if not name:
+            raise InputError(f"{self.path} line {line} has no model name; fill it in or remove the row.")
+        return name
+
+    def describe(self, line: int, model: str, size: str, family: str) -> None:
+        parameters = math.nan
+        if size.strip():
+            parameters = _number(size)
+            if not (math.isfinite(parameters) and parameters > 0):
+                raise InputError(
+                    f"{self.path} line {line} column 'size' holds '{shorten(size)}'; it needs the number of "
+                    "parameters, or nothing."
+                )
+        new = (parameters, family.strip())
+        old = self.meta.setdefault(model, new)
+        self.lines.setdefault(model, line)
+        if new[1] != old[1] or not (new[0] == old[0] or math.isnan(new[0]) and math.isnan(old[0])):
+            raise InputError(
+                f"{self.path} line {line} gives '{shorten(model)}' another size or family than line "
+                f"{self.lines[model]}; make them agree."
+            )
+
+    def add(self, line: int, model: str, size: int, cell: str, seed: str, column: str = "loss") -> None:
+        loss = _number(cell)
+        if not (math.isfinite(loss) and loss > 0):
+            raise InputError(
+                f"{self.path} line {line} column '{column}' holds the loss '{shorten(cell)}'; losses are positive "
+                "numbers (leave a cell blank where nothing was measured)."
+            )
+        seeds = self.losses.setdefault((model, size), {})
+        if seed in seeds:
+            raise InputError(
+                f"{self.path} line {line} repeats {size} examples of '{shorten(model)}'"
+                + (f" with seed {shorten(seed)}; keep one row." if seed else "; keep one row or add a 'seed' column.")
+            )
+        seeds[seed] = loss
+
+    def table(self, task: str, sizes: list[int]) -> CurveTable:
+        if not self.lines:
+            raise InputError(f"{self.path} has a header but no models; add a row per model.")
+        if not self.losses:
+            raise InputError(f"{self.path} holds no losses; fill in at least two sizes per model.")
+        models = list(self.lines)
+        shape = (len(models), len(sizes))
+        loss, spread, seeds = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, np.int64)
+        row = {model: i for i, model in enumerate(models)}
+        column = {size: j for j, size in enumerate(sizes)}
+        for (model, size), values in self.losses.items():
+            cell = row[model], column[size]
+            found = np.array(list(values.values()))
+            loss[cell], seeds[cell] = found.mean(), len(found)
+            if len(found) > 1:
+                spread[cell] = found.std(ddof=1)
+        return CurveTable(
+            task=task,
+            models=tuple(models),
+            sizes=np.array(sizes, dtype=np.int64),
+            loss=loss,
+            loss_sd=spread,
+            seeds=seeds,
+            parameters=np.array([self.meta[model][0] for model in models]),
+            families=tuple(self.meta[model][1] for model in models),
+        )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _whole(text: str) -> int | None:
+    """A whole number from 0 to MAX_EXAMPLES written in digits (or as 1e5, 200.0), else None."""
+    value = _number(text)
+    return int(value) if 0 <= value <= MAX_EXAMPLES and value == math.floor(value) else None
