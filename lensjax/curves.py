@@ -143,8 +143,14 @@ def curve_table(
     names, columns = [str(m) for m in models], np.asarray(sizes)
     values = np.array(loss, dtype=np.float64).reshape(len(names), -1) if len(names) else np.zeros((0, 0))
     if values.shape != (len(names), len(columns)):
-        raise InputError(f"loss has shape {values.shape}, but there are {len(names)} models and {len(columns)} sizes.")
-    if not (np.issubdtype(columns.dtype, np.number) and np.all(columns == np.floor(columns)) and np.all(columns >= 0)):
+        raise InputError(
+            f"loss has shape {values.shape}, but there are {len(names)} models and {len(columns)} sizes."
+        )
+    if not (
+        np.issubdtype(columns.dtype, np.number)
+        and np.all(columns == np.floor(columns))
+        and np.all(columns >= 0)
+    ):
         raise InputError("sizes must be whole numbers of examples, 0 or more.")
     columns = columns.astype(np.int64)
     for what, items in (("model", names), ("size", [int(c) for c in columns])):
@@ -154,7 +160,9 @@ def curve_table(
     bad = np.argwhere(~np.isnan(values) & ~((values > 0) & np.isfinite(values)))
     if bad.size:
         i, j = bad[0]
-        raise InputError(f"loss of {names[i]} at {columns[j]} examples is {values[i, j]}; losses are positive numbers.")
+        raise InputError(
+            f"loss of {names[i]} at {columns[j]} examples is {values[i, j]}; losses are positive numbers."
+        )
     order = np.argsort(columns)
     values = values[:, order]
     return CurveTable(
@@ -164,7 +172,9 @@ def curve_table(
         loss=values,
         loss_sd=np.full(values.shape, np.nan),
         seeds=np.isfinite(values).astype(np.int64),
-        parameters=np.full(len(names), np.nan) if parameters is None else np.asarray(parameters, dtype=np.float64),
+        parameters=np.full(len(names), np.nan)
+        if parameters is None
+        else np.asarray(parameters, dtype=np.float64),
         families=("",) * len(names) if families is None else tuple(str(f) for f in families),
     )
 
@@ -209,7 +219,9 @@ def _rows(file: io.TextIOBase, path: Path) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); mend or remove it.") from error
 
 
-def _read_wide(path: Path, columns: list[str], rows: Iterator[tuple[int, list[str]]], task: str) -> CurveTable:
+def _read_wide(
+    path: Path, columns: list[str], rows: Iterator[tuple[int, list[str]]], task: str
+) -> CurveTable:
     lowered = [name.lower() for name in columns]
     name_column = next((lowered.index(name) for name in _NAME_COLUMNS if name in lowered), None)
     if name_column is None:
@@ -232,7 +244,9 @@ def _read_wide(path: Path, columns: list[str], rows: Iterator[tuple[int, list[st
             raise InputError(f"{path} line 1 has the size {size} twice; keep one column of each size.")
         size_columns[size] = position
     if not size_columns:
-        raise InputError(f"{path} line 1 has no loss columns; head them with numbers of examples: 0, 200, 400, …")
+        raise InputError(
+            f"{path} line 1 has no loss columns; head them with numbers of examples: 0, 200, 400, …"
+        )
     sizes = sorted(size_columns)
     builder = _Builder(path)
     for line, cells in rows:
@@ -251,7 +265,9 @@ def _read_wide(path: Path, columns: list[str], rows: Iterator[tuple[int, list[st
     return builder.table(task, sizes)
 
 
-def _read_tidy(path: Path, columns: list[str], rows: Iterator[tuple[int, list[str]]], task: str) -> CurveTable:
+def _read_tidy(
+    path: Path, columns: list[str], rows: Iterator[tuple[int, list[str]]], task: str
+) -> CurveTable:
     for name in columns:
         if name and columns.count(name) > 1:
             raise InputError(f"{path} line 1 has the column '{shorten(name)}' twice; keep one.")
@@ -271,7 +287,9 @@ def _read_tidy(path: Path, columns: list[str], rows: Iterator[tuple[int, list[st
             )
         sizes.add(size)
         if cells[at["loss"]].strip():
-            builder.add(line, model, size, cells[at["loss"]], seed=cells[at["seed"]].strip() if "seed" in at else "")
+            builder.add(
+                line, model, size, cells[at["loss"]], seed=cells[at["seed"]].strip() if "seed" in at else ""
+            )
     return builder.table(task, sorted(sizes))
 
 
@@ -319,7 +337,11 @@ class _Builder:
         if seed in seeds:
             raise InputError(
                 f"{self.path} line {line} repeats {size} examples of '{shorten(model)}'"
-                + (f" with seed {shorten(seed)}; keep one row." if seed else "; keep one row or add a 'seed' column.")
+                + (
+                    f" with seed {shorten(seed)}; keep one row."
+                    if seed
+                    else "; keep one row or add a 'seed' column."
+                )
             )
         seeds[seed] = loss
 

@@ -1,0 +1,238 @@
+"""What the joint fit believes: losses at any size, who is best, and how sure that is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from lensjax.errors import InputError
+from lensjax.fit import hierarchy
+from lensjax.fit.slopes import PRIORS, SHAPES, SlopePrior, law_log_loss, law_parameters, population_slopes
+
+DOF = 3.0  # of Student's t for noise and jumps
+Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
+DRAWS = 4000
+_BLOCK = 32  # sizes are asked about in blocks of so many, so that one program serves all questions
+
+
+class Learned(NamedTuple):
+    """What one prior learned: `parameters` as read by `unpack`, and the robust weights."""
+
+    parameters: Float[Array, " h"]
+    weights: hierarchy.Weights
+
+
+def unpack(parameters: Float[Array, " h"], prior: SlopePrior) -> tuple[hierarchy.Scales, hierarchy.Slopes]:
+    """Scales and slopes from a vector of log amplitudes, log noise, log jump and the law's three numbers."""
+    rows, columns = prior.amplitudes.shape
+    amplitudes = jnp.exp(parameters[: rows * columns]).reshape(rows, columns)
+    octaves = prior.path.shape[0]
+    sd = jnp.concatenate(
+        [amplitudes[:, :SHAPES], jnp.repeat(amplitudes[:, SHAPES:], octaves, axis=1)], axis=1
+    )
+    noise, jump = jnp.exp(parameters[rows * columns : rows * columns + 2])
+    scales = hierarchy.Scales(model=sd[0], family=sd[1], covariate=sd[2:], noise=noise, jump=jump)
+    return scales, population_slopes(prior, parameters[rows * columns + 2 :])
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Predicted test losses of M models at G sizes, in nats per token: medians and central 90 % intervals."""
+
+    loss: Float[np.ndarray, "M G"]
+    lower: Float[np.ndarray, "M G"]
+    upper: Float[np.ndarray, "M G"]
+
+
+@dataclass(frozen=True)
+class JointPosterior:
+    """Posterior over the curves of M models, an equal mixture over the slope priors.
+
+    Made by `lensjax.fit.joint.fit_joint`. Predictions are of a loss that would be measured: they include the
+    jumps and noise of a fine-tuning run that has not happened yet.
+
+    Attributes:
+      models: M names.
+      unit: smallest measured size, where the grid of octaves begins.
+      horizon: largest size that can be asked about.
+      centre: log loss that was taken off every observation.
+      observations, priors, learned: what was fitted, with a leading axis over priors in the last two.
+    """
+
+    models: tuple[str, ...]
+    unit: int
+    horizon: int
+    centre: float
+    observations: hierarchy.Observations
+    priors: SlopePrior
+    learned: Learned
+
+    def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
+        """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
+
+        Raises:
+          InputError: a size is outside that range.
+        """
+        x = self._octaves(examples)
+        means, variances = [], []
+        with float64_on_cpu():
+            for start in range(0, len(x), _BLOCK):
+                block = np.resize(x[start : start + _BLOCK], _BLOCK)
+                mean, variance = _moments(self.observations, self.priors, self.learned, jnp.asarray(block))
+                means.append(np.asarray(mean)[..., : len(x) - start])
+                variances.append(np.asarray(variance)[..., : len(x) - start])
+        mean, variance = np.concatenate(means, axis=-1), np.concatenate(variances, axis=-1)
+        middle = mean.mean(axis=0) + self.centre
+        half = Z90 * np.sqrt(variance.mean(axis=0) + mean.var(axis=0))
+        return Losses(np.exp(middle), np.exp(middle - half), np.exp(middle + half))
+
+    def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
+        """Joint draws of all models' losses at one size, as many from each prior.
+
+        Raises:
+          InputError: the size is outside the fitted range.
+        """
+        each = -(-draws // len(PRIORS))
+        with float64_on_cpu():
+            x = jnp.asarray(self._octaves(examples))
+            found = _draws(self.observations, self.priors, self.learned, x, jax.random.key(seed), each)
+            samples: np.ndarray = np.exp(
+                np.asarray(found).reshape(-1, len(self.models))[:draws] + self.centre
+            )
+        return samples
+
+    def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
+        """P(the model has the lowest loss of all at this size)."""
+        best = np.argmin(self.sample(examples, draws, seed), axis=1)
+        probability: np.ndarray = np.bincount(best, minlength=len(self.models)) / draws
+        return probability
+
+    def expected_regret(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
+        """Expected loss above the best model's if this one is chosen, in nats per token."""
+        losses = self.sample(examples, draws, seed)
+        regret: np.ndarray = (losses - losses.min(axis=1, keepdims=True)).mean(axis=0)
+        return regret
+
+    def examples_needed(self, loss: float) -> Float[np.ndarray, "M 3"]:
+        """Examples with which each model reaches a loss: median, optimistic and pessimistic (5 % and 95 %).
+
+        Infinite where the loss is not reached within the horizon; the smallest measured size where it is
+        reached already there.
+
+        Raises:
+          InputError: `loss` is not a positive number.
+        """
+        if not (np.isfinite(loss) and loss > 0):
+            raise InputError(f"The loss to reach is {loss}; give a positive number of nats per token.")
+        sizes = np.geomspace(self.unit, self.horizon, 4 * _BLOCK)
+        losses = self.predict(sizes)
+        return np.stack(
+            [_first_below(sizes, c, loss) for c in (losses.loss, losses.lower, losses.upper)], axis=1
+        )
+
+    def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
+        """B, D_l, β and E of each model's rectified law L = B / (D_l + D^β) + E, as the law's prior sees it.
+
+        They describe the trend; predictions add the path, the jumps and the other priors to it.
+        """
+        with float64_on_cpu():
+            law = jax.tree.map(lambda leaf: leaf[PRIORS.index("law")], (self.priors, self.learned))
+            found = _law(self.observations, *law, self.centre, float(np.log(self.unit)))
+            return {name: np.asarray(values) for name, values in found.items()}
+
+    def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
+        sizes = np.atleast_1d(np.asarray(examples, dtype=np.float64))
+        outside = sizes[~((sizes >= self.unit) & (sizes <= self.horizon * (1 + 1e-12)))]
+        if outside.size:
+            raise InputError(
+                f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} to "
+                f"{self.horizon}; fit with a larger horizon."
+            )
+        octaves: np.ndarray = np.log2(sizes / self.unit)
+        return octaves
+
+
+@contextmanager
+def float64_on_cpu() -> Iterator[None]:
+    """Double precision on the host: the fit is small, and ill-conditioned in single precision."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
+def _first_below(
+    sizes: Float[np.ndarray, " G"], curves: Float[np.ndarray, "M G"], loss: float
+) -> Float[np.ndarray, " M"]:
+    """Where each curve first crosses `loss`, by log-linear interpolation."""
+    below = curves <= loss
+    first = np.argmax(below, axis=1)
+    rows, before = np.arange(len(curves)), np.maximum(first - 1, 0)
+    drop = np.log(curves[rows, before]) - np.log(curves[rows, first])
+    share = np.where(drop > 0, (np.log(curves[rows, before]) - np.log(loss)) / np.where(drop > 0, drop, 1), 0)
+    crossing = np.exp((1 - share) * np.log(sizes[before]) + share * np.log(sizes[first]))
+    return np.where(below.any(axis=1), crossing, np.inf)
+
+
+def _extrapolate(
+    obs: hierarchy.Observations, prior: SlopePrior, learned: Learned, x: Float[Array, " G"]
+) -> tuple[hierarchy.Conditional, hierarchy.Extrapolation]:
+    scales, slopes = unpack(learned.parameters, prior)
+    given = hierarchy.condition(obs, learned.weights, scales, slopes)
+    return given, hierarchy.extrapolate(obs, scales, slopes, given, x, DOF)
+
+
+@jax.jit
+def _moments(
+    obs: hierarchy.Observations, priors: SlopePrior, learned: Learned, x: Float[Array, " G"]
+) -> tuple[Float[Array, "P M G"], Float[Array, "P M G"]]:
+    """Mean and variance of log loss under each prior."""
+
+    def one(both: tuple[SlopePrior, Learned]) -> tuple[Array, Array]:
+        given, ahead = _extrapolate(obs, *both, x)
+        shared, covariance = hierarchy.shared_moments(obs, given)
+        mean = ahead.offset + jnp.einsum("mgq,mq->mg", ahead.gain, shared)
+        own = jnp.diagonal(ahead.covariance, axis1=1, axis2=2)
+        return mean, own + jnp.einsum("mgq,mqr,mgr->mg", ahead.gain, covariance, ahead.gain)
+
+    moments: tuple[Array, Array] = jax.lax.map(one, (priors, learned))
+    return moments
+
+
+@partial(jax.jit, static_argnames="draws")
+def _draws(
+    obs: hierarchy.Observations, priors: SlopePrior, learned: Learned, x: Array, key: Array, draws: int
+) -> Float[Array, "P draws M"]:
+    """Draws of log loss at the one size `x` under each prior."""
+
+    def one(args: tuple[SlopePrior, Learned, Array]) -> Array:
+        prior, learned, key = args
+        for_shared, for_own = jax.random.split(key)
+        given, ahead = _extrapolate(obs, prior, learned, x)
+        shared = hierarchy.shared_draws(obs, given, for_shared, draws)
+        own = jnp.sqrt(ahead.covariance[:, 0, 0]) * jax.random.normal(for_own, shared.shape[:2])
+        return ahead.offset[:, 0] + jnp.einsum("mq,smq->sm", ahead.gain[:, 0], shared) + own
+
+    keys = jax.random.split(key, len(PRIORS))
+    found: Array = jax.lax.map(one, (priors, learned, keys))
+    return found
+
+
+@jax.jit
+def _law(
+    obs: hierarchy.Observations, prior: SlopePrior, learned: Learned, centre: Array, log_unit: Array
+) -> dict[str, Float[Array, " M"]]:
+    scales, slopes = unpack(learned.parameters, prior)
+    given = hierarchy.condition(obs, learned.weights, scales, slopes)
+    shared, _ = hierarchy.shared_moments(obs, given)
+    pull = hierarchy.pulls(given, shared)
+    own = scales.model**2 * jnp.einsum("mnq,mn->mq", given.basis, pull)
+    shape = learned.parameters[-SHAPES:] + (shared + own)[:, :SHAPES]
+    level = hierarchy.LEVEL_VARIANCE * jnp.sum(jnp.where(obs.present, pull, 0.0), axis=1)
+    fall = jax.vmap(lambda s: law_log_loss(s, jnp.zeros(())))(shape)
+    return law_parameters(shape, centre + level - fall, log_unit)

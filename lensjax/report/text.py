@@ -1,0 +1,98 @@
+"""Numbers and untrusted names as the short texts a report prints."""
+
+import html
+import math
+import unicodedata
+
+DASH = "–"
+_NBSP = "\u00a0"
+_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_TITLES = {
+    name.lower(): name
+    for name in (
+        "ZeroShot",
+        "ModelSize",
+        "SubTuning",
+        "NLPmetrics",
+        "VanillaLaw",
+        "RectifiedLaw",
+        "AtS",
+        "LensLLM",
+        "LensJAX",
+    )
+}
+
+
+def clean(name: object, limit: int | None = None) -> str:
+    """`name` on one line without control, surrogate or text-direction characters, cut to `limit` characters.
+
+    What is returned is still text, not HTML: a template or `plotly_text` must escape it.
+    """
+    flat = "".join(
+        "�" if c in _BIDI or unicodedata.category(c) in {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"} else c
+        for c in str(name)
+    )
+    return flat if limit is None or len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def plotly_text(name: object, limit: int = 60) -> str:
+    """`name` for Plotly, which reads tags in every text it draws and expands `%{…}` in templates."""
+    return html.escape(clean(name, limit), quote=False).replace("{", "&#123;")
+
+
+def method_title(name: str) -> str:
+    """A method's registered name in the spelling of the literature, where it has one."""
+    return _TITLES.get(name.replace("_", "").replace("-", "").lower(), clean(name, 40))
+
+
+def count(value: float) -> str:
+    """A number of examples or parameters in at most four characters or so: 200, 1.6k, 124M, 6.7B."""
+    if not math.isfinite(value):
+        return DASH
+    for unit, suffix in ((1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T")):
+        scaled = value / unit
+        text = f"{scaled:.1f}" if scaled < 99.95 else f"{scaled:.0f}"
+        if float(text) < 1000 or suffix == "T":
+            return text.removesuffix(".0") + suffix
+    raise AssertionError("unreachable: the last unit always returns")
+
+
+def number(value: float) -> str:
+    """A loss in nats per token, with three decimals or three significant digits when small or huge."""
+    if not math.isfinite(value):
+        return DASH
+    return f"{value:.3f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.3g}".replace("-", "−")
+
+
+def interval(lower: float, upper: float) -> str:
+    """Both ends of an interval, to two digits of its width; an en dash alone where an end is missing."""
+    if not (math.isfinite(lower) and math.isfinite(upper)):
+        return DASH
+    width, largest = abs(upper - lower), max(abs(lower), abs(upper))
+    if not (0 < width < largest < 1000):
+        return f"{number(lower)}{_NBSP}–{_NBSP}{number(upper)}"
+    places = min(max(1 - math.floor(math.log10(width)), 2), 6)
+    return f"{lower:.{places}f}{_NBSP}–{_NBSP}{upper:.{places}f}"
+
+
+def percent(probability: float) -> str:
+    """A probability in whole percent; small ones are not called impossible, nor large ones certain."""
+    if not math.isfinite(probability):
+        return DASH
+    if probability < 0.01:
+        return f"<{_NBSP}1{_NBSP}%"
+    if 0.99 < probability < 1:
+        return f">{_NBSP}99{_NBSP}%"
+    return f"{100 * probability:.0f}{_NBSP}%"
+
+
+def regret(value: float) -> str:
+    """An expected regret in nats per token, never rounded to nothing."""
+    if 0 < value < 0.0005:
+        return f"<{_NBSP}0.001"
+    return f"{value:.3f}" if value < 1000 else number(value)
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A number with a few significant digits, such as a law parameter."""
+    return f"{value + 0.0:.{digits}g}".replace("-", "−") if math.isfinite(value) else DASH
