@@ -17,7 +17,8 @@ tidy, one row per measurement, as a fine-tuning run appends them::
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from lensjax.errors import InputError, listing, shorten
 from lensjax.files import write_files
 
 MAX_EXAMPLES = 10**15
+MAX_LOSS = 1e30  # sums of squares over seeds stay finite
 _NAME_COLUMNS = ("config name", "config_name", "model", "name")
 _META_COLUMNS = ("size", "family")
 _TIDY_COLUMNS = ("model", "examples", "loss")
@@ -61,7 +63,8 @@ class CurveTable:
     @property
     def measured(self) -> Bool[np.ndarray, "M S"]:
         """Where a loss was measured."""
-        return np.isfinite(self.loss)
+        measured: Bool[np.ndarray, "M S"] = np.isfinite(self.loss)
+        return measured
 
     def column(self, examples: int) -> Float[np.ndarray, " M"]:
         """Loss of every model at one size; NaN where not measured."""
@@ -73,12 +76,13 @@ class CurveTable:
         return self._take(columns=np.flatnonzero(self.sizes <= budget))
 
     def select(self, keep: Sequence[int] | np.ndarray) -> "CurveTable":
-        """The table of the models at the given positions, in that order."""
-        return self._take(rows=np.asarray(keep, dtype=int))
+        """The table of the models at the given positions, in that order, or where a mask of M is true."""
+        return self._take(rows=np.arange(len(self.models))[list(keep)])
 
     def points(self) -> Int[np.ndarray, " M"]:
         """Number of measured sizes D > 0 of each model, the points a curve is fitted to."""
-        return self.measured[:, self.sizes > 0].sum(axis=1)
+        points: Int[np.ndarray, " M"] = self.measured[:, self.sizes > 0].sum(axis=1)
+        return points
 
     def _take(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> "CurveTable":
         rows = np.arange(len(self.models)) if rows is None else rows
@@ -96,13 +100,15 @@ class CurveTable:
         )
 
     def to_csv(self, layout: Literal["wide", "tidy"] = "wide") -> str:
-        """The table as CSV text; wide keeps the mean over seeds only, tidy writes one row per mean."""
+        """The table as CSV text, each loss the mean over seeds; tidy has a row for each measured one only."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        # Before Python 3.13 the writer leaves a name with a lone carriage return unquoted: two rows to a reader.
+        bare = "\r" in "".join(self.models + self.families)
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
         known_size, known_family = bool(np.isfinite(self.parameters).any()), any(self.families)
         meta = [name for name, known in zip(_META_COLUMNS, (known_size, known_family), strict=True) if known]
         values = {
-            "size": ["" if math.isnan(p) else f"{p:.0f}" for p in self.parameters],
+            "size": ["" if math.isnan(p) else np.format_float_positional(p, trim="-") for p in self.parameters],
             "family": list(self.families),
         }
         if layout == "wide":
@@ -138,31 +144,44 @@ def curve_table(
     """A `CurveTable` from arrays: `loss` is M × S, NaN where not measured; columns may be in any order.
 
     Raises:
-      InputError: shapes disagree, a name or size is repeated, or a loss is not a positive finite number.
+      InputError: shapes disagree, a name or size is repeated, a name is blank, or a loss or number of
+        parameters is not a positive finite number.
     """
-    names, columns = [str(m) for m in models], np.asarray(sizes)
-    values = np.array(loss, dtype=np.float64).reshape(len(names), -1) if len(names) else np.zeros((0, 0))
-    if values.shape != (len(names), len(columns)):
+    names, columns = [str(m).strip() for m in models], np.asarray(sizes)
+    kinds = [""] * len(names) if families is None else [str(f).strip() for f in families]
+    try:
+        values = np.array(loss, dtype=np.float64) if names else np.zeros((0, len(columns)))
+        counts = np.full(len(names), np.nan) if parameters is None else np.array(parameters, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"losses and parameters must be arrays of numbers ({shorten(error)}).") from error
+    if values.shape != (len(names), columns.size):
         raise InputError(
-            f"loss has shape {values.shape}, but there are {len(names)} models and {len(columns)} sizes."
+            f"loss has shape {values.shape}, but there are {len(names)} models and {columns.size} sizes."
         )
-    if not (
+    if counts.shape != (len(names),) or len(kinds) != len(names):
+        raise InputError(f"parameters and families need one entry for each of the {len(names)} models.")
+    if columns.size and not (
         np.issubdtype(columns.dtype, np.number)
+        and np.all((columns >= 0) & (columns <= MAX_EXAMPLES))
         and np.all(columns == np.floor(columns))
-        and np.all(columns >= 0)
     ):
-        raise InputError("sizes must be whole numbers of examples, 0 or more.")
+        raise InputError(f"sizes must be whole numbers of examples from 0 to {MAX_EXAMPLES:.0e}.")
     columns = columns.astype(np.int64)
-    for what, items in (("model", names), ("size", [int(c) for c in columns])):
-        repeated = sorted({str(x) for x in items if items.count(x) > 1})  # type: ignore[arg-type]
+    if "" in names:
+        raise InputError(f"model {names.index('')} has no name; give every model one.")
+    for what, repeated in (("model", _repeated(names)), ("size", _repeated(columns.tolist()))):
         if repeated:
             raise InputError(f"{what} {listing(repeated)} is given more than once; give each {what} once.")
-    bad = np.argwhere(~np.isnan(values) & ~((values > 0) & np.isfinite(values)))
+    bad = np.argwhere(~np.isnan(values) & ~((values > 0) & (values <= MAX_LOSS)))
     if bad.size:
         i, j = bad[0]
         raise InputError(
-            f"loss of {names[i]} at {columns[j]} examples is {values[i, j]}; losses are positive numbers."
+            f"loss of {shorten(names[i])} at {columns[j]} examples is {values[i, j]}; "
+            f"losses are positive numbers up to {MAX_LOSS:.0e}."
         )
+    for name, count in zip(names, counts, strict=True):
+        if not (math.isnan(count) or 0 < count < math.inf):
+            raise InputError(f"{shorten(name)} has {count} parameters; give a positive number, or NaN.")
     order = np.argsort(columns)
     values = values[:, order]
     return CurveTable(
@@ -172,10 +191,8 @@ def curve_table(
         loss=values,
         loss_sd=np.full(values.shape, np.nan),
         seeds=np.isfinite(values).astype(np.int64),
-        parameters=np.full(len(names), np.nan)
-        if parameters is None
-        else np.asarray(parameters, dtype=np.float64),
-        families=("",) * len(names) if families is None else tuple(str(f) for f in families),
+        parameters=counts,
+        families=tuple(kinds),
     )
 
 
@@ -192,42 +209,43 @@ def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
     Raises:
       InputError: naming the file, the line and the column at fault.
     """
-    path = Path(path)
+    path, where = Path(path), shorten(path, 200)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _rows(file, path)
-            header = next(rows, (0, []))[1]
-            columns = [name.strip() for name in header]
-            if not columns:
-                raise InputError(f"{path} is empty; it needs a header row such as 'config name,0,200,400'.")
-            read = _read_tidy if set(_TIDY_COLUMNS) <= set(columns) else _read_wide
-            return read(path, columns, rows, path.stem if task is None else task)
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; save it as a CSV in UTF-8.") from error
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+        raise InputError(f"{where} is not UTF-8 text; save it as a CSV in UTF-8.") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        raise InputError(f"Cannot read {where}: {getattr(error, 'strerror', error)}.") from error
+    if "\0" in text:
+        raise InputError(f"{where} is not text (it holds NUL characters); save it as a CSV in UTF-8.")
+    rows = _rows(where, text)
+    line, header = next(rows, (1, []))
+    if not header:
+        raise InputError(f"{where} is empty; it needs a header row such as 'config name,0,200,400'.")
+    columns = [name.strip().lower() for name in header]
+    read = _read_tidy if set(_TIDY_COLUMNS) <= set(columns) else _read_wide
+    return read(f"{where} line {line}", columns, rows, _Builder(where), path.stem if task is None else task)
 
 
-def _rows(file: io.TextIOBase, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every row that is not blank."""
-    reader = csv.reader(file, strict=True)
+def _rows(where: str, text: str) -> Iterator[_Row]:
+    """Every row that is not blank, with the number of its first line."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, cells
+                yield line, cells
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); mend or remove it.") from error
+        raise InputError(f"{where} line {line} is not CSV ({error}); mend or remove it.") from error
 
 
-def _read_wide(
-    path: Path, columns: list[str], rows: Iterator[tuple[int, list[str]]], task: str
-) -> CurveTable:
-    lowered = [name.lower() for name in columns]
-    name_column = next((lowered.index(name) for name in _NAME_COLUMNS if name in lowered), None)
+def _read_wide(header: str, columns: list[str], rows: Iterator[_Row], builder: "_Builder", task: str) -> CurveTable:
+    name_column = next((columns.index(name) for name in _NAME_COLUMNS if name in columns), None)
     if name_column is None:
         raise InputError(
-            f"{path} line 1 names no model column (found {listing(columns)}); begin the header with 'config name' "
-            "or give a tidy file with the columns model,examples,loss."
+            f"{header} names no model column (found {shorten(listing(columns))}); begin the header with "
+            "'config name', or give a tidy file with the columns model,examples,loss."
         )
     meta = {name: lowered.index(name) for name in _META_COLUMNS if name in lowered}
     size_columns: dict[int, int] = {}

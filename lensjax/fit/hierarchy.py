@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from lensjax.fit.small import cholesky, inverse_and_log_det
+from lensjax.fit.linalg import cholesky, inverse_and_log_det
 
 LEVEL_VARIANCE = 4.0  # of ℓ_i: log losses of one task differ by far less than this
 
@@ -195,9 +195,9 @@ def shared_draws(obs: Observations, given: Conditional, key: Array, draws: int) 
     """Joint draws, over models, of the coefficients of `shared_moments`."""
     models, q = obs.covariates.shape[0], given.basis.shape[-1]
     for_covariates, for_families = jax.random.split(key)
-    white = jax.random.normal(for_covariates, (draws, given.covariate_mean.shape[0]))
+    white = jax.random.normal(for_covariates, (draws, given.covariate_mean.shape[0]), jnp.float32)
     covariate = given.covariate_mean + white @ cholesky(given.covariate_covariance).T
-    white = jax.random.normal(for_families, (draws, models, q))
+    white = jax.random.normal(for_families, (draws, models, q), jnp.float32)
     family = given.family_mean - jnp.einsum("fqa,sa->sfq", given.family_gain, covariate)
     family += jnp.einsum("fab,sfb->sfa", cholesky(given.family_covariance), white)
     direct = jnp.einsum("mk,skq->smq", obs.covariates, covariate.reshape(draws, -1, q))
@@ -259,7 +259,7 @@ class Extrapolation(NamedTuple):
 def extrapolate(
     obs: Observations, scales: Scales, slopes: Slopes, given: Conditional, x: Float[Array, " G"], dof: float
 ) -> Extrapolation:
-    """Posterior of y_i at `x` given the shared coefficients; jumps still to come are Student-t's in variance."""
+    """Posterior of y_i at `x` given the shared coefficients; jumps to come have Student's variance."""
     path = -integrals(x, slopes.mean.shape[0])
     basis = path @ slopes.basis
     last = jnp.max(jnp.where(obs.present, obs.x, -jnp.inf), axis=1)

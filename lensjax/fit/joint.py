@@ -8,6 +8,7 @@ jumps Student-t.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -21,11 +22,13 @@ from jaxtyping import Float
 
 from lensjax.curves import CurveTable
 from lensjax.errors import InputError, listing, shorten
-from lensjax.fit.hierarchy import Observations, Weights, condition, update_weights
-from lensjax.fit.posterior import DOF, JointPosterior, Learned, float64_on_cpu, unpack
-from lensjax.fit.slopes import LAW_CENTRE, NOISE, SlopePrior, slope_priors
+from lensjax.fit.hierarchy import Observations, Scales, Slopes, Weights, condition, update_weights
+from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.posterior import Fitted, JointPosterior
+from lensjax.fit.slopes import LAW_CENTRE, NOISE, PRIORS, SHAPES, SlopePrior, population_slopes, slope_priors
 
-AMPLITUDE_SD = 1.0  # of the log of every learned amplitude, a priori
+LEAST_NOISE = 1e-4  # of log loss: none is known better
+LEARN_FROM = 300  # models at most teach the amplitudes; more would add time, not knowledge
 ROUNDS = 10  # of learning amplitudes, then weights
 EVALUATIONS = 10  # of the evidence in a round, at most
 MEMORY = 10  # steps that L-BFGS remembers
@@ -33,10 +36,51 @@ ENOUGH = 1e-2  # rise of the log evidence in a step, in nats, that ends a round
 PADDING = 8  # curves are padded to a multiple of so many points, so that few shapes are compiled
 
 
+@dataclass(frozen=True)
+class JointSettings:
+    """What the joint model consists of; the defaults are what `lensjax rank` uses.
+
+    Attributes:
+      priors: slope priors that are averaged, of `lensjax.fit.slopes.PRIORS`.
+      family, size, level: whether a model's family, log size and loss level may explain its slopes.
+      jumps: whether levels may jump between sizes.
+      dof: degrees of freedom of Student's t for noise and jumps; Gaussian as it grows.
+      amplitude_sd: prior standard deviation of the log of every amplitude.
+    """
+
+    priors: tuple[str, ...] = PRIORS
+    family: bool = True
+    size: bool = True
+    level: bool = True
+    jumps: bool = True
+    dof: float = 3.0
+    amplitude_sd: float = 1.0
+
+
+class Learned(NamedTuple):
+    """What is learned under one prior: `parameters` as read by `unpack`, and the robust weights."""
+
+    parameters: Float[Array, " h"]
+    weights: Weights
+
+
+def unpack(parameters: Float[Array, " h"], prior: SlopePrior, jumps: bool = True) -> tuple[Scales, Slopes]:
+    """Scales and slopes from a vector of log amplitudes, log noise, log jump and the law's three numbers."""
+    rows, columns = prior.amplitudes.shape
+    law = rows * columns + 2
+    amplitudes = jnp.exp(parameters[: rows * columns]).reshape(rows, columns)
+    paths = jnp.repeat(amplitudes[:, SHAPES:], prior.path.shape[0], axis=1)
+    sd = jnp.concatenate([amplitudes[:, :SHAPES], paths], axis=1)
+    noise, jump = jnp.hypot(jnp.exp(parameters[law - 2 : law]), LEAST_NOISE)
+    scales = Scales(model=sd[0], family=sd[1], covariate=sd[2:], noise=noise, jump=jump * jumps)
+    return scales, population_slopes(prior, parameters[law:])
+
+
 def fit_joint(
     table: CurveTable,
     horizon: int,
     covariates: Mapping[str, Float[ArrayLike, " M"]] | None = None,
+    settings: JointSettings | None = None,
 ) -> JointPosterior:
     """Fit all curves of a table at once.
 
@@ -50,6 +94,7 @@ def fit_joint(
       horizon: largest number of examples that the posterior will be asked about.
       covariates: further numbers known of each model before fine-tuning, such as an NTK-derived log F; NaN
         where unknown.
+      settings: ingredients to leave out or change.
 
     Returns:
       The posterior over all curves up to the horizon.
@@ -58,6 +103,7 @@ def fit_joint(
       InputError: a model has fewer than two points, the horizon lies below a measured size, or a covariate
         is not one number per model.
     """
+    settings = settings or JointSettings()
     short = [model for model, points in zip(table.models, table.points(), strict=True) if points < 2]
     if short or not table.models:
         raise InputError(
@@ -69,21 +115,24 @@ def fit_joint(
     unit = int(table.sizes[(table.sizes > 0) & table.measured.any(axis=0)].min())
     octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
     with float64_on_cpu():
-        obs, centre = _observe(table, unit, covariates or {})
-        priors = slope_priors(octaves, obs.covariates.shape[1])
-        learned = jax.block_until_ready(_learn(obs, priors))
+        obs, centre = _observe(table, unit, covariates or {}, settings)
+        priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
+        fitted = jax.block_until_ready(_fit(obs, priors, settings))
     return JointPosterior(
         models=table.models,
         unit=unit,
         horizon=horizon,
         centre=centre,
         observations=obs,
-        priors=priors,
-        learned=learned,
+        priors=settings.priors,
+        dof=settings.dof,
+        fitted=fitted,
     )
 
 
-def _observe(table: CurveTable, unit: int, extra: Mapping[str, ArrayLike]) -> tuple[Observations, float]:
+def _observe(
+    table: CurveTable, unit: int, extra: Mapping[str, ArrayLike], settings: JointSettings
+) -> tuple[Observations, float]:
     """The table as padded arrays, and the mean log loss taken off."""
     positive = table.sizes > 0
     octaves = np.log2(table.sizes[positive] / unit)
@@ -104,7 +153,11 @@ def _observe(table: CurveTable, unit: int, extra: Mapping[str, ArrayLike]) -> tu
     centre = float(y[:, 0].mean())
     fall = np.median((y[:, 0] - y[:, -1]) / (x[:, -1] - x[:, 0]))
     log_parameters = np.log(table.parameters)
-    columns = [np.ones(len(points)), _standardised(log_parameters), _standardised(y[:, 0] + fall * x[:, 0])]
+    columns = [np.ones(len(points))]
+    if settings.size:
+        columns.append(_standardised(log_parameters))
+    if settings.level:
+        columns.append(_standardised(y[:, 0] + fall * x[:, 0]))
     for name, values in extra.items():
         column = np.asarray(values, dtype=np.float64)
         if column.shape != (len(points),) or np.isinf(column).any():
@@ -114,7 +167,7 @@ def _observe(table: CurveTable, unit: int, extra: Mapping[str, ArrayLike]) -> tu
             )
         columns.append(_standardised(column))
     # A model of unknown family is a family of its own.
-    names = [family or f"\0{i}" for i, family in enumerate(table.families)]
+    names = [(settings.family and family) or f"\0{i}" for i, family in enumerate(table.families)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     obs = Observations(
         x=jnp.asarray(x),
@@ -135,27 +188,49 @@ def _standardised(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
     return np.where(known, (values - values[known].mean()) / values[known].std(), 0.0)
 
 
-@jax.jit
-def _learn(obs: Observations, priors: SlopePrior) -> Learned:
-    learned: Learned = jax.lax.map(partial(_learn_one, obs), priors)
-    return learned
+@partial(jax.jit, static_argnames="settings")
+def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitted:
+    models = obs.x.shape[0]
+    some = np.unique(np.linspace(0, models - 1, min(models, LEARN_FROM)).round().astype(int))
+    taught = jax.tree.map(lambda leaf: leaf[some], obs)
+    # Families are numbered below the number of models, of which there are now fewer.
+    taught = taught._replace(family=jnp.unique(taught.family, return_inverse=True, size=len(some))[1])
+
+    def one(prior: SlopePrior) -> Fitted:
+        learned = _learn(taught, prior, settings)
+        scales, slopes = unpack(learned.parameters, prior, settings.jumps)
+        weights = learned.weights
+        if len(some) < models:
+
+            def again(_: int, weights: Weights) -> Weights:
+                return update_weights(
+                    obs, weights, scales, condition(obs, weights, scales, slopes), settings.dof
+                )
+
+            even = Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x))
+            weights = jax.lax.fori_loop(0, ROUNDS, again, even)
+        given = condition(obs, weights, scales, slopes)
+        return Fitted(scales, slopes, learned.parameters[-SHAPES:], weights, given)
+
+    fitted: Fitted = jax.lax.map(one, priors)
+    return fitted
 
 
-def _learn_one(obs: Observations, prior: SlopePrior) -> Learned:
+def _learn(obs: Observations, prior: SlopePrior, settings: JointSettings) -> Learned:
     """Amplitudes and weights under one prior."""
     centre = jnp.concatenate(
         [jnp.log(prior.amplitudes).reshape(-1), jnp.full(2, jnp.log(NOISE)), jnp.asarray(LAW_CENTRE)]
     )
 
     def objective(parameters: Array, weights: Weights) -> Array:
-        evidence = condition(obs, weights, *unpack(parameters, prior)).evidence
-        return -evidence + 0.5 * jnp.sum(((parameters - centre) / AMPLITUDE_SD) ** 2)
+        evidence = condition(obs, weights, *unpack(parameters, prior, settings.jumps)).evidence
+        return -evidence + 0.5 * jnp.sum(((parameters - centre) / settings.amplitude_sd) ** 2)
 
     def round_(_: int, learned: Learned) -> Learned:
         parameters = _minimise(lambda p: objective(p, learned.weights), learned.parameters)
-        scales, slopes = unpack(parameters, prior)
+        scales, slopes = unpack(parameters, prior, settings.jumps)
         given = condition(obs, learned.weights, scales, slopes)
-        return Learned(parameters, update_weights(obs, learned.weights, scales, given, DOF))
+        return Learned(parameters, update_weights(obs, learned.weights, scales, given, settings.dof))
 
     start = Learned(centre, Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x)))
     learned: Learned = jax.lax.fori_loop(0, ROUNDS, round_, start)

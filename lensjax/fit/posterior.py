@@ -1,7 +1,5 @@
 """What the joint fit believes: losses at any size, who is best, and how sure that is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -14,32 +12,29 @@ from jaxtyping import Float
 
 from lensjax.errors import InputError
 from lensjax.fit import hierarchy
-from lensjax.fit.slopes import PRIORS, SHAPES, SlopePrior, law_log_loss, law_parameters, population_slopes
+from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.slopes import SHAPES, law_log_loss, law_parameters
 
-DOF = 3.0  # of Student's t for noise and jumps
 Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
 DRAWS = 4000
 _BLOCK = 32  # sizes are asked about in blocks of so many, so that one program serves all questions
 
 
-class Learned(NamedTuple):
-    """What one prior learned: `parameters` as read by `unpack`, and the robust weights."""
+class Fitted(NamedTuple):
+    """What was learned under one prior.
 
-    parameters: Float[Array, " h"]
+    Attributes:
+      scales, slopes: of the hierarchy.
+      law: log v, logit s and logit ρ of the population's law; see `lensjax.fit.slopes`.
+      weights: of single noise terms and jumps.
+      given: the hierarchy conditioned on the observations.
+    """
+
+    scales: hierarchy.Scales
+    slopes: hierarchy.Slopes
+    law: Float[Array, "3"]
     weights: hierarchy.Weights
-
-
-def unpack(parameters: Float[Array, " h"], prior: SlopePrior) -> tuple[hierarchy.Scales, hierarchy.Slopes]:
-    """Scales and slopes from a vector of log amplitudes, log noise, log jump and the law's three numbers."""
-    rows, columns = prior.amplitudes.shape
-    amplitudes = jnp.exp(parameters[: rows * columns]).reshape(rows, columns)
-    octaves = prior.path.shape[0]
-    sd = jnp.concatenate(
-        [amplitudes[:, :SHAPES], jnp.repeat(amplitudes[:, SHAPES:], octaves, axis=1)], axis=1
-    )
-    noise, jump = jnp.exp(parameters[rows * columns : rows * columns + 2])
-    scales = hierarchy.Scales(model=sd[0], family=sd[1], covariate=sd[2:], noise=noise, jump=jump)
-    return scales, population_slopes(prior, parameters[rows * columns + 2 :])
+    given: hierarchy.Conditional
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,10 @@ class JointPosterior:
       unit: smallest measured size, where the grid of octaves begins.
       horizon: largest size that can be asked about.
       centre: log loss that was taken off every observation.
-      observations, priors, learned: what was fitted, with a leading axis over priors in the last two.
+      observations: what was fitted.
+      priors: names of the P slope priors that are averaged.
+      dof: degrees of freedom of Student's t for jumps.
+      fitted: what was learned, with a leading axis over priors.
     """
 
     models: tuple[str, ...]
@@ -71,8 +69,9 @@ class JointPosterior:
     horizon: int
     centre: float
     observations: hierarchy.Observations
-    priors: SlopePrior
-    learned: Learned
+    priors: tuple[str, ...]
+    dof: float
+    fitted: Fitted
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
@@ -85,7 +84,7 @@ class JointPosterior:
         with float64_on_cpu():
             for start in range(0, len(x), _BLOCK):
                 block = np.resize(x[start : start + _BLOCK], _BLOCK)
-                mean, variance = _moments(self.observations, self.priors, self.learned, jnp.asarray(block))
+                mean, variance = _moments(self.observations, self.fitted, jnp.asarray(block), self.dof)
                 means.append(np.asarray(mean)[..., : len(x) - start])
                 variances.append(np.asarray(variance)[..., : len(x) - start])
         mean, variance = np.concatenate(means, axis=-1), np.concatenate(variances, axis=-1)
@@ -99,10 +98,10 @@ class JointPosterior:
         Raises:
           InputError: the size is outside the fitted range.
         """
-        each = -(-draws // len(PRIORS))
+        each = -(-draws // (len(self.priors) * _BLOCK)) * _BLOCK
         with float64_on_cpu():
             x = jnp.asarray(self._octaves(examples))
-            found = _draws(self.observations, self.priors, self.learned, x, jax.random.key(seed), each)
+            found = _draws(self.observations, self.fitted, x, self.dof, jax.random.key(seed), each)
             samples: np.ndarray = np.exp(
                 np.asarray(found).reshape(-1, len(self.models))[:draws] + self.centre
             )
@@ -141,10 +140,15 @@ class JointPosterior:
         """B, D_l, β and E of each model's rectified law L = B / (D_l + D^β) + E, as the law's prior sees it.
 
         They describe the trend; predictions add the path, the jumps and the other priors to it.
+
+        Raises:
+          InputError: the law's prior was not among those fitted.
         """
+        if "law" not in self.priors:
+            raise InputError("The law's parameters need the prior 'law'; fit with it.")
         with float64_on_cpu():
-            law = jax.tree.map(lambda leaf: leaf[PRIORS.index("law")], (self.priors, self.learned))
-            found = _law(self.observations, *law, self.centre, float(np.log(self.unit)))
+            law = jax.tree.map(lambda leaf: leaf[self.priors.index("law")], self.fitted)
+            found = _law(self.observations, law, jnp.asarray(self.centre), jnp.log(float(self.unit)))
             return {name: np.asarray(values) for name, values in found.items()}
 
     def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
@@ -152,18 +156,11 @@ class JointPosterior:
         outside = sizes[~((sizes >= self.unit) & (sizes <= self.horizon * (1 + 1e-12)))]
         if outside.size:
             raise InputError(
-                f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} to "
-                f"{self.horizon}; fit with a larger horizon."
+                f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} "
+                f"to {self.horizon}; fit with a larger horizon."
             )
         octaves: np.ndarray = np.log2(sizes / self.unit)
         return octaves
-
-
-@contextmanager
-def float64_on_cpu() -> Iterator[None]:
-    """Double precision on the host: the fit is small, and ill-conditioned in single precision."""
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        yield
 
 
 def _first_below(
@@ -179,60 +176,52 @@ def _first_below(
     return np.where(below.any(axis=1), crossing, np.inf)
 
 
-def _extrapolate(
-    obs: hierarchy.Observations, prior: SlopePrior, learned: Learned, x: Float[Array, " G"]
-) -> tuple[hierarchy.Conditional, hierarchy.Extrapolation]:
-    scales, slopes = unpack(learned.parameters, prior)
-    given = hierarchy.condition(obs, learned.weights, scales, slopes)
-    return given, hierarchy.extrapolate(obs, scales, slopes, given, x, DOF)
-
-
 @jax.jit
 def _moments(
-    obs: hierarchy.Observations, priors: SlopePrior, learned: Learned, x: Float[Array, " G"]
+    obs: hierarchy.Observations, fitted: Fitted, x: Float[Array, " G"], dof: float
 ) -> tuple[Float[Array, "P M G"], Float[Array, "P M G"]]:
     """Mean and variance of log loss under each prior."""
 
-    def one(both: tuple[SlopePrior, Learned]) -> tuple[Array, Array]:
-        given, ahead = _extrapolate(obs, *both, x)
-        shared, covariance = hierarchy.shared_moments(obs, given)
+    def one(f: Fitted) -> tuple[Array, Array]:
+        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
+        shared, covariance = hierarchy.shared_moments(obs, f.given)
         mean = ahead.offset + jnp.einsum("mgq,mq->mg", ahead.gain, shared)
         own = jnp.diagonal(ahead.covariance, axis1=1, axis2=2)
         return mean, own + jnp.einsum("mgq,mqr,mgr->mg", ahead.gain, covariance, ahead.gain)
 
-    moments: tuple[Array, Array] = jax.lax.map(one, (priors, learned))
+    moments: tuple[Array, Array] = jax.lax.map(one, fitted)
     return moments
 
 
 @partial(jax.jit, static_argnames="draws")
 def _draws(
-    obs: hierarchy.Observations, priors: SlopePrior, learned: Learned, x: Array, key: Array, draws: int
-) -> Float[Array, "P draws M"]:
-    """Draws of log loss at the one size `x` under each prior."""
+    obs: hierarchy.Observations, fitted: Fitted, x: Float[Array, "1"], dof: float, key: Array, draws: int
+) -> Float[Array, "draws P M"]:
+    """Draws of log loss at the one size `x` under each prior, made in blocks to bound memory."""
 
-    def one(args: tuple[SlopePrior, Learned, Array]) -> Array:
-        prior, learned, key = args
+    def one(f: Fitted, key: Array) -> Array:
         for_shared, for_own = jax.random.split(key)
-        given, ahead = _extrapolate(obs, prior, learned, x)
-        shared = hierarchy.shared_draws(obs, given, for_shared, draws)
-        own = jnp.sqrt(ahead.covariance[:, 0, 0]) * jax.random.normal(for_own, shared.shape[:2])
+        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
+        shared = hierarchy.shared_draws(obs, f.given, for_shared, _BLOCK)
+        own = jnp.sqrt(ahead.covariance[:, 0, 0]) * jax.random.normal(for_own, shared.shape[:2], jnp.float32)
         return ahead.offset[:, 0] + jnp.einsum("mq,smq->sm", ahead.gain[:, 0], shared) + own
 
-    keys = jax.random.split(key, len(PRIORS))
-    found: Array = jax.lax.map(one, (priors, learned, keys))
-    return found
+    def block(keys: Array) -> Array:
+        found: Array = jax.lax.map(lambda args: one(*args), (fitted, keys))
+        return found.swapaxes(0, 1)
+
+    blocks: Array = jax.lax.map(block, jax.random.split(key, (draws // _BLOCK, len(fitted.law))))
+    return blocks.reshape(draws, len(fitted.law), -1)
 
 
 @jax.jit
 def _law(
-    obs: hierarchy.Observations, prior: SlopePrior, learned: Learned, centre: Array, log_unit: Array
+    obs: hierarchy.Observations, f: Fitted, centre: Float[Array, ""], log_unit: Float[Array, ""]
 ) -> dict[str, Float[Array, " M"]]:
-    scales, slopes = unpack(learned.parameters, prior)
-    given = hierarchy.condition(obs, learned.weights, scales, slopes)
-    shared, _ = hierarchy.shared_moments(obs, given)
-    pull = hierarchy.pulls(given, shared)
-    own = scales.model**2 * jnp.einsum("mnq,mn->mq", given.basis, pull)
-    shape = learned.parameters[-SHAPES:] + (shared + own)[:, :SHAPES]
+    shared, _ = hierarchy.shared_moments(obs, f.given)
+    pull = hierarchy.pulls(f.given, shared)
+    own = f.scales.model**2 * jnp.einsum("mnq,mn->mq", f.given.basis, pull)
+    shape = f.law + (shared + own)[:, :SHAPES]
     level = hierarchy.LEVEL_VARIANCE * jnp.sum(jnp.where(obs.present, pull, 0.0), axis=1)
     fall = jax.vmap(lambda s: law_log_loss(s, jnp.zeros(())))(shape)
     return law_parameters(shape, centre + level - fall, log_unit)

@@ -14,6 +14,7 @@ octaves: the slope v, the share of the transition behind us s = D^β / (D_l + D^
 that no data removes ρ = E / L. From them b = v / (s (1 - ρ)) is β log 2.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -66,37 +67,35 @@ class SlopePrior(NamedTuple):
     amplitudes: Float[Array, "R 4"]
 
 
-def slope_priors(octaves: int, covariates: int) -> SlopePrior:
-    """The four priors of `PRIORS`, stacked along a leading axis.
+def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -> SlopePrior:
+    """Slope priors by name, stacked along a leading axis.
 
     Args:
       octaves: T, length of the grid of slopes.
       covariates: K, counting the constant one.
+      names: some of `PRIORS`.
     """
     x = np.arange(octaves) + 0.5
     low, gap = np.minimum(x[:, None], x), np.abs(x[:, None] - x)
     wiener = np.linalg.cholesky(low / 4)
     integrated = np.linalg.cholesky((low**3 / 3 + gap * low**2 / 2) / 64 + 1e-12 * np.eye(octaves))
-    one, zero = np.ones(octaves), np.zeros(octaves)
-    linear, levelling = (x - CENTRE) / 4, 3 * np.tanh((x - CENTRE) / 3) / 4
-
-    def prior(trend: np.ndarray | None, path: np.ndarray) -> SlopePrior:
-        medians = _LAW if trend is None else _LINEAR
-        rows = ["model", "family", "shared", *["covariate"] * (covariates - 1)]
-        return SlopePrior(
-            is_law=np.array(trend is None),
-            trend=np.stack([one, zero if trend is None else trend, zero], axis=1),
-            path=path,
-            amplitudes=np.maximum([medians[row] for row in rows], UNUSED),
-        )
-
-    stack = [
-        prior(None, wiener),
-        prior(linear, wiener),
-        prior(zero, integrated),
-        prior(levelling, integrated),
-    ]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stack)
+    zero, linear, levelling = np.zeros(octaves), (x - CENTRE) / 4, 3 * np.tanh((x - CENTRE) / 3) / 4
+    parts = {
+        "law": (_LAW, zero, wiener),
+        "wiener": (_LINEAR, linear, wiener),
+        "smooth": (_LINEAR, zero, integrated),
+        "saturating": (_LINEAR, levelling, integrated),
+    }
+    rows = ["model", "family", "shared", *["covariate"] * (covariates - 1)]
+    chosen = [(name, *parts[name]) for name in names]
+    return SlopePrior(
+        is_law=jnp.asarray([name == "law" for name, *_ in chosen]),
+        trend=jnp.asarray([np.stack([np.ones(octaves), trend, zero], axis=1) for _, _, trend, _ in chosen]),
+        path=jnp.asarray([path for *_, path in chosen]),
+        amplitudes=jnp.maximum(
+            jnp.asarray([[medians[row] for row in rows] for _, medians, _, _ in chosen]), UNUSED
+        ),
+    )
 
 
 def law_log_loss(shape: Float[Array, "3"], x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -126,7 +125,7 @@ def population_slopes(prior: SlopePrior, law: Float[Array, "3"]) -> Slopes:
 
 
 def law_parameters(
-    shape: Float[Array, "*n 3"], log_loss_at_centre: Float[Array, "*n"], log_unit: float
+    shape: Float[Array, "*n 3"], log_loss_at_centre: Float[Array, "*n"], log_unit: Float[Array, ""]
 ) -> dict[str, Float[Array, "*n"]]:
     """B, D_l, β and E of the rectified law, in examples and nats per token.
 

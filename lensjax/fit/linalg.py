@@ -1,14 +1,24 @@
-"""Batches of small symmetric positive definite matrices.
+"""Batches of small symmetric positive definite matrices, in double precision.
 
 LAPACK's batched routines block a thread of the pool that they wait for: with as many of them in flight as the
 host has cores, a program on the CPU stands still for ever (seen with two cores and 3,000 matrices). These
 loops have no such calls, and for the sizes met here (n ≤ 60) are faster and compile faster.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
+
+
+@contextmanager
+def float64_on_cpu() -> Iterator[None]:
+    """Double precision on the host: the fits are small, and ill-conditioned in single precision."""
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        yield
 
 
 @jax.custom_jvp
