@@ -34,6 +34,7 @@ MAX_LOSS = 1e30  # sums of squares over seeds stay finite
 _NAME_COLUMNS = ("config name", "config_name", "model", "name")
 _META_COLUMNS = ("size", "family")
 _TIDY_COLUMNS = ("model", "examples", "loss")
+_Row = tuple[int, list[str]]
 
 
 @dataclass(frozen=True)
@@ -102,25 +103,22 @@ class CurveTable:
     def to_csv(self, layout: Literal["wide", "tidy"] = "wide") -> str:
         """The table as CSV text, each loss the mean over seeds; tidy has a row for each measured one only."""
         text = io.StringIO()
-        # Before Python 3.13 the writer leaves a name with a lone carriage return unquoted: two rows to a reader.
+        # Before Python 3.13 the writer leaves a lone carriage return unquoted, a new row to a reader.
         bare = "\r" in "".join(self.models + self.families)
         writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
-        known_size, known_family = bool(np.isfinite(self.parameters).any()), any(self.families)
-        meta = [name for name, known in zip(_META_COLUMNS, (known_size, known_family), strict=True) if known]
-        values = {
-            "size": ["" if math.isnan(p) else np.format_float_positional(p, trim="-") for p in self.parameters],
-            "family": list(self.families),
-        }
+        counts = ["" if math.isnan(p) else np.format_float_positional(p, trim="-") for p in self.parameters]
+        columns = zip(_META_COLUMNS, (counts, self.families), strict=True)
+        meta = {name: values for name, values in columns if any(values)}
         if layout == "wide":
             writer.writerow([_NAME_COLUMNS[0], *(str(size) for size in self.sizes), *meta])
             for i, model in enumerate(self.models):
                 cells = ["" if math.isnan(x) else repr(float(x)) for x in self.loss[i]]
-                writer.writerow([model, *cells, *(values[name][i] for name in meta)])
+                writer.writerow([model, *cells, *(values[i] for values in meta.values())])
         else:
             writer.writerow([*_TIDY_COLUMNS, *meta])
             for i, j in zip(*np.nonzero(self.measured), strict=True):
                 row = [self.models[i], int(self.sizes[j]), repr(float(self.loss[i, j]))]
-                writer.writerow([*row, *(values[name][i] for name in meta)])
+                writer.writerow([*row, *(values[i] for values in meta.values())])
         return text.getvalue()
 
     def write(self, path: str | Path, layout: Literal["wide", "tidy"] = "wide") -> None:
@@ -147,20 +145,19 @@ def curve_table(
       InputError: shapes disagree, a name or size is repeated, a name is blank, or a loss or number of
         parameters is not a positive finite number.
     """
-    names, columns = [str(m).strip() for m in models], np.asarray(sizes)
+    names = [str(m).strip() for m in models]
     kinds = [""] * len(names) if families is None else [str(f).strip() for f in families]
     try:
-        values = np.array(loss, dtype=np.float64) if names else np.zeros((0, len(columns)))
+        columns = np.asarray(sizes)
+        values = np.array(loss, dtype=np.float64) if names else np.zeros((0, columns.size))
         counts = np.full(len(names), np.nan) if parameters is None else np.array(parameters, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"losses and parameters must be arrays of numbers ({shorten(error)}).") from error
+        raise InputError(f"sizes, losses and parameters are arrays of numbers ({shorten(error)}).") from error
     if values.shape != (len(names), columns.size):
-        raise InputError(
-            f"loss has shape {values.shape}, but there are {len(names)} models and {columns.size} sizes."
-        )
+        raise InputError(f"loss has shape {values.shape}, but there are {len(names)} models and {columns.size} sizes.")
     if counts.shape != (len(names),) or len(kinds) != len(names):
         raise InputError(f"parameters and families need one entry for each of the {len(names)} models.")
-    if columns.size and not (
+    if columns.ndim != 1 or not (
         np.issubdtype(columns.dtype, np.number)
         and np.all((columns >= 0) & (columns <= MAX_EXAMPLES))
         and np.all(columns == np.floor(columns))
@@ -224,150 +221,136 @@ def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
         raise InputError(f"{where} is empty; it needs a header row such as 'config name,0,200,400'.")
     columns = [name.strip().lower() for name in header]
     read = _read_tidy if set(_TIDY_COLUMNS) <= set(columns) else _read_wide
-    return read(f"{where} line {line}", columns, rows, _Builder(where), path.stem if task is None else task)
+    sizes = read(builder := _Builder(where), f"{where} line {line}", columns, rows)
+    return builder.table(path.stem if task is None else task, sorted(sizes))
 
 
 def _rows(where: str, text: str) -> Iterator[_Row]:
-    """Every row that is not blank, with the number of its first line."""
+    """Every row that is not blank, with the number of its first line; all as wide as the first."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
+    line, width = 1, 0
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
+                width = width or len(cells)
+                if len(cells) != width:
+                    raise InputError(f"{where} line {line} has {len(cells)} cells, but the header has {width}.")
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{where} line {line} is not CSV ({error}); mend or remove it.") from error
 
 
-def _read_wide(header: str, columns: list[str], rows: Iterator[_Row], builder: "_Builder", task: str) -> CurveTable:
+def _read_wide(builder: "_Builder", header: str, columns: list[str], rows: Iterator[_Row]) -> Iterable[int]:
+    """Fill `builder` from the rows of a wide file; the sizes of its columns."""
     name_column = next((columns.index(name) for name in _NAME_COLUMNS if name in columns), None)
     if name_column is None:
         raise InputError(
             f"{header} names no model column (found {shorten(listing(columns))}); begin the header with "
             "'config name', or give a tidy file with the columns model,examples,loss."
         )
-    meta = {name: lowered.index(name) for name in _META_COLUMNS if name in lowered}
-    size_columns: dict[int, int] = {}
+    meta = {name: columns.index(name) for name in _META_COLUMNS if name in columns}
+    sizes: dict[int, int] = {}
     for position, name in enumerate(columns):
         if position in (name_column, *meta.values()):
             continue
         size = _whole(name)
         if size is None:
             raise InputError(
-                f"{path} line 1 column {position + 1} is headed '{shorten(name)}', which is not a number of "
+                f"{header} column {position + 1} is headed '{shorten(name)}', which is not a number of "
                 "examples; name it 0, 200, 400, … or remove it."
             )
-        if size in size_columns:
-            raise InputError(f"{path} line 1 has the size {size} twice; keep one column of each size.")
-        size_columns[size] = position
-    if not size_columns:
-        raise InputError(
-            f"{path} line 1 has no loss columns; head them with numbers of examples: 0, 200, 400, …"
-        )
-    sizes = sorted(size_columns)
-    builder = _Builder(path)
+        if size in sizes:
+            raise InputError(f"{header} has the size {size} twice; keep one column of each size.")
+        sizes[size] = position
+    if not sizes:
+        raise InputError(f"{header} has no loss columns; head them with numbers of examples: 0, 200, 400, …")
     for line, cells in rows:
-        if len(cells) != len(columns):
-            raise InputError(f"{path} line {line} has {len(cells)} cells, but the header has {len(columns)}.")
-        model = builder.model(line, cells[name_column])
+        model = cells[name_column].strip()
         if model in builder.lines:
             raise InputError(
-                f"{path} line {line} repeats the model '{shorten(model)}' of line {builder.lines[model]}; "
-                "keep one row per model (or give seeds in a tidy file)."
+                f"{builder.where} line {line} repeats the model '{shorten(model)}' of line "
+                f"{builder.lines[model]}; keep one row per model (or give seeds in a tidy file)."
             )
         builder.describe(line, model, *(cells[meta[k]] if k in meta else "" for k in _META_COLUMNS))
-        for size in sizes:
-            if cells[size_columns[size]].strip():
-                builder.add(line, model, size, cells[size_columns[size]], seed="", column=str(size))
-    return builder.table(task, sizes)
+        for size, position in sizes.items():
+            builder.add(line, model, size, cells[position], column=str(size))
+    return sizes
 
 
-def _read_tidy(
-    path: Path, columns: list[str], rows: Iterator[tuple[int, list[str]]], task: str
-) -> CurveTable:
-    for name in columns:
-        if name and columns.count(name) > 1:
-            raise InputError(f"{path} line 1 has the column '{shorten(name)}' twice; keep one.")
+def _read_tidy(builder: "_Builder", header: str, columns: list[str], rows: Iterator[_Row]) -> Iterable[int]:
+    """Fill `builder` from the rows of a tidy file; the sizes it names."""
+    repeated = [name for name in _repeated(columns) if name]
+    if repeated:
+        raise InputError(f"{header} has the column '{shorten(repeated[0])}' twice; keep one.")
     at = {name: position for position, name in enumerate(columns)}
-    builder = _Builder(path)
     sizes = set()
     for line, cells in rows:
-        if len(cells) != len(columns):
-            raise InputError(f"{path} line {line} has {len(cells)} cells, but the header has {len(columns)}.")
-        model = builder.model(line, cells[at["model"]])
+        model = cells[at["model"]].strip()
         builder.describe(line, model, *(cells[at[k]] if k in at else "" for k in _META_COLUMNS))
         size = _whole(cells[at["examples"]])
         if size is None:
             raise InputError(
-                f"{path} line {line} column 'examples' holds '{shorten(cells[at['examples']])}'; "
+                f"{builder.where} line {line} column 'examples' holds '{shorten(cells[at['examples']])}'; "
                 "it needs a whole number, 0 or more."
             )
         sizes.add(size)
-        if cells[at["loss"]].strip():
-            builder.add(
-                line, model, size, cells[at["loss"]], seed=cells[at["seed"]].strip() if "seed" in at else ""
-            )
-    return builder.table(task, sorted(sizes))
+        builder.add(line, model, size, cells[at["loss"]], seed=cells[at["seed"]] if "seed" in at else "")
+    return sizes
 
 
 class _Builder:
     """Collects validated cells of one file into a `CurveTable`."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, where: str):
+        self.where = where
         self.lines: dict[str, int] = {}
         self.meta: dict[str, tuple[float, str]] = {}
         self.losses: dict[tuple[str, int], dict[str, float]] = {}
 
-    def model(self, line: int, cell: str) -> str:
-        name = cell.strip()
-        if not name:
-            raise InputError(f"{self.path} line {line} has no model name; fill it in or remove the row.")
-        return name
-
     def describe(self, line: int, model: str, size: str, family: str) -> None:
+        if not model:
+            raise InputError(f"{self.where} line {line} has no model name; fill it in or remove the row.")
         parameters = math.nan
         if size.strip():
             parameters = _number(size)
-            if not (math.isfinite(parameters) and parameters > 0):
+            if not 0 < parameters < math.inf:
                 raise InputError(
-                    f"{self.path} line {line} column 'size' holds '{shorten(size)}'; it needs the number of "
+                    f"{self.where} line {line} column 'size' holds '{shorten(size)}'; it needs the number of "
                     "parameters, or nothing."
                 )
-        new = (parameters, family.strip())
-        old = self.meta.setdefault(model, new)
+        described = (parameters, family.strip())
         self.lines.setdefault(model, line)
-        if new[1] != old[1] or not (new[0] == old[0] or math.isnan(new[0]) and math.isnan(old[0])):
+        # Twice unknown agrees: tuples compare by identity first, and math.nan is one object.
+        if self.meta.setdefault(model, described) != described:
             raise InputError(
-                f"{self.path} line {line} gives '{shorten(model)}' another size or family than line "
+                f"{self.where} line {line} gives '{shorten(model)}' another size or family than line "
                 f"{self.lines[model]}; make them agree."
             )
 
-    def add(self, line: int, model: str, size: int, cell: str, seed: str, column: str = "loss") -> None:
-        loss = _number(cell)
-        if not (math.isfinite(loss) and loss > 0):
+    def add(self, line: int, model: str, size: int, cell: str, seed: str = "", column: str = "loss") -> None:
+        if not cell.strip():
+            return
+        loss, seed = _number(cell), seed.strip()
+        if not 0 < loss <= MAX_LOSS:
             raise InputError(
-                f"{self.path} line {line} column '{column}' holds the loss '{shorten(cell)}'; losses are positive "
-                "numbers (leave a cell blank where nothing was measured)."
+                f"{self.where} line {line} column '{column}' holds the loss '{shorten(cell)}'; losses are "
+                f"positive numbers up to {MAX_LOSS:.0e} (leave a cell blank where nothing was measured)."
             )
         seeds = self.losses.setdefault((model, size), {})
         if seed in seeds:
+            with_seed, mend = (f" with seed {shorten(seed)}", "") if seed else ("", " or add a 'seed' column")
             raise InputError(
-                f"{self.path} line {line} repeats {size} examples of '{shorten(model)}'"
-                + (
-                    f" with seed {shorten(seed)}; keep one row."
-                    if seed
-                    else "; keep one row or add a 'seed' column."
-                )
+                f"{self.where} line {line} repeats {size} examples of '{shorten(model)}'{with_seed}; "
+                f"keep one row{mend}."
             )
         seeds[seed] = loss
 
     def table(self, task: str, sizes: list[int]) -> CurveTable:
         if not self.lines:
-            raise InputError(f"{self.path} has a header but no models; add a row per model.")
+            raise InputError(f"{self.where} has a header but no models; add a row per model.")
         if not self.losses:
-            raise InputError(f"{self.path} holds no losses; fill in at least two sizes per model.")
+            raise InputError(f"{self.where} holds no losses; fill in at least two sizes per model.")
         models = list(self.lines)
         shape = (len(models), len(sizes))
         loss, spread, seeds = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, np.int64)
@@ -392,8 +375,9 @@ class _Builder:
 
 
 def _number(text: str) -> float:
+    """The number that `text` is, NaN where it is none; Python's 1_000 is not one in a CSV."""
     try:
-        return float(text)
+        return math.nan if "_" in text else float(text)
     except ValueError:
         return math.nan
 
@@ -402,3 +386,8 @@ def _whole(text: str) -> int | None:
     """A whole number from 0 to MAX_EXAMPLES written in digits (or as 1e5, 200.0), else None."""
     value = _number(text)
     return int(value) if 0 <= value <= MAX_EXAMPLES and value == math.floor(value) else None
+
+
+def _repeated(items: Iterable[Hashable]) -> list[str]:
+    """What occurs more than once, as text, in order of first occurrence."""
+    return [str(item) for item, count in Counter(items).items() if count > 1]

@@ -2,10 +2,27 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lensjax.errors import InputError
+
+
+def check_writable(paths: Sequence[Path]) -> None:
+    """Fail before long work rather than after it where a file plainly cannot be written.
+
+    Raises:
+      InputError: a path is given twice or is a folder, or its folder is missing or not writable.
+    """
+    for path in paths:
+        if list(paths).count(path) > 1:
+            raise InputError(f"{path} is named for two outputs; give each its own file.")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file to write.")
+        if not path.parent.is_dir():
+            raise InputError(f"Cannot write {path}: there is no folder {path.parent}; make it first.")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(f"Cannot write {path}: the folder {path.parent} is not writable; choose another place.")
 
 
 def write_files(contents: Mapping[Path, str]) -> None:

@@ -179,9 +179,7 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
     )
 
 
-def shared_moments(
-    obs: Observations, given: Conditional
-) -> tuple[Float[Array, "M q"], Float[Array, "M q q"]]:
+def shared_moments(obs: Observations, given: Conditional) -> tuple[Float[Array, "M q"], Float[Array, "M q q"]]:
     """Posterior mean and covariance of the coefficients a model has from its family and covariates."""
     q = given.basis.shape[-1]
     models, covariates = obs.covariates.shape
@@ -210,9 +208,7 @@ def pulls(given: Conditional, shared: Float[Array, "M q"]) -> Float[Array, "M n"
     return jnp.einsum("mab,mb->ma", given.precision, left)
 
 
-def update_weights(
-    obs: Observations, weights: Weights, scales: Scales, given: Conditional, dof: float
-) -> Weights:
+def update_weights(obs: Observations, weights: Weights, scales: Scales, given: Conditional, dof: float) -> Weights:
     """One expectation step for Student-t noise and jumps seen as Gaussians of unknown precision.
 
     E[precision] = (ν + 1) / (ν + E[z² | y]), z being the term over its scale (Lange, Little & Taylor 1989).

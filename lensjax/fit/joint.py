@@ -106,9 +106,7 @@ def fit_joint(
     settings = settings or JointSettings()
     short = [model for model, points in zip(table.models, table.points(), strict=True) if points < 2]
     if short or not table.models:
-        raise InputError(
-            f"The joint fit needs at least two sizes above 0 of every model; mend {listing(short)}."
-        )
+        raise InputError(f"The joint fit needs at least two sizes above 0 of every model; mend {listing(short)}.")
     largest = int(table.sizes[table.measured.any(axis=0)].max())
     if horizon < largest:
         raise InputError(f"The horizon of {horizon} examples lies below the measured {largest}; raise it.")
@@ -203,9 +201,7 @@ def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitt
         if len(some) < models:
 
             def again(_: int, weights: Weights) -> Weights:
-                return update_weights(
-                    obs, weights, scales, condition(obs, weights, scales, slopes), settings.dof
-                )
+                return update_weights(obs, weights, scales, condition(obs, weights, scales, slopes), settings.dof)
 
             even = Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x))
             weights = jax.lax.fori_loop(0, ROUNDS, again, even)
@@ -267,9 +263,7 @@ def _minimise(objective: Callable[[Array], Array], start: Array) -> Array:
         bent = jnp.vdot(gradient - s.gradient, point - s.point) > 0
         memory = jax.tree.map(partial(jnp.where, bent), s.memory, lbfgs.init(point))
         direction, memory = lbfgs.update(gradient, memory, point)
-        moved = _Descent(
-            point, value, gradient, memory, direction, jnp.ones(()), s.value - value, s.evaluations + 1
-        )
+        moved = _Descent(point, value, gradient, memory, direction, jnp.ones(()), s.value - value, s.evaluations + 1)
         stayed = s._replace(step=s.step / 4, evaluations=s.evaluations + 1)
         descent: _Descent = jax.tree.map(partial(jnp.where, better), moved, stayed)
         return descent

@@ -115,9 +115,7 @@ def fit_per_model(
     models = len(table.models)
     log_residual = np.full(models, -np.inf) if log_f is None else np.asarray(log_f, dtype=np.float64)
     if log_residual.shape != (models,):
-        raise InputError(
-            f"log_f has shape {log_residual.shape}; give one number for each of the {models} models."
-        )
+        raise InputError(f"log_f has shape {log_residual.shape}; give one number for each of the {models} models.")
 
     found = {name: np.full(models, np.nan) for name in (*LAWS[law].parameters, "rmse")}
     fitted = np.flatnonzero((table.points() >= 2) & (log_residual < np.inf))

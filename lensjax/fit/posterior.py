@@ -102,9 +102,7 @@ class JointPosterior:
         with float64_on_cpu():
             x = jnp.asarray(self._octaves(examples))
             found = _draws(self.observations, self.fitted, x, self.dof, jax.random.key(seed), each)
-            samples: np.ndarray = np.exp(
-                np.asarray(found).reshape(-1, len(self.models))[:draws] + self.centre
-            )
+            samples: np.ndarray = np.exp(np.asarray(found).reshape(-1, len(self.models))[:draws] + self.centre)
         return samples
 
     def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
@@ -132,9 +130,7 @@ class JointPosterior:
             raise InputError(f"The loss to reach is {loss}; give a positive number of nats per token.")
         sizes = np.geomspace(self.unit, self.horizon, 4 * _BLOCK)
         losses = self.predict(sizes)
-        return np.stack(
-            [_first_below(sizes, c, loss) for c in (losses.loss, losses.lower, losses.upper)], axis=1
-        )
+        return np.stack([_first_below(sizes, c, loss) for c in (losses.loss, losses.lower, losses.upper)], axis=1)
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
         """B, D_l, β and E of each model's rectified law L = B / (D_l + D^β) + E, as the law's prior sees it.

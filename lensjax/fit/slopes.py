@@ -92,9 +92,7 @@ def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -
         is_law=jnp.asarray([name == "law" for name, *_ in chosen]),
         trend=jnp.asarray([np.stack([np.ones(octaves), trend, zero], axis=1) for _, _, trend, _ in chosen]),
         path=jnp.asarray([path for *_, path in chosen]),
-        amplitudes=jnp.maximum(
-            jnp.asarray([[medians[row] for row in rows] for _, medians, _, _ in chosen]), UNUSED
-        ),
+        amplitudes=jnp.maximum(jnp.asarray([[medians[row] for row in rows] for _, medians, _, _ in chosen]), UNUSED),
     )
 
 

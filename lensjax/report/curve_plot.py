@@ -46,9 +46,7 @@ def curves_figure(ranking: Ranking) -> go.Figure:
             line = {"color": GREY, "width": 1}
             _add(figure, x, y, text, "fitted", mode="lines", line=line, opacity=0.55, **style)
         for columns, suffix, what, mode in points:
-            x, y, text = _joined(
-                (label(ranking, i), table.sizes[columns], table.loss[i, columns]) for i in grey
-            )
+            x, y, text = _joined((label(ranking, i), table.sizes[columns], table.loss[i, columns]) for i in grey)
             marker, line = (
                 {"color": GREY, "size": 4, "symbol": "circle" + suffix},
                 {"color": GREY, "width": 1},
@@ -121,9 +119,7 @@ def _add_band(figure: go.Figure, curves: Curves, i: int, colour: str, style: dic
 def _add_legend(figure: go.Figure, name: str, group: str, marker: dict[str, object], width: float) -> None:
     """A legend entry showing both line and marker; it toggles every trace of its group."""
     line = {"color": marker["color"], "width": width}
-    figure.add_scatter(
-        x=[None], y=[None], mode="lines+markers", name=name, legendgroup=group, marker=marker, line=line
-    )
+    figure.add_scatter(x=[None], y=[None], mode="lines+markers", name=name, legendgroup=group, marker=marker, line=line)
 
 
 def _add_prediction(figure: go.Figure, ranking: Ranking, i: int, k: int, style: dict[str, object]) -> None:
@@ -168,9 +164,7 @@ def _curve_axes(figure: go.Figure, ranking: Ranking, shown: Sequence[int]) -> No
         everything = np.append(everything, np.maximum(ends[np.isfinite(ends)], low * (low / high) ** 0.3))
     last = max([budget, *map(int, sizes)])
     beyond = [last * 2**k for k in range(1, 60) if 0 < last * 2**k < 0.75 * target]
-    ticks = sorted(
-        {int(size) for size in sizes} | {size for size in (budget, target) if size > 0} | {*beyond}
-    )
+    ticks = sorted({int(size) for size in sizes} | {size for size in (budget, target) if size > 0} | {*beyond})
     low, high = np.log10(ticks[0]), np.log10(ticks[-1])
     pad = max(0.035 * (high - low), 0.03)
     figure.update_xaxes(

@@ -201,9 +201,7 @@ def _scale(ranking: Ranking) -> tuple[float, float] | None:
     return (low, high) if high > low else None
 
 
-def _whisker(
-    scale: tuple[float, float] | None, lower: float, score: float, upper: float
-) -> dict[str, object] | None:
+def _whisker(scale: tuple[float, float] | None, lower: float, score: float, upper: float) -> dict[str, object] | None:
     """Where to draw an interval and its centre in the interval column, in its SVG units."""
     if scale is None or not math.isfinite(score):
         return None
@@ -260,9 +258,7 @@ def _agreement_plot(ranking: Ranking, k: int, name: str) -> Plot:
         notes.append(f"{beyond} beyond the axes")
     if unjudged:
         notes.append(f"{unjudged} without a prediction")
-    label = (
-        f"Scatter plot of each model's {what} under {ours} against {title}; the ranking table has the ranks."
-    )
+    label = f"Scatter plot of each model's {what} under {ours} against {title}; the ranking table has the ranks."
     return Plot(f"agreement-{k}", title, _json(figure), label, ", ".join(notes))
 
 

@@ -67,9 +67,7 @@ def agreement_figure(ranking: Ranking, baseline: str) -> go.Figure:
         x, y = _floats(ranks(other.score)), _floats(ranks(ranking.prediction.score))
         what, format_ = "rank", ":.0f"
     ours = method_title(ranking.method)
-    values = (
-        f"{plotly_text(name)} {what} %{{{axis}{format_}}}" for name, axis in ((title, "x"), (ours, "y"))
-    )
+    values = (f"{plotly_text(name)} {what} %{{{axis}{format_}}}" for name, axis in ((title, "x"), (ours, "y")))
     hover = "<b>%{text}</b><br>" + "<br>".join(values)
     figure = go.Figure(layout=base_layout(height=250, small=True))
     _scatter(figure, ranking, shown, x, y, hover)

@@ -29,8 +29,7 @@ def clean(name: object, limit: int | None = None) -> str:
     What is returned is still text, not HTML: a template or `plotly_text` must escape it.
     """
     flat = "".join(
-        "�" if c in _BIDI or unicodedata.category(c) in {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"} else c
-        for c in str(name)
+        "�" if c in _BIDI or unicodedata.category(c) in {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"} else c for c in str(name)
     )
     return flat if limit is None or len(flat) <= limit else flat[: limit - 1] + "…"
 

@@ -1,12 +1,19 @@
 """From what was measured to an order of the candidates."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from lensjax.curves import CurveTable
-from lensjax.selection.methods import Prediction
+from lensjax.errors import InputError, listing, shorten
+from lensjax.fit.joint import fit_joint
+from lensjax.fit.posterior import JointPosterior
+from lensjax.selection.baselines import joint_prediction
+from lensjax.selection.methods import METHODS, Prediction
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,155 @@ class Ranking:
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+
+
+def rank(
+    table: CurveTable,
+    budget: int,
+    target: int,
+    method: str = "joint",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Ranking:
+    """Rank the models of a table by predicted loss after fine-tuning on `target` examples.
+
+    Args:
+      table: measured curves; sizes above `budget` are not looked at.
+      budget: largest size to use, in examples.
+      target: size to predict for, in examples.
+      method: name in `METHODS` of the method that ranks; all others are run beside it.
+      progress: called with (methods done, methods in all).
+
+    Raises:
+      InputError: budget, target or method make no sense for this table, or fewer than two models have two
+        sizes above 0 within the budget.
+    """
+    if method not in METHODS:
+        raise InputError(f"There is no method '{shorten(method)}'; choose from {listing(tuple(METHODS), 20)}.")
+    seen, left_out = _within(table, budget, target)
+    predictions, posterior = _predict_all(seen, target, progress)
+    prediction = predictions.pop(method)
+    if not np.isfinite(prediction.score).any():
+        raise InputError(
+            f"The method {method} ({METHODS[method].summary}) can judge none of the models of task "
+            f"'{shorten(table.task)}'; add what it needs or choose another method."
+        )
+    ranking = Ranking(
+        table=table.select([table.models.index(model) for model in seen.models]),
+        budget=budget,
+        target=target,
+        method=method,
+        prediction=prediction,
+        order=np.argsort(prediction.score, kind="stable"),
+        baselines=predictions,
+        left_out=left_out,
+        assumptions=_assumptions(method),
+    )
+    if method == "joint":
+        samples = posterior.sample(target)
+        best = np.bincount(np.argmin(samples, axis=1), minlength=len(seen.models)) / len(samples)
+        sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
+        losses = posterior.predict(sizes)
+        ranking = replace(
+            ranking,
+            probability_best=best,
+            expected_regret=(samples - samples.min(axis=1, keepdims=True)).mean(axis=0),
+            curves=Curves(sizes, losses.loss, losses.lower, losses.upper),
+            parameters=posterior.law_parameters(),
+        )
+    return replace(ranking, warnings=_warnings(ranking, seen))
+
+
+def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tuple[tuple[str, str], ...]]:
+    """What may be looked at, and which models have too little of it."""
+    task, largest = shorten(table.task), int(table.sizes.max())
+    if target < budget:
+        raise InputError(f"The target of {target} examples is smaller than the budget of {budget}; swap them.")
+    if budget > largest:
+        raise InputError(
+            f"The budget of {budget} examples is larger than anything measured in task '{task}'; use at most {largest}."
+        )
+    seen = table.up_to(budget)
+    points = seen.points()
+    short = np.flatnonzero(points < 2)
+    left_out = tuple(
+        (table.models[i], f"measured at {points[i]} sizes from 1 to {budget} examples; two are needed") for i in short
+    )
+    seen = seen.select(np.flatnonzero(points >= 2))
+    if len(seen.models) < 2:
+        raise InputError(
+            f"Only {len(seen.models)} of {len(table.models)} models of task '{task}' have two sizes from 1 to "
+            f"{budget} examples; ranking needs two such models."
+        )
+    return seen, left_out
+
+
+def _predict_all(
+    seen: CurveTable, target: int, progress: Callable[[int, int], None]
+) -> tuple[dict[str, Prediction], JointPosterior]:
+    """What every method says. They run side by side, because compiling is most of the work."""
+
+    def run(name: str) -> tuple[str, Any]:
+        if name == "joint":
+            return name, fit_joint(seen, target)
+        return name, METHODS[name].predict(seen, target)
+
+    found: dict[str, Any] = {}
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        names = sorted(METHODS, key=lambda name: name != "joint")  # the longest first
+        for job in as_completed([pool.submit(run, name) for name in names]):
+            name, found[name] = job.result()[0], job.result()[1]
+            progress(len(found), len(METHODS))
+    posterior: JointPosterior = found["joint"]
+    found["joint"] = joint_prediction(posterior, target)
+    return {name: found[name] for name in METHODS}, posterior
+
+
+def _assumptions(method: str) -> tuple[str, ...]:
+    common = (
+        "The test loss of every model was measured in the same way, on the same test set, in nats per token.",
+        "Larger training sets contain the smaller ones, and the target follows the same distribution.",
+    )
+    if method != "joint":
+        return (*common, f"Ranked by {method}: {METHODS[method].summary}.")
+    return (
+        *common,
+        "All models were fitted at once. Their local slopes, -d log L / d log D, share a population, their "
+        "family's, and effects of log size and of the loss level; how much of each was learned.",
+        "Four priors that extrapolate differently are averaged with equal weight: the rectified law "
+        "L = B / (D_l + D^β) + E, and slopes that drift about a constant in three ways.",
+        "Noise and jumps of the level are Student-t with 3 degrees of freedom; intervals include those of a run "
+        "that has not happened yet. The pretrained loss (D = 0) is not on the curve and is not used.",
+    )
+
+
+def _warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
+    """Reasons to trust the ranking less, most serious first."""
+    found = []
+    points = seen.points()
+    if (fewest := int(points.min())) < 4:
+        few = int((points < 4).sum())
+        found.append(
+            f"{few} of {len(points)} models were measured at fewer than 4 sizes (the least: {fewest}); their "
+            "curves say little about where they bend."
+        )
+    prediction, best = ranking.prediction, ranking.order[0]
+    judged = prediction.score[np.isfinite(prediction.score)]
+    if prediction.lower is not None and prediction.upper is not None:
+        width = float(np.median(prediction.upper - prediction.lower))
+        spread = float(np.ptp(judged))
+        if width > spread:
+            found.append(
+                f"The typical 90 % interval ({width:.3f} nats wide) is wider than the spread of the predicted "
+                f"losses ({spread:.3f} nats); the order may well be wrong."
+            )
+    if ranking.probability_best is not None and ranking.probability_best[best] < 0.5:
+        rivals = int((np.cumsum(np.sort(ranking.probability_best)[::-1]) < 0.9).sum()) + 1
+        found.append(
+            f"No clear winner: the first choice is best with probability {ranking.probability_best[best]:.2f}, "
+            f"and it takes {rivals} models to hold the best with probability 0.90."
+        )
+    if ranking.target > 64 * ranking.budget:
+        found.append(f"The target lies {ranking.target / ranking.budget:.0f} times beyond the budget.")
+    if len(judged) < len(prediction.score):
+        found.append(f"{ranking.method} cannot judge {len(prediction.score) - len(judged)} models; they come last.")
+    return tuple(found)

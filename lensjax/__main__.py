@@ -1,0 +1,5 @@
+"""`python -m lensjax`."""
+
+from lensjax.cli import main
+
+main()

@@ -1,0 +1,151 @@
+"""The command line. Commands import what they need when they run, so that `lensjax --help` is immediate."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lensjax.errors import InputError
+from lensjax.files import check_writable
+
+MethodName = Literal["zero_shot", "model_size", "sub_tuning", "vanilla_law", "rectified_law", "ats", "joint"]
+
+
+def rank(
+    curves: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CURVES.csv")],
+    target: int,
+    budget: int | None = None,
+    method: MethodName = "joint",
+    json: Path | None = None,
+    csv: Path | None = None,
+    html: Path | None = None,
+) -> None:
+    """Rank models by predicted test loss after fine-tuning on all the data.
+
+    Reads fine-tuning curves (one row per model and a column per number of examples, or tidy rows
+    model,examples,loss), uses the sizes up to the budget, and predicts the loss at the target.
+
+    Examples:
+
+        lensjax rank curves.csv --target 1638400
+
+        lensjax rank curves.csv --budget 12800 --target 1638400 --html report.html --json ranking.json
+
+        lensjax rank curves.csv --budget 12800 --target 1638400 --method ats
+
+    Args:
+        curves: CSV file of fine-tuning curves.
+        target: Number of training examples to predict the loss for.
+        budget: Largest number of training examples to look at; by default the largest measured up to the target.
+        method: Method that ranks; all the others are shown beside it.
+        json: Write everything that is known of every model to this file.
+        csv: Write one row per model, best first, to this file.
+        html: Write a self-contained report page to this file.
+    """
+    outputs = [path for path in (json, csv, html) if path is not None]
+    check_writable(outputs)
+    from lensjax.curves import read_curves
+    from lensjax.files import write_files
+    from lensjax.report.table import print_ranking, ranking_csv, ranking_json
+    from lensjax.selection.ranking import rank as rank_models
+
+    table = read_curves(curves)
+    if budget is None:
+        sizes = [int(size) for size in table.sizes if 0 < size <= target]
+        budget = max(sizes, default=target)
+    with _progress("Fitting") as progress:
+        ranking = rank_models(table, budget, target, method, progress)
+    print_ranking(ranking)
+    contents = {}
+    if json is not None:
+        contents[json] = ranking_json(ranking)
+    if csv is not None:
+        contents[csv] = ranking_csv(ranking)
+    if html is not None:
+        from lensjax.report.page import render_ranking
+
+        contents[html] = render_ranking(ranking)
+    write_files(contents)
+    for path in outputs:
+        print(f"Wrote {path}")
+
+
+def evaluate(
+    curves: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="CURVES.csv [MORE.csv ...]")],
+    target: int,
+    ratios: str = "8,16,32,64,128,256,512",
+    csv: Path | None = None,
+) -> None:
+    """Back-test every method on curves whose loss at the target was measured.
+
+    Every method sees only the sizes up to target / ratio; its predictions are compared with the losses measured at
+    the target. Prints means over the budgets, and writes every cell as tidy CSV: task,method,budget,metric,value.
+
+    Examples:
+
+        lensjax evaluate flan.csv gigaword.csv --target 1638400 --csv scores.csv
+
+        lensjax evaluate curves.csv --target 102400 --ratios 8,16,32
+
+    Args:
+        curves: CSV files of fine-tuning curves, one per task; a task is named after its file.
+        target: Number of training examples whose measured loss is the truth.
+        ratios: Target over budget, separated by commas.
+        csv: Write every cell to this file.
+    """
+    outputs = [] if csv is None else [csv]
+    check_writable(outputs)
+    from lensjax.curves import read_curves
+    from lensjax.files import write_files
+    from lensjax.report.table import print_means
+    from lensjax.selection.evaluation import backtest, to_csv
+
+    try:
+        divisors = sorted({int(ratio) for ratio in ratios.split(",")})
+    except ValueError:
+        divisors = [0]
+    if divisors[0] < 1:
+        raise InputError(f"--ratios is '{ratios}'; give whole numbers from 1 up, separated by commas, as in 8,16,32.")
+    tables = [read_curves(path) for path in curves]
+    with _progress("Evaluating") as progress:
+        scores = backtest(tables, target, divisors, progress=progress)
+    print_means(scores)
+    write_files({path: to_csv(scores) for path in outputs})
+    for path in outputs:
+        print(f"Wrote {path}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        job = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(job, completed=done, total=total)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; bad input exits with status 2 and one sentence on standard error."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"rank": rank, "evaluate": evaluate},
+            prog="lensjax",
+            description="Which of these language models should we fine-tune on our data?",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except InputError as error:
+        print(f"lensjax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lensjax: interrupted; nothing was written.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, as `| head` does

@@ -1,0 +1,76 @@
+"""How good a prediction was, once the losses at the target are known. All are fractions, nats or log nats."""
+
+import numpy as np
+from jaxtyping import Float
+
+from lensjax.selection.methods import Prediction
+
+METRICS = ("pearson", "relative_accuracy", "spearman", "rmse", "log_rmse", "regret", "coverage90")
+
+
+def pearson(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
+    """Pearson correlation of predicted and true losses; NaN where either does not vary."""
+    a, b = predicted - predicted.mean(), true - true.mean()
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale > 0 else float("nan")
+
+
+def spearman(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
+    """Pearson correlation of ranks, ties sharing their mean rank."""
+    return pearson(_ranks(predicted), _ranks(true))
+
+
+def regret(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
+    """Loss of the chosen model above the best one's, in nats per token."""
+    return float(true[np.argmin(predicted)] - true.min())
+
+
+def relative_accuracy(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
+    """(worst - chosen) / (worst - best): 1 for the best choice, 0 for the worst; 1 if all are equal."""
+    span = float(np.ptp(true))
+    return 1.0 - regret(predicted, true) / span if span > 0 else 1.0
+
+
+def rmse(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
+    """Root mean square error of the loss, in nats per token."""
+    return float(np.sqrt(np.mean((predicted - true) ** 2)))
+
+
+def log_rmse(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
+    """Root mean square error of log loss."""
+    return rmse(np.log(predicted), np.log(true))
+
+
+def evaluate(prediction: Prediction, true: Float[np.ndarray, " M"]) -> dict[str, float]:
+    """All of `METRICS`, over the models with both a score and a true loss.
+
+    NaN where a metric does not apply: errors of a method that predicts no loss, coverage of one that gives no
+    interval, anything of a method that could judge no model. A method that predicts no loss is correlated by its
+    quality, which is large where the score is small, as published for ModelSize: a perfect one has -1. Regret and
+    relative accuracy look for the best among all models with a true loss, so a method pays for a model it cannot
+    judge.
+    """
+    known = np.isfinite(true)
+    judged = known & np.isfinite(prediction.score)
+    result = dict.fromkeys(METRICS, float("nan"))
+    if not judged.any():
+        return result
+    score, loss = prediction.score[judged], true[judged]
+    compared = score if prediction.is_loss else -score
+    result["pearson"], result["spearman"] = pearson(compared, loss), spearman(compared, loss)
+    everything = np.where(judged, prediction.score, np.inf)[known]
+    result["regret"] = regret(everything, true[known])
+    result["relative_accuracy"] = relative_accuracy(everything, true[known])
+    if prediction.is_loss:
+        result["rmse"], result["log_rmse"] = rmse(score, loss), log_rmse(score, loss)
+    if prediction.lower is not None and prediction.upper is not None:
+        inside = (prediction.lower[judged] <= loss) & (loss <= prediction.upper[judged])
+        result["coverage90"] = float(inside.mean())
+    return result
+
+
+def _ranks(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: np.ndarray = (ends - (counts - 1) / 2)[where]
+    return ranks
