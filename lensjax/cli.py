@@ -4,18 +4,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lensjax.errors import InputError
 from lensjax.files import check_writable
 
+if TYPE_CHECKING:
+    from lensjax.curves import CurveTable
+
 MethodName = Literal["zero_shot", "model_size", "sub_tuning", "vanilla_law", "rectified_law", "ats", "joint"]
 
 
 def rank(
-    curves: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CURVES.csv")],
+    curves: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CURVES.csv")],
     target: int,
     budget: int | None = None,
     method: MethodName = "joint",
@@ -28,16 +31,17 @@ def rank(
     Reads fine-tuning curves (one row per model and a column per number of examples, or tidy rows
     model,examples,loss), uses the sizes up to the budget, and predicts the loss at the target.
 
-    Examples:
+    Worked examples
 
-        lensjax rank curves.csv --target 1638400
+    $ lensjax rank curves.csv --target 1638400
 
-        lensjax rank curves.csv --budget 12800 --target 1638400 --html report.html --json ranking.json
+    $ lensjax rank curves.csv --budget 12800 --target 1638400 --html report.html --json ranking.json
 
-        lensjax rank curves.csv --budget 12800 --target 1638400 --method ats
+    $ lensjax rank rectified:flan --budget 12800 --target 1638400 --method ats
 
     Args:
-        curves: CSV file of fine-tuning curves.
+        curves: CSV file of fine-tuning curves, or rectified:flan or rectified:gigaword for a public benchmark (fetched
+            once), or 'simulated' for curves made up to try the command.
         target: Number of training examples to predict the loss for.
         budget: Largest number of training examples to look at; by default the largest measured up to the target.
         method: Method that ranks; all the others are shown beside it.
@@ -47,12 +51,11 @@ def rank(
     """
     outputs = [path for path in (json, csv, html) if path is not None]
     check_writable(outputs)
-    from lensjax.curves import read_curves
     from lensjax.files import write_files
     from lensjax.report.table import print_ranking, ranking_csv, ranking_json
     from lensjax.selection.ranking import rank as rank_models
 
-    table = read_curves(curves)
+    table = _table(curves)
     if budget is None:
         sizes = [int(size) for size in table.sizes if 0 < size <= target]
         budget = max(sizes, default=target)
@@ -74,7 +77,7 @@ def rank(
 
 
 def evaluate(
-    curves: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="CURVES.csv [MORE.csv ...]")],
+    curves: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="CURVES.csv [MORE.csv ...]")],
     target: int,
     ratios: str = "8,16,32,64,128,256,512",
     csv: Path | None = None,
@@ -84,21 +87,20 @@ def evaluate(
     Every method sees only the sizes up to target / ratio; its predictions are compared with the losses measured at
     the target. Prints means over the budgets, and writes every cell as tidy CSV: task,method,budget,metric,value.
 
-    Examples:
+    Worked examples
 
-        lensjax evaluate flan.csv gigaword.csv --target 1638400 --csv scores.csv
+    $ lensjax evaluate flan.csv gigaword.csv --target 1638400 --csv scores.csv
 
-        lensjax evaluate curves.csv --target 102400 --ratios 8,16,32
+    $ lensjax evaluate curves.csv --target 102400 --ratios 8,16,32
 
     Args:
-        curves: CSV files of fine-tuning curves, one per task; a task is named after its file.
+        curves: CSV files of fine-tuning curves (or rectified:NAME), one per task; a task is named after its file.
         target: Number of training examples whose measured loss is the truth.
         ratios: Target over budget, separated by commas.
         csv: Write every cell to this file.
     """
     outputs = [] if csv is None else [csv]
     check_writable(outputs)
-    from lensjax.curves import read_curves
     from lensjax.files import write_files
     from lensjax.report.table import print_means
     from lensjax.selection.evaluation import backtest, to_csv
@@ -109,13 +111,25 @@ def evaluate(
         divisors = [0]
     if divisors[0] < 1:
         raise InputError(f"--ratios is '{ratios}'; give whole numbers from 1 up, separated by commas, as in 8,16,32.")
-    tables = [read_curves(path) for path in curves]
+    tables = [_table(source) for source in curves]
     with _progress("Evaluating") as progress:
         scores = backtest(tables, target, divisors, progress=progress)
     print_means(scores)
     write_files({path: to_csv(scores) for path in outputs})
     for path in outputs:
         print(f"Wrote {path}")
+
+
+def _table(source: str) -> "CurveTable":
+    """The table in a CSV file, a public benchmark or a simulation."""
+    from lensjax.curves import read_curves
+    from lensjax.datasets import rectified, simulated
+
+    if source.startswith("rectified:"):
+        return rectified(source.removeprefix("rectified:"))
+    if source == "simulated" and not Path(source).exists():
+        return simulated()
+    return read_curves(source)
 
 
 @contextmanager

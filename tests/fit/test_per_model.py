@@ -91,10 +91,7 @@ def reference_rmse(law, loss, log_f, starts=20):
             return np.clip(np.log(formula(law, SIZES, values)[0] / loss), -50, 50)
 
     rng = np.random.default_rng(1)
-    fits = [
-        least_squares(residuals, rng.uniform(low, high), bounds=(low, high), x_scale="jac")
-        for _ in range(starts)
-    ]
+    fits = [least_squares(residuals, rng.uniform(low, high), bounds=(low, high), x_scale="jac") for _ in range(starts)]
     return np.sqrt(min(2 * fit.cost for fit in fits) / len(loss))
 
 
@@ -122,9 +119,7 @@ def test_two_points_are_joined_by_a_power_law(law):
     fit = fit_per_model(table_of([[4.0, 2.0], [2.0, 2.0], [2.0, 4.0]], sizes=[100, 400]), law)
     np.testing.assert_allclose(fit.parameters["beta"][0], 0.5, rtol=1e-6)
     np.testing.assert_allclose(fit.parameters["E"], 0, atol=1e-12)
-    np.testing.assert_allclose(
-        fit.predict(1600), [1.0, 2.0, np.sqrt(8)], rtol=1e-2
-    )  # a rise is fitted as level
+    np.testing.assert_allclose(fit.predict(1600), [1.0, 2.0, np.sqrt(8)], rtol=1e-2)  # a rise is fitted as level
 
 
 def test_steeper_than_the_bound_is_fitted_at_the_bound():
@@ -141,9 +136,7 @@ def test_level_curves_stay_level():
 def test_pretrained_loss_is_left_out():
     loss = noisy_curves(3)
     with_zero = table_of(np.column_stack([[99.0, 5.0, 0.1], loss]), sizes=[0, *SIZES])
-    np.testing.assert_array_equal(
-        fit_per_model(with_zero).predict(10**6), fit_per_model(table_of(loss)).predict(10**6)
-    )
+    np.testing.assert_array_equal(fit_per_model(with_zero).predict(10**6), fit_per_model(table_of(loss)).predict(10**6))
 
 
 def test_models_with_fewer_than_two_points_are_not_fitted():

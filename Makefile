@@ -1,0 +1,37 @@
+# `make demo` runs the main job, `make test` all tests; each first makes .venv with what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := --budget 12800 --target 1638400 --html build/report.html --json build/ranking.json
+
+.PHONY: demo test lint types notebooks benchmark clean
+
+demo: .venv/.installed
+	mkdir -p build
+	$(BIN)/lensjax rank rectified:flan $(DEMO) || { \
+	  echo "Without the public curves, here are simulated ones."; $(BIN)/lensjax rank simulated $(DEMO); }
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed
+	$(BIN)/mypy
+
+notebooks: .venv/.installed
+	$(BIN)/python -m pytest --nbmake -p no:cacheprovider notebooks
+
+benchmark: .venv/.installed
+	$(BIN)/python benchmarks/fit.py
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LensJAX needs Python 3.11 or newer; name one with PYTHON=.")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build

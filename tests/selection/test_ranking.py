@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lensjax import datasets
+from lensjax.curves import curve_table
+from lensjax.errors import InputError
+from lensjax.selection import METHODS
+from lensjax.selection.ranking import rank
+
+TARGET = 1_638_400
+TABLE = datasets.simulated(models=8)
+
+
+@pytest.fixture(scope="module")
+def ranking():
+    return rank(TABLE, 12_800, TARGET)
+
+
+def test_order_is_by_predicted_loss_and_everything_is_there(ranking):
+    predicted = ranking.prediction.score[ranking.order]
+    assert (np.diff(predicted) >= 0).all()
+    assert set(ranking.baselines) == set(METHODS) - {"joint"}
+    assert ranking.probability_best.sum() == pytest.approx(1)
+    assert (ranking.expected_regret >= 0).all()
+    assert ranking.curves.sizes[0] == 200
+    assert ranking.curves.sizes[-1] == TARGET
+    assert (ranking.curves.lower < ranking.curves.loss).all()
+    assert (ranking.curves.loss < ranking.curves.upper).all()
+    assert set(ranking.parameters) == {"B", "D_l", "beta", "E"}
+
+
+def test_nothing_above_the_budget_is_looked_at(ranking):
+    later = TABLE.loss.copy()
+    later[:, TABLE.sizes > 12_800] = 1.0
+    blind = rank(replace(TABLE, loss=later), 12_800, TARGET)
+    np.testing.assert_array_equal(blind.prediction.score, ranking.prediction.score)
+    np.testing.assert_array_equal(blind.probability_best, ranking.probability_best)
+
+
+def test_progress_counts_every_method():
+    seen = []
+    rank(TABLE, 12_800, TARGET, "ats", lambda done, total: seen.append((done, total)))
+    assert seen == [(k, len(METHODS)) for k in range(1, len(METHODS) + 1)]
+
+
+def test_models_with_one_point_are_left_out_by_name_and_the_others_ranked():
+    loss = TABLE.loss.copy()
+    loss[3, 1:] = np.nan
+    found = rank(replace(TABLE, loss=loss), 12_800, TARGET, "ats")
+    assert [model for model, _ in found.left_out] == ["simulated-03"]
+    assert "simulated-03" not in found.table.models
+    assert len(found.order) == 7
+
+
+def test_another_method_ranks_with_the_joint_one_beside_it():
+    found = rank(TABLE, 12_800, TARGET, "sub_tuning")
+    assert found.table.models[found.order[0]] == TABLE.models[int(np.argmin(TABLE.column(12_800)))]
+    assert "joint" in found.baselines
+    assert found.probability_best is None
+
+
+def test_a_method_that_can_judge_nothing_says_what_it_needs():
+    with pytest.raises(InputError, match=r"zero_shot .*D = 0.* can judge none"):
+        rank(TABLE, 12_800, TARGET, "zero_shot")
+
+
+def test_a_weak_fit_is_said_aloud():
+    found = rank(TABLE, 400, TARGET)
+    said = " ".join(found.warnings)
+    assert "fewer than 4 sizes" in said
+    assert "wider than the spread" in said
+    assert "times beyond the budget" in said
+
+
+def test_equal_models_have_no_clear_winner():
+    sizes = 200 * 2 ** np.arange(7)
+    loss = np.tile(3 * sizes**-0.1, (6, 1)) * np.random.default_rng(0).lognormal(0, 0.005, (6, 7))
+    found = rank(curve_table([f"m{i}" for i in range(6)], sizes, loss), 12_800, TARGET)
+    assert any("No clear winner" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("budget", "target", "says"),
+    [
+        (12_800, 6_400, "smaller than the budget"),
+        (10**9, 10**10, "larger than anything measured"),
+        (200, TARGET, "two sizes"),
+        (100, TARGET, "two sizes"),
+    ],
+)
+def test_budgets_that_make_no_sense(budget, target, says):
+    with pytest.raises(InputError, match=says):
+        rank(TABLE, budget, target)
+
+
+def test_one_model_is_not_a_choice_and_methods_have_names():
+    with pytest.raises(InputError, match="needs two such models"):
+        rank(TABLE.select([0]), 12_800, TARGET)
+    with pytest.raises(InputError, match="no method 'nope'"):
+        rank(TABLE, 12_800, TARGET, "nope")
