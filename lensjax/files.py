@@ -2,10 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from lensjax.errors import InputError
+from lensjax.errors import InputError, shorten
 
 
 def check_writable(paths: Sequence[Path]) -> None:
@@ -29,7 +30,8 @@ def write_files(contents: Mapping[Path, str]) -> None:
     """Write every text to its path as UTF-8, all of them or none.
 
     Every text is first written in full beside its destination; only when all are on disk are they moved
-    into place, so an interrupted or failed write leaves the earlier files as they were.
+    into place, so an interrupted or failed write leaves the earlier files as they were. Links are followed, and
+    what is not a regular file (a device, a pipe) is written to as it is.
 
     Raises:
       InputError: a folder is missing, is not writable, or the disk is full.
@@ -37,21 +39,37 @@ def write_files(contents: Mapping[Path, str]) -> None:
     staged: list[tuple[str, Path]] = []
     try:
         for path, text in contents.items():
-            try:
-                if path.is_dir():
+            with _explained(path):
+                destination = path.resolve()
+                if destination.is_dir():
                     raise InputError(f"{path} is a folder; give the name of a file to write.")
-                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-                staged.append((name, path))
+                if destination.exists() and not destination.is_file():
+                    destination.write_text(text, encoding="utf-8", newline="")
+                    continue
+                handle, name = tempfile.mkstemp(dir=destination.parent, prefix=".lensjax-", suffix=".part")
+                staged.append((name, destination))
                 with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
                     file.write(text)
                 umask = os.umask(0)
                 os.umask(umask)
                 os.chmod(name, 0o666 & ~umask)
-            except OSError as error:
-                raise InputError(f"Cannot write {path}: {error.strerror}; choose another place.") from error
-        for name, path in staged:
-            os.replace(name, path)
+        for name, destination in staged:
+            with _explained(destination):
+                os.replace(name, destination)
     finally:
         for name, _ in staged:
             if os.path.exists(name):
                 os.unlink(name)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InputError(f"Cannot write {path}: a name in it is not valid text; mend the name.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"Cannot write {shorten(path, 400)}: {why}; choose another place.") from error

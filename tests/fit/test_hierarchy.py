@@ -31,6 +31,7 @@ DOF = 3.0
 NEW = np.array([0.0, 0.35, 2.0, 3.3, 5.2, 7.0])  # before, at, between and beyond the observations
 
 conditioned = jax.jit(condition)
+drawn = jax.jit(shared_draws, static_argnames="draws")
 moments = jax.jit(shared_moments)
 updated = jax.jit(update_weights)
 extrapolated = jax.jit(extrapolate)
@@ -254,7 +255,7 @@ CASES = {
     "one amplitude": scaled(model=[0, 0.5, 0, 0, 0], family=[0, 0, 0.5, 0, 0], covariate=0),
     "a thousandfold range": scaled(model=[1e-3, 1, 0.03, 1, 1e-3], family=[1, 1e-3, 1e-3, 1, 0.1]),
 }
-SHAPES = {"one model": {"models": 1, "families": 1}, "one covariate": {"covariates": 1}, "two points": {"n": 2}}
+SHAPES = {"one model": {"models": 1, "families": 1}, "one covariate, two points": {"covariates": 1, "n": 2}}
 
 
 @pytest.fixture(params=[*CASES, *SHAPES])
@@ -264,19 +265,16 @@ def case(request):
     return CASES[request.param](*problem())
 
 
-same = partial(np.testing.assert_allclose, rtol=1e-8)
-
-
-def check_against_dense(obs, weights, scales, slopes, rtol):
-    """Every quantity; the absolute tolerance is relative to the largest entry."""
+def check_against_dense(obs, weights, scales, slopes, rtol, spread_atol):
+    """Every quantity; tolerances are relative to the largest entry, but for the covariance of predictions."""
 
     def close(found, expected):
-        np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=rtol, atol=rtol * np.abs(expected).max())
 
     dense = Dense(obs, weights, scales, slopes)
     models, q = len(obs.x), scales.model.shape[0]
     given = conditioned(obs, weights, scales, slopes)
-    np.testing.assert_allclose(given.evidence, dense.evidence(), rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(float(given.evidence), dense.evidence(), rtol=rtol, atol=rtol)
 
     mean, covariance = moments(obs, given)
     expected_mean, expected = dense.shared()
@@ -286,42 +284,51 @@ def check_against_dense(obs, weights, scales, slopes, rtol):
     ahead = extrapolated(obs, scales, slopes, given, NEW, DOF)
     expected_curve, expected_spread = dense.predictive(NEW, DOF)
     close(ahead.offset + jnp.einsum("mgq,mq->mg", ahead.gain, mean), expected_curve)
-    close(ahead.covariance + ahead.gain @ covariance @ ahead.gain.mT, expected_spread)
+    spread = np.asarray(ahead.covariance + ahead.gain @ covariance @ ahead.gain.mT)
+    np.testing.assert_allclose(spread, expected_spread, rtol=rtol, atol=spread_atol)
 
     jax.tree.map(close, updated(obs, weights, scales, given, DOF), dense.expectations(DOF))
 
 
 def test_everything_equals_the_dense_gaussian(case):
-    check_against_dense(*case, rtol=1e-8)
+    check_against_dense(*case, rtol=1e-9, spread_atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_everything_equals_the_dense_gaussian_for_other_curves(seed):
-    check_against_dense(*problem(seed), rtol=1e-8)
+    check_against_dense(*problem(seed), rtol=1e-9, spread_atol=1e-9)
 
 
-def test_everything_equals_the_dense_gaussian_with_the_least_noise_of_the_fitter():
+def with_the_least_noise():
     obs, weights, scales, slopes = problem()
-    check_against_dense(obs, weights, scales._replace(noise=1e-4, jump=1e-4), slopes, rtol=1e-6)
+    least = jnp.asarray(1e-4)  # the fitter's
+    return obs, weights, scales._replace(noise=least, jump=least), slopes
+
+
+def test_everything_equals_the_dense_gaussian_with_the_least_noise():
+    check_against_dense(*with_the_least_noise(), rtol=1e-6, spread_atol=1e-5)
+
+
+@pytest.mark.xfail(strict=True, reason="variances of 1e-8 are differences of LEVEL_VARIANCE = 4; some are negative")
+def test_spread_of_predictions_is_exact_to_the_least_noise():
+    check_against_dense(*with_the_least_noise(), rtol=1e-6, spread_atol=1e-9)
 
 
 def test_gradient_of_the_evidence_is_that_of_dense_finite_differences(case):
     obs, weights, scales, slopes = case
-    found = evidence_gradient(scales, slopes, obs, weights)
-    leaves, structure = jax.tree.flatten((scales, slopes))
+    gradients = jax.tree.leaves(evidence_gradient(scales, slopes, obs, weights))
+    leaves, structure = jax.tree.flatten(extended((scales, slopes)))
+    rng = np.random.default_rng(0)
+    for number, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+        direction = 1e-5 * np.maximum(np.abs(leaf), 1e-3) * rng.standard_normal(leaf.shape)
 
-    def evidence(leaves):
-        return Dense(obs, weights, *structure.unflatten(leaves)).evidence()
+        def evidence(share, number=number, direction=direction):
+            moved = [*leaves[:number], leaves[number] + share * direction, *leaves[number + 1 :]]
+            return Dense(obs, weights, *structure.unflatten(moved)).evidence()
 
-    for number, (leaf, gradient) in enumerate(zip(leaves, jax.tree.leaves(found), strict=True)):
-        differences = np.zeros(leaf.shape)
-        # Every entry would take a minute; these are all kinds of amplitude and a few of many like ones.
-        for at in list(np.ndindex(leaf.shape))[:: max(1, leaf.size // 4)]:
-            step = 1e-4 * max(abs(leaf[at]), 1e-2)
-            ends = [evidence([*leaves[:number], leaf.at[at].add(s), *leaves[number + 1 :]]) for s in (step, -step)]
-            differences[at] = (ends[0] - ends[1]) / (2 * step)
-            np.testing.assert_allclose(gradient[at], differences[at], rtol=1e-4, atol=1e-4)
-        assert np.isfinite(gradient).all()
+        difference = (evidence(1) - evidence(-1)) / 2
+        allowed = 1e-7 * np.sum(np.abs(np.asarray(gradient) * direction))
+        np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), difference, rtol=1e-6, atol=allowed)
 
 
 @pytest.mark.parametrize("name", ["general", "one family", "no families", "no covariates"])
@@ -329,10 +336,10 @@ def test_draws_have_the_joint_moments_of_the_dense_gaussian(name):
     obs, weights, scales, slopes = CASES[name](*problem())
     given = conditioned(obs, weights, scales, slopes)
     draws = 20_000
-    found = np.asarray(jax.jit(shared_draws, static_argnames="draws")(obs, given, jax.random.key(3), draws=draws))
+    found = np.asarray(drawn(obs, given, jax.random.key(3), draws=draws))
     assert found.shape == (draws, M, Q)
     found = found.reshape(draws, -1)
-    mean, covariance = Dense(obs, weights, scales, slopes).shared()
+    mean, covariance = (part.astype(float) for part in Dense(obs, weights, scales, slopes).shared())
     variance = np.diag(covariance)
     assert np.all(np.abs(found.mean(axis=0) - mean) <= 5 * np.sqrt(variance / draws))
     error = np.sqrt((covariance**2 + np.outer(variance, variance)) / draws)
@@ -342,13 +349,13 @@ def test_draws_have_the_joint_moments_of_the_dense_gaussian(name):
 def test_draws_of_a_certain_thing_are_its_mean():
     obs, weights, scales, slopes = scaled(family=0, covariate=0)(*problem())
     given = conditioned(obs, weights, scales, slopes)
-    np.testing.assert_array_equal(shared_draws(obs, given, jax.random.key(0), 3), np.zeros((3, M, Q)))
+    np.testing.assert_array_equal(drawn(obs, given, jax.random.key(0), draws=2), np.zeros((2, M, Q)))
 
 
 def test_draws_follow_their_key():
     obs, *rest = problem()
     given = conditioned(obs, *rest)
-    draw = jax.jit(partial(shared_draws, draws=2))
+    draw = partial(drawn, draws=2)
     np.testing.assert_array_equal(draw(obs, given, jax.random.key(1)), draw(obs, given, jax.random.key(1)))
     assert np.all(draw(obs, given, jax.random.key(1)) != draw(obs, given, jax.random.key(2)))
 
@@ -360,9 +367,9 @@ def test_pulls_give_posterior_means_of_what_is_a_models_own():
     mean, _ = dense.posterior()
     pull = pulls(given, moments(obs, given)[0])
     own = scales.model**2 * jnp.einsum("mnq,mn->mq", given.basis, pull)
-    np.testing.assert_allclose(own, mean[dense.at["own"]].reshape(M, Q), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(own), mean[dense.at["own"]].reshape(M, Q), rtol=1e-7, atol=1e-9)
     level = LEVEL_VARIANCE * jnp.sum(jnp.where(obs.present, pull, 0.0), axis=1)
-    np.testing.assert_allclose(level, mean[dense.at["level"]], rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(level), mean[dense.at["level"]], rtol=1e-7, atol=1e-9)
 
 
 # Invariances --------------------------------------------------------------------------------------------------
@@ -448,8 +455,12 @@ def test_many_degrees_of_freedom_are_gaussian():
 
 
 def test_an_outlier_and_a_jump_lose_weight():
-    obs, weights, scales, slopes = CASES["complete"](*CASES["gaussian"](*problem()))
-    quiet = obs._replace(y=-integrals(obs.x, T) @ slopes.mean)
+    obs, weights, scales, slopes = CASES["gaussian"](*problem())
+    # Alike and smooth curves.
+    x = jnp.broadcast_to(jnp.arange(float(N)), (M, N))
+    quiet = obs._replace(x=x, y=-integrals(x, T) @ slopes.mean, present=jnp.ones_like(obs.present))
+    quiet = quiet._replace(noise=jnp.ones_like(obs.noise))
+    scales = Scales(*(0.05 * sd for sd in scales[:3]), noise=jnp.asarray(0.01), jump=jnp.asarray(0.005))
     outlier = quiet._replace(y=quiet.y.at[0, 3].add(0.2))
     jump = quiet._replace(y=quiet.y.at[1, 3:].add(0.2))
     weights_of = {}
@@ -490,9 +501,11 @@ with float64_on_cpu():
         present=jnp.ones((M, N), bool), noise=jnp.ones((M, N)),
         covariates=jnp.asarray(rng.standard_normal((M, K))).at[:, 0].set(1), family=jnp.arange(M) % 500,
     )
-    scales = Scales(jnp.full(12, 0.02), jnp.full(12, 0.02), jnp.full((K, 12), 0.02), jnp.array(0.01), jnp.array(0.01))
+    sd, covariate_sd = jnp.full(12, 0.02), jnp.full((K, 12), 0.02)
+    scales = Scales(sd, sd, covariate_sd, jnp.array(0.01), jnp.array(0.01))
     slopes = Slopes(jnp.full(T, 0.05), jnp.asarray(rng.standard_normal((T, 12))))
-    evidence = jax.jit(jax.value_and_grad(lambda s: condition(obs, Weights(jnp.ones((M, N)), jnp.ones((M, N))), s, slopes).evidence))
+    weights = Weights(jnp.ones((M, N)), jnp.ones((M, N)))
+    evidence = jax.jit(jax.value_and_grad(lambda scales: condition(obs, weights, scales, slopes).evidence))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(evidence(scales)))
 """
 

@@ -1,0 +1,350 @@
+"""How long the fits take, beside SciPy doing the same job, and how their cost grows with the number of models.
+
+    python benchmarks/fit.py [--quick] [--out benchmarks/results/fit.json]
+
+Every case runs in a fresh process, so that its first ("cold") call compiles everything anew and its peak of memory
+is its own. Importing is not part of a cold call; it is part of the command line's times. The curves are the public
+ones of 30 models on FLAN where `$LENSJAX_BENCHMARKS` has them, else simulated; those of the scaling part are always
+simulated.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+import tyro
+from machine import describe, peak_memory_gb
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import curve_fit, least_squares
+
+from lensjax.curves import CurveTable
+from lensjax.datasets import SIZES, VARIABLE, available, rectified, simulated
+from lensjax.fit.joint import fit_joint
+from lensjax.fit.per_model import MAX_ALPHA, MAX_BETA, MIN_ALPHA, MIN_BETA, fit_per_model
+
+P, T = ParamSpec("P"), TypeVar("T")
+Json = dict[str, Any]
+
+TARGET = SIZES[-1]  # examples to predict for
+FAMILY = 8  # simulated models in a family, about
+WORSE = 1.01  # a fit is worse if its rmse is so many times the least that any fitter found for the model
+PARTS = {
+    "fit": slice(0, 1),
+    "predict": slice(1, 2),
+    "probability_best": slice(2, 3),
+    "fit_and_predict": slice(0, 2),
+    "all": slice(0, 3),
+}  # of a joint fit and the questions to it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    models: int = 30
+    sizes: int = 11
+    scaling: tuple[int, ...] = (30, 100, 300, 1000, 3000)
+    repeats: int = 5
+    long_repeats: int = 3  # of what takes seconds
+
+
+QUICK = Plan(models=6, sizes=5, scaling=(6,), repeats=1, long_repeats=1)
+
+
+def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json")) -> None:
+    """Measure, print a table, and write JSON.
+
+    Args:
+        quick: Only try the script on tiny tables; compilations are shared, and the times mean nothing.
+        out: File to write.
+    """
+    plan, console = QUICK if quick else Plan(), Console()
+    real = not quick and bool(os.environ.get(VARIABLE)) and "flan" in available()
+    table = rectified("flan").up_to(SIZES[plan.sizes - 1]) if real else simulate(plan.models, plan.sizes)
+    found: Json = {
+        "benchmark": "fit",
+        "quick": quick,
+        **describe("jax", "jaxlib", "numpy", "scipy", "optax", "lensjax"),
+        "curves": {
+            "source": "flan, Rectified Scaling Law benchmark" if real else "simulated",
+            "models": len(table.models),
+            "sizes": int((table.sizes > 0).sum()),
+            "target": TARGET,
+        },
+        "repeats": {"per_model_and_joint": plan.repeats, "scaling_and_command_line": plan.long_repeats},
+        "notes": {
+            "times": "wall seconds; cold is the first call of a fresh process after imports, warm the calls after it",
+            "ratio": "warm time of the peer over warm time of lensjax; above 1, lensjax is faster",
+            "rmse": "of log loss, mean over models; `worse` counts models fitted more than 1 % worse than by the best",
+            "least_squares": "trf within the bounds of lensjax on exponents, from `starts` points, the best kept",
+            "curve_fit": "lm, unbounded, from one point; scales are fitted as logarithms by both, on log loss",
+            "joint": "no other joint fitter is known; its peer is one SciPy fit of the rectified law to every model",
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder, console.status("") as status:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = str(quick)  # processes inherit it
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        found["per_model"] = {}
+        for law in PEERS:
+            status.update(f"Per-model fits, law {law}")
+            found["per_model"][law] = isolated(per_model, table, law, plan.repeats)
+        status.update("Joint fit")
+        found["joint"] = isolated(joint, table, plan.repeats)
+        peer = found["per_model"]["rectified"]["least_squares"]
+        found["joint"]["peer"] = {"name": "least_squares, rectified"} | ratios(peer, found["joint"]["fit_and_predict"])
+        found["scaling"] = {"points": []}
+        for models in plan.scaling:
+            status.update(f"Joint fit of {models} models")
+            point = isolated(joint, simulate(models, plan.sizes), plan.long_repeats)
+            found["scaling"]["points"].append({"models": models, **point})
+        found["scaling"]["exponent"] = exponents(found["scaling"]["points"])
+        status.update("Command line")
+        found["command_line"] = command_line(simulate(plan.models, plan.sizes), Path(folder), plan.long_repeats)
+    found["targets"] = targets(found)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rounded(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    show(found, console)
+    console.print(f"Wrote {out}")
+
+
+def simulate(models: int, sizes: int) -> CurveTable:
+    return simulated(models=models, families=max(1, round(models / FAMILY)), sizes=SIZES[:sizes])
+
+
+def isolated(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `call` returns in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(call, *args, **kwargs).result()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of a call that returns NumPy arrays or waits for its own, as all calls here do."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def summary(times: list[float]) -> Json:
+    return {"median_s": float(np.median(times)), "min_s": min(times)}
+
+
+class Peer(NamedTuple):
+    """A law in NumPy for SciPy, as log loss of log D, and a first guess from β and the floor's share of the loss."""
+
+    log_loss: Callable[..., np.ndarray]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    guess: Callable[[np.ndarray, np.ndarray, float, float], list[float]]
+
+
+def _rectified(x: np.ndarray, log_b: float, log_d_l: float, beta: float, log_e: float) -> np.ndarray:
+    return np.logaddexp(log_b - np.logaddexp(log_d_l, beta * x), log_e)
+
+
+def _guess_rectified(x: np.ndarray, y: np.ndarray, beta: float, share: float) -> list[float]:
+    log_e, knee = y[-1] + np.log(share), x[0] + 0.3 * (x[-1] - x[0])
+    log_b = np.log(np.exp(y[0]) - np.exp(log_e)) + np.logaddexp(beta * knee, beta * x[0])
+    return [log_b, beta * knee, beta, log_e]
+
+
+def _vanilla(x: np.ndarray, log_b: float, beta: float, log_e: float, log_alpha: float) -> np.ndarray:
+    return np.exp(log_alpha) * np.logaddexp(log_b - beta * x, log_e)
+
+
+def _guess_vanilla(x: np.ndarray, y: np.ndarray, beta: float, share: float) -> list[float]:
+    log_e = y[-1] + np.log(share)
+    return [np.log(np.exp(y[0]) - np.exp(log_e)) + beta * x[0], beta, log_e, 0.0]
+
+
+FREE = np.inf
+PEERS = {
+    "rectified": Peer(_rectified, (-FREE, -FREE, MIN_BETA, -FREE), (FREE, FREE, MAX_BETA, FREE), _guess_rectified),
+    "vanilla": Peer(
+        _vanilla,
+        (-FREE, MIN_BETA, -FREE, np.log(MIN_ALPHA)),
+        (FREE, MAX_BETA, FREE, np.log(MAX_ALPHA)),
+        _guess_vanilla,
+    ),
+}
+START = (0.3, 0.3)  # β and share of the floor
+STARTS = tuple(product((0.1, 0.5), (0.05, 0.7)))  # more lower the mean rmse on FLAN by less than one part in 10⁵
+
+
+def by_least_squares(peer: Peer, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    fits = [
+        least_squares(
+            lambda p: peer.log_loss(x, *p) - y,
+            peer.guess(x, y, *start),
+            bounds=(peer.lower, peer.upper),
+            x_scale="jac",
+        )
+        for start in STARTS
+    ]
+    best: np.ndarray = min(fits, key=lambda fit: fit.cost).x
+    return best
+
+
+def by_curve_fit(peer: Peer, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Parameters, or the guess where no optimum was found."""
+    guess = peer.guess(x, y, *START)
+    try:
+        found: np.ndarray = curve_fit(peer.log_loss, x, y, guess, maxfev=10_000)[0]
+    except RuntimeError:
+        return np.array(guess)
+    return found
+
+
+def per_model(table: CurveTable, law: str, repeats: int) -> Json:
+    """Times and quality of a law fitted to every model, ours and SciPy's taking turns."""
+    peer, above = PEERS[law], table.sizes > 0
+    curves = [
+        (np.log(table.sizes[above][seen]), np.log(loss[seen]))
+        for loss, seen in zip(table.loss[:, above], table.measured[:, above], strict=True)
+    ]
+
+    def each(fit: Callable[..., np.ndarray]) -> np.ndarray:
+        errors = [peer.log_loss(x, *fit(peer, x, y)) - y for x, y in curves]
+        return np.array([np.sqrt(np.mean(e**2)) for e in errors])
+
+    fitters: dict[str, Callable[[], np.ndarray]] = {
+        "lensjax": lambda: fit_per_model(table, law).rmse,
+        "least_squares": lambda: each(by_least_squares),
+        "curve_fit": lambda: each(by_curve_fit),
+    }
+    cold = seconds(fitters["lensjax"])
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SciPy's, of covariances that nobody asked for
+        rmse = {name: fit() for name, fit in fitters.items()}
+        turns = [[seconds(fit) for fit in fitters.values()] for _ in range(repeats)]
+    best = np.min(list(rmse.values()), axis=0)
+    found: Json = {
+        name: summary(list(times))
+        | {"mean_rmse": float(rmse[name].mean()), "worse": int((rmse[name] > WORSE * best).sum())}
+        for name, times in zip(fitters, zip(*turns, strict=True), strict=True)
+    }
+    found["lensjax"] = {"cold_s": cold} | found["lensjax"]
+    for name, starts in (("least_squares", len(STARTS)), ("curve_fit", 1)):
+        found[name] = {"starts": starts} | found[name] | ratios(found[name], found["lensjax"])
+    return found
+
+
+def ratios(peer: Json, ours: Json) -> Json:
+    return {"ratio": peer["median_s"] / ours["median_s"], "ratio_of_minima": peer["min_s"] / ours["min_s"]}
+
+
+def joint(table: CurveTable, repeats: int) -> Json:
+    """Times of the joint fit and of two questions to its posterior, and the peak of memory."""
+
+    def turn() -> np.ndarray:
+        marks = [time.perf_counter()]
+        posterior = fit_joint(table, TARGET)
+        marks.append(time.perf_counter())
+        posterior.predict(TARGET)
+        marks.append(time.perf_counter())
+        posterior.probability_best(TARGET)
+        marks.append(time.perf_counter())
+        return np.diff(marks)
+
+    cold, *warm = (turn() for _ in range(1 + repeats))
+    return {
+        name: {"cold_s": float(cold[part].sum())} | summary([float(times[part].sum()) for times in warm])
+        for name, part in PARTS.items()
+    } | {"peak_gb": peak_memory_gb()}
+
+
+def exponents(points: list[Json]) -> Json:
+    """Slopes of log warm time in log number of models, over all points and over the larger half; None of one."""
+
+    def slope(part: str, chosen: list[Json]) -> float | None:
+        if len(chosen) < 2:
+            return None
+        models, times = [p["models"] for p in chosen], [p[part]["min_s"] for p in chosen]
+        return float(np.polyfit(np.log(models), np.log(times), 1)[0])
+
+    larger = points[len(points) // 2 :]
+    return {part: {"all": slope(part, points), "larger_half": slope(part, larger)} for part in PARTS}
+
+
+def command_line(table: CurveTable, folder: Path, repeats: int) -> Json:
+    """Times of whole commands, from starting Python to its end."""
+    curves = folder / "curves.csv"
+    table.write(curves)
+    commands = {"rank": ["rank", str(curves), "--target", str(TARGET)], "help": ["--help"]}
+
+    def run(arguments: list[str]) -> None:
+        subprocess.run([sys.executable, "-m", "lensjax", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    return {
+        name: summary([seconds(partial(run, arguments)) for _ in range(repeats)])
+        for name, arguments in commands.items()
+    }
+
+
+def targets(found: Json) -> list[Json]:
+    """What we promised ourselves, beside what was measured."""
+    models, last = found["curves"]["models"], found["scaling"]["points"][-1]
+    promised = [
+        (f"joint fit and prediction of {models} models, warm, s", 1.0, found["joint"]["fit_and_predict"]["median_s"]),
+        ("lensjax rank in a fresh process, s", 15.0, found["command_line"]["rank"]["median_s"]),
+        (f"fit, prediction and P(best) of {last['models']} models, cold, s", 60.0, last["all"]["cold_s"]),
+        (f"peak memory at {last['models']} models, GB", 4.0, last["peak_gb"]),
+        ("exponent of warm cost in the number of models", 1.1, found["scaling"]["exponent"]["all"]["all"]),
+        ("the same over the larger half", 1.1, found["scaling"]["exponent"]["all"]["larger_half"]),
+    ]
+    return [
+        {"what": what, "at_most": limit, "measured": value, "met": None if value is None else value <= limit}
+        for what, limit, value in promised
+    ]
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """The same with floats to four significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def show(found: Json, console: Console) -> None:
+    """Print the numbers as two tables."""
+    table = Table("", "cold s", "warm s", "least s", "", title="Fits")
+
+    def row(what: str, times: Json, more: str = "") -> None:
+        cells = (f"{times[name]:.3g}" if name in times else "" for name in ("cold_s", "median_s", "min_s"))
+        table.add_row(what, *cells, more)
+
+    for law, fitters in found["per_model"].items():
+        for name, fit in fitters.items():
+            ratio = f", lensjax is {fit['ratio']:.2g}x as fast" if "ratio" in fit else ""
+            row(f"{law} law, {name}", fit, f"rmse {fit['mean_rmse']:.6f}, worse {fit['worse']}{ratio}")
+    ratio = found["joint"]["peer"]["ratio"]
+    row("joint fit + predict", found["joint"]["fit_and_predict"], f"{ratio:.2g}x as fast as its peer")
+    for point in found["scaling"]["points"]:
+        row(f"fit + predict + P(best), {point['models']} models", point["all"], f"peak {point['peak_gb']:.2f} GB")
+    for name, times in found["command_line"].items():
+        row(f"lensjax {name}", times)
+    goals = Table("", "at most", "measured", "met", title="Targets")
+    for goal in found["targets"]:
+        measured = "" if goal["measured"] is None else f"{goal['measured']:.3g}"
+        goals.add_row(goal["what"], f"{goal['at_most']:g}", measured, {None: "", True: "yes", False: "no"}[goal["met"]])
+    console.print(table, goals)
+
+
+if __name__ == "__main__":
+    tyro.cli(benchmark)
