@@ -27,8 +27,9 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import tyro
 from machine import describe, peak_memory_gb
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from scipy.optimize import curve_fit, least_squares
 
 from lensjax.curves import CurveTable
@@ -36,7 +37,8 @@ from lensjax.datasets import SIZES, VARIABLE, available, rectified, simulated
 from lensjax.fit.joint import fit_joint
 from lensjax.fit.per_model import MAX_ALPHA, MAX_BETA, MIN_ALPHA, MIN_BETA, fit_per_model
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 Json = dict[str, Any]
 
 TARGET = SIZES[-1]  # examples to predict for
@@ -62,7 +64,7 @@ class Plan:
     long_repeats: int = 3  # of what takes seconds
 
 
-QUICK = Plan(models=6, sizes=5, scaling=(6,), repeats=1, long_repeats=1)
+QUICK = Plan(models=3, sizes=5, scaling=(3,), repeats=1, long_repeats=1)
 
 
 def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json")) -> None:
@@ -132,11 +134,11 @@ def isolated(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return pool.submit(call, *args, **kwargs).result()
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Wall time of a call that returns NumPy arrays or waits for its own, as all calls here do."""
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Wall time and result of a call that returns NumPy arrays or waits for JAX itself, as all calls here do."""
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    result = call()
+    return time.perf_counter() - start, result
 
 
 def summary(times: list[float]) -> Json:
@@ -163,7 +165,8 @@ def _guess_rectified(x: np.ndarray, y: np.ndarray, beta: float, share: float) ->
 
 
 def _vanilla(x: np.ndarray, log_b: float, beta: float, log_e: float, log_alpha: float) -> np.ndarray:
-    return np.exp(log_alpha) * np.logaddexp(log_b - beta * x, log_e)
+    log_loss: np.ndarray = np.exp(log_alpha) * np.logaddexp(log_b - beta * x, log_e)
+    return log_loss
 
 
 def _guess_vanilla(x: np.ndarray, y: np.ndarray, beta: float, share: float) -> list[float]:
@@ -226,16 +229,16 @@ def per_model(table: CurveTable, law: str, repeats: int) -> Json:
         "least_squares": lambda: each(by_least_squares),
         "curve_fit": lambda: each(by_curve_fit),
     }
-    cold = seconds(fitters["lensjax"])
+    cold, _ = timed(fitters["lensjax"])
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SciPy's, of covariances that nobody asked for
-        rmse = {name: fit() for name, fit in fitters.items()}
-        turns = [[seconds(fit) for fit in fitters.values()] for _ in range(repeats)]
-    best = np.min(list(rmse.values()), axis=0)
+        turns = [{name: timed(fit) for name, fit in fitters.items()} for _ in range(repeats)]
+    rmse = {name: errors for name, (_, errors) in turns[0].items()}
+    least = np.min(list(rmse.values()), axis=0)
     found: Json = {
-        name: summary(list(times))
-        | {"mean_rmse": float(rmse[name].mean()), "worse": int((rmse[name] > WORSE * best).sum())}
-        for name, times in zip(fitters, zip(*turns, strict=True), strict=True)
+        name: summary([turn[name][0] for turn in turns])
+        | {"mean_rmse": float(errors.mean()), "worse": int((errors > WORSE * least).sum())}
+        for name, errors in rmse.items()
     }
     found["lensjax"] = {"cold_s": cold} | found["lensjax"]
     for name, starts in (("least_squares", len(STARTS)), ("curve_fit", 1)):
@@ -290,7 +293,7 @@ def command_line(table: CurveTable, folder: Path, repeats: int) -> Json:
         subprocess.run([sys.executable, "-m", "lensjax", *arguments], check=True, stdout=subprocess.DEVNULL)
 
     return {
-        name: summary([seconds(partial(run, arguments)) for _ in range(repeats)])
+        name: summary([timed(partial(run, arguments))[0] for _ in range(repeats)])
         for name, arguments in commands.items()
     }
 
@@ -312,8 +315,8 @@ def targets(found: Json) -> list[Json]:
     ]
 
 
-def rounded(value: Any, digits: int = 4) -> Any:
-    """The same with floats to four significant digits."""
+def rounded(value: Any, digits: int = 5) -> Any:
+    """The same with floats to five significant digits."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -323,23 +326,23 @@ def rounded(value: Any, digits: int = 4) -> Any:
 
 def show(found: Json, console: Console) -> None:
     """Print the numbers as two tables."""
-    table = Table("", "cold s", "warm s", "least s", "", title="Fits")
+    what = Column("", no_wrap=True)
+    table = Table(what, "cold s", "warm s", "least s", "rmse", "worse", "ratio", "GB", box=SIMPLE, title="Fits")
 
-    def row(what: str, times: Json, more: str = "") -> None:
-        cells = (f"{times[name]:.3g}" if name in times else "" for name in ("cold_s", "median_s", "min_s"))
-        table.add_row(what, *cells, more)
+    def row(what: str, *parts: Json) -> None:
+        known = {key: value for part in parts for key, value in part.items()}
+        columns = ("cold_s", "median_s", "min_s", "mean_rmse", "worse", "ratio", "peak_gb")
+        table.add_row(what, *(f"{known[name]:.3g}" if name in known else "" for name in columns))
 
     for law, fitters in found["per_model"].items():
         for name, fit in fitters.items():
-            ratio = f", lensjax is {fit['ratio']:.2g}x as fast" if "ratio" in fit else ""
-            row(f"{law} law, {name}", fit, f"rmse {fit['mean_rmse']:.6f}, worse {fit['worse']}{ratio}")
-    ratio = found["joint"]["peer"]["ratio"]
-    row("joint fit + predict", found["joint"]["fit_and_predict"], f"{ratio:.2g}x as fast as its peer")
+            row(f"{law}, {name}", fit)
+    row("joint fit + predict", found["joint"]["fit_and_predict"], found["joint"]["peer"])
     for point in found["scaling"]["points"]:
-        row(f"fit + predict + P(best), {point['models']} models", point["all"], f"peak {point['peak_gb']:.2f} GB")
+        row(f"joint, {point['models']} models", point["all"], {"peak_gb": point["peak_gb"]})
     for name, times in found["command_line"].items():
         row(f"lensjax {name}", times)
-    goals = Table("", "at most", "measured", "met", title="Targets")
+    goals = Table("", "at most", "measured", "met", box=SIMPLE, title="Targets")
     for goal in found["targets"]:
         measured = "" if goal["measured"] is None else f"{goal['measured']:.3g}"
         goals.add_row(goal["what"], f"{goal['at_most']:g}", measured, {None: "", True: "yes", False: "no"}[goal["met"]])

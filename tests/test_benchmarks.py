@@ -39,7 +39,7 @@ def test_names_machine_versions_and_curves(quick):
     assert {"cpu", "cores", "memory_gb", "os", "load_at_start"} == set(quick["machine"])
     assert {"python", "jax", "jaxlib", "numpy", "scipy", "optax", "lensjax"} == set(quick["versions"])
     assert quick["quick"] is True
-    assert quick["curves"] == {"source": "simulated", "models": 6, "sizes": 5, "target": 1638400}
+    assert quick["curves"] == {"source": "simulated", "models": 3, "sizes": 5, "target": 1638400}
 
 
 @pytest.mark.parametrize("law", ["rectified", "vanilla"])
@@ -53,7 +53,7 @@ def test_per_model_fits_stand_beside_their_peers(quick, law):
 
 def test_joint_fit_and_scaling_have_times_and_memory(quick):
     points = quick["scaling"]["points"]
-    assert [point["models"] for point in points] == [6]
+    assert [point["models"] for point in points] == [3]
     for case in (quick["joint"], *points):
         assert all(positive(case["all"][name]) for name in ("cold_s", "median_s", "min_s"))
         assert positive(case["peak_gb"])
@@ -81,3 +81,4 @@ def test_committed_results_are_of_a_full_run_of_this_script(quick):
     assert found["quick"] is False
     assert [point["models"] for point in found["scaling"]["points"]] == [30, 100, 300, 1000, 3000]
     assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    assert '"/' not in text, "a path of the machine it ran on"

@@ -54,7 +54,7 @@ class JointSettings:
     level: bool = True
     jumps: bool = True
     dof: float = 3.0
-    amplitude_sd: float = 1.0
+    amplitude_sd: float = 0.8
 
 
 class Learned(NamedTuple):

@@ -107,17 +107,7 @@ def rank(
         assumptions=_assumptions(method),
     )
     if method == "joint":
-        samples = posterior.sample(target)
-        best = np.bincount(np.argmin(samples, axis=1), minlength=len(seen.models)) / len(samples)
-        sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
-        losses = posterior.predict(sizes)
-        ranking = replace(
-            ranking,
-            probability_best=best,
-            expected_regret=(samples - samples.min(axis=1, keepdims=True)).mean(axis=0),
-            curves=Curves(sizes, losses.loss, losses.lower, losses.upper),
-            parameters=posterior.law_parameters(),
-        )
+        ranking = replace(ranking, **_beyond_losses(posterior, target))
     return replace(ranking, warnings=_warnings(ranking, seen))
 
 
@@ -164,6 +154,22 @@ def _predict_all(
     posterior: JointPosterior = found["joint"]
     found["joint"] = joint_prediction(posterior, target)
     return {name: found[name] for name in METHODS}, posterior
+
+
+def _beyond_losses(posterior: JointPosterior, target: int) -> dict[str, Any]:
+    """What a ranking holds besides predicted losses. The parts are compiled side by side."""
+    sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        sampling = pool.submit(posterior.sample, target)
+        losses, parameters = posterior.predict(sizes), posterior.law_parameters()
+        samples = sampling.result()
+    best = np.bincount(np.argmin(samples, axis=1), minlength=len(posterior.models)) / len(samples)
+    return {
+        "probability_best": best,
+        "expected_regret": (samples - samples.min(axis=1, keepdims=True)).mean(axis=0),
+        "curves": Curves(sizes, losses.loss, losses.lower, losses.upper),
+        "parameters": parameters,
+    }
 
 
 def _assumptions(method: str) -> tuple[str, ...]:
