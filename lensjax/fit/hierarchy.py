@@ -189,17 +189,18 @@ def shared_moments(obs: Observations, given: Conditional) -> tuple[Float[Array, 
     return mean, given.family_covariance[obs.family] + gain @ given.covariate_covariance @ gain.mT
 
 
-def shared_draws(obs: Observations, given: Conditional, key: Array, draws: int) -> Float[Array, "draws M q"]:
-    """Joint draws, over models, of the coefficients of `shared_moments`."""
-    models, q = obs.covariates.shape[0], given.basis.shape[-1]
-    for_covariates, for_families = jax.random.split(key)
-    white = jax.random.normal(for_covariates, (draws, given.covariate_mean.shape[0]), jnp.float32)
-    covariate = given.covariate_mean + white @ cholesky(given.covariate_covariance).T
-    white = jax.random.normal(for_families, (draws, models, q), jnp.float32)
+def shared_draws(
+    obs: Observations,
+    given: Conditional,
+    covariate_noise: Float[Array, "S Kq"],
+    family_noise: Float[Array, "S M q"],
+) -> Float[Array, "S M q"]:
+    """S joint draws, over models, of the coefficients of `shared_moments`, from standard normal noise."""
+    covariate = given.covariate_mean + covariate_noise @ cholesky(given.covariate_covariance).T
     family = given.family_mean - jnp.einsum("fqa,sa->sfq", given.family_gain, covariate)
-    family += jnp.einsum("fab,sfb->sfa", cholesky(given.family_covariance), white)
-    direct = jnp.einsum("mk,skq->smq", obs.covariates, covariate.reshape(draws, -1, q))
-    return direct + family[:, obs.family]
+    family += jnp.einsum("fab,sfb->sfa", cholesky(given.family_covariance), family_noise)
+    by_covariate = covariate.reshape(len(covariate), obs.covariates.shape[1], -1)
+    return jnp.einsum("mk,skq->smq", obs.covariates, by_covariate) + family[:, obs.family]
 
 
 def pulls(given: Conditional, shared: Float[Array, "M q"]) -> Float[Array, "M n"]:

@@ -98,11 +98,16 @@ class JointPosterior:
         Raises:
           InputError: the size is outside the fitted range.
         """
-        each = -(-draws // (len(self.priors) * _BLOCK)) * _BLOCK
+        models, (priors, covariate_terms) = len(self.models), self.fitted.given.covariate_mean.shape
+        shapes = [(priors, _BLOCK, n) for n in (covariate_terms, models * self.fitted.given.basis.shape[-1], models)]
+        rng, blocks = np.random.default_rng(seed), []
         with float64_on_cpu():
             x = jnp.asarray(self._octaves(examples))
-            found = _draws(self.observations, self.fitted, x, self.dof, jax.random.key(seed), each)
-            samples: np.ndarray = np.exp(np.asarray(found).reshape(-1, len(self.models))[:draws] + self.centre)
+            for _ in range(-(-draws // (priors * _BLOCK))):  # in blocks, to bound memory
+                noise = [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
+                found = _draws(self.observations, self.fitted, x, self.dof, *noise)
+                blocks.append(np.asarray(found).swapaxes(0, 1).reshape(-1, models))
+        samples: np.ndarray = np.exp(np.concatenate(blocks)[:draws] + self.centre)
         return samples
 
     def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
@@ -143,8 +148,8 @@ class JointPosterior:
         if "law" not in self.priors:
             raise InputError("The law's parameters need the prior 'law'; fit with it.")
         with float64_on_cpu():
-            law = jax.tree.map(lambda leaf: leaf[self.priors.index("law")], self.fitted)
-            found = _law(self.observations, law, jnp.asarray(self.centre), jnp.log(float(self.unit)))
+            prior = self.priors.index("law")
+            found = _law(self.observations, self.fitted, prior, self.centre, float(np.log(self.unit)))
             return {name: np.asarray(values) for name, values in found.items()}
 
     def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
@@ -182,38 +187,43 @@ def _moments(
         ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
         shared, covariance = hierarchy.shared_moments(obs, f.given)
         mean = ahead.offset + jnp.einsum("mgq,mq->mg", ahead.gain, shared)
-        own = jnp.diagonal(ahead.covariance, axis1=1, axis2=2)
+        own = jnp.diagonal(ahead.covariance, axis1=1, axis2=2) + f.scales.noise**2 * dof / (dof - 2)
         return mean, own + jnp.einsum("mgq,mqr,mgr->mg", ahead.gain, covariance, ahead.gain)
 
     moments: tuple[Array, Array] = jax.lax.map(one, fitted)
     return moments
 
 
-@partial(jax.jit, static_argnames="draws")
-def _draws(
-    obs: hierarchy.Observations, fitted: Fitted, x: Float[Array, "1"], dof: float, key: Array, draws: int
-) -> Float[Array, "draws P M"]:
-    """Draws of log loss at the one size `x` under each prior, made in blocks to bound memory."""
-
-    def one(f: Fitted, key: Array) -> Array:
-        for_shared, for_own = jax.random.split(key)
-        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
-        shared = hierarchy.shared_draws(obs, f.given, for_shared, _BLOCK)
-        own = jnp.sqrt(ahead.covariance[:, 0, 0]) * jax.random.normal(for_own, shared.shape[:2], jnp.float32)
-        return ahead.offset[:, 0] + jnp.einsum("mq,smq->sm", ahead.gain[:, 0], shared) + own
-
-    def block(keys: Array) -> Array:
-        found: Array = jax.lax.map(lambda args: one(*args), (fitted, keys))
-        return found.swapaxes(0, 1)
-
-    blocks: Array = jax.lax.map(block, jax.random.split(key, (draws // _BLOCK, len(fitted.law))))
-    return blocks.reshape(draws, len(fitted.law), -1)
-
-
 @jax.jit
+def _draws(
+    obs: hierarchy.Observations,
+    fitted: Fitted,
+    x: Float[Array, "1"],
+    dof: float,
+    covariate_noise: Float[Array, "P S Kq"],
+    family_noise: Float[Array, "P S Mq"],
+    own_noise: Float[Array, "P S M"],
+) -> Float[Array, "P S M"]:
+    """Draws of log loss at the one size `x` under each prior, from standard normal noise."""
+
+    def one(args: tuple[Fitted, Array, Array, Array]) -> Array:
+        f, for_covariates, for_families, for_models = args
+        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
+        by_model = for_families.reshape(*for_models.shape, -1)
+        shared = hierarchy.shared_draws(obs, f.given, for_covariates, by_model)
+        variance = ahead.covariance[:, 0, 0] + f.scales.noise**2 * dof / (dof - 2)
+        common = ahead.offset[:, 0] + jnp.einsum("mq,smq->sm", ahead.gain[:, 0], shared)
+        return common + jnp.sqrt(variance) * for_models
+
+    draws: Array = jax.lax.map(one, (fitted, covariate_noise, family_noise, own_noise))
+    return draws
+
+
+@partial(jax.jit, static_argnames="prior")
 def _law(
-    obs: hierarchy.Observations, f: Fitted, centre: Float[Array, ""], log_unit: Float[Array, ""]
+    obs: hierarchy.Observations, fitted: Fitted, prior: int, centre: float, log_unit: float
 ) -> dict[str, Float[Array, " M"]]:
+    f = jax.tree.map(lambda leaf: leaf[prior], fitted)
     shared, _ = hierarchy.shared_moments(obs, f.given)
     pull = hierarchy.pulls(f.given, shared)
     own = f.scales.model**2 * jnp.einsum("mnq,mn->mq", f.given.basis, pull)

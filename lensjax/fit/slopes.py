@@ -123,7 +123,7 @@ def population_slopes(prior: SlopePrior, law: Float[Array, "3"]) -> Slopes:
 
 
 def law_parameters(
-    shape: Float[Array, "*n 3"], log_loss_at_centre: Float[Array, "*n"], log_unit: Float[Array, ""]
+    shape: Float[Array, "*n 3"], log_loss_at_centre: Float[Array, "*n"], log_unit: float
 ) -> dict[str, Float[Array, "*n"]]:
     """B, D_l, β and E of the rectified law, in examples and nats per token.
 
