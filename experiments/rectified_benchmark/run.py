@@ -42,6 +42,7 @@ INGREDIENTS: Mapping[str, JointSettings] = {
     "smooth only": JointSettings(priors=("smooth",)),
     "saturating only": JointSettings(priors=("saturating",)),
     "tighter amplitudes": JointSettings(amplitude_sd=0.5),
+    "wider amplitudes": JointSettings(amplitude_sd=1.0),
 }
 SHOWN = ("pearson", "relative_accuracy", "log_rmse", "coverage90")
 
