@@ -96,9 +96,7 @@ def test_gradients_agree_with_finite_differences(name, data):
         up, down = (evaluate(name, log_d + h, arguments) for h in (step, -step))
         np.testing.assert_allclose(by_d, (up - down) / (2 * step), rtol=1e-4, atol=1e-6)
         for argument, gradient in by_argument.items():
-            up, down = (
-                evaluate(name, log_d, arguments | {argument: arguments[argument] + h}) for h in (step, -step)
-            )
+            up, down = (evaluate(name, log_d, arguments | {argument: arguments[argument] + h}) for h in (step, -step))
             np.testing.assert_allclose(gradient, (up - down) / (2 * step), rtol=1e-4, atol=1e-6)
 
 

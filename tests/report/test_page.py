@@ -206,9 +206,7 @@ def test_missing_values_are_dashes(make_ranking):
         parameters={name: without(v) for name, v in whole.parameters.items()},
     )
     html = render_ranking(ranking)
-    row = next(
-        row for row in re.findall(r"<tr.*?</tr>", html, re.S) if f">org/</span><wbr>model-{hole}<" in row
-    )
+    row = next(row for row in re.findall(r"<tr.*?</tr>", html, re.S) if f">org/</span><wbr>model-{hole}<" in row)
     assert row.count("–<") == 5 + 3
     assert not re.search(r">\s*(nan|None|inf)\s*<", html)
 

@@ -215,9 +215,7 @@ def test_a_phone_scrolls_down_only(browser, make_ranking, hostile_names, hostile
     assert browser.run("return document.scrollingElement.scrollWidth") <= 390
     browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.run("return document.scrollingElement.scrollWidth") <= 390
-    assert (
-        browser.run("return document.querySelector('#curves .main-svg').getBoundingClientRect().width") <= 390
-    )
+    assert browser.run("return document.querySelector('#curves .main-svg').getBoundingClientRect().width") <= 390
     assert browser.errors() == []
 
 
@@ -226,9 +224,7 @@ def test_dark_mode_lights_up_the_plots(browser, make_ranking):
     colour = "return getComputedStyle(document.querySelector('#curves .xtick text')).fill"
     light = browser.run(colour)
     try:
-        browser.cdp(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
-        )
+        browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         dark = browser.run(colour)
     finally:
         browser.cdp("Emulation.setEmulatedMedia", features=[])

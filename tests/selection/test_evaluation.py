@@ -21,9 +21,7 @@ needs_curves = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def scores():
     """Every method on both public tasks at every published budget."""
-    return {
-        score[:4]: score.value for score in backtest([datasets.rectified(t) for t in ("flan", "gigaword")], TARGET)
-    }
+    return {score[:4]: score.value for score in backtest([datasets.rectified(t) for t in ("flan", "gigaword")], TARGET)}
 
 
 @needs_curves
