@@ -22,7 +22,7 @@ from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tyro
@@ -37,7 +37,6 @@ from lensjax.datasets import SIZES, VARIABLE, available, rectified, simulated
 from lensjax.fit.joint import fit_joint
 from lensjax.fit.per_model import MAX_ALPHA, MAX_BETA, MIN_ALPHA, MIN_BETA, fit_per_model
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Json = dict[str, Any]
 
@@ -71,7 +70,7 @@ def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json
     """Measure, print a table, and write JSON.
 
     Args:
-        quick: Only try the script on tiny tables; compilations are shared, and the times mean nothing.
+        quick: Only try the script on tiny tables; processes and compilations are shared, and the times mean nothing.
         out: File to write.
     """
     plan, console = QUICK if quick else Plan(), Console()
@@ -93,28 +92,32 @@ def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json
             "ratio": "warm time of the peer over warm time of lensjax; above 1, lensjax is faster",
             "rmse": "of log loss, mean over models; `worse` counts models fitted more than 1 % worse than by the best",
             "least_squares": "trf within the bounds of lensjax on exponents, from `starts` points, the best kept",
-            "curve_fit": "lm, unbounded, from one point; scales are fitted as logarithms by both, on log loss",
-            "joint": "no other joint fitter is known; its peer is one SciPy fit of the rectified law to every model",
+            "curve_fit": "lm without bounds from one point; both peers fit log loss, with finite differences",
+            "joint": "no other joint fitter is known; its peer is least_squares of the rectified law, over all models",
+            "scaling": "exponent is the slope of log least warm time in log models, over all points and the larger "
+            "half; peak_gb is of a process that fits, predicts and asks for P(best), cold and warm",
         },
     }
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = str(quick)  # processes inherit it
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        found["per_model"] = {}
-        for law in PEERS:
-            status.update(f"Per-model fits, law {law}")
-            found["per_model"][law] = isolated(per_model, table, law, plan.repeats)
-        status.update("Joint fit")
-        found["joint"] = isolated(joint, table, plan.repeats)
+        # Processes are spawned by this one, which does nothing but import: see `peak_memory_gb`.
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=None if quick else 1) as fresh:
+            found["per_model"] = {}
+            for law in PEERS:
+                status.update(f"Per-model fits, law {law}")
+                found["per_model"][law] = fresh.submit(per_model, table, law, plan.repeats).result()
+            status.update("Joint fit")
+            found["joint"] = fresh.submit(joint, table, plan.repeats).result()
+            points = []
+            for models in plan.scaling:
+                status.update(f"Joint fit of {models} models")
+                point = fresh.submit(joint, simulate(models, plan.sizes), plan.long_repeats).result()
+                points.append({"models": models} | point)
         peer = found["per_model"]["rectified"]["least_squares"]
         found["joint"]["peer"] = {"name": "least_squares, rectified"} | ratios(peer, found["joint"]["fit_and_predict"])
-        found["scaling"] = {"points": []}
-        for models in plan.scaling:
-            status.update(f"Joint fit of {models} models")
-            point = isolated(joint, simulate(models, plan.sizes), plan.long_repeats)
-            found["scaling"]["points"].append({"models": models, **point})
-        found["scaling"]["exponent"] = exponents(found["scaling"]["points"])
+        found["scaling"] = {"points": points, "exponent": exponents(points)}
         status.update("Command line")
         found["command_line"] = command_line(simulate(plan.models, plan.sizes), Path(folder), plan.long_repeats)
     found["targets"] = targets(found)
@@ -126,12 +129,6 @@ def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json
 
 def simulate(models: int, sizes: int) -> CurveTable:
     return simulated(models=models, families=max(1, round(models / FAMILY)), sizes=SIZES[:sizes])
-
-
-def isolated(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `call` returns in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(call, *args, **kwargs).result()
 
 
 def timed(call: Callable[[], T]) -> tuple[float, T]:
@@ -326,8 +323,9 @@ def rounded(value: Any, digits: int = 5) -> Any:
 
 def show(found: Json, console: Console) -> None:
     """Print the numbers as two tables."""
-    what = Column("", no_wrap=True)
-    table = Table(what, "cold s", "warm s", "least s", "rmse", "worse", "ratio", "GB", box=SIMPLE, title="Fits")
+    heads = ("cold", "warm", "least", "rmse", "worse", "ratio", "GB")
+    right = [Column(head, justify="right", no_wrap=True) for head in heads]
+    table = Table(Column(no_wrap=True), *right, box=SIMPLE, pad_edge=False, collapse_padding=True, title="Seconds")
 
     def row(what: str, *parts: Json) -> None:
         known = {key: value for part in parts for key, value in part.items()}
