@@ -85,6 +85,7 @@ class Conditional(NamedTuple):
       basis: integrals of the slopes' basis at the observations.
       residual: observations less the population's curve.
       walk: Var W_i at the observations.
+      level, level_variance: mean of ℓ_i per unit of residual, and its variance, were the slopes known.
       covariate_mean, covariate_covariance: of the covariates' coefficients.
       family_mean, family_covariance: of a family's coefficients where the covariates' are 0.
       family_gain: how far a family's coefficients fall as the covariates' rise.
@@ -95,6 +96,8 @@ class Conditional(NamedTuple):
     basis: Float[Array, "M n q"]
     residual: Float[Array, "M n"]
     walk: Float[Array, "M n"]
+    level: Float[Array, "M n"]
+    level_variance: Float[Array, " M"]
     covariate_mean: Float[Array, " Kq"]
     covariate_covariance: Float[Array, "Kq Kq"]
     family_mean: Float[Array, "F q"]
@@ -135,11 +138,17 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
     walk = _walk(obs, weights, scales)
 
     # A model given its family and the covariates.
-    own = LEVEL_VARIANCE + (basis * scales.model**2) @ basis.mT + _shared_minimum(walk, walk)
+    own = (basis * scales.model**2) @ basis.mT + _shared_minimum(walk, walk)
     noise = scales.noise**2 * obs.noise / weights.noise
     both = obs.present[:, :, None] & obs.present[:, None, :]
     identity = jnp.eye(obs.x.shape[1])
     inverse, log_det = inverse_and_log_det(jnp.where(both, own + noise[:, :, None] * identity, identity))
+    # The level is added after inverting: in one matrix with noise, its variance would cost half the digits.
+    sums = jnp.einsum("mab,mb->ma", inverse, 1.0 * obs.present)
+    left = 1 / (jnp.sum(sums * obs.present, axis=1) + 1 / LEVEL_VARIANCE)
+    level = sums * left[:, None]
+    log_det += jnp.log(LEVEL_VARIANCE / left)
+    inverse -= level[:, :, None] * sums[:, None, :]
     weighted = inverse @ basis
     information = basis.mT @ weighted
     score = jnp.einsum("mnq,mn->mq", weighted, residual)
@@ -171,6 +180,8 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
         basis=basis,
         residual=residual,
         walk=walk,
+        level=level,
+        level_variance=left,
         covariate_mean=covariate_mean,
         covariate_covariance=covariance,
         family_mean=family_mean,
@@ -265,12 +276,14 @@ def extrapolate(
     ahead = scales.jump**2 * dof / (dof - 2) * (x - last[:, None])
     walk = jnp.where(ahead > 0, reached[:, None] + ahead, within)
 
-    cross = LEVEL_VARIANCE + (basis * scales.model**2) @ given.basis.mT + _shared_minimum(walk, given.walk)
+    cross = (basis * scales.model**2) @ given.basis.mT + _shared_minimum(walk, given.walk)
     cross = jnp.where(obs.present[:, None, :], cross, 0.0)
-    weights = cross @ given.precision
-    prior = LEVEL_VARIANCE + (basis * scales.model**2) @ basis.T + _shared_minimum(walk, walk)
+    weights = cross @ given.precision + given.level[:, None, :]
+    prior = (basis * scales.model**2) @ basis.T + _shared_minimum(walk, walk)
+    lost = jnp.einsum("mgn,mn->mg", cross, given.level)
+    level = given.level_variance[:, None, None] - lost[:, :, None] - lost[:, None, :]
     return Extrapolation(
         offset=path @ slopes.mean + jnp.einsum("mgn,mn->mg", weights, given.residual),
         gain=basis - weights @ given.basis,
-        covariance=prior - weights @ cross.mT,
+        covariance=prior - cross @ given.precision @ cross.mT + level,
     )

@@ -44,7 +44,7 @@ class JointSettings:
       priors: slope priors that are averaged, of `lensjax.fit.slopes.PRIORS`.
       family, size, level: whether a model's family, log size and loss level may explain its slopes.
       jumps: whether levels may jump between sizes.
-      dof: degrees of freedom of Student's t for noise and jumps; Gaussian as it grows.
+      dof: degrees of freedom of Student's t for noise and jumps, above 2; Gaussian as it grows.
       amplitude_sd: prior standard deviation of the log of every amplitude.
     """
 
@@ -55,6 +55,14 @@ class JointSettings:
     jumps: bool = True
     dof: float = 3.0
     amplitude_sd: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not self.priors or not set(self.priors) <= set(PRIORS):
+            raise InputError(f"The slope priors are {listing(self.priors)}; choose one or more of {listing(PRIORS)}.")
+        if not (self.dof > 2 and self.amplitude_sd > 0):
+            raise InputError(
+                f"dof is {self.dof} and amplitude_sd {self.amplitude_sd}; intervals exist for dof above 2 and a positive sd."
+            )
 
 
 class Learned(NamedTuple):
@@ -181,7 +189,7 @@ def _observe(
 def _standardised(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
     """Mean 0 and standard deviation 1; 0 where unknown, and everywhere if all known values agree."""
     known = np.isfinite(values)
-    if not known.any() or np.ptp(values[known]) < 1e-9:
+    if not known.any() or np.ptp(values[known]) <= 1e-9 * np.abs(values[known]).max():
         return np.zeros(len(values))
     return np.where(known, (values - values[known].mean()) / values[known].std(), 0.0)
 

@@ -1,7 +1,6 @@
 """What the joint fit believes: losses at any size, who is best, and how sure that is."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,10 +9,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from lensjax.curves import curve_table
 from lensjax.errors import InputError
 from lensjax.fit import hierarchy
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.slopes import SHAPES, law_log_loss, law_parameters
+from lensjax.fit.per_model import fit_per_model
 
 Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
 DRAWS = 4000
@@ -80,14 +80,17 @@ class JointPosterior:
           InputError: a size is outside that range.
         """
         x = self._octaves(examples)
-        means, variances = [], []
+        padded = np.zeros(max(1, -(-len(x) // _BLOCK)) * _BLOCK)
+        padded[: len(x)] = x
         with float64_on_cpu():
-            for start in range(0, len(x), _BLOCK):
-                block = np.resize(x[start : start + _BLOCK], _BLOCK)
-                mean, variance = _moments(self.observations, self.fitted, jnp.asarray(block), self.dof)
-                means.append(np.asarray(mean)[..., : len(x) - start])
-                variances.append(np.asarray(variance)[..., : len(x) - start])
-        mean, variance = np.concatenate(means, axis=-1), np.concatenate(variances, axis=-1)
+            blocks = [
+                [
+                    np.asarray(moment)
+                    for moment in _moments(self.observations, self.fitted, jnp.asarray(block), self.dof)
+                ]
+                for block in padded.reshape(-1, _BLOCK)
+            ]
+        mean, variance = (np.concatenate(parts, axis=-1)[..., : len(x)] for parts in zip(*blocks, strict=True))
         middle = mean.mean(axis=0) + self.centre
         half = Z90 * np.sqrt(variance.mean(axis=0) + mean.var(axis=0))
         return Losses(np.exp(middle), np.exp(middle - half), np.exp(middle + half))
@@ -138,19 +141,14 @@ class JointPosterior:
         return np.stack([_first_below(sizes, c, loss) for c in (losses.loss, losses.lower, losses.upper)], axis=1)
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
-        """B, D_l, β and E of each model's rectified law L = B / (D_l + D^β) + E, as the law's prior sees it.
+        """B, D_l, β and E of the rectified law L = B / (D_l + D^β) + E closest to each predicted curve.
 
-        They describe the trend; predictions add the path, the jumps and the other priors to it.
-
-        Raises:
-          InputError: the law's prior was not among those fitted.
+        They describe the median curves from the smallest measured size to the horizon, in examples and nats per token;
+        the predictions themselves do not follow any one law.
         """
-        if "law" not in self.priors:
-            raise InputError("The law's parameters need the prior 'law'; fit with it.")
-        with float64_on_cpu():
-            prior = self.priors.index("law")
-            found = _law(self.observations, self.fitted, prior, self.centre, float(np.log(self.unit)))
-            return {name: np.asarray(values) for name, values in found.items()}
+        sizes = np.unique(np.geomspace(self.unit, self.horizon, 16).round().astype(np.int64))
+        curves = curve_table(self.models, sizes, self.predict(sizes).loss)
+        return fit_per_model(curves, "rectified").parameters
 
     def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
         sizes = np.atleast_1d(np.asarray(examples, dtype=np.float64))
@@ -177,6 +175,11 @@ def _first_below(
     return np.where(below.any(axis=1), crossing, np.inf)
 
 
+def _variance(curve: Float[Array, "*b"], noise: Float[Array, ""], dof: float) -> Float[Array, "*b"]:
+    """Of a measured loss, given that of the curve, which rounding leaves a little below 0 where it is known exactly."""
+    return jnp.maximum(curve, 0.0) + noise**2 * dof / (dof - 2)
+
+
 @jax.jit
 def _moments(
     obs: hierarchy.Observations, fitted: Fitted, x: Float[Array, " G"], dof: float
@@ -187,7 +190,7 @@ def _moments(
         ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
         shared, covariance = hierarchy.shared_moments(obs, f.given)
         mean = ahead.offset + jnp.einsum("mgq,mq->mg", ahead.gain, shared)
-        own = jnp.diagonal(ahead.covariance, axis1=1, axis2=2) + f.scales.noise**2 * dof / (dof - 2)
+        own = _variance(jnp.diagonal(ahead.covariance, axis1=1, axis2=2), f.scales.noise, dof)
         return mean, own + jnp.einsum("mgq,mqr,mgr->mg", ahead.gain, covariance, ahead.gain)
 
     moments: tuple[Array, Array] = jax.lax.map(one, fitted)
@@ -211,23 +214,9 @@ def _draws(
         ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
         by_model = for_families.reshape(*for_models.shape, -1)
         shared = hierarchy.shared_draws(obs, f.given, for_covariates, by_model)
-        variance = ahead.covariance[:, 0, 0] + f.scales.noise**2 * dof / (dof - 2)
+        variance = _variance(ahead.covariance[:, 0, 0], f.scales.noise, dof)
         common = ahead.offset[:, 0] + jnp.einsum("mq,smq->sm", ahead.gain[:, 0], shared)
         return common + jnp.sqrt(variance) * for_models
 
     draws: Array = jax.lax.map(one, (fitted, covariate_noise, family_noise, own_noise))
     return draws
-
-
-@partial(jax.jit, static_argnames="prior")
-def _law(
-    obs: hierarchy.Observations, fitted: Fitted, prior: int, centre: float, log_unit: float
-) -> dict[str, Float[Array, " M"]]:
-    f = jax.tree.map(lambda leaf: leaf[prior], fitted)
-    shared, _ = hierarchy.shared_moments(obs, f.given)
-    pull = hierarchy.pulls(f.given, shared)
-    own = f.scales.model**2 * jnp.einsum("mnq,mn->mq", f.given.basis, pull)
-    shape = f.law + (shared + own)[:, :SHAPES]
-    level = hierarchy.LEVEL_VARIANCE * jnp.sum(jnp.where(obs.present, pull, 0.0), axis=1)
-    fall = jax.vmap(lambda s: law_log_loss(s, jnp.zeros(())))(shape)
-    return law_parameters(shape, centre + level - fall, log_unit)

@@ -308,7 +308,6 @@ def test_everything_equals_the_dense_gaussian_with_the_least_noise():
     check_against_dense(*with_the_least_noise(), rtol=1e-6, spread_atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="variances of 1e-8 are differences of LEVEL_VARIANCE = 4; some are negative")
 def test_spread_of_predictions_is_exact_to_the_least_noise():
     check_against_dense(*with_the_least_noise(), rtol=1e-6, spread_atol=1e-9)
 

@@ -101,10 +101,6 @@ def test_equal_curves_have_equal_predictions(fall):
     assert np.all(np.isfinite(found.upper) & (found.upper > found.lower))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="spread of predictions is a difference of LEVEL_VARIANCE = 4, so variances are negative"
-)
-@pytest.mark.filterwarnings("ignore:invalid value encountered in sqrt")
 def test_intervals_of_exact_curves_are_numbers():
     table = many(2 * SIZES[:8] ** -np.linspace(0.05, 0.12, 8)[:, None])
     posterior = fit_joint(table, HORIZON)
@@ -319,7 +315,6 @@ def test_unit_of_a_covariate_matters_not(explained):
     assert_same(*found)
 
 
-@pytest.mark.xfail(strict=True, reason="_standardised takes what varies by less than 1e-9 for constant")
 def test_a_small_unit_of_a_covariate_matters_not(explained):
     table, covariate, _ = explained
     found = [fit_joint(table, HORIZON, {"ntk": z}).predict(SIZES) for z in (covariate, 1e-12 * covariate)]
@@ -402,8 +397,6 @@ def test_without_most_ingredients(task, predicted):
     found = posterior.predict(SIZES)
     assert_sensible(found, task.table)
     assert 1e-4 < log_gap(found, predicted) < 0.1
-    with pytest.raises(InputError, match="'law'"):
-        posterior.law_parameters()
 
 
 def test_without_family_and_size_is_as_if_they_were_unknown(task, predicted):
