@@ -61,7 +61,7 @@ class JointSettings:
             raise InputError(f"The slope priors are {listing(self.priors)}; choose one or more of {listing(PRIORS)}.")
         if not (self.dof > 2 and self.amplitude_sd > 0):
             raise InputError(
-                f"dof is {self.dof} and amplitude_sd {self.amplitude_sd}; intervals exist for dof above 2 and a positive sd."
+                f"dof is {self.dof} and amplitude_sd {self.amplitude_sd}; give dof above 2 and a positive sd."
             )
 
 
