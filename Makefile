@@ -11,7 +11,7 @@ demo: .venv/.installed
 	  echo "Without the public curves, here are simulated ones."; $(BIN)/lensjax rank simulated $(DEMO); }
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
