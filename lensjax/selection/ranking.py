@@ -149,7 +149,8 @@ def _predict_all(
     with ThreadPoolExecutor(max_workers=2) as pool:
         names = sorted(METHODS, key=lambda name: name != "joint")  # the longest first
         for job in as_completed([pool.submit(run, name) for name in names]):
-            name, found[name] = job.result()[0], job.result()[1]
+            name, value = job.result()
+            found[name] = value
             progress(len(found), len(METHODS))
     posterior: JointPosterior = found["joint"]
     found["joint"] = joint_prediction(posterior, target)
