@@ -8,7 +8,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("curves", "datasets", "errors", "fit", "laws", "report", "selection")
+_SUBMODULES = ("curves", "datasets", "errors", "fit", "laws", "models", "report", "selection")
 
 
 def __getattr__(name: str) -> ModuleType:

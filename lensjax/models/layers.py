@@ -1,0 +1,314 @@
+"""The parts that models are built of: linear maps, embeddings, norms, attention, MLPs and the scanned stack."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from lensjax.errors import InputError, shorten
+from lensjax.models.options import Options
+from lensjax.models.rotary import rotate
+from lensjax.models.sharding import constrain_activations
+
+Angles = tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_fast": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The elementwise function of that name in a Hugging Face configuration.
+
+    Raises:
+      InputError: there is none.
+    """
+    if name not in _ACTIVATIONS:
+        raise InputError(f"Activation '{shorten(name)}' in config.json; LensJAX knows {', '.join(_ACTIVATIONS)}.")
+    return _ACTIVATIONS[name]
+
+
+class Linear(nnx.Module):
+    """x @ kernel + bias, with kernel [inputs, outputs]."""
+
+    def __init__(
+        self, inputs: int, outputs: int, options: Options, rngs: nnx.Rngs, *, bias: bool = False, std: float = 0.02
+    ) -> None:
+        self.dtype = options.dtype
+        self.kernel = _normal(rngs, (inputs, outputs), std, options)
+        self.bias = nnx.Param(jnp.zeros(outputs, options.param_dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table; ids beyond it give NaN rather than the row of another token."""
+
+    def __init__(self, rows: int, width: int, options: Options, rngs: nnx.Rngs, *, std: float = 0.02) -> None:
+        self.dtype = options.dtype
+        self.embedding = _normal(rngs, (rows, width), std, options)
+
+    def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... width"]:
+        return jnp.take(self.embedding[...], ids, axis=0, mode="fill").astype(self.dtype)
+
+    def logits(self, x: Float[Array, "... width"]) -> Float[Array, "... rows"]:
+        """Scores of every row: the head of models that tie it to their embedding."""
+        return x.astype(self.dtype) @ self.embedding[...].astype(self.dtype).T
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (arXiv 1607.06450), computed in float32 or wider."""
+
+    def __init__(self, width: int, options: Options, *, eps: float = 1e-5, bias: bool = True) -> None:
+        self.eps, self.dtype = eps, options.dtype
+        self.scale = nnx.Param(jnp.ones(width, options.param_dtype))
+        self.bias = nnx.Param(jnp.zeros(width, options.param_dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        wide = _widen(x)
+        centred = wide - wide.mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32 or wider.
+
+    `offset` is added to the scale: Gemma stores scale − 1.
+    """
+
+    def __init__(self, width: int, options: Options, *, eps: float = 1e-6, offset: float = 0.0) -> None:
+        self.eps, self.offset, self.dtype = eps, offset, options.dtype
+        self.scale = nnx.Param(jnp.full(width, 1.0 - offset, options.param_dtype))
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        wide = _widen(x)
+        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (normed * (self.offset + self.scale[...].astype(wide.dtype))).astype(self.dtype)
+
+
+class MLP(nnx.Module):
+    """down(act(up(x)))."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        act: str,
+        options: Options,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        std: float = 0.02,
+    ) -> None:
+        self.act = activation(act)
+        self.up = Linear(width, hidden, options, rngs, bias=bias, std=std)
+        self.down = Linear(hidden, width, options, rngs, bias=bias, std=std)
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        return self.down(self.act(self.up(x)))
+
+
+class GatedMLP(nnx.Module):
+    """down(act(gate(x)) * up(x)) (GLU variants, arXiv 2002.05202)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        act: str,
+        options: Options,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        std: float = 0.02,
+    ) -> None:
+        self.act = activation(act)
+        self.gate = Linear(width, hidden, options, rngs, bias=bias, std=std)
+        self.up = Linear(width, hidden, options, rngs, bias=bias, std=std)
+        self.down = Linear(hidden, width, options, rngs, bias=bias, std=std)
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention: plain, grouped-query, causal or not, onto itself or onto an encoder.
+
+    Args:
+      width: Size of inputs and outputs.
+      heads, kv_heads, head_dim: Query heads, key and value heads (a divisor), and the size of each.
+      causal: Whether a position sees only itself and those before it.
+      bias, out_bias: Whether q, k and v, and the output, have biases; `out_bias` follows `bias` where not given.
+      scale: What q·k is multiplied by; 1/√head_dim where not given.
+      softcap: Squash scores to ±softcap through tanh (Gemma 2).
+      qk_norm: Makes a norm of the given size for queries and keys.
+      norm_heads: Whether that norm is over each head, or over all heads together (OLMo 2).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        options: Options,
+        rngs: nnx.Rngs,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = True,
+        bias: bool = False,
+        out_bias: bool | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        qk_norm: Callable[[int], nnx.Module] | None = None,
+        norm_heads: bool = True,
+        std: float = 0.02,
+    ) -> None:
+        self.head_dim = width // heads if head_dim is None else head_dim
+        self.causal, self.softcap, self.norm_heads = causal, softcap, norm_heads
+        self.scale = self.head_dim**-0.5 if scale is None else scale
+        self.implementation = options.attention
+        inner, kv_inner = heads * self.head_dim, (heads if kv_heads is None else kv_heads) * self.head_dim
+        self.q = Linear(width, inner, options, rngs, bias=bias, std=std)
+        self.k = Linear(width, kv_inner, options, rngs, bias=bias, std=std)
+        self.v = Linear(width, kv_inner, options, rngs, bias=bias, std=std)
+        self.o = Linear(inner, width, options, rngs, bias=bias if out_bias is None else out_bias, std=std)
+        self.q_norm = None if qk_norm is None else qk_norm(self.head_dim if norm_heads else inner)
+        self.k_norm = None if qk_norm is None else qk_norm(self.head_dim if norm_heads else kv_inner)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time width"],
+        mask: Bool[Array, "#batch #heads #time #source"] | None = None,
+        *,
+        angles: Angles | None = None,
+        bias: Float[Array, "#batch heads time source"] | None = None,
+        source: Float[Array, "batch source width"] | None = None,
+    ) -> Float[Array, "batch time width"]:
+        """Attend where `mask` (and causality) allow, onto `source` where given, else onto x.
+
+        `angles` rotate queries and keys; `bias` is added to the scaled scores.
+        """
+        kv = x if source is None else source
+        q = self._heads(self.q(x), self.q_norm)
+        k = self._heads(self.k(kv), self.k_norm)
+        v = self._heads(self.v(kv), None)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        if self.softcap is None and q.dtype != jnp.float64:
+            y = jax.nn.dot_product_attention(
+                q, k, v, bias, mask, scale=self.scale, is_causal=self.causal, implementation=self.implementation
+            )
+        else:
+            y = _attend(q, k, v, bias, both(mask, _causal(x) if self.causal else None), self.scale, self.softcap)
+        return self.o(y.reshape(*x.shape[:-1], -1))
+
+    def _heads(self, x: Float[Array, "batch time inner"], norm: Any) -> Float[Array, "batch time heads dim"]:
+        if norm is not None and not self.norm_heads:
+            x = norm(x)
+        x = x.reshape(*x.shape[:-1], -1, self.head_dim)
+        return norm(x) if norm is not None and self.norm_heads else x
+
+
+class Stack(nnx.Module):
+    """Equal blocks one after another: parameters have a leading axis of layers, and the forward pass is a scan.
+
+    Compile time does not grow with depth; `options.remat` says what the backward pass recomputes.
+    """
+
+    def __init__(
+        self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, options: Options, rngs: nnx.Rngs
+    ) -> None:
+        self.options = options
+        self.blocks = nnx.split_rngs(splits=depth)(nnx.vmap(make_block))(rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch time width"], *shared: Any, kinds: Int[Array, " layers"] | None = None
+    ) -> Float[Array, "batch time width"]:
+        """Pass x through every block, called as block(x, *shared).
+
+        Where layers are of several kinds, every array in `shared` has a leading axis of kinds, and layer i is handed
+        the entry numbered kinds[i].
+        """
+        graphdef, state = nnx.split(self.blocks)
+
+        def step(x: Any, layer: Any) -> tuple[Any, None]:
+            params, kind = layer
+            own = shared if kind is None else jax.tree.map(lambda choices: choices[kind], shared)
+            x = constrain_activations(x, self.options.mesh)
+            return nnx.merge(graphdef, params)(x, *own), None
+
+        if self.options.remat == "full":
+            step = jax.checkpoint(step, prevent_cse=False)
+        elif self.options.remat == "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        return jax.lax.scan(step, x, (state, kinds))[0]
+
+
+def padding_mask(batch: Mapping[str, Array], key: str = "attention_mask") -> Bool[Array, "batch 1 1 source"] | None:
+    """Which positions may be attended to: those that `attention_mask` marks; None where the batch has none."""
+    return None if batch.get(key) is None else batch[key][:, None, None, :].astype(bool)
+
+
+def window_mask(time: int, window: int) -> Bool[Array, "1 1 time time"]:
+    """Causal attention to the last `window` positions, one's own included."""
+    distance = jnp.arange(time)[:, None] - jnp.arange(time)[None, :]
+    return ((distance >= 0) & (distance < window))[None, None]
+
+
+def both(first: Array | None, second: Array | None) -> Array | None:
+    """The conjunction of two masks, of which None allows everything."""
+    return second if first is None else first if second is None else first & second
+
+
+def _causal(x: Float[Array, "batch time width"]) -> Bool[Array, "1 1 time time"]:
+    return window_mask(x.shape[1], x.shape[1])
+
+
+def _attend(
+    q: Float[Array, "batch time heads dim"],
+    k: Float[Array, "batch source kv_heads dim"],
+    v: Float[Array, "batch source kv_heads dim"],
+    bias: Float[Array, "#batch #heads #time #source"] | None,
+    mask: Bool[Array, "#batch #heads #time #source"] | None,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "batch time heads dim"]:
+    """What `jax.nn.dot_product_attention` cannot do: cap scores by softcap·tanh(score/softcap), and stay in float64."""
+    batch, time, heads, dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, time, kv_heads, heads // kv_heads, dim)
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=_wide(q.dtype)) * scale
+    scores = scores.reshape(batch, heads, time, -1)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias.astype(scores.dtype)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -0.7 * jnp.finfo(scores.dtype).max)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, -1, time, scores.shape[-1])
+    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, time, heads, dim)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, options: Options) -> nnx.Param[Array]:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, options.param_dtype))
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _widen(x: Array) -> Array:
+    return x.astype(_wide(x.dtype))

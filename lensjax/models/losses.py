@@ -1,0 +1,34 @@
+"""The loss of a language model: negative log-likelihood of target tokens, in nats."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+IGNORED = -100  # the label of positions that are not targets, as everywhere in Hugging Face's libraries
+
+Reduction = Literal["mean", "example"]
+
+
+def token_losses(
+    logits: Float[Array, "batch time vocabulary"], labels: Int[Array, "batch time"]
+) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
+    """Loss of every token, 0 where the label is −100, and its weight, 1 where it counts and 0 elsewhere."""
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    counted = labels != IGNORED
+    chosen = jnp.take_along_axis(wide, jnp.where(counted, labels, 0)[..., None], axis=-1, mode="fill")[..., 0]
+    losses = jax.nn.logsumexp(wide, axis=-1) - chosen
+    return jnp.where(counted, losses, 0.0), counted.astype(wide.dtype)
+
+
+def reduce_losses(losses: Array, weights: Array, reduction: Reduction) -> Array:
+    """Mean over all target tokens, or over those of each example; 0 where there are none."""
+    axes = None if reduction == "mean" else -1
+    return losses.sum(axes) / jnp.maximum(weights.sum(axes), 1.0)
+
+
+def shift_right(labels: Int[Array, "batch time"], start: int, padding: int) -> Int[Array, "batch time"]:
+    """A decoder's inputs from its targets: `start` first, and `padding` where targets are −100."""
+    shifted = jnp.concatenate([jnp.full_like(labels[:, :1], start), labels[:, :-1]], axis=1)
+    return jnp.where(shifted == IGNORED, padding, shifted)

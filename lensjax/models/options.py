@@ -1,0 +1,77 @@
+"""How a model computes, as opposed to what it is."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import DTypeLike
+
+from lensjax.errors import InputError, shorten
+
+Remat = Literal["none", "dots", "full"]
+AttentionImplementation = Literal["xla", "cudnn"]
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model computes.
+
+    Attributes:
+      dtype: Floating-point type of activations and matrix products; norms, softmaxes and losses are at least float32.
+      param_dtype: Type in which the parameters are held.
+      remat: What the backward pass recomputes: "none" keeps every activation, "dots" keeps the results of
+        matrix products with weights, "full" keeps one activation per layer.
+      attention: "xla" everywhere and wherever curvature is computed; "cudnn" is the fused kernel of NVIDIA GPUs, for
+        bfloat16 and float16 first-order training only.
+      mesh: Devices that hold the parameters, with axes `data`, `fsdp` and `tensor`; None for one device.
+    """
+
+    dtype: np.dtype[np.generic]
+    param_dtype: np.dtype[np.generic]
+    remat: Remat
+    attention: AttentionImplementation
+    mesh: Mesh | None
+
+
+def make_options(
+    dtype: DTypeLike = "float32",
+    param_dtype: DTypeLike | None = None,
+    remat: Remat = "none",
+    attention: AttentionImplementation = "xla",
+    mesh: Mesh | None = None,
+) -> Options:
+    """Options with every value checked; `param_dtype` is `dtype` where it is not given.
+
+    Raises:
+      InputError: a value is not one of those there are, or float64 is asked for where JAX has it switched off.
+    """
+    for name, value, known in (
+        ("remat", remat, get_args(Remat)),
+        ("attention", attention, get_args(AttentionImplementation)),
+    ):
+        if value not in known:
+            raise InputError(f"{name} is '{shorten(value)}'; give one of {', '.join(known)}.")
+    chosen = as_dtype(dtype)
+    return Options(chosen, as_dtype(dtype if param_dtype is None else param_dtype), remat, attention, mesh)
+
+
+def as_dtype(dtype: DTypeLike) -> np.dtype[np.generic]:
+    """The floating-point type of that name.
+
+    Raises:
+      InputError: there is no such type for models, or it is float64 and JAX has 64 bits switched off.
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in _DTYPES:
+        raise InputError(f"dtype is '{shorten(dtype)}'; give one of {', '.join(_DTYPES)}.")
+    if found.name == "float64" and not jax.config.read("jax_enable_x64"):
+        raise InputError("float64 needs 64-bit JAX; set JAX_ENABLE_X64=1 in the environment, or choose float32.")
+    return found

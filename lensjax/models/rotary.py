@@ -1,0 +1,126 @@
+"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) and the ways in which they are stretched."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from numpy.typing import NDArray
+
+from lensjax.errors import InputError, shorten
+
+Frequencies = NDArray[np.float64]
+
+_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """The rotary embedding of a model: frequencies theta^(-2i/dim), scaled in one of several ways.
+
+    Attributes:
+      dim: Number of leading dimensions of each head that are rotated.
+      kind: "default" or a scaling: "linear", "dynamic", "yarn" (arXiv 2309.00071), "llama3".
+      theta: Base of the frequencies.
+      length: Longest sequence the configuration declares.
+      settings: The other values of the configuration's `rope_parameters`, as sorted pairs.
+    """
+
+    dim: int
+    kind: str
+    theta: float
+    length: int
+    settings: tuple[tuple[str, float], ...]
+
+    def __call__(self, positions: Int[Array, "batch time"]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Cosines and sines, [batch, time, dim / 2], of the angles at these positions, in float32 or wider."""
+        angles = positions[..., None] * jnp.asarray(self.frequencies(positions.shape[-1]), jnp.zeros(()).dtype)
+        scale = self.magnitude()
+        return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+    def frequencies(self, time: int) -> Frequencies:
+        """Radians per position, [dim / 2], for a sequence of `time` tokens."""
+        settings = dict(self.settings)
+        theta, factor = self.theta, settings.get("factor", 1.0)
+        if self.kind == "dynamic":
+            stretch = factor * max(time, self.length) / self.length - (factor - 1)
+            theta *= math.pow(stretch, self.dim / (self.dim - 2))
+        plain = np.power(theta, -np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
+        if self.kind == "linear":
+            return plain / factor
+        if self.kind == "llama3":
+            return _llama3(plain, factor, settings)
+        if self.kind == "yarn":
+            return _yarn(plain, self.dim, theta, self.length, settings)
+        return plain
+
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by; 1 but for yarn (equation 22 there)."""
+        settings = dict(self.settings)
+        if self.kind != "yarn":
+            return 1.0
+        if settings.get("attention_factor") is not None:
+            return float(settings["attention_factor"])
+
+        def log_scale(weight: float = 1.0) -> float:
+            return 1.0 if settings["factor"] <= 1 else 0.1 * weight * math.log(settings["factor"]) + 1.0
+
+        if settings.get("mscale") and settings.get("mscale_all_dim"):
+            return log_scale(settings["mscale"]) / log_scale(settings["mscale_all_dim"])
+        return log_scale()
+
+
+def rotary_from_config(config: Any, head_dim: int, parameters: Mapping[str, Any] | None = None) -> Rotary:
+    """The rotary embedding a Hugging Face configuration describes.
+
+    `parameters` defaults to `config.rope_parameters`; models with one embedding per kind of layer pass one of them.
+
+    Raises:
+      InputError: the kind of scaling is not known.
+    """
+    settings = dict(config.rope_parameters if parameters is None else parameters)
+    kind = settings.pop("rope_type", "default")
+    if kind not in _KINDS:
+        raise InputError(f"rope_type is '{shorten(kind)}' in config.json; LensJAX knows {', '.join(_KINDS)}.")
+    theta = settings.pop("rope_theta")
+    dim = int(head_dim * settings.pop("partial_rotary_factor", 1.0))
+    hashable = tuple(sorted((key, value) for key, value in settings.items() if isinstance(value, int | float)))
+    return Rotary(dim, kind, float(theta), config.max_position_embeddings, hashable)
+
+
+def rotate(
+    x: Float[Array, "batch time heads dim"], angles: tuple[Float[Array, "..."], Float[Array, "..."]]
+) -> Float[Array, "batch time heads dim"]:
+    """Rotate pairs (i, i + dim/2) of the leading dimensions of every head; the others pass."""
+    cos, sin = (table[:, :, None, :].astype(x.dtype) for table in angles)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def _llama3(plain: Frequencies, factor: float, settings: Mapping[str, float]) -> Frequencies:
+    """Long wavelengths are divided by `factor`, short ones kept, those between interpolated (Llama 3.1)."""
+    low, high = settings["low_freq_factor"], settings["high_freq_factor"]
+    turns = settings["original_max_position_embeddings"] * plain / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * plain + (1 - kept) * plain / factor
+
+
+def _yarn(plain: Frequencies, dim: int, theta: float, length: int, settings: Mapping[str, float]) -> Frequencies:
+    """Interpolated and plain frequencies blended by a ramp over dimensions (arXiv 2309.00071, section 3.2)."""
+    original = settings.get("original_max_position_embeddings") or length
+
+    def dimension(turns: float) -> float:
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low: float
+    high: float
+    low, high = dimension(settings.get("beta_fast") or 32), dimension(settings.get("beta_slow") or 1)
+    if settings.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0.0), min(high, dim - 1.0)
+    ramp: Frequencies = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    return plain * (1 - ramp) + plain / settings["factor"] * ramp

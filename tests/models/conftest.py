@@ -1,0 +1,177 @@
+"""Parity with torch: a tiny random model of `transformers`, saved, loaded by us, and compared in every way."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import lensjax.models
+from lensjax.models.family import family_of
+from lensjax.models.weights import checkpoint_tensors, tensors
+
+BATCH, TIME, TARGET_TIME = 3, 13, 7  # odd on purpose
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What torch computes: logits, the loss of every example, and the gradient of their mean by tensor name."""
+
+    logits: np.ndarray
+    losses: np.ndarray
+    gradients: dict[str, np.ndarray]
+
+
+@pytest.fixture
+def save_torch_model(tmp_path: Path) -> Callable[..., Path]:
+    """Saves a random tiny model of a configuration, every parameter moved away from its default; returns the folder."""
+
+    def save(config: Any, seed: int = 0, dtype: str = "float32") -> Path:
+        torch = pytest.importorskip("torch")
+        torch.manual_seed(seed)
+        model = _torch_class(config)(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        folder = tmp_path / f"{config.model_type}-{seed}-{dtype}"
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def assert_parity(save_torch_model: Callable[..., Path]) -> Callable[..., None]:
+    """Checks logits, per-example losses and all gradients against torch in float32 and float64, and the round trip."""
+
+    def check(config: Any, *, time: int = TIME) -> None:
+        folder = save_torch_model(config)
+        batch = make_batch(config, time)
+        for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-9)):
+            expected = torch_reference(folder, batch, dtype)
+            with jax.enable_x64(dtype == "float64"):
+                compare(lensjax.models.load(folder, dtype=dtype), batch, expected, tolerance)
+        assert_round_trip(folder, folder.with_name("round-trip"))
+
+    return check
+
+
+def make_batch(config: Any, time: int = TIME, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random token ids, labels on most; the second example is padded by 4 on the right, the third by 1 on the left."""
+    rng = np.random.default_rng(seed)
+    targets = TARGET_TIME if config.is_encoder_decoder else time
+    batch = {
+        "input_ids": rng.integers(3, config.vocab_size, (BATCH, time)),
+        "labels": rng.integers(3, config.vocab_size, (BATCH, targets)),
+        "attention_mask": np.ones((BATCH, time), np.int64),
+    }
+    batch["labels"][:, ::5] = -100
+    batch["attention_mask"][1, -4:] = 0
+    batch["attention_mask"][2, 0] = 0
+    if not config.is_encoder_decoder:
+        batch["labels"][1, -4:] = -100
+        batch["labels"][2, :2] = -100  # nothing precedes the first token
+    return batch
+
+
+def compare(model: Any, batch: dict[str, np.ndarray], expected: Reference, tolerance: float) -> None:
+    """Our logits, losses and gradients beside torch's; logits at padding are not compared."""
+
+    def mean_loss(params: Any) -> tuple[Any, Any]:
+        losses = model.loss(params, batch, "example")
+        return losses.mean(), (losses, model.apply(params, batch))
+
+    gradients, (losses, logits) = jax.jit(jax.grad(mean_loss, has_aux=True))(model.params)
+    assert logits.dtype == model.options.dtype
+    keep = np.full(logits.shape[:2], True)
+    if not model.family.encoder_decoder:
+        keep = batch["attention_mask"].astype(bool)
+    assert_close(np.asarray(logits)[keep], expected.logits[keep], tolerance)
+    assert_close(np.asarray(losses), expected.losses, tolerance)
+    found = by_name(model, gradients)
+    scale = max(np.abs(value).max() for value in expected.gradients.values())
+    for name, value in expected.gradients.items():
+        # Rounding is in proportion to the terms summed, so that nearly cancelling gradients count against the largest.
+        assert found[name].dtype == value.dtype
+        error = np.abs(found.pop(name) - value).max()
+        assert error <= tolerance * (np.abs(value).max() + scale), f"{name}: {error} beside {np.abs(value).max()}"
+    assert not found
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def by_name(model: Any, params: Any) -> dict[str, np.ndarray]:
+    """Parameters, or their gradients, under the checkpoint's names."""
+    wanted = tensors(params, model.family.table(model.config))
+    return dict(checkpoint_tensors(zip(wanted, map(np.asarray, jax.tree.leaves(params)), strict=True)))
+
+
+def assert_round_trip(folder: Path, target: Path) -> None:
+    """What we load and save is what was saved before, to the bit."""
+    lensjax.models.load(folder).save(target)
+    before, after = (load_file(path / "model.safetensors") for path in (folder, target))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype
+        np.testing.assert_array_equal(value, after[name])
+
+
+def torch_reference(folder: Path, batch: dict[str, np.ndarray], dtype: str) -> Reference:
+    """What torch computes for the model in a folder."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    config._attn_implementation = "eager"
+    stored = _torch_class(config).from_pretrained(folder, dtype=torch.float32).state_dict()
+    with _wide_torch(dtype == "float64"):
+        model = _torch_class(config)(config).to(getattr(torch, dtype))
+        model.load_state_dict({name: value.to(getattr(torch, dtype)) for name, value in stored.items()})
+        model.eval()
+        inputs = {key: torch.from_numpy(value) for key, value in batch.items()}
+        labels = inputs.pop("labels")
+        if config.is_encoder_decoder:
+            padded = torch.where(labels == -100, config.pad_token_id, labels)
+            start = torch.full_like(padded[:, :1], config.decoder_start_token_id)
+            inputs["decoder_input_ids"] = torch.cat([start, padded[:, :-1]], dim=1)
+        logits = model(**inputs, use_cache=False).logits
+        shifted = (logits, labels) if config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
+        tokens = torch.nn.functional.cross_entropy(
+            shifted[0].transpose(1, 2), shifted[1], ignore_index=-100, reduction="none"
+        )
+        losses = tokens.sum(1) / (shifted[1] != -100).sum(1)
+        losses.mean().backward()
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    return Reference(logits.detach().numpy(), losses.detach().numpy(), gradients)
+
+
+def _torch_class(config: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return getattr(transformers, family_of(config.model_type).architecture)
+
+
+@contextmanager
+def _wide_torch(wide: bool) -> Iterator[None]:
+    """Makes the places where `transformers` asks for float32 mean float64, so that the reference is one throughout."""
+    import torch
+
+    if not wide:
+        yield
+        return
+    saved = torch.float32, torch.float, torch.Tensor.float, torch.get_default_dtype()
+    torch.float32 = torch.float = torch.float64
+    torch.Tensor.float = torch.Tensor.double
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.float32, torch.float, torch.Tensor.float, default = saved
+        torch.set_default_dtype(default)
