@@ -86,7 +86,9 @@ def compare(model: Any, batch: dict[str, np.ndarray], expected: Reference, toler
         losses = model.loss(params, batch, "example")
         return losses.mean(), (losses, model.apply(params, batch))
 
-    gradients, (losses, logits) = jax.jit(jax.grad(mean_loss, has_aux=True))(model.params)
+    quick = {"xla_backend_optimization_level": 0}  # compiling takes most of a test's time
+    step = jax.jit(jax.grad(mean_loss, has_aux=True), compiler_options=quick)
+    gradients, (losses, logits) = step(model.params)
     assert logits.dtype == model.options.dtype
     keep = np.full(logits.shape[:2], True)
     if not model.family.encoder_decoder:
