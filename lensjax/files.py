@@ -26,6 +26,21 @@ def check_writable(paths: Sequence[Path]) -> None:
             raise InputError(f"Cannot write {path}: the folder {path.parent} is not writable; choose another place.")
 
 
+def check_new_folder(folder: Path) -> None:
+    """Fail before long work rather than after it where a folder plainly cannot be made.
+
+    Raises:
+      InputError: it exists and is not an empty folder, or the one it would lie in is not a writable folder.
+    """
+    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+        raise InputError(f"{folder} is there already and not an empty folder; give a new one.")
+    above = next((path for path in folder.absolute().parents if os.path.lexists(path)), Path("/"))
+    if not os.path.isdir(above):
+        raise InputError(f"Cannot write {shorten(folder, 400)}: {above} is not a folder; choose another place.")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"Cannot write {shorten(folder, 400)}: {above} is not writable; choose another place.")
+
+
 def write_files(contents: Mapping[Path, str]) -> None:
     """Write every text to its path as UTF-8, all of them or none.
 
@@ -50,9 +65,7 @@ def write_files(contents: Mapping[Path, str]) -> None:
                 staged.append((name, destination))
                 with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
                     file.write(text)
-                umask = os.umask(0)
-                os.umask(umask)
-                os.chmod(name, 0o666 & ~umask)
+                share(name)
         for name, destination in staged:
             with _explained(destination):
                 os.replace(name, destination)
@@ -60,6 +73,13 @@ def write_files(contents: Mapping[Path, str]) -> None:
         for name, _ in staged:
             if os.path.exists(name):
                 os.unlink(name)
+
+
+def share(path: str | Path, mode: int = 0o666) -> None:
+    """Give what was made for its owner alone the permissions that new files have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, mode & ~umask)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A model: its configuration, its parameters, and the pure functions that compute with them."""
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,12 +18,13 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import DTypeLike
 
 from lensjax.errors import InputError
+from lensjax.files import check_new_folder, share
 from lensjax.models import sharding
 from lensjax.models.family import Family, family_of
 from lensjax.models.losses import IGNORED, Reduction, reduce_losses, shift_right, token_losses
 from lensjax.models.options import Options, as_dtype
 from lensjax.models.safetensors_files import TensorFiles, write_tensors
-from lensjax.models.weights import Tensor, check_names, checkpoint_tensors, read_params, tensors
+from lensjax.models.weights import Source, Tensor, check_names, checkpoint_tensors, read_params, tensors
 
 Params = dict[str, Any]
 Batch = Mapping[str, Any]
@@ -74,8 +76,7 @@ class Model:
                 raise InputError(
                     f"A batch for {self.family.model_type} needs labels or decoder_input_ids; it has neither."
                 )
-            start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
-            arrays["decoder_input_ids"] = shift_right(arrays["labels"], start, padding)
+            arrays["decoder_input_ids"] = shift_right(arrays["labels"], *_start_and_padding(self.config))
         logits: Array = nnx.merge(self.graphdef, params)(arrays)
         return logits
 
@@ -118,8 +119,7 @@ class Model:
           InputError: the folder exists and is not empty, or cannot be written.
         """
         target = Path(folder)
-        if (target.is_dir() and any(target.iterdir())) or target.is_file():
-            raise InputError(f"{target} is there already and not empty; give a new folder to write the model to.")
+        check_new_folder(target)
         stored = self.options.param_dtype if dtype is None else as_dtype(dtype)
         wanted = tensors(self.params, self.family.table(self.config))
         leaves = (
@@ -143,7 +143,7 @@ class Model:
             write_tokenizer(self, staging)
             if target.is_dir():
                 target.rmdir()
-            staging.chmod(0o755)
+            share(staging, 0o777)
             staging.rename(target)
         except OSError as error:
             raise InputError(f"Cannot write {target}: {error.strerror or error}; choose another place.") from error
@@ -166,9 +166,12 @@ def abstract(config: Any, options: Options) -> tuple[Family, Any, Params]:
 
 def read(config: Any, options: Options, folder: Path) -> Model:
     """The model whose configuration and safetensors lie in a folder."""
-    family, graphdef, shapes = abstract(config, options)
     files = TensorFiles(folder)
-    wanted = check_names(_tensors(shapes, family, config), files, family.prefix, family.ignored)
+    config = _as_stored(config, files)
+    family, graphdef, shapes = abstract(config, options)
+    wanted = check_names(
+        _tensors(shapes, family, config), files, family.prefix, family.ignored, family.copies, family.optional
+    )
     leaves = read_params(
         wanted, files, options.param_dtype, jax.tree.leaves(placement(shapes, family, config, options))
     )
@@ -205,6 +208,31 @@ def check_tensor_axis(config: Any, size: int) -> None:
     heads = config.num_attention_heads
     if heads % size:
         raise InputError(f"tensor={size} does not divide the model's {heads} attention heads; choose a divisor, or 1.")
+
+
+def _start_and_padding(config: Any) -> tuple[int, int]:
+    """The token that a decoder starts from, which is that for padding where the configuration names none, as in T5."""
+    padding = getattr(config, "pad_token_id", None)
+    start = getattr(config, "decoder_start_token_id", None)
+    start = padding if start is None else start
+    if start is None or padding is None:
+        raise InputError("config.json names no pad_token_id; add the one that its tokenizer has.")
+    return start, padding
+
+
+def _as_stored(config: Any, files: TensorFiles) -> Any:
+    """The configuration, with a head of its own if the checkpoint's differs from the embedding: T5's never say so."""
+    family = family_of(config.model_type)
+    table = family.table(config)
+    entries = (table["embed"], table["head"])
+    embed, head = (f"{entry.name if isinstance(entry, Source) else entry}.weight" for entry in entries)
+    if not config.tie_word_embeddings or head in family.copies:
+        return config
+    if not {embed, head} <= files.shapes.keys() or files.same(embed, head):
+        return config
+    untied = copy.copy(config)
+    untied.tie_word_embeddings = False
+    return untied
 
 
 def _tensors(shapes: Params, family: Family, config: Any) -> list[Tensor]:

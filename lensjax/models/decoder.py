@@ -1,6 +1,6 @@
 """Decoder-only language models with rotary positions: embedding, scanned blocks, norm, head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lensjax.errors import InputError, shorten
 from lensjax.models.layers import Embedding, Linear, Stack, both, padding_mask, window_mask
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary
 from lensjax.models.sharding import constrain_activations
 
-_KINDS = ("full_attention", "sliding_attention")  # of layers, as `layer_types` names them
+_KINDS = ("full_attention", "sliding_attention")
 
 
 class DecoderLM(nnx.Module):
@@ -23,13 +24,18 @@ class DecoderLM(nnx.Module):
     embedding, each layer is handed its own.
 
     Args:
-      config: Hugging Face configuration; `layer_types`, where it has any, says which layers slide.
+      config: Hugging Face configuration.
       make_block: Makes one block from rngs.
       norm: The norm after the last block.
       rotary: The rotary embedding, or one for each kind of layer.
+      layer_types: Whether each layer has "full_attention" or "sliding_attention", which goes back `sliding_window`
+        positions; all full where not given.
       embed_scale: What embeddings are multiplied by.
       softcap: Squash logits to ±softcap through tanh.
       head_bias: Whether the head has a bias.
+
+    Raises:
+      InputError: the configuration asks for another kind of attention, or for a window that it does not give.
     """
 
     def __init__(
@@ -41,16 +47,15 @@ class DecoderLM(nnx.Module):
         options: Options,
         rngs: nnx.Rngs,
         *,
+        layer_types: Sequence[str] | None = None,
         embed_scale: float = 1.0,
         softcap: float | None = None,
         head_bias: bool = False,
     ) -> None:
         width, vocabulary, std = config.hidden_size, config.vocab_size, config.initializer_range
         self.mesh, self.embed_scale, self.softcap = options.mesh, embed_scale, softcap
-        self.window = getattr(config, "sliding_window", None)
-        everywhere = _KINDS[self.window is not None]
-        kinds = getattr(config, "layer_types", None) or [everywhere] * config.num_hidden_layers
-        self.kinds = tuple(_KINDS.index(kind) for kind in kinds)
+        self.kinds = _kinds(config, layer_types)
+        self.window = config.sliding_window if 1 in self.kinds else None
         self.rotary = tuple(rotary[kind] if isinstance(rotary, Mapping) else rotary for kind in _KINDS)
         self.embed = Embedding(vocabulary, width, options, rngs, std=std)
         self.layers = Stack(make_block, config.num_hidden_layers, options, rngs)
@@ -83,3 +88,21 @@ class DecoderLM(nnx.Module):
         y = self.embed.logits(x) if self.head is None else self.head(x)
         y = constrain_activations(y, self.mesh, "tensor")
         return y if self.softcap is None else self.softcap * jnp.tanh(y / self.softcap)
+
+
+def _kinds(config: Any, layer_types: Sequence[str] | None) -> tuple[int, ...]:
+    """Which of the two kinds every layer is of."""
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        raise InputError(
+            "is_causal is false or use_bidirectional_attention is true in config.json; LensJAX has decoder-only models "
+            "whose tokens see only those before them."
+        )
+    types = [_KINDS[0]] * config.num_hidden_layers if layer_types is None else layer_types
+    unknown = set(types) - set(_KINDS)
+    if unknown:
+        raise InputError(
+            f"layer_types has '{shorten(min(unknown))}' in config.json; LensJAX knows {' and '.join(_KINDS)}."
+        )
+    if _KINDS[1] in types and config.sliding_window is None:
+        raise InputError("layer_types has sliding_attention in config.json and sliding_window is null; give a window.")
+    return tuple(_KINDS.index(kind) for kind in types)

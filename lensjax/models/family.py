@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flax import nnx
@@ -14,8 +14,22 @@ from lensjax.models.weights import Table
 
 # Hugging Face model_type → our module; families that compute alike share one.
 _MODULES: Mapping[str, str] = {
+    "bart": "bart",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
     "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox",
     "llama": "llama",
+    "mistral": "mistral",
+    "mt5": "t5",
+    "olmo2": "olmo2",
+    "opt": "opt",
+    "phi": "phi",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "switch_transformers": "switch_transformers",
+    "t5": "t5",
 }
 
 
@@ -30,6 +44,8 @@ class Family:
       table: Where its parameters lie in a checkpoint, given the configuration.
       prefix: Start of tensor names that checkpoints of the bare model leave out.
       ignored: Regular expressions for tensors that checkpoints hold and the model does not need.
+      copies: Tensors that checkpoints may hold besides the one whose values they repeat, by name.
+      optional: Regular expressions for tensors that checkpoints may lack, and that are 0 where they do.
       rules: How its parameters lie on a mesh.
       encoder_decoder: Whether targets have a decoder of their own.
       examples: Well-known checkpoints.
@@ -41,6 +57,8 @@ class Family:
     table: Callable[[Any], Table]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     rules: Rules = RULES
     encoder_decoder: bool = False
     examples: tuple[str, ...] = ()

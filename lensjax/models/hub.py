@@ -1,61 +1,123 @@
 """Finding a checkpoint's folder, and reading and writing its configuration and tokenizer with `transformers`."""
 
+import fnmatch
 import json
+import os
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lensjax.errors import InputError, shorten
-from lensjax.models.family import family_of
+from lensjax.models.family import family_of, supported
 
 if TYPE_CHECKING:
     from lensjax.models.base import Model
 
-_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "vocab.*", "merges.txt", "*.jinja")
+_CONFIG = "config.json"
+_TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
+_NEEDED = ((_CONFIG,), (_CONFIG, "*.safetensors"))  # without and with weights
+_FETCHED = ((_CONFIG,), ("*.json", "*.safetensors", *_TOKENIZER))
+_NOT_OURS = ["*/*", "consolidated*"]  # other formats of the same weights
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 
 
-def find_folder(source: str | Path, revision: str | None = None) -> Path:
+def find_folder(source: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local folder of a model: `source` itself, or the snapshot of a hub id, fetched where it is not there yet.
 
-    Only configuration, tokenizer and safetensors are ever fetched.
+    Only configuration, tokenizer and safetensors are ever fetched, and without `weights` only the configuration.
 
     Raises:
       InputError: there is no such folder or hub id, or the hub cannot be reached.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path, name = Path(os.path.expanduser(source)), str(source)
+    if os.path.isdir(path):
         return path
-    name = str(source)
-    if path.exists() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+    if os.path.exists(path) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"There is no model folder {shorten(path, 400)}; give the folder that holds its config.json.")
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES), local_files_only=True))
+        folder = _snapshot(name, revision, weights, local=True)
     except LocalEntryNotFoundError:
-        pass
+        return _download(name, revision, weights)
     except HFValidationError as error:
         raise InputError(f"'{shorten(name)}' is neither a folder nor a name on the hub; give one of them.") from error
-    return _download(name, revision)
+    whole = all(any(folder.glob(pattern)) for pattern in _NEEDED[weights])
+    return folder if whole else _download(name, revision, weights)
 
 
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+def _snapshot(name: str, revision: str | None, weights: bool, *, local: bool) -> Path:
+    from huggingface_hub import snapshot_download
 
-    offline = f"{shorten(name)} is neither a folder here nor in the hub's cache, and the hub cannot be reached"
+    files = list(_FETCHED[weights])
+    return Path(
+        snapshot_download(
+            name, revision=revision, allow_patterns=files, ignore_patterns=_NOT_OURS, local_files_only=local
+        )
+    )
+
+
+def _download(name: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever httpx this version has
+
+    unreachable = f"{shorten(name)} is neither a folder nor whole in the hub's cache, and the hub cannot be reached"
     if constants.HF_HUB_OFFLINE:
-        raise InputError(f"{offline} (HF_HUB_OFFLINE is set); download it first, or give a folder.")
+        raise InputError(f"{unreachable} (HF_HUB_OFFLINE is set); download it first, or give a folder.")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        # A download waits without end for a hub that does not answer, so ask it something first.
+        info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        there = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
+        lacking = [pattern for pattern in _NEEDED[weights] if not fnmatch.filter(there, pattern)]
+        if not lacking:
+            return _snapshot(name, revision, weights, local=False)
     except GatedRepoError as error:
         raise InputError(
             f"{name} asks for its terms to be accepted on the hub; do so, and log in with `hf auth login`."
         ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"{name} has no revision '{shorten(revision)}' on the hub; give one of its branches, tags or commits."
+        ) from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"There is no folder and no model on the hub named {shorten(name)}; mend the name.") from error
-    except (OSError, HfHubHTTPError) as error:
-        raise InputError(f"{offline}; download it where it can, or give a folder.") from error
+        raise InputError(
+            f"There is no folder and no public model on the hub named {shorten(name)}; mend the name, or log in with "
+            "`hf auth login` where the model is private."
+        ) from error
+    except (httpx.HTTPError, LocalEntryNotFoundError, ConnectionError, ValueError) as error:
+        raise InputError(f"{unreachable}; download it where it can, or give a folder.") from error
+    except OSError as error:
+        raise InputError(
+            f"{shorten(name)} cannot be written to the hub's cache ({shorten(error.strerror or error)}); make room, or "
+            "set HF_HOME to another folder."
+        ) from error
+    raise InputError(
+        f"{name} has no {lacking[0]} on the hub; give a model or a revision that has, or save it anew with "
+        "transformers' save_pretrained where you trust it."
+    )
 
 
 def read_config(folder: Path) -> Any:
@@ -64,30 +126,65 @@ def read_config(folder: Path) -> Any:
     Raises:
       InputError: config.json is missing or malformed, or describes a model that is not supported.
     """
-    path = folder / "config.json"
+    path = folder / _CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} has no config.json; give the folder of a model as transformers saves it."
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}; fetch it again.") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({shorten(error)}); fetch it again.") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise InputError(f"{path} does not say its model_type; take the config.json that came with the weights.")
     model_type = values["model_type"]
-    if values.get("auto_map") and model_type not in _supported():
+    if values.get("auto_map") and model_type not in supported():
         raise InputError(
             f"{path} (model_type '{shorten(model_type)}') needs code of its own (trust_remote_code), which LensJAX "
-            f"never runs; it has {', '.join(_supported())}."
+            f"never runs; it has {', '.join(supported())}."
         )
     family_of(model_type, str(path))
+    if values.get("quantization_config"):
+        raise InputError(
+            f"{path} has a quantization_config; only floating-point weights can be loaded, so take the model as it "
+            "was before quantisation."
+        )
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.for_model(**values)
+        config = AutoConfig.for_model(**values)
     except Exception as error:  # each configuration class checks its own fields, and raises what it likes
-        raise InputError(f"{path} does not describe a {model_type} model: {shorten(error, 200)}") from error
+        why = shorten(" ".join(str(error).split()), 200).rstrip(".")
+        raise InputError(
+            f"{path} does not describe a {model_type} model ({why}); mend it or fetch it again."
+        ) from error
+    _check_sizes(config, path)
+    return config
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}")
+
+
+def _check_sizes(config: Any, path: Path) -> None:
+    """What configuration classes leave unchecked: that sizes are positive, and that key heads divide the others."""
+    sizes = {name: value for name in _SIZES if isinstance(value := getattr(config, name, None), int)}
+    for name, value in sizes.items():
+        if value < 1:
+            raise InputError(f"{path} says {name} is {value}; take the config.json that came with the weights.")
+    heads, shared = sizes.get("num_attention_heads", 1), sizes.get("num_key_value_heads", 1)
+    if heads % shared:
+        raise InputError(
+            f"{path} says num_key_value_heads is {shared}, which does not divide num_attention_heads {heads}; "
+            "take the config.json that came with the weights."
+        )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def read_tokenizer(folder: Path | None, config: Any) -> Any:
@@ -96,7 +193,7 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
     Raises:
       InputError: there is none, or it has more tokens than the model has embeddings.
     """
-    if folder is None or not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if folder is None or not has_tokenizer(folder):
         raise InputError(
             f"{folder or 'A model made from a configuration'} has no tokenizer; "
             "take the folder with the tokenizer files that came with the weights."
@@ -104,11 +201,10 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(
-            f"The tokenizer in {folder} cannot be read ({shorten(error, 200)}); fetch it again."
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        why = shorten(" ".join(str(error).split()), 200).rstrip(".")
+        raise InputError(f"The tokenizer in {folder} cannot be read ({why}); fetch it again.") from error
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens and the model {config.vocab_size} embeddings; "
@@ -121,22 +217,13 @@ def write_config(config: Any, architecture: str, dtype: str, folder: Path) -> No
     """Write config.json, naming the class that opens the weights and their type."""
     values = config.to_dict() | {"architectures": [architecture], "dtype": dtype}
     values.pop("auto_map", None)
-    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_tokenizer(model: "Model", folder: Path) -> None:
-    """Write the model's tokenizer, where it has one."""
-    try:
-        tokenizer = model.tokenizer
-    except InputError:
+    """Copy the files of the model's tokenizer, and its settings for generating, where there are any."""
+    if model.folder is None:
         return
-    tokenizer.save_pretrained(folder)
-    if model.folder is not None and (model.folder / "generation_config.json").exists():
-        source = model.folder / "generation_config.json"
-        (folder / source.name).write_bytes(source.read_bytes())
-
-
-def _supported() -> list[str]:
-    from lensjax.models.family import supported
-
-    return supported()
+    for pattern in (*_TOKENIZER, "generation_config.json"):
+        for path in filter(Path.is_file, model.folder.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)

@@ -53,14 +53,14 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a table; ids beyond it give NaN rather than the row of another token."""
+    """Rows of a table; ids outside it, also negative ones, give NaN rather than the row of another token."""
 
     def __init__(self, rows: int, width: int, options: Options, rngs: nnx.Rngs, *, std: float = 0.02) -> None:
         self.dtype = options.dtype
         self.embedding = _normal(rngs, (rows, width), std, options)
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... width"]:
-        return jnp.take(self.embedding[...], ids, axis=0, mode="fill").astype(self.dtype)
+        return self.embedding[...].at[ids].get(mode="fill", wrap_negative_indices=False).astype(self.dtype)
 
     def logits(self, x: Float[Array, "... width"]) -> Float[Array, "... rows"]:
         """Scores of every row: the head of models that tie it to their embedding."""
@@ -70,15 +70,18 @@ class Embedding(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation (arXiv 1607.06450), computed in float32 or wider."""
 
-    def __init__(self, width: int, options: Options, *, eps: float = 1e-5, bias: bool = True) -> None:
+    def __init__(
+        self, width: int, options: Options, *, eps: float = 1e-5, scale: bool = True, bias: bool = True
+    ) -> None:
         self.eps, self.dtype = eps, options.dtype
-        self.scale = nnx.Param(jnp.ones(width, options.param_dtype))
+        self.scale = nnx.Param(jnp.ones(width, options.param_dtype)) if scale else None
         self.bias = nnx.Param(jnp.zeros(width, options.param_dtype)) if bias else None
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         wide = _widen(x)
         centred = wide - wide.mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        y = y if self.scale is None else y * self.scale[...]
         return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
 
 
@@ -206,7 +209,7 @@ class Attention(nnx.Module):
         v = self._heads(self.v(kv), None)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        if self.softcap is None and q.dtype != jnp.float64:
+        if self.softcap is None and (q.dtype in (jnp.float32, jnp.bfloat16) or self.implementation == "cudnn"):
             y = jax.nn.dot_product_attention(
                 q, k, v, bias, mask, scale=self.scale, is_causal=self.causal, implementation=self.implementation
             )
@@ -286,7 +289,10 @@ def _attend(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "batch time heads dim"]:
-    """What `jax.nn.dot_product_attention` cannot do: cap scores by softcap·tanh(score/softcap), and stay in float64."""
+    """What `jax.nn.dot_product_attention` cannot do.
+
+    That is to cap scores by softcap·tanh(score/softcap), to stay in float64, and to take float16 on CPUs and TPUs.
+    """
     batch, time, heads, dim = q.shape
     kv_heads = k.shape[2]
     q = q.reshape(batch, time, kv_heads, heads // kv_heads, dim)

@@ -1,5 +1,6 @@
 """Llama 2 and 3, SmolLM2, TinyLlama and their like (arXiv 2307.09288, 2407.21783)."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flax import nnx
@@ -14,9 +15,28 @@ from lensjax.models.weights import Table
 
 
 class Block(nnx.Module):
-    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
+    """Attention and a gated MLP, each with its norm in front.
+
+    Args:
+      norm: Makes a norm of the given size.
+      bias, out_bias, mlp_bias: Whether q, k and v, the output of attention, and the MLP have biases.
+      qk_norm: Whether queries and keys are normalised, each head by itself.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        norm: Callable[[int], RMSNorm],
+        options: Options,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        out_bias: bool | None = None,
+        mlp_bias: bool = False,
+        qk_norm: bool = False,
+    ) -> None:
         width, std = config.hidden_size, config.initializer_range
-        self.attention_norm = RMSNorm(width, options, eps=config.rms_norm_eps)
+        self.attention_norm = norm(width)
         self.attention = Attention(
             width,
             config.num_attention_heads,
@@ -24,13 +44,13 @@ class Block(nnx.Module):
             rngs,
             kv_heads=config.num_key_value_heads,
             head_dim=head_dim(config),
-            bias=config.attention_bias,
+            bias=bias,
+            out_bias=out_bias,
+            qk_norm=norm if qk_norm else None,
             std=std,
         )
-        self.mlp_norm = RMSNorm(width, options, eps=config.rms_norm_eps)
-        self.mlp = GatedMLP(
-            width, config.intermediate_size, config.hidden_act, options, rngs, bias=config.mlp_bias, std=std
-        )
+        self.mlp_norm = norm(width)
+        self.mlp = GatedMLP(width, config.intermediate_size, config.hidden_act, options, rngs, bias=mlp_bias, std=std)
 
     def __call__(self, x: Float[Array, "batch time width"], mask: Array | None, angles: Angles) -> Array:
         x = x + self.attention(self.attention_norm(x), mask, angles=angles)
@@ -42,10 +62,35 @@ def head_dim(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
+def build(
+    config: Any,
+    options: Options,
+    rngs: nnx.Rngs,
+    *,
+    layer_types: Sequence[str] | None = None,
+    embed_scale: float = 1.0,
+    norm_offset: float = 0.0,
+    **block: Any,
+) -> DecoderLM:
+    """A model of such blocks, which are given the arguments in `block`."""
+
+    def norm(size: int) -> RMSNorm:
+        return RMSNorm(size, options, eps=config.rms_norm_eps, offset=norm_offset)
+
+    return DecoderLM(
+        config,
+        lambda rngs: Block(config, norm, options, rngs, **block),
+        norm(config.hidden_size),
+        rotary_from_config(config, head_dim(config)),
+        options,
+        rngs,
+        layer_types=layer_types,
+        embed_scale=embed_scale,
+    )
+
+
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
-    norm = RMSNorm(config.hidden_size, options, eps=config.rms_norm_eps)
-    rotary = rotary_from_config(config, head_dim(config))
-    return DecoderLM(config, lambda rngs: Block(config, options, rngs), norm, rotary, options, rngs)
+    return build(config, options, rngs, bias=config.attention_bias, mlp_bias=config.mlp_bias)
 
 
 def table(config: Any) -> Table:

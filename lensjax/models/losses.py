@@ -14,10 +14,15 @@ Reduction = Literal["mean", "example"]
 def token_losses(
     logits: Float[Array, "batch time vocabulary"], labels: Int[Array, "batch time"]
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
-    """Loss of every token, 0 where the label is −100, and its weight, 1 where it counts and 0 elsewhere."""
+    """Loss of every token and its weight, 1 where it counts; both are 0 where the label is −100.
+
+    Other labels outside the vocabulary have loss NaN.
+    """
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     counted = labels != IGNORED
-    chosen = jnp.take_along_axis(wide, jnp.where(counted, labels, 0)[..., None], axis=-1, mode="fill")[..., 0]
+    rows = jnp.where(counted, labels, 0)
+    rows = jnp.where(rows < 0, wide.shape[-1], rows)  # beyond the vocabulary: a negative index would count from its end
+    chosen = jnp.take_along_axis(wide, rows[..., None], axis=-1, mode="fill")[..., 0]
     losses = jax.nn.logsumexp(wide, axis=-1) - chosen
     return jnp.where(counted, losses, 0.0), counted.astype(wide.dtype)
 

@@ -14,7 +14,14 @@ from lensjax.errors import InputError, shorten
 
 Frequencies = NDArray[np.float64]
 
-_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+# Kinds of scaling, and the settings that each cannot do without.
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def rotary_from_config(config: Any, head_dim: int, parameters: Mapping[str, Any]
     `parameters` defaults to `config.rope_parameters`; models with one embedding per kind of layer pass one of them.
 
     Raises:
-      InputError: the kind of scaling is not known.
+      InputError: the kind of scaling is not known, or one of its settings is missing.
     """
     settings = dict(config.rope_parameters if parameters is None else parameters)
     kind = settings.pop("rope_type", "default")
@@ -87,8 +94,11 @@ def rotary_from_config(config: Any, head_dim: int, parameters: Mapping[str, Any]
         raise InputError(f"rope_type is '{shorten(kind)}' in config.json; LensJAX knows {', '.join(_KINDS)}.")
     theta = settings.pop("rope_theta")
     dim = int(head_dim * settings.pop("partial_rotary_factor", 1.0))
-    hashable = tuple(sorted((key, value) for key, value in settings.items() if isinstance(value, int | float)))
-    return Rotary(dim, kind, float(theta), config.max_position_embeddings, hashable)
+    numbers = {key: value for key, value in settings.items() if isinstance(value, int | float)}
+    missing = [key for key in _KINDS[kind] if key not in numbers]
+    if missing:
+        raise InputError(f"rope_parameters lacks {missing[0]} in config.json, which rope_type '{kind}' needs; give it.")
+    return Rotary(dim, kind, float(theta), config.max_position_embeddings, tuple(sorted(numbers.items())))
 
 
 def rotate(
@@ -122,5 +132,5 @@ def _yarn(plain: Frequencies, dim: int, theta: float, length: int, settings: Map
     if settings.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0.0), min(high, dim - 1.0)
-    ramp: Frequencies = np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    ramp: Frequencies = np.clip((np.arange(dim // 2) - low) / (high - low or 0.001), 0.0, 1.0)
     return plain * (1 - ramp) + plain / settings["factor"] * ramp

@@ -1,19 +1,22 @@
 """Reading and writing the safetensors files of a checkpoint folder."""
 
 import json
+import math
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lensjax.errors import InputError, shorten
+from lensjax.errors import InputError, listing, shorten
+from lensjax.files import share
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_STORED = ("F64", "F32", "F16", "BF16")
+FLOATING = ("F64", "F32", "F16", "BF16")
 _BLOCK_BYTES = 2**20
 
 
@@ -23,14 +26,16 @@ class TensorFiles:
     Attributes:
       where: The folder, for messages.
       shapes: Shape of every tensor.
+      types: Type of every tensor, as safetensors names it.
 
     Raises:
-      InputError: there are no safetensors files, or one is truncated, malformed, or not of floating point.
+      InputError: there are no safetensors files, or one is truncated or malformed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.where = str(folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, str] = {}
         self._paths: dict[str, Path] = {}
         self._opened = threading.local()
         for path in _weight_files(folder):
@@ -38,12 +43,8 @@ class TensorFiles:
                 with safe_open(path, framework="numpy") as file:
                     for name in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
                         tensor = file.get_slice(name)
-                        if tensor.get_dtype() not in _STORED:
-                            raise InputError(
-                                f"{path} holds {shorten(name)} as {tensor.get_dtype()}; only floating-point weights "
-                                "can be loaded, so take the model as it was before quantisation."
-                            )
                         self.shapes[name] = tuple(tensor.get_shape())
+                        self.types[name] = tensor.get_dtype()
                         self._paths[name] = path
             except (SafetensorError, OSError) as error:
                 raise InputError(
@@ -65,6 +66,16 @@ class TensorFiles:
             end = min(row + rows, stop)
             out[:, row - start : end - start] = tensor[row:end, first:last].T
 
+    def same(self, first: str, second: str) -> bool:
+        """Whether two tensors hold the same values, of which no more is read than up to a block that differs."""
+        shape = self.shapes[first]
+        if self.shapes[second] != shape:
+            return False
+        one, two = (self._open(self._paths[name]).get_slice(name) for name in (first, second))
+        rows = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
+        blocks = (slice(row, min(row + rows, shape[0])) for row in range(0, shape[0], rows))
+        return all(np.array_equal(one[block], two[block]) for block in blocks)
+
     def _open(self, path: Path) -> Any:
         """The file, opened once per thread."""
         opened = self._opened.__dict__.setdefault("files", {})
@@ -74,13 +85,22 @@ class TensorFiles:
 
 
 def write_tensors(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, shard_bytes: int = 5 * 10**9) -> None:
-    """Write tensors as safetensors, one file or, past `shard_bytes`, several with an index, as `transformers` does."""
+    """Write tensors as safetensors, one file or, past `shard_bytes`, several with an index, as `transformers` does.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
     shards: list[dict[str, NDArray[Any]]] = [{}]
     names: list[list[str]] = []
     sizes, total = 0, 0
 
     def flush() -> None:
-        save_file(shards[0], folder / f"shard-{len(names)}", metadata={"format": "pt"})
+        path = folder / f"shard-{len(names)}"
+        try:
+            save_file(shards[0], path, metadata={"format": "pt"})
+        except SafetensorError as error:  # as where the disk is full
+            raise OSError(str(error)) from error
+        share(path)
         names.append(list(shards[0]))
         shards[0] = {}
 
@@ -111,11 +131,11 @@ def _weight_files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             paths = [folder / Path(name).name for name in names]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"{index} is not an index of safetensors files; fetch it again.") from error
         absent = [path.name for path in paths if not path.exists()]
         if absent:
-            raise InputError(f"{folder} lacks {', '.join(absent[:5])}, which {_INDEX} names; fetch the whole model.")
+            raise InputError(f"{folder} lacks {listing(absent)}, which {_INDEX} names; fetch the whole model.")
         return paths
     pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
     if pickled:

@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import Sharding
 from numpy.typing import NDArray
 
-from lensjax.errors import InputError, listing
-from lensjax.models.safetensors_files import TensorFiles
+from lensjax.errors import InputError, listing, shorten
+from lensjax.models.safetensors_files import FLOATING, TensorFiles
 from lensjax.models.sharding import path_name
 
 _SUFFIX = {"kernel": ".weight", "embedding": ".weight", "scale": ".weight", "bias": ".bias"}
@@ -81,24 +81,44 @@ def tensors(shapes: Any, table: Table) -> list[Tensor]:
     return [_tensor(path_name(path), tuple(leaf.shape), table) for path, leaf in leaves]
 
 
-def check_names(wanted: Sequence[Tensor], files: TensorFiles, prefix: str, ignored: Sequence[str]) -> list[Tensor]:
+def check_names(
+    wanted: Sequence[Tensor],
+    files: TensorFiles,
+    prefix: str,
+    ignored: Sequence[str],
+    copies: Mapping[str, str],
+    optional: Sequence[str],
+) -> list[Tensor]:
     """The parameters, named as this checkpoint names them, if it holds each in its shape and nothing else.
 
     Args:
       wanted: Parameters, named with `prefix`.
       prefix: Start of tensor names that checkpoints of the bare model leave out.
       ignored: Regular expressions for tensors that checkpoints hold and models do not need.
+      copies: Tensors that checkpoints may hold besides the one whose values they repeat, by name.
+      optional: Regular expressions for tensors that checkpoints may lack.
 
     Raises:
-      InputError: names every tensor that is missing, unexpected or of another shape.
+      InputError: names every tensor that is missing, unexpected or of another shape, or one that is not of floating
+        point.
     """
+    needed = [name for name in files.shapes if not any(re.search(pattern, name) for pattern in ignored)]
+    for name in needed:
+        if files.types[name] not in FLOATING:
+            raise InputError(
+                f"{files.where} holds {shorten(name)} as {files.types[name]}; only floating-point weights can be "
+                "loaded, so take the model as it was before quantisation."
+            )
     names = {str(name) for tensor in wanted for name in tensor.names.flat}
     if prefix and not any(name.startswith(prefix) for name in files.shapes):
         wanted = [replace(tensor, names=_without(tensor.names, prefix)) for tensor in wanted]
         names = {name.removeprefix(prefix) for name in names}
-    missing = sorted(names - files.shapes.keys(), key=_natural)
-    extra = [name for name in files.shapes if name not in names]
-    unexpected = sorted((n for n in extra if not any(re.search(p, n) for p in ignored)), key=_natural)
+        copies = {name.removeprefix(prefix): first.removeprefix(prefix) for name, first in copies.items()}
+    lacking = (name for name in names - files.shapes.keys() if not any(re.search(p, name) for p in optional))
+    missing = sorted(lacking, key=_natural)
+    held = ((name, first) for name, first in copies.items() if {name, first} <= files.shapes.keys())
+    repeated = {name for name, first in held if files.same(name, first)}
+    unexpected = sorted(set(needed) - names - repeated, key=_natural)
     misshapen = [
         f"{name} is {list(files.shapes[name])} and should be {list(tensor.stored_shape)}"
         for tensor in wanted
@@ -190,7 +210,10 @@ def _read_slice(
 def _copy(
     name: str, source: Source, files: TensorFiles, bounds: tuple[tuple[int, int], ...], out: NDArray[Any]
 ) -> None:
-    """Copy one tensor's values within `bounds` (of our axes) into `out`."""
+    """Copy one tensor's values within `bounds` (of our axes) into `out`; 0 for an optional one that is not there."""
+    if name not in files.shapes:
+        out[...] = 0
+        return
     if source.part is not None and source.part[2] == 1:  # our outputs lie together, after those of other parts
         width = _outputs(files.shapes[name], source) // source.part[1]
         shift = source.part[0] * width

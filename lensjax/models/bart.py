@@ -1,0 +1,132 @@
+"""BART (arXiv 1910.13461)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float
+
+from lensjax.models.family import Family
+from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Linear, Stack, padding_mask
+from lensjax.models.options import Options
+from lensjax.models.sharding import constrain_activations
+from lensjax.models.weights import Table
+
+_FIRST = 2  # row of the first position; those before are not used
+
+
+class Block(nnx.Module):
+    """Attention onto itself, in the decoder also onto the encoder, and an MLP, each with its norm behind."""
+
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
+        width, std = config.d_model, config.init_std
+        heads = config.decoder_attention_heads if decoder else config.encoder_attention_heads
+        hidden = config.decoder_ffn_dim if decoder else config.encoder_ffn_dim
+
+        def attention(causal: bool) -> Attention:
+            return Attention(width, heads, options, rngs, causal=causal, bias=True, std=std)
+
+        self.attention = attention(decoder)
+        self.attention_norm = LayerNorm(width, options)
+        self.cross = attention(False) if decoder else None
+        self.cross_norm = LayerNorm(width, options) if decoder else None
+        self.mlp = MLP(width, hidden, config.activation_function, options, rngs, bias=True, std=std)
+        self.mlp_norm = LayerNorm(width, options)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time width"],
+        mask: Array | None,
+        source: Float[Array, "batch source width"] | None = None,
+        source_mask: Array | None = None,
+    ) -> Array:
+        x = self.attention_norm(x + self.attention(x, mask))
+        if self.cross is not None and self.cross_norm is not None:
+            x = self.cross_norm(x + self.cross(x, source_mask, source=source))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class Side(nnx.Module):
+    """The encoder or the decoder: learned positions, a norm, and blocks."""
+
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
+        width, length = config.d_model, config.max_position_embeddings
+        self.positions = Embedding(_FIRST + length, width, options, rngs, std=config.init_std)
+        self.norm = LayerNorm(width, options)
+        depth = config.decoder_layers if decoder else config.encoder_layers
+        self.layers = Stack(lambda rngs: Block(config, options, rngs, decoder=decoder), depth, options, rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
+    ) -> Float[Array, "batch time width"]:
+        x = self.norm(x + self.positions(_FIRST + jnp.arange(x.shape[1])))
+        return self.layers(x, mask, *source)
+
+
+class BART(nnx.Module):
+    """An encoder and a decoder that share an embedding, and a head that usually shares it too.
+
+    `logits_bias` is a constant, which no gradient reaches: 0 but in models with an edited vocabulary.
+    """
+
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
+        vocabulary, width, std = config.vocab_size, config.d_model, config.init_std
+        self.mesh, self.embed_scale = options.mesh, math.sqrt(width) if config.scale_embedding else 1.0
+        self.embed = Embedding(vocabulary, width, options, rngs, std=std)
+        self.encoder = Side(config, options, rngs, decoder=False)
+        self.decoder = Side(config, options, rngs, decoder=True)
+        self.head = None if config.tie_word_embeddings else Linear(width, vocabulary, options, rngs, std=std)
+        self.logits_bias = nnx.Param(jnp.zeros((1, vocabulary), options.param_dtype))
+
+    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
+        """Logits of the next token at every position of `decoder_input_ids`."""
+
+        def embed(ids: Array) -> Array:
+            x = self.embed(ids)
+            return x * jnp.asarray(self.embed_scale, x.dtype)
+
+        padding = padding_mask(batch)
+        source = self.encoder(embed(batch["input_ids"]), padding)
+        decoder_padding = padding_mask(batch, "decoder_attention_mask")
+        x = self.decoder(embed(batch["decoder_input_ids"]), decoder_padding, source, padding)
+        y = self.embed.logits(x) if self.head is None else self.head(x)
+        y = y + stop_gradient(self.logits_bias[...]).astype(y.dtype)
+        return constrain_activations(y, self.mesh, "tensor")
+
+
+def table(config: Any) -> Table:
+    found = {"embed": "model.shared", "head": "lm_head", "logits_bias": "final_logits_bias"}
+    attention = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+    for side in ("encoder", "decoder"):
+        block, theirs = f"{side}/layers/blocks", f"model.{side}.layers.{{layer}}"
+        found |= {
+            f"{side}/positions": f"model.{side}.embed_positions",
+            f"{side}/norm": f"model.{side}.layernorm_embedding",
+            f"{block}/attention_norm": f"{theirs}.self_attn_layer_norm",
+            f"{block}/cross_norm": f"{theirs}.encoder_attn_layer_norm",
+            f"{block}/mlp/up": f"{theirs}.fc1",
+            f"{block}/mlp/down": f"{theirs}.fc2",
+            f"{block}/mlp_norm": f"{theirs}.final_layer_norm",
+        }
+        found |= {f"{block}/attention/{name}": f"{theirs}.self_attn.{part}" for name, part in attention.items()}
+        found |= {f"{block}/cross/{name}": f"{theirs}.encoder_attn.{part}" for name, part in attention.items()}
+    return found
+
+
+FAMILIES = (
+    Family(
+        "bart",
+        "BartForConditionalGeneration",
+        BART,
+        table,
+        prefix="model.",
+        ignored=(r"^lm_head\.weight$", r"(encoder|decoder)\.version$"),
+        copies={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
+        optional=(r"^final_logits_bias$",),
+        encoder_decoder=True,
+        examples=("facebook/bart-base", "facebook/bart-large-cnn"),
+    ),
+)

@@ -1,0 +1,108 @@
+"""OPT (arXiv 2205.01068), and Galactica, which is built on it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lensjax.models.family import Family
+from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Linear, Stack, padding_mask
+from lensjax.models.options import Options
+from lensjax.models.sharding import constrain_activations
+from lensjax.models.weights import Table
+
+_OFFSET = 2  # rows of the position table before that of position 0
+
+
+class Block(nnx.Module):
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
+        width, bias, std = config.hidden_size, config.enable_bias, config.init_std
+        self.norm_first = config.do_layer_norm_before
+        self.attention_norm = layer_norm(config, options)
+        self.attention = Attention(width, config.num_attention_heads, options, rngs, bias=bias, std=std)
+        self.mlp_norm = layer_norm(config, options)
+        self.mlp = MLP(width, config.ffn_dim, config.activation_function, options, rngs, bias=bias, std=std)
+
+    def __call__(self, x: Float[Array, "batch time width"], mask: Array | None) -> Array:
+        if self.norm_first:
+            x = x + self.attention(self.attention_norm(x), mask)
+            return x + self.mlp(self.mlp_norm(x))
+        x = self.attention_norm(x + self.attention(x, mask))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class OPT(nnx.Module):
+    """Learned positions, embeddings that may be narrower than the blocks, and norms before or (350m) after."""
+
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
+        width, embed_width, std = config.hidden_size, config.word_embed_proj_dim, config.init_std
+        self.mesh = options.mesh
+        self.embed = Embedding(config.vocab_size, embed_width, options, rngs, std=std)
+        self.positions = Embedding(config.max_position_embeddings + _OFFSET, width, options, rngs, std=std)
+        projected = embed_width != width
+        self.project_in = Linear(embed_width, width, options, rngs, std=std) if projected else None
+        self.layers = Stack(lambda rngs: Block(config, options, rngs), config.num_hidden_layers, options, rngs)
+        normed = config.do_layer_norm_before and not config._remove_final_layer_norm
+        self.norm = layer_norm(config, options) if normed else None
+        self.project_out = Linear(width, embed_width, options, rngs, std=std) if projected else None
+        tied = config.tie_word_embeddings
+        self.head = None if tied else Linear(embed_width, config.vocab_size, options, rngs, std=std)
+
+    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
+        """Logits of the next token at every position of `input_ids`."""
+        x = self.embed(batch["input_ids"])
+        x = x if self.project_in is None else self.project_in(x)
+        x = self.layers(x + self.positions(_positions(batch) + _OFFSET), padding_mask(batch))
+        x = x if self.norm is None else self.norm(x)
+        x = x if self.project_out is None else self.project_out(x)
+        y = self.embed.logits(x) if self.head is None else self.head(x)
+        return constrain_activations(y, self.mesh, "tensor")
+
+
+def layer_norm(config: Any, options: Options) -> LayerNorm:
+    affine = config.layer_norm_elementwise_affine
+    return LayerNorm(config.hidden_size, options, scale=affine, bias=affine)
+
+
+def table(config: Any) -> Table:
+    return {
+        "embed": "model.decoder.embed_tokens",
+        "positions": "model.decoder.embed_positions",
+        "project_in": "model.decoder.project_in",
+        "layers/blocks/attention_norm": "model.decoder.layers.{layer}.self_attn_layer_norm",
+        "layers/blocks/attention/q": "model.decoder.layers.{layer}.self_attn.q_proj",
+        "layers/blocks/attention/k": "model.decoder.layers.{layer}.self_attn.k_proj",
+        "layers/blocks/attention/v": "model.decoder.layers.{layer}.self_attn.v_proj",
+        "layers/blocks/attention/o": "model.decoder.layers.{layer}.self_attn.out_proj",
+        "layers/blocks/mlp_norm": "model.decoder.layers.{layer}.final_layer_norm",
+        "layers/blocks/mlp/up": "model.decoder.layers.{layer}.fc1",
+        "layers/blocks/mlp/down": "model.decoder.layers.{layer}.fc2",
+        "norm": "model.decoder.final_layer_norm",
+        "project_out": "model.decoder.project_out",
+        "head": "lm_head",
+    }
+
+
+def _positions(batch: Mapping[str, Array]) -> Int[Array, "#batch time"]:
+    """Each token's position, by default how many tokens `attention_mask` marks before it, and −1 at padding."""
+    if "position_ids" in batch:
+        return batch["position_ids"]
+    if "attention_mask" not in batch:
+        return jnp.arange(batch["input_ids"].shape[1])[None, :]
+    marked = batch["attention_mask"].astype(jnp.int32)
+    return jnp.cumsum(marked, axis=1) * marked - 1
+
+
+FAMILIES = (
+    Family(
+        "opt",
+        "OPTForCausalLM",
+        OPT,
+        table,
+        prefix="model.",
+        ignored=(r"^lm_head\.weight$",),
+        examples=("facebook/opt-125m", "facebook/opt-350m", "facebook/galactica-125m"),
+    ),
+)

@@ -1,0 +1,208 @@
+"""T5, Flan-T5 and mT5 (arXiv 1910.10683, 2210.11416, 2010.11934)."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+from lensjax.models.family import Family
+from lensjax.models.layers import MLP, Attention, Embedding, GatedMLP, Linear, RMSNorm, Stack, padding_mask
+from lensjax.models.options import Options
+from lensjax.models.sharding import constrain_activations
+from lensjax.models.weights import Source, Table
+
+Heads = Float[Array, "1 heads time time"]
+
+
+class Block(nnx.Module):
+    """Attention onto itself, in the decoder also onto the encoder, and an MLP, each with its norm in front."""
+
+    def __init__(self, config: Any, mlp: nnx.Module, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
+        def norm() -> RMSNorm:
+            return RMSNorm(config.d_model, options, eps=config.layer_norm_epsilon)
+
+        self.attention_norm = norm()
+        self.attention = attention(config, options, rngs, causal=decoder)
+        self.cross_norm = norm() if decoder else None
+        self.cross = attention(config, options, rngs, causal=False) if decoder else None
+        self.mlp_norm = norm()
+        self.mlp = mlp
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time width"],
+        mask: Array | None,
+        bias: Heads,
+        source: Float[Array, "batch source width"] | None = None,
+        source_mask: Array | None = None,
+    ) -> Array:
+        x = x + self.attention(self.attention_norm(x), mask, bias=bias)
+        if self.cross is not None and self.cross_norm is not None:
+            x = x + self.cross(self.cross_norm(x), source_mask, source=source)
+        y: Array = x + self.mlp(self.mlp_norm(x))
+        return y
+
+
+class Side(nnx.Module):
+    """The encoder or the decoder: layers that share one bias for relative positions, and a norm."""
+
+    def __init__(self, config: Any, layers: nnx.Module, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
+        buckets, std = config.relative_attention_num_buckets, config.initializer_factor * config.d_model**-0.5
+        self.decoder, self.buckets, self.furthest = decoder, buckets, config.relative_attention_max_distance
+        self.bias = Embedding(buckets, config.num_heads, options, rngs, std=std)
+        self.layers = layers
+        self.norm = RMSNorm(config.d_model, options, eps=config.layer_norm_epsilon)
+
+    def __call__(
+        self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
+    ) -> Float[Array, "batch time width"]:
+        y: Array = self.norm(self.layers(x, mask, self.relative_bias(x.shape[1]), *source))
+        return y
+
+    def relative_bias(self, time: int) -> Heads:
+        """What is added to the scores of every pair of positions."""
+        distances = np.arange(1 - time, time)
+        found = self.bias(jnp.asarray(relative_buckets(distances, self.buckets, self.furthest, causal=self.decoder)))
+        places = jnp.arange(time)
+        return found[places[None, :] - places[:, None] + time - 1].transpose(2, 0, 1)[None]
+
+
+class T5(nnx.Module):
+    """An encoder and a decoder that share an embedding, and a head that may share it too.
+
+    `make_layers` makes the layers of the decoder if it is told so, and else those of the encoder.
+    """
+
+    def __init__(
+        self, config: Any, make_layers: Callable[[bool], nnx.Module], options: Options, rngs: nnx.Rngs, *, scaled: bool
+    ) -> None:
+        vocabulary, width, std = config.vocab_size, config.d_model, config.initializer_factor
+        self.mesh, self.head_scale = options.mesh, width**-0.5 if scaled else 1.0
+        self.embed = Embedding(vocabulary, width, options, rngs, std=std)
+        self.encoder = Side(config, make_layers(False), options, rngs, decoder=False)
+        self.decoder = Side(config, make_layers(True), options, rngs, decoder=True)
+        self.head = None if config.tie_word_embeddings else Linear(width, vocabulary, options, rngs, std=std)
+
+    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
+        """Logits of the next token at every position of `decoder_input_ids`."""
+        padding = padding_mask(batch)
+        source = self.encoder(self.embed(batch["input_ids"]), padding)
+        x = self.embed(batch["decoder_input_ids"])
+        x = self.decoder(x, padding_mask(batch, "decoder_attention_mask"), source, padding)
+        x = x * jnp.asarray(self.head_scale, x.dtype)
+        y = self.embed.logits(x) if self.head is None else self.head(x)
+        return constrain_activations(y, self.mesh, "tensor")
+
+
+def attention(config: Any, options: Options, rngs: nnx.Rngs, *, causal: bool) -> Attention:
+    """Attention whose scores are not scaled, and whose queries start small instead."""
+    width, heads, dim = config.d_model, config.num_heads, config.d_kv
+    std = config.initializer_factor * width**-0.5
+    made = Attention(width, heads, options, rngs, head_dim=dim, causal=causal, scale=1.0, std=std)
+    made.q.kernel[...] *= dim**-0.5
+    made.o.kernel[...] *= math.sqrt(width / (heads * dim))
+    return made
+
+
+def dense(config: Any, options: Options, rngs: nnx.Rngs, *, gated: bool = False) -> MLP | GatedMLP:
+    """The MLP of a block."""
+    width, hidden, std = config.d_model, config.d_ff, config.initializer_factor * config.d_model**-0.5
+    made = (GatedMLP if gated else MLP)(width, hidden, config.dense_act_fn, options, rngs, std=std)
+    made.down.kernel[...] *= math.sqrt(width / hidden)
+    return made
+
+
+def relative_buckets(distances: NDArray[np.int_], buckets: int, furthest: int, *, causal: bool) -> NDArray[np.int_]:
+    """The bucket of every distance, from a position to the one it attends to.
+
+    Half of the buckets are single distances, the others grow logarithmically up to `furthest`; all beyond share the
+    last. Where attention is causal, all buckets are for the past, and else half of them for either direction.
+    """
+    half = 0 if causal else buckets // 2
+    steps = np.maximum(-distances, 0) if causal else np.abs(distances)
+    count = buckets - half
+    single = count // 2
+    growth = np.log(np.maximum(steps, single) / single) / math.log(furthest / single)
+    far = np.minimum(single + (growth * (count - single)).astype(int), count - 1)
+    return half * (distances > 0) + np.where(steps < single, steps, far)
+
+
+def side_table(side: str) -> Table:
+    """Where the parts of an encoder or a decoder outside its layers lie."""
+    return {
+        f"{side}/bias": f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias",
+        f"{side}/norm": f"{side}.final_layer_norm",
+    }
+
+
+def block_table(path: str, side: str, mlp: Mapping[str, str], first: int = 0, step: int = 1) -> Table:
+    """Where the parts of the blocks at `path` lie, which are number first + step·i in that side of the checkpoint.
+
+    `mlp` maps the parts of our MLP to those of Hugging Face's.
+    """
+    parts = {"attention_norm": "layer.0.layer_norm"}
+    parts |= {f"attention/{name}": f"layer.0.SelfAttention.{name}" for name in "qkvo"}
+    if side == "decoder":
+        parts |= {"cross_norm": "layer.1.layer_norm"}
+        parts |= {f"cross/{name}": f"layer.1.EncDecAttention.{name}" for name in "qkvo"}
+    last = "layer.2" if side == "decoder" else "layer.1"
+    parts |= {"mlp_norm": f"{last}.layer_norm"} | {f"mlp/{ours}": f"{last}.{theirs}" for ours, theirs in mlp.items()}
+    return {
+        f"{path}/{ours}": Source(f"{side}.block.{{layer}}.{theirs}", first=first, step=step)
+        for ours, theirs in parts.items()
+    }
+
+
+def module(config: Any, options: Options, rngs: nnx.Rngs) -> T5:
+    def make_layers(decoder: bool) -> Stack:
+        def block(rngs: nnx.Rngs) -> Block:
+            mlp = dense(config, options, rngs, gated=config.is_gated_act)
+            return Block(config, mlp, options, rngs, decoder=decoder)
+
+        return Stack(block, config.num_decoder_layers if decoder else config.num_layers, options, rngs)
+
+    # T5 1.1 and mT5 do not scale what their head reads; only T5's configuration can ask for it.
+    scaled = getattr(config, "scale_decoder_outputs", False)
+    return T5(config, make_layers, options, rngs, scaled=scaled)
+
+
+def table(config: Any) -> Table:
+    gated = {"gate": "DenseReluDense.wi_0", "up": "DenseReluDense.wi_1"}
+    mlp = (gated if config.is_gated_act else {"up": "DenseReluDense.wi"}) | {"down": "DenseReluDense.wo"}
+    found: dict[str, str | Source] = {"embed": "shared", "head": "lm_head"}
+    for side in ("encoder", "decoder"):
+        found |= side_table(side)
+        found |= block_table(f"{side}/layers/blocks", side, mlp)
+    return found
+
+
+COPIES = {f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}
+IGNORED = (r"^lm_head\.weight$", r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$")
+
+FAMILIES = (
+    Family(
+        "t5",
+        "T5ForConditionalGeneration",
+        module,
+        table,
+        copies=COPIES,
+        ignored=IGNORED,
+        encoder_decoder=True,
+        examples=("google-t5/t5-small", "google/flan-t5-base", "MBZUAI/LaMini-Flan-T5-248M"),
+    ),
+    Family(
+        "mt5",
+        "MT5ForConditionalGeneration",
+        module,
+        table,
+        copies=COPIES,
+        ignored=IGNORED,
+        encoder_decoder=True,
+        examples=("google/mt5-base",),
+    ),
+)

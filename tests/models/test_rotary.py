@@ -1,0 +1,101 @@
+"""Rotary embeddings: their frequencies against transformers', and the properties they are made for."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from lensjax.errors import InputError
+from lensjax.models.rotary import rotary_from_config, rotate
+
+HEAD_DIM, LENGTH = 32, 256
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 8.0},
+    "linear-partial": {"rope_type": "linear", "factor": 8.0, "partial_rotary_factor": 0.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {"rope_type": "llama3"} | LLAMA3,
+    "yarn": {"rope_type": "yarn"} | YARN,
+    "yarn-not-truncated": {"rope_type": "yarn", "truncate": False} | YARN,
+    "yarn-mscale": {"rope_type": "yarn", "mscale": 0.7, "mscale_all_dim": 1.3} | YARN,
+    "yarn-half-mscale": {"rope_type": "yarn", "mscale": 0.7} | YARN,
+    "yarn-attention-factor": {"rope_type": "yarn", "attention_factor": 1.25} | YARN,
+    "yarn-betas": {"rope_type": "yarn", "beta_fast": 16.0, "beta_slow": 2.0} | YARN,
+    "yarn-no-original": {"rope_type": "yarn", "factor": 4.0},
+    "yarn-short-original": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4},
+    "yarn-shrinking": {"rope_type": "yarn", "factor": 0.5, "original_max_position_embeddings": 64},
+}
+
+
+def config(settings: dict[str, Any]) -> Any:
+    return LlamaConfig(
+        hidden_size=2 * HEAD_DIM,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        rope_parameters={"rope_theta": 5000.0} | settings,
+    )
+
+
+@pytest.mark.parametrize("time", [7, LENGTH, 3 * LENGTH])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_frequencies_and_magnitude_equal_those_of_transformers(name: str, time: int) -> None:
+    described = config(SETTINGS[name])
+    expected, magnitude = ROPE_INIT_FUNCTIONS[SETTINGS[name]["rope_type"]](described, "cpu", seq_len=time)
+    rotary = rotary_from_config(described, HEAD_DIM)
+    np.testing.assert_allclose(rotary.frequencies(time), expected.numpy(), rtol=1e-6)
+    assert rotary.magnitude() == pytest.approx(magnitude, rel=1e-12)
+
+
+def test_plain_frequencies() -> None:
+    rotary = rotary_from_config(config({"partial_rotary_factor": 0.25}), HEAD_DIM)
+    np.testing.assert_allclose(rotary.frequencies(7), [1.0, 5000**-0.25, 5000**-0.5, 5000**-0.75], rtol=1e-12)
+    assert rotary.magnitude() == 1.0
+
+
+@pytest.mark.parametrize("name", ["linear-partial", "dynamic", "llama3", "yarn"])
+@given(data=st.data())
+def test_rotation_keeps_norms_and_sees_only_distances(name: str, data: st.DataObject) -> None:
+    rotary = rotary_from_config(config(SETTINGS[name]), HEAD_DIM)
+    query, key = data.draw(st.tuples(st.integers(0, 10**4), st.integers(0, 10**4)))
+    shift = data.draw(st.integers(0, 10**4))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(1, 2, 3, HEAD_DIM)))
+        near = rotate(x, rotary(jnp.array([[query, key]])))
+        far = rotate(x, rotary(jnp.array([[query + shift, key + shift]])))
+        turned = np.linalg.norm(near[..., : rotary.dim], axis=-1)
+        np.testing.assert_allclose(turned, rotary.magnitude() * np.linalg.norm(x[..., : rotary.dim], axis=-1))
+        np.testing.assert_array_equal(near[..., rotary.dim :], x[..., rotary.dim :])
+        products = [np.einsum("hd,hd->h", y[0, 0], y[0, 1]) for y in (near, far)]
+        np.testing.assert_allclose(products[0], products[1], rtol=1e-9, atol=1e-9)
+
+
+def test_rotation_turns_pairs_half_a_head_apart() -> None:
+    rotary = rotary_from_config(config({"partial_rotary_factor": 0.125}), HEAD_DIM)
+    x = jnp.zeros((1, 1, 1, HEAD_DIM)).at[..., 0].set(1.0).at[..., 3].set(1.0).at[..., 4].set(1.0)
+    angle, slow = 3.0, 3.0 / np.sqrt(5000)
+    expected = [np.cos(angle), -np.sin(slow), np.sin(angle), np.cos(slow), 1.0] + [0.0] * (HEAD_DIM - 5)
+    np.testing.assert_allclose(rotate(x, rotary(jnp.array([[3]])))[0, 0, 0], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_unknown_kind_is_refused() -> None:
+    described = SimpleNamespace(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}, max_position_embeddings=64)
+    with pytest.raises(InputError, match=r"rope_type is 'spiral' in config\.json; LensJAX knows default, linear"):
+        rotary_from_config(described, HEAD_DIM)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_missing_factor_is_refused(kind: str) -> None:
+    settings = {"rope_type": kind, "rope_theta": 1e4, "factor": None}
+    described = SimpleNamespace(rope_parameters=settings, max_position_embeddings=64)
+    with pytest.raises(InputError, match=rf"rope_parameters lacks factor in config\.json, which rope_type '{kind}'"):
+        rotary_from_config(described, HEAD_DIM)
