@@ -92,22 +92,24 @@ def largest_buffer(program: str) -> tuple[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
-    parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0")
+    parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0; other results in --out stay")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     try:
         import libtpu  # noqa: F401
     except ImportError:
         sys.exit("This needs the TPU compiler: pip install libtpu")
-    results = []
+    results = {}
+    if arguments.out is not None and arguments.out.exists() and arguments.case is not None:
+        results = json.loads(arguments.out.read_text(encoding="utf-8"))
     for number in range(len(CASES)) if arguments.case is None else arguments.case:
         case = CASES[number]
+        name = f"{case['model']}, {case['topology']}, {case['mesh']}, {case['time']} tokens"
         measured = compile_case(case["config"], case["topology"], case["mesh"], case["time"])
-        results.append({key: value for key, value in case.items() if key != "config"} | measured)
-        print(json.dumps(results[-1], indent=2), flush=True)
-    if arguments.out is not None:
-        report = describe("jax", "flax", "libtpu", "lensjax") | {"results": results}
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        results[name] = measured | describe("jax", "flax", "libtpu")
+        print(name, json.dumps(measured, indent=2), flush=True)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from lensjax import cli_models
 from lensjax.errors import InputError
 from lensjax.files import check_writable
 
@@ -145,11 +146,23 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(job, completed=done, total=total)
 
 
+def _commands() -> tyro.extras.SubcommandApp:
+    models = tyro.extras.SubcommandApp()
+    models.command(name="list")(cli_models.list_families)
+    models.command(cli_models.show)
+    models.command(cli_models.check)
+    models.command(cli_models.export)
+    commands = tyro.extras.SubcommandApp()
+    commands.command(rank)
+    commands.command(evaluate)
+    commands.command(models, name="models", help="List, show, check and export language models.")
+    return commands
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input exits with status 2 and one sentence on standard error."""
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"rank": rank, "evaluate": evaluate},
+        _commands().cli(
             prog="lensjax",
             description="Which of these language models should we fine-tune on our data?",
             args=arguments,

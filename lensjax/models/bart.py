@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from lensjax.models.family import Family
@@ -67,10 +66,7 @@ class Side(nnx.Module):
 
 
 class BART(nnx.Module):
-    """An encoder and a decoder that share an embedding, and a head that usually shares it too.
-
-    `logits_bias` is a constant, which no gradient reaches: 0 but in models with an edited vocabulary.
-    """
+    """An encoder and a decoder that share an embedding, and a head that usually shares it too."""
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
         vocabulary, width, std = config.vocab_size, config.d_model, config.init_std
@@ -79,7 +75,6 @@ class BART(nnx.Module):
         self.encoder = Side(config, options, rngs, decoder=False)
         self.decoder = Side(config, options, rngs, decoder=True)
         self.head = None if config.tie_word_embeddings else Linear(width, vocabulary, options, rngs, std=std)
-        self.logits_bias = nnx.Param(jnp.zeros((1, vocabulary), options.param_dtype))
 
     def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
         """Logits of the next token at every position of `decoder_input_ids`."""
@@ -93,12 +88,11 @@ class BART(nnx.Module):
         decoder_padding = padding_mask(batch, "decoder_attention_mask")
         x = self.decoder(embed(batch["decoder_input_ids"]), decoder_padding, source, padding)
         y = self.embed.logits(x) if self.head is None else self.head(x)
-        y = y + stop_gradient(self.logits_bias[...]).astype(y.dtype)
         return constrain_activations(y, self.mesh, "tensor")
 
 
 def table(config: Any) -> Table:
-    found = {"embed": "model.shared", "head": "lm_head", "logits_bias": "final_logits_bias"}
+    found = {"embed": "model.shared", "head": "lm_head"}
     attention = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
     for side in ("encoder", "decoder"):
         block, theirs = f"{side}/layers/blocks", f"model.{side}.layers.{{layer}}"
@@ -125,7 +119,7 @@ FAMILIES = (
         prefix="model.",
         ignored=(r"^lm_head\.weight$", r"(encoder|decoder)\.version$"),
         copies={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
-        optional=(r"^final_logits_bias$",),
+        zeros=lambda config: {"final_logits_bias": (1, config.vocab_size)},  # a constant, which training never moves
         encoder_decoder=True,
         examples=("facebook/bart-base", "facebook/bart-large-cnn"),
     ),

@@ -1,6 +1,7 @@
 """A model: its configuration, its parameters, and the pure functions that compute with them."""
 
 import copy
+import itertools
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -138,7 +139,8 @@ class Model:
         try:
             from lensjax.models.hub import write_config, write_tokenizer
 
-            write_tensors(checkpoint_tensors(leaves), staging)
+            zeros = ((name, np.zeros(shape, stored)) for name, shape in self.family.zeros(self.config).items())
+            write_tensors(itertools.chain(checkpoint_tensors(leaves), zeros), staging)
             write_config(self.config, self.family.architecture, stored.name, staging)
             write_tokenizer(self, staging)
             if target.is_dir():
@@ -170,7 +172,7 @@ def read(config: Any, options: Options, folder: Path) -> Model:
     config = _as_stored(config, files)
     family, graphdef, shapes = abstract(config, options)
     wanted = check_names(
-        _tensors(shapes, family, config), files, family.prefix, family.ignored, family.copies, family.optional
+        _tensors(shapes, family, config), files, family.prefix, family.ignored, family.copies, family.zeros(config)
     )
     leaves = read_params(
         wanted, files, options.param_dtype, jax.tree.leaves(placement(shapes, family, config, options))

@@ -45,7 +45,7 @@ class Family:
       prefix: Start of tensor names that checkpoints of the bare model leave out.
       ignored: Regular expressions for tensors that checkpoints hold and the model does not need.
       copies: Tensors that checkpoints may hold besides the one whose values they repeat, by name.
-      optional: Regular expressions for tensors that checkpoints may lack, and that are 0 where they do.
+      zeros: Shapes of constants that checkpoints hold, 0 in all of them, by name, given the configuration.
       rules: How its parameters lie on a mesh.
       encoder_decoder: Whether targets have a decoder of their own.
       examples: Well-known checkpoints.
@@ -58,7 +58,7 @@ class Family:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
-    optional: tuple[str, ...] = ()
+    zeros: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
     rules: Rules = RULES
     encoder_decoder: bool = False
     examples: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ class Options:
       remat: What the backward pass recomputes: "none" keeps every activation, "dots" keeps the results of
         matrix products with weights, "full" keeps one activation per layer.
       attention: "xla" everywhere and wherever curvature is computed; "cudnn" is the fused kernel of NVIDIA GPUs, for
-        bfloat16 and float16 first-order training only.
+        bfloat16 and float16 first-order training only; scores that are capped (Gemma 2) are always computed by XLA.
       mesh: Devices that hold the parameters, with axes `data`, `fsdp` and `tensor`; None for one device.
     """
 
@@ -48,7 +48,8 @@ def make_options(
     """Options with every value checked; `param_dtype` is `dtype` where it is not given.
 
     Raises:
-      InputError: a value is not one of those there are, or float64 is asked for where JAX has it switched off.
+      InputError: a value is not one of those there are, float64 is asked for where JAX has it switched off, or cuDNN's
+        attention where it cannot run.
     """
     for name, value, known in (
         ("remat", remat, get_args(Remat)),
@@ -57,6 +58,11 @@ def make_options(
         if value not in known:
             raise InputError(f"{name} is '{shorten(value)}'; give one of {', '.join(known)}.")
     chosen = as_dtype(dtype)
+    if attention == "cudnn" and (chosen.itemsize != 2 or jax.default_backend() != "gpu"):
+        raise InputError(
+            f"attention is 'cudnn', dtype {chosen} and the device a {jax.default_backend()}; the fused kernel needs "
+            "bfloat16 or float16 and an NVIDIA GPU, so choose 'xla' here."
+        )
     return Options(chosen, as_dtype(dtype if param_dtype is None else param_dtype), remat, attention, mesh)
 
 
@@ -68,7 +74,7 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[np.generic]:
     """
     try:
         found = jnp.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # NumPy reads texts as a small language
         found = None
     if found is None or found.name not in _DTYPES:
         raise InputError(f"dtype is '{shorten(dtype)}'; give one of {', '.join(_DTYPES)}.")

@@ -2,13 +2,13 @@
 
 import json
 import math
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -16,8 +16,9 @@ from lensjax.errors import InputError, listing, shorten
 from lensjax.files import share
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATING = ("F64", "F32", "F16", "BF16")
+FLOATING: Mapping[str, DTypeLike] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _BLOCK_BYTES = 2**20
+_LINE = 16  # float32 values in a cache line
 
 
 class TensorFiles:
@@ -36,52 +37,51 @@ class TensorFiles:
         self.where = str(folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.types: dict[str, str] = {}
-        self._paths: dict[str, Path] = {}
-        self._opened = threading.local()
+        self._values: dict[str, NDArray[Any]] = {}
         for path in _weight_files(folder):
             try:
-                with safe_open(path, framework="numpy") as file:
-                    for name in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
-                        tensor = file.get_slice(name)
-                        self.shapes[name] = tuple(tensor.get_shape())
-                        self.types[name] = tensor.get_dtype()
-                        self._paths[name] = path
+                with safe_open(path, framework="numpy"):  # checks the header
+                    file = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
             except (SafetensorError, OSError) as error:
                 raise InputError(
                     f"{path} is not a whole safetensors file ({shorten(error)}); fetch it again."
                 ) from error
+            start = 8 + int.from_bytes(file[:8].tobytes(), "little")
+            header = json.loads(file[8:start].tobytes())
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                self.shapes[name], self.types[name] = tuple(entry["shape"]), entry["dtype"]
+                if entry["dtype"] in FLOATING:
+                    begin, end = (start + offset for offset in entry["data_offsets"])
+                    self._values[name] = file[begin:end].view(FLOATING[entry["dtype"]]).reshape(entry["shape"])
 
     def copy(self, name: str, bounds: tuple[tuple[int, int], ...], out: NDArray[Any], *, transposed: bool) -> None:
         """Copy the values within `bounds`, (start, stop) per axis of `out`, converted to its type, into `out`.
 
         With `transposed`, the axes of the file's tensor are those of `out` in reverse order.
         """
-        tensor = self._open(self._paths[name]).get_slice(name)
+        values = self._values[name]
         if not transposed:
-            out[...] = tensor[tuple(slice(*pair) for pair in bounds)] if bounds else tensor[...]
+            out[...] = values[tuple(slice(*pair) for pair in bounds)]
             return
-        (first, last), (start, stop) = bounds  # blocks of the file's rows that stay in the cache while transposed
-        rows = max(1, _BLOCK_BYTES // (4 * max(1, last - first)))
-        for row in range(start, stop, rows):
-            end = min(row + rows, stop)
-            out[:, row - start : end - start] = tensor[row:end, first:last].T
+        (first, last), (start, stop) = bounds
+        for row in range(start, stop, _LINE):  # so that every line of `out` is filled at once
+            end = min(row + _LINE, stop)
+            out[:, row - start : end - start] = values[row:end, first:last].T
 
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors hold the same values, of which no more is read than up to a block that differs."""
         shape = self.shapes[first]
         if self.shapes[second] != shape:
             return False
-        one, two = (self._open(self._paths[name]).get_slice(name) for name in (first, second))
+        one, two = self._values[first], self._values[second]
         rows = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
         blocks = (slice(row, min(row + rows, shape[0])) for row in range(0, shape[0], rows))
         return all(np.array_equal(one[block], two[block]) for block in blocks)
 
-    def _open(self, path: Path) -> Any:
-        """The file, opened once per thread."""
-        opened = self._opened.__dict__.setdefault("files", {})
-        if path not in opened:
-            opened[path] = safe_open(path, framework="numpy").__enter__()
-        return opened[path]
+    def is_zero(self, name: str) -> bool:
+        """Whether a tensor holds nothing but 0."""
+        return not self._values[name].any()
 
 
 def write_tensors(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, shard_bytes: int = 5 * 10**9) -> None:

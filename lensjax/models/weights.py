@@ -21,6 +21,7 @@ from lensjax.errors import InputError, listing, shorten
 from lensjax.models.safetensors_files import FLOATING, TensorFiles
 from lensjax.models.sharding import path_name
 
+_ALIGNMENT = 64  # bytes
 _SUFFIX = {"kernel": ".weight", "embedding": ".weight", "scale": ".weight", "bias": ".bias"}
 
 
@@ -87,7 +88,7 @@ def check_names(
     prefix: str,
     ignored: Sequence[str],
     copies: Mapping[str, str],
-    optional: Sequence[str],
+    zeros: Mapping[str, tuple[int, ...]],
 ) -> list[Tensor]:
     """The parameters, named as this checkpoint names them, if it holds each in its shape and nothing else.
 
@@ -96,7 +97,7 @@ def check_names(
       prefix: Start of tensor names that checkpoints of the bare model leave out.
       ignored: Regular expressions for tensors that checkpoints hold and models do not need.
       copies: Tensors that checkpoints may hold besides the one whose values they repeat, by name.
-      optional: Regular expressions for tensors that checkpoints may lack.
+      zeros: Shapes of constants that checkpoints may hold and that must be 0, by name.
 
     Raises:
       InputError: names every tensor that is missing, unexpected or of another shape, or one that is not of floating
@@ -114,11 +115,11 @@ def check_names(
         wanted = [replace(tensor, names=_without(tensor.names, prefix)) for tensor in wanted]
         names = {name.removeprefix(prefix) for name in names}
         copies = {name.removeprefix(prefix): first.removeprefix(prefix) for name, first in copies.items()}
-    lacking = (name for name in names - files.shapes.keys() if not any(re.search(p, name) for p in optional))
-    missing = sorted(lacking, key=_natural)
+    missing = sorted(names - files.shapes.keys(), key=_natural)
     held = ((name, first) for name, first in copies.items() if {name, first} <= files.shapes.keys())
     repeated = {name for name, first in held if files.same(name, first)}
-    unexpected = sorted(set(needed) - names - repeated, key=_natural)
+    empty = {name for name, shape in zeros.items() if files.shapes.get(name) == shape and files.is_zero(name)}
+    unexpected = sorted(set(needed) - names - repeated - empty, key=_natural)
     misshapen = [
         f"{name} is {list(files.shapes[name])} and should be {list(tensor.stored_shape)}"
         for tensor in wanted
@@ -200,20 +201,25 @@ def _read_slice(
 ) -> NDArray[Any]:
     """The values of a parameter within `bounds`, (start, stop) per axis."""
     stacked = tensor.names.ndim
-    values = np.empty([stop - start for start, stop in bounds], dtype)
+    values = _aligned(tuple(stop - start for start, stop in bounds), dtype)
     for position in itertools.product(*(range(*pair) for pair in bounds[:stacked])):
         inner = tuple(i - start for i, (start, _) in zip(position, bounds[:stacked], strict=True))
         _copy(str(tensor.names[position]), tensor.source, files, bounds[stacked:], values[inner])
     return values
 
 
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array to be filled that JAX on a CPU takes over as it is, where it would copy one that lies anywhere."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
 def _copy(
     name: str, source: Source, files: TensorFiles, bounds: tuple[tuple[int, int], ...], out: NDArray[Any]
 ) -> None:
-    """Copy one tensor's values within `bounds` (of our axes) into `out`; 0 for an optional one that is not there."""
-    if name not in files.shapes:
-        out[...] = 0
-        return
+    """Copy one tensor's values within `bounds` (of our axes) into `out`."""
     if source.part is not None and source.part[2] == 1:  # our outputs lie together, after those of other parts
         width = _outputs(files.shapes[name], source) // source.part[1]
         shift = source.part[0] * width

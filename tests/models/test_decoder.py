@@ -29,7 +29,7 @@ ROTARY = {FULL: Rotary(2, "default", 100.0, 64, ()), SLIDING: Rotary(2, "linear"
 
 
 class Probe(nnx.Module):
-    """In place of a block: adds numbers of its own times the sum of the positions that are seen, and times the angle."""
+    """In place of a block: adds its own numbers times the sum of the positions that are seen, and times the angle."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.weights = nnx.Param(rngs.params.uniform((2,)))

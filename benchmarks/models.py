@@ -1,0 +1,359 @@
+"""How fast models compute, load and compile, beside torch doing the same, and what they reach of a GPU's peak.
+
+    python benchmarks/models.py [--parts computing loading compiling gpu] [--quick] [--out FILE]
+
+Every part runs in a fresh process. Only the parts named are measured anew; the others of a full run stay in the file,
+each with the machine and the versions that it was measured with. Contenders take turns, so that other work on the
+machine slows all of them alike.
+"""
+
+import gc
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import torch
+import transformers
+import tyro
+from fit import Json, ratios, rounded, summary, timed
+from machine import describe
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from transformers import GPT2Config, LlamaConfig
+
+import lensjax.models
+
+Part = Literal["computing", "loading", "compiling", "gpu"]
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors", "lensjax")
+
+# Dense bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets; the first name found in the device's kind counts.
+PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+ATTENTION = ("eager", "sdpa")  # of transformers
+
+NOTES = {
+    "times": "wall seconds, warm: everything was called once before",
+    "ratio": "time of the peer over time of lensjax; above 1, lensjax is faster; `within_turns` is the median of the "
+    "ratios within each turn, in which each contender runs once",
+    "computing": "float32 on the CPU with as many threads as cores, from the same weights, without dropout; `forward` "
+    "gives all logits, `gradient` the loss and the gradient of every parameter",
+    "loading": "a folder saved by transformers in float32, in the page cache; `reading` is np.fromfile of the weights "
+    "into fresh memory; from_pretrained maps the file and leaves values on disk until they are used",
+    "compiling": "lowering and compiling loss and gradient of a Llama, 4 layers and 32 of the same widths",
+    "gpu": "loss and gradient in bfloat16 from float32 parameters; model FLOPs are 6 × parameters in matrix products "
+    "+ 12 × layers × width × time, per token (arXiv 2204.02311, appendix B), whatever causality saves",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured, of models of which size."""
+
+    gpt2: Mapping[str, Any]
+    llama: Mapping[str, Any]
+    shape: tuple[int, int]  # of a batch on the CPU
+    widths: Mapping[str, Any]  # of the Llama that is compiled
+    depths: tuple[int, int]
+    gpu: Mapping[str, tuple[Any, int]]  # configuration and examples of 1,024 tokens
+    repeats: int
+
+
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+    "tie_word_embeddings": True,
+}
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+FULL = Plan(
+    gpt2={},
+    llama=SMOLLM2,
+    shape=(8, 128),
+    widths=SMALL,
+    depths=(4, 32),
+    gpu={"GPT-2 small": (GPT2Config(), 32), "SmolLM2-135M": (LlamaConfig(**SMOLLM2), 32)},
+    repeats=11,
+)
+QUICK = Plan(
+    gpt2={"vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0},
+    llama=SMALL | {"num_hidden_layers": 2},
+    shape=(2, 16),
+    widths=SMALL,
+    depths=(1, 2),
+    gpu={"Llama": (LlamaConfig(**SMALL, num_hidden_layers=2, head_dim=64), 1)},
+    repeats=1,
+)
+
+
+def benchmark(
+    parts: tuple[Part, ...] = ("computing", "loading", "compiling", "gpu"),
+    quick: bool = False,
+    out: Path = Path("benchmarks/results/models.json"),
+) -> None:
+    """Measure, print a table, and write JSON.
+
+    Args:
+        parts: What is measured: computing, loading and compiling on the CPU, and, where JAX has one, on a GPU.
+        quick: Only try the script on tiny models; the times mean nothing.
+        out: File to write.
+    """
+    plan, console = QUICK if quick else FULL, Console()
+    found: Json = {"benchmark": "models", "quick": quick, "notes": NOTES, "parts": {}}
+    if out.exists():
+        before = json.loads(out.read_text(encoding="utf-8"))
+        found["parts"] = before["parts"] if before["quick"] == quick else {}
+    for part in parts:
+        with console.status(part):
+            # The processes are spawned by this one, and inherit its environment.
+            os.environ["JAX_PLATFORMS"] = "" if part == "gpu" else "cpu"
+            os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+            described = describe(*PACKAGES)
+            with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+                measured = fresh.submit(MEASURES[part], plan).result()
+        if measured:
+            found["parts"][part] = described | {"repeats": plan.repeats} | measured
+    found["parts"] = {name: found["parts"][name] for name in MEASURES if name in found["parts"]}
+    found["targets"] = targets(found["parts"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rounded(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    show(found, console)
+    console.print(f"Wrote {out}")
+
+
+def computing(plan: Plan) -> Json:
+    """Times of GPT-2's forward pass, and of its loss and gradient, ours and torch's."""
+    quiet()
+    torch.set_num_threads(os.cpu_count() or 1)
+    config = GPT2Config(**plan.gpt2)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, plan.shape)
+    peers = {name: transformers.GPT2LMHeadModel._from_config(config, attn_implementation=name) for name in ATTENTION}
+    with tempfile.TemporaryDirectory() as folder:
+        peers["eager"].save_pretrained(folder)
+        model = lensjax.models.load(folder)
+    peers["sdpa"].load_state_dict(peers["eager"].state_dict())
+    apply, gradient, batch = jax.jit(model.apply), jax.jit(jax.value_and_grad(model.loss)), {"input_ids": ids}
+    forward: dict[str, Callable[[], Any]] = {
+        "lensjax": lambda: jax.block_until_ready(apply(model.params, batch)),
+    }
+    backward: dict[str, Callable[[], Any]] = {
+        "lensjax": lambda: jax.block_until_ready(gradient(model.params, batch))[0],
+    }
+    for name, peer in peers.items():
+        forward[f"torch, {name}"] = partial(torch_forward, peer.eval(), torch.from_numpy(ids))
+        backward[f"torch, {name}"] = partial(torch_gradient, peer.eval(), torch.from_numpy(ids))
+    losses = [float(call()) for call in backward.values()]
+    assert np.allclose(losses, losses[0], rtol=1e-5), f"the contenders do not compute the same: {losses}"
+    return {
+        "model": "GPT-2 small" if not plan.gpt2 else "tiny GPT-2",
+        "parameters": parameters(model),
+        "batch": list(plan.shape),
+        "threads": torch.get_num_threads(),
+        "forward": compared(forward, plan.repeats),
+        "gradient": compared(backward, plan.repeats),
+    }
+
+
+def torch_forward(model: Any, ids: Any) -> Any:
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def torch_gradient(model: Any, ids: Any) -> Any:
+    model.zero_grad(set_to_none=True)
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    return loss.detach()
+
+
+def loading(plan: Plan) -> Json:
+    """Times of loading a model stored as ours are, and of one whose kernels are stored transposed."""
+    quiet()
+    configs = {"gpt2": GPT2Config(**plan.gpt2), "llama": LlamaConfig(**plan.llama)}
+    return {name: load_times(config, plan.repeats) for name, config in configs.items()}
+
+
+def load_times(config: Any, repeats: int) -> Json:
+    made = transformers.AutoModelForCausalLM.from_config(config)
+    kind = type(made)
+    with tempfile.TemporaryDirectory() as folder:
+        made.save_pretrained(folder)
+        del made
+        weights = Path(folder) / "model.safetensors"
+        contenders: dict[str, Callable[[], Any]] = {
+            "lensjax": lambda: jax.block_until_ready(lensjax.models.load(folder).params),
+            "reading": lambda: np.fromfile(weights, np.uint8),
+            "from_pretrained": lambda: kind.from_pretrained(folder, dtype=torch.float32),
+        }
+        return {"gigabytes": weights.stat().st_size / 1e9} | compared(contenders, repeats)
+
+
+def compiling(plan: Plan) -> Json:
+    """Times of compiling loss and gradient of a shallow and of a deep model."""
+    batch = {"input_ids": np.zeros(plan.shape, int)}
+
+    def compile_depth(depth: int) -> None:
+        model = lensjax.models.from_config(LlamaConfig(**plan.widths, num_hidden_layers=depth))
+        start = time.perf_counter()
+        jax.jit(jax.value_and_grad(model.loss)).lower(model.params, batch).compile()
+        times[depth].append(time.perf_counter() - start)
+
+    times: dict[int, list[float]] = {depth: [] for depth in plan.depths}
+    for _ in range(plan.repeats + 1):
+        for depth in plan.depths:
+            compile_depth(depth)
+    warm = {depth: found[1:] for depth, found in times.items()}
+    shallow, deep = (warm[depth] for depth in plan.depths)
+    return {
+        "layers": list(plan.depths),
+        "parameters_of_a_layer": layer_parameters(LlamaConfig(**plan.widths, num_hidden_layers=1)),
+        "shallow": summary(shallow),
+        "deep": summary(deep) | {"over_shallow": float(np.median(np.divide(deep, shallow)))},
+    }
+
+
+def gpu(plan: Plan) -> Json | None:
+    """Times of loss and gradient on a GPU, and the share of its peak that they reach; None without a GPU."""
+    if jax.default_backend() != "gpu":
+        return None
+    device = jax.devices()[0].device_kind
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
+    cases = {
+        f"{name}, {attention}": gpu_case(config, examples, attention, peak, plan.repeats)
+        for name, (config, examples) in plan.gpu.items()
+        for attention in ("cudnn", "xla")
+    }
+    return {"device": device, "peak_flops": peak, **cases}
+
+
+def gpu_case(config: Any, examples: int, attention: Any, peak: float | None, repeats: int, tokens: int = 1024) -> Json:
+    model = lensjax.models.from_config(config, dtype="bfloat16", param_dtype="float32", attention=attention)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (examples, tokens))
+    batch = jax.device_put({"input_ids": ids})
+    step = jax.jit(jax.value_and_grad(model.loss)).lower(model.params, batch).compile()
+    memory = step.memory_analysis()
+    jax.block_until_ready(step(model.params, batch))
+    times = [timed(lambda: jax.block_until_ready(step(model.params, batch)))[0] for _ in range(repeats)]
+    flops = model_flops(model, tokens) * examples * tokens
+    seconds = summary(times)
+    return {
+        "batch": [examples, tokens],
+        **seconds,
+        "tokens_per_second": examples * tokens / seconds["median_s"],
+        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        "model_flops": float(flops),
+        "utilisation": None if peak is None else flops / seconds["median_s"] / peak,
+    }
+
+
+def model_flops(model: lensjax.models.Model, tokens: int) -> int:
+    """FLOPs of loss and gradient per token of a sequence of that many; see `NOTES`."""
+    config = model.config
+    leaves = jax.tree_util.tree_flatten_with_path(model.params)[0]
+    kernels = sum(leaf.size for path, leaf in leaves if path[-1].key == "kernel")
+    head = config.vocab_size * config.hidden_size if config.tie_word_embeddings else 0
+    return 6 * (kernels + head) + 12 * config.num_hidden_layers * config.hidden_size * tokens
+
+
+def parameters(model: lensjax.models.Model) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(model.params))
+
+
+def layer_parameters(config: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(lensjax.models.from_config(config).params["layers"]))
+
+
+def compared(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> Json:
+    """Times of every contender, all taking turns, and the ratios of the others to the first."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(repeats + 1):
+        for name, call in contenders.items():
+            gc.collect()
+            seconds = timed(call)[0]
+            if turn > 0:
+                times[name].append(seconds)
+    first, *others = times
+    found = {name: summary(measured) for name, measured in times.items()}
+    for name in others:
+        within = float(np.median(np.divide(times[name], times[first])))
+        found[name] |= ratios(found[name], found[first]) | {"ratio_within_turns": within}
+    return found
+
+
+def targets(parts: Mapping[str, Json]) -> list[Json]:
+    """What we promised ourselves, beside what was measured, in turns."""
+    promised = []
+    if "computing" in parts:
+        for what in ("forward", "gradient"):
+            ratios_to_torch = [parts["computing"][what][f"torch, {name}"]["ratio_within_turns"] for name in ATTENTION]
+            promised.append((f"{what} of GPT-2, over torch's faster one", 1.0, 1 / min(ratios_to_torch)))
+    if "loading" in parts:
+        for model in ("gpt2", "llama"):
+            ratio = parts["loading"][model]["reading"]["ratio_within_turns"]
+            promised.append((f"loading {model}, over reading its bytes", 1.5, 1 / ratio))
+    if "compiling" in parts:
+        promised.append(("compiling 32 layers, over 4", 1.5, parts["compiling"]["deep"]["over_shallow"]))
+    return [
+        {"what": what, "at_most": limit, "measured": value, "met": value <= limit} for what, limit, value in promised
+    ]
+
+
+def show(found: Json, console: Console) -> None:
+    """Print the numbers as two tables."""
+    times = Table("", "median s", "least s", "ratio", "of peak", box=SIMPLE, title="Seconds")
+
+    def rows(name: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            return
+        if "median_s" in value:
+            keys = ("median_s", "min_s", "ratio_within_turns", "utilisation")
+            times.add_row(name, *(f"{value[key]:.3g}" if value.get(key) is not None else "" for key in keys))
+            return
+        for key, item in value.items():
+            rows(f"{name}, {key}", item)
+
+    for part, measured in found["parts"].items():
+        rows(part, measured)
+    goals = Table("", "at most", "measured", "met", box=SIMPLE, title="Targets")
+    for goal in found["targets"]:
+        goals.add_row(goal["what"], f"{goal['at_most']:g}", f"{goal['measured']:.3g}", "yes" if goal["met"] else "no")
+    console.print(times, goals)
+
+
+def quiet() -> None:
+    """No progress bars and warnings of transformers among the tables."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+MEASURES: Mapping[Part, Callable[[Plan], Json | None]] = {
+    "computing": computing,
+    "loading": loading,
+    "compiling": compiling,
+    "gpu": gpu,
+}
+
+
+if __name__ == "__main__":
+    tyro.cli(benchmark)

@@ -1,0 +1,169 @@
+"""Whether a checkpoint computes here what it computes in torch."""
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lensjax.errors import InputError
+from lensjax.models.base import Model, read
+from lensjax.models.hub import has_tokenizer, read_config
+from lensjax.models.losses import IGNORED
+from lensjax.models.options import make_options
+
+# Largest difference of a logit, and of the loss, in proportion. Right models of the sizes of GPT-2 and SmolLM2-135M are
+# at most 5e-15, 2e-6, 3e-3 and 2e-2 off, tiny ones three times that. Of the least of faults, tanh for erf in GELU is
+# 3e-4 and a norm's epsilon of 1e-6 for 1e-5 is 3e-3: float32 tells them, half precision does not.
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+_TIME = 24
+_TEXTS = ("Which of these language models should we fine-tune on our data?", "The cat sat on the mat, and slept.")
+
+Arrays = Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What we and torch compute for one batch.
+
+    Attributes:
+      batch: Its name.
+      tokens: Number of tokens whose logits are compared.
+      error: Largest difference of a logit, divided by the largest logit.
+      loss, torch_loss: Nats per target token.
+      tolerance: Largest error, and largest difference of the losses divided by torch's, that rounding explains.
+    """
+
+    batch: str
+    tokens: int
+    error: float
+    loss: float
+    torch_loss: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether rounding explains every difference; NaN is never explained."""
+        return self.error <= self.tolerance and abs(self.loss - self.torch_loss) <= self.tolerance * self.torch_loss
+
+
+def compare_with_torch(folder: Path, dtype: DTypeLike = "float32") -> list[Comparison]:
+    """Our logits and loss beside those of `transformers` on small batches: random tokens, and text with a tokenizer.
+
+    The batches have padding on either side. Torch runs eagerly on the CPU. One model is in memory at a time.
+
+    Raises:
+      InputError: torch is not installed, or the model cannot be loaded.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("Comparing with torch needs torch, which is not installed; run `pip install torch`.")
+    config = read_config(folder)
+    model = read(config, make_options(dtype), folder)
+    architecture, tolerance = model.family.architecture, TOLERANCES[model.options.dtype.name]
+    batches = make_batches(model)
+    with jax.default_matmul_precision("highest"):
+        ours = {name: _compute(model, batch) for name, batch in batches.items()}
+    wide = model.options.dtype == np.float64
+    del model
+    theirs = torch_outputs(folder, architecture, batches, wide)
+    return [
+        _compare(name, batch, ours[name], theirs[name], tolerance, config.is_encoder_decoder)
+        for name, batch in batches.items()
+    ]
+
+
+def make_batches(model: Model) -> dict[str, Arrays]:
+    """Random token ids from a fixed seed and, where the model has a tokenizer, two sentences."""
+    time = min(_TIME, getattr(model.config, "max_position_embeddings", None) or _TIME)
+    rng = np.random.default_rng(0)
+    rows = [list(rng.integers(0, model.config.vocab_size, size)) for size in (time, time - time // 4, time - 1)]
+    batches = {"random": _batch(rows, model)}
+    if model.folder is not None and has_tokenizer(model.folder):
+        batches["text"] = _batch([model.tokenizer(text)["input_ids"][:time] for text in _TEXTS], model)
+    return batches
+
+
+def torch_outputs(
+    folder: Path, architecture: str, batches: Mapping[str, Arrays], wide: bool
+) -> dict[str, tuple[NDArray[Any], float]]:
+    """Logits and mean loss of the `transformers` class of that name, in float32 or, where `wide`, in float64."""
+    import torch
+    import transformers
+
+    kind = getattr(transformers, architecture)
+    dtype = torch.float64 if wide else torch.float32
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager", use_safetensors=True)
+    outputs = {}
+    with wide_torch(wide), torch.no_grad():
+        if wide:  # once more from the configuration, as its tables are made in what was float32
+            stored = model.state_dict()
+            model = kind(model.config)
+            model.load_state_dict(stored)
+        model.eval()
+        for name, batch in batches.items():
+            output = model(**{key: torch.from_numpy(value) for key, value in batch.items()}, use_cache=False)
+            outputs[name] = output.logits.numpy(), float(output.loss)
+    return outputs
+
+
+@contextmanager
+def wide_torch(wide: bool = True) -> Iterator[None]:
+    """Makes torch's float32 mean float64, since `transformers` asks for float32 by name in norms and softmaxes.
+
+    Nothing changes where `wide` is False.
+    """
+    import torch
+
+    saved = torch.float32, torch.float, torch.Tensor.float, torch.get_default_dtype()
+    if wide:
+        torch.float32 = torch.float = torch.float64
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+        torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.float32, torch.float, torch.Tensor.float, default = saved  # type: ignore[method-assign]
+        torch.set_default_dtype(default)
+
+
+def _batch(rows: list[list[int]], model: Model) -> Arrays:
+    """Rows padded to the longest, the last of them on the left, with a label for every token that has one before it."""
+    time = max(map(len, rows))
+    ids = np.full((len(rows), time), getattr(model.config, "pad_token_id", None) or 0, np.int64)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(time - len(row), time) if i == len(rows) - 1 else slice(len(row))
+        ids[i, place], mask[i, place] = row, 1
+    if model.family.encoder_decoder:  # the targets are other rows, without their padding
+        return {"input_ids": ids, "attention_mask": mask, "labels": np.where(mask == 1, ids, IGNORED)[::-1].copy()}
+    follows = mask * np.roll(mask, 1, axis=1)
+    return {"input_ids": ids, "attention_mask": mask, "labels": np.where(follows == 1, ids, IGNORED)}
+
+
+def _compute(model: Model, batch: Arrays) -> tuple[NDArray[Any], float]:
+    logits, loss = jax.jit(lambda params: (model.apply(params, batch), model.loss(params, batch)))(model.params)
+    return np.asarray(logits, np.float64), float(loss)
+
+
+def _compare(
+    name: str,
+    batch: Arrays,
+    ours: tuple[NDArray[Any], float],
+    theirs: tuple[NDArray[Any], float],
+    tolerance: float,
+    encoder_decoder: bool,
+) -> Comparison:
+    """Logits at padding are not compared: nothing depends on them."""
+    counted = batch["labels"] != IGNORED if encoder_decoder else batch["attention_mask"] == 1
+    found, expected = ours[0][counted], theirs[0][counted]
+    error = (
+        float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else math.inf
+    )
+    return Comparison(name, int(counted.sum()), error, ours[1], theirs[1], tolerance)
