@@ -30,7 +30,14 @@ def test_a_right_model_passes(
         (found,) = compare_with_torch(folder, dtype)
     assert found.batch == "random"
     assert found.passed
-    assert 0 < found.error < {"float64": 1e-13, "float32": 1e-5, "float16": 2e-2, "bfloat16": 1e-1}[dtype]
+    rounding, allowed = {
+        "float64": (1e-13, 1e-9),
+        "float32": (1e-5, 1e-4),
+        "float16": (2e-2, pytest.approx(1.5e-2, rel=0.9)),  # three times torch's own
+        "bfloat16": (1e-1, pytest.approx(1.5e-1, rel=0.9)),
+    }[dtype]
+    assert 0 < found.error < rounding
+    assert found.allowed == allowed
     assert found.tokens == 24 + 18 + 23
 
 
