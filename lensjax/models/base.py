@@ -86,8 +86,8 @@ class Model:
     ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
         """Loss in nats and weight (1 or 0) of every target token.
 
-        A decoder-only model predicts the labels of positions 1, 2, …: time is one less than the inputs'. Without
-        `labels`, its targets are the tokens of `input_ids` that `attention_mask` marks, as the token before them.
+        At position t a decoder-only model predicts label t + 1, and nothing at the last. Without `labels`, its targets
+        are the tokens of `input_ids` that `attention_mask` marks, as the token before them.
         """
         if jnp.ndim(batch["input_ids"]) == 1:
             losses, weights = self.token_losses(params, _batched(batch))
@@ -99,7 +99,8 @@ class Model:
         if labels is None:
             ids, mask = jnp.asarray(batch["input_ids"]), batch.get("attention_mask")
             labels = ids if mask is None else jnp.where(_seen(jnp.asarray(mask)), ids, IGNORED)
-        return token_losses(logits[:, :-1], jnp.asarray(labels)[:, 1:])
+        following = jnp.roll(jnp.asarray(labels), -1, axis=1).at[:, -1].set(IGNORED)
+        return token_losses(logits, following)  # all of them: a slice of the logits would be a copy
 
     def loss(self, params: Params, batch: Batch, reduction: Reduction = "mean") -> Array:
         """Negative log-likelihood in nats per target token: mean over all, or with "example" over each example's."""

@@ -141,7 +141,8 @@ def wide_torch(wide: bool = True) -> Iterator[None]:
 def _batch(rows: list[list[int]], model: Model) -> Arrays:
     """Rows padded to the longest, the last of them on the left, with a label for every token that has one before it."""
     time = max(map(len, rows))
-    ids = np.full((len(rows), time), getattr(model.config, "pad_token_id", None) or 0, np.int64)
+    padding = max(getattr(model.config, "pad_token_id", None) or 0, 0)  # the first Llamas say -1
+    ids = np.full((len(rows), time), padding, np.int64)
     mask = np.zeros_like(ids)
     for i, row in enumerate(rows):
         place = slice(time - len(row), time) if i == len(rows) - 1 else slice(len(row))

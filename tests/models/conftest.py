@@ -1,7 +1,6 @@
 """Parity with torch: a tiny random model of `transformers`, saved, loaded by us, and compared in every way."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.numpy import load_file
 
 import lensjax.models
 from lensjax.models.family import family_of
+from lensjax.models.torch_check import wide_torch
 from lensjax.models.weights import checkpoint_tensors, tensors
 
 BATCH, TIME, TARGET_TIME = 3, 13, 7  # odd on purpose
@@ -196,7 +196,7 @@ def torch_reference(folder: Path, batch: dict[str, np.ndarray], dtype: str) -> R
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "eager"
     stored = load_torch_file(folder / "model.safetensors")
-    with _wide_torch(dtype == "float64"):
+    with wide_torch(dtype == "float64"):
         wanted = {"config": config, "state_dict": stored, "dtype": getattr(torch, dtype)}
         model = _torch_class(config).from_pretrained(None, **wanted).eval()
         for part in model.modules():
@@ -225,22 +225,3 @@ def torch_reference(folder: Path, batch: dict[str, np.ndarray], dtype: str) -> R
 def _torch_class(config: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     return getattr(transformers, family_of(config.model_type).architecture)
-
-
-@contextmanager
-def _wide_torch(wide: bool) -> Iterator[None]:
-    """Makes the places where `transformers` asks for float32 mean float64, so that the reference is one throughout."""
-    import torch
-
-    if not wide:
-        yield
-        return
-    saved = torch.float32, torch.float, torch.Tensor.float, torch.get_default_dtype()
-    torch.float32 = torch.float = torch.float64
-    torch.Tensor.float = torch.Tensor.double
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.float32, torch.float, torch.Tensor.float, default = saved
-        torch.set_default_dtype(default)
