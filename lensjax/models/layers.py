@@ -78,6 +78,9 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width, options.param_dtype)) if bias else None
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        return _recomputed(self._norm)(x)
+
+    def _norm(self, x: Array) -> Array:
         wide = _widen(x)
         centred = wide - wide.mean(-1, keepdims=True)
         y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
@@ -96,6 +99,9 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.full(width, 1.0 - offset, options.param_dtype))
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        return _recomputed(self._norm)(x)
+
+    def _norm(self, x: Array) -> Array:
         wide = _widen(x)
         normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
         return (normed * (self.offset + self.scale[...].astype(wide.dtype))).astype(self.dtype)
@@ -120,7 +126,7 @@ class MLP(nnx.Module):
         self.down = Linear(hidden, width, options, rngs, bias=bias, std=std)
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        return self.down(self.act(self.up(x)))
+        return self.down(_recomputed(self.act)(self.up(x)))
 
 
 class GatedMLP(nnx.Module):
@@ -143,7 +149,8 @@ class GatedMLP(nnx.Module):
         self.down = Linear(hidden, width, options, rngs, bias=bias, std=std)
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        return self.down(self.act(self.gate(x)) * self.up(x))
+        gated = _recomputed(lambda gate, up: self.act(gate) * up)
+        return self.down(gated(self.gate(x), self.up(x)))
 
 
 class Attention(nnx.Module):
@@ -310,6 +317,15 @@ def _attend(
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, options: Options) -> nnx.Param[Array]:
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, options.param_dtype))
+
+
+def _recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The same function, of which the backward pass keeps the arguments and computes all else anew.
+
+    It is for elementwise functions and norms, whose intermediate results take longer to store than to compute.
+    """
+    recomputed: Callable[..., Array] = jax.checkpoint(function, prevent_cse=False)
+    return recomputed
 
 
 def _wide(dtype: Any) -> Any:
