@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import lensjax.models
 
-# The opening of Charles Darwin's "The Voyage of the Beagle" (1839).
+# The opening of Charles Darwin's "The Voyage of the Beagle", with commas for dashes.
 TEXT = (
     "After having been twice driven back by heavy southwestern gales, Her Majesty's ship Beagle, a ten-gun brig, "
     "under the command of Captain Fitz Roy, R. N., sailed from Devonport on the 27th of December, 1831. The object of "

@@ -16,6 +16,9 @@ from lensjax.models import Model, from_config, supported
 QUICK = {"xla_backend_optimization_level": 0}
 MakeConfig = Callable[[str], Any]
 
+# One for every way of computing: the other families are made of the blocks of these.
+DISTINCT = ("bart", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "olmo2", "opt", "switch_transformers", "t5")
+
 
 def batch_for(model: Model, rows: int = 2, time: int = 7) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
@@ -37,9 +40,9 @@ def inner(a: Any, b: Any) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)))
 
 
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize("model_type", DISTINCT)
 def test_curvature_agrees_in_every_mode(model_type: str, tiny_config: MakeConfig) -> None:
-    """vᵀHv by forward-over-forward is that by a linearised gradient; for some, also by every other nesting."""
+    """vᵀHv by forward-over-forward is that by a linearised gradient; for one, also by every other nesting."""
     with jax.enable_x64(True):
         model = from_config(tiny_config(model_type), dtype="float64")
         batch, v = batch_for(model), random_direction(model.params)
@@ -52,7 +55,7 @@ def test_curvature_agrees_in_every_mode(model_type: str, tiny_config: MakeConfig
 
         def modes(params: Any) -> list[jax.Array]:
             found = [jax.jvp(slope, (params,), (v,))[1], inner(v, jax.linearize(jax.grad(f), params)[1](v))]
-            if model_type in ("gpt2", "t5"):
+            if model_type == "gpt2":
                 found.append(inner(v, jax.jvp(jax.grad(f), (params,), (v,))[1]))
                 found.append(inner(v, jax.grad(slope)(params)))
                 found.append(inner(v, jax.grad(lambda p: inner(v, jax.grad(f)(p)))(params)))
@@ -84,7 +87,7 @@ def test_examples_one_by_one_or_padded_equal_the_batch(model_type: str, tiny_con
     np.testing.assert_array_equal(weights, counted)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "t5"])
+@pytest.mark.parametrize("model_type", ["llama"])
 def test_rematerialisation_saves_memory_and_changes_no_gradient(model_type: str, tiny_config: MakeConfig) -> None:
     config = tiny_config(model_type)
     config.num_hidden_layers = 8
