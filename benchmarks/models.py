@@ -2,16 +2,15 @@
 
     python benchmarks/models.py [--parts computing loading compiling gpu] [--quick] [--out FILE]
 
-Every part runs in a fresh process. Only the parts named are measured anew; the others of a full run stay in the file,
-each with the machine and the versions that it was measured with. Contenders take turns, so that other work on the
-machine slows all of them alike.
+Every part runs in a fresh process, all but `gpu` on the CPU. Only the parts named are measured anew; the others stay
+in the file, each with the machine and the versions that it was measured with. Contenders take turns, so that other
+work on the machine slows all of them alike.
 """
 
 import gc
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +32,8 @@ from rich.table import Table
 from transformers import GPT2Config, LlamaConfig
 
 import lensjax.models
+from lensjax.models.base import Model, abstract
+from lensjax.models.options import make_options
 
 Part = Literal["computing", "loading", "compiling", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors", "lensjax")
@@ -50,7 +51,8 @@ NOTES = {
     "gives all logits, `gradient` the loss and the gradient of every parameter",
     "loading": "a folder saved by transformers in float32, in the page cache; `reading` is np.fromfile of the weights "
     "into fresh memory; from_pretrained maps the file and leaves values on disk until they are used",
-    "compiling": "lowering and compiling loss and gradient of a Llama, 4 layers and 32 of the same widths",
+    "compiling": "lowering and compiling loss and gradient of a shallow Llama and a deep one of the same widths; its "
+    "ratio is that of deep over shallow",
     "gpu": "loss and gradient in bfloat16 from float32 parameters; model FLOPs are 6 × parameters in matrix products "
     "+ 12 × layers × width × time, per token (arXiv 2204.02311, appendix B), whatever causality saves",
 }
@@ -116,7 +118,7 @@ def benchmark(
 
     Args:
         parts: What is measured: computing, loading and compiling on the CPU, and, where JAX has one, on a GPU.
-        quick: Only try the script on tiny models; the times mean nothing.
+        quick: Only try the script on tiny models; one process does all parts, and the times mean nothing.
         out: File to write.
     """
     plan, console = QUICK if quick else FULL, Console()
@@ -124,16 +126,14 @@ def benchmark(
     if out.exists():
         before = json.loads(out.read_text(encoding="utf-8"))
         found["parts"] = before["parts"] if before["quick"] == quick else {}
-    for part in parts:
-        with console.status(part):
-            # The processes are spawned by this one, and inherit its environment.
-            os.environ["JAX_PLATFORMS"] = "" if part == "gpu" else "cpu"
-            os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-            described = describe(*PACKAGES)
-            with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # processes inherit it
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=None if quick else 1) as fresh:
+        for part in parts:
+            with console.status(part):
+                described = describe(*PACKAGES)
                 measured = fresh.submit(MEASURES[part], plan).result()
-        if measured:
-            found["parts"][part] = described | {"repeats": plan.repeats} | measured
+            if measured:
+                found["parts"][part] = described | {"repeats": plan.repeats} | measured
     found["parts"] = {name: found["parts"][name] for name in MEASURES if name in found["parts"]}
     found["targets"] = targets(found["parts"])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,8 +144,7 @@ def benchmark(
 
 def computing(plan: Plan) -> Json:
     """Times of GPT-2's forward pass, and of its loss and gradient, ours and torch's."""
-    quiet()
-    torch.set_num_threads(os.cpu_count() or 1)
+    use_cpu()
     config = GPT2Config(**plan.gpt2)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, plan.shape)
     peers = {name: transformers.GPT2LMHeadModel._from_config(config, attn_implementation=name) for name in ATTENTION}
@@ -167,7 +166,7 @@ def computing(plan: Plan) -> Json:
     assert np.allclose(losses, losses[0], rtol=1e-5), f"the contenders do not compute the same: {losses}"
     return {
         "model": "GPT-2 small" if not plan.gpt2 else "tiny GPT-2",
-        "parameters": parameters(model),
+        "parameters": parameters(model.params),
         "batch": list(plan.shape),
         "threads": torch.get_num_threads(),
         "forward": compared(forward, plan.repeats),
@@ -189,7 +188,7 @@ def torch_gradient(model: Any, ids: Any) -> Any:
 
 def loading(plan: Plan) -> Json:
     """Times of loading a model stored as ours are, and of one whose kernels are stored transposed."""
-    quiet()
+    use_cpu()
     configs = {"gpt2": GPT2Config(**plan.gpt2), "llama": LlamaConfig(**plan.llama)}
     return {name: load_times(config, plan.repeats) for name, config in configs.items()}
 
@@ -213,23 +212,16 @@ def compiling(plan: Plan) -> Json:
     """Times of compiling loss and gradient of a shallow and of a deep model."""
     batch = {"input_ids": np.zeros(plan.shape, int)}
 
-    def compile_depth(depth: int) -> None:
-        model = lensjax.models.from_config(LlamaConfig(**plan.widths, num_hidden_layers=depth))
-        start = time.perf_counter()
-        jax.jit(jax.value_and_grad(model.loss)).lower(model.params, batch).compile()
-        times[depth].append(time.perf_counter() - start)
+    models = [abstract_model(LlamaConfig(**plan.widths, num_hidden_layers=depth)) for depth in plan.depths]
 
-    times: dict[int, list[float]] = {depth: [] for depth in plan.depths}
-    for _ in range(plan.repeats + 1):
-        for depth in plan.depths:
-            compile_depth(depth)
-    warm = {depth: found[1:] for depth, found in times.items()}
-    shallow, deep = (warm[depth] for depth in plan.depths)
+    def compile_step(model: Model) -> Any:
+        return jax.jit(jax.value_and_grad(model.loss)).lower(model.params, batch).compile()
+
+    shallow, deep = (partial(compile_step, model) for model in models)
     return {
         "layers": list(plan.depths),
-        "parameters_of_a_layer": layer_parameters(LlamaConfig(**plan.widths, num_hidden_layers=1)),
-        "shallow": summary(shallow),
-        "deep": summary(deep) | {"over_shallow": float(np.median(np.divide(deep, shallow)))},
+        "parameters": [parameters(model.params) for model in models],
+        **compared({"shallow": shallow, "deep": deep}, plan.repeats),
     }
 
 
@@ -267,7 +259,7 @@ def gpu_case(config: Any, examples: int, attention: Any, peak: float | None, rep
     }
 
 
-def model_flops(model: lensjax.models.Model, tokens: int) -> int:
+def model_flops(model: Model, tokens: int) -> int:
     """FLOPs of loss and gradient per token of a sequence of that many; see `NOTES`."""
     config = model.config
     leaves = jax.tree_util.tree_flatten_with_path(model.params)[0]
@@ -276,12 +268,15 @@ def model_flops(model: lensjax.models.Model, tokens: int) -> int:
     return 6 * (kernels + head) + 12 * config.num_hidden_layers * config.hidden_size * tokens
 
 
-def parameters(model: lensjax.models.Model) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(model.params))
+def abstract_model(config: Any) -> Model:
+    """A model that has the shapes of its parameters in place of parameters."""
+    options = make_options()
+    family, graphdef, shapes = abstract(config, options)
+    return Model(family, config, options, shapes, graphdef)
 
 
-def layer_parameters(config: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(lensjax.models.from_config(config).params["layers"]))
+def parameters(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def compared(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> Json:
@@ -313,7 +308,9 @@ def targets(parts: Mapping[str, Json]) -> list[Json]:
             ratio = parts["loading"][model]["reading"]["ratio_within_turns"]
             promised.append((f"loading {model}, over reading its bytes", 1.5, 1 / ratio))
     if "compiling" in parts:
-        promised.append(("compiling 32 layers, over 4", 1.5, parts["compiling"]["deep"]["over_shallow"]))
+        shallow, deep = parts["compiling"]["layers"]
+        what, ratio = f"compiling {deep} layers, over {shallow}", parts["compiling"]["deep"]["ratio_within_turns"]
+        promised.append((what, 1.5, ratio))
     return [
         {"what": what, "at_most": limit, "measured": value, "met": value <= limit} for what, limit, value in promised
     ]
@@ -341,8 +338,10 @@ def show(found: Json, console: Console) -> None:
     console.print(times, goals)
 
 
-def quiet() -> None:
-    """No progress bars and warnings of transformers among the tables."""
+def use_cpu() -> None:
+    """All cores for both sides, and no progress bars of transformers among the tables."""
+    jax.config.update("jax_platforms", "cpu")
+    torch.set_num_threads(os.cpu_count() or 1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

@@ -9,17 +9,27 @@ import pytest
 from lensjax.datasets import VARIABLE
 
 ROOT = Path(__file__).parents[1]
-COMMITTED = ROOT / "benchmarks" / "results" / "fit.json"
+RESULTS = ROOT / "benchmarks" / "results"
+PARTS = ("computing", "loading", "compiling")  # of models.py, without a GPU
+
+
+def run_quick(script, folder):
+    """What `--quick` wrote, run from elsewhere and without public curves."""
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--quick", "--out", f"made/{script}.json"]
+    subprocess.run(command, check=True, cwd=folder, env=environment, timeout=300, stdout=subprocess.DEVNULL)
+    return json.loads((folder / "made" / f"{script}.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """What `--quick` wrote, run from elsewhere and without public curves."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    command = [sys.executable, str(ROOT / "benchmarks" / "fit.py"), "--quick", "--out", "made/fit.json"]
-    subprocess.run(command, check=True, cwd=folder, env=environment, timeout=300, stdout=subprocess.DEVNULL)
-    return json.loads((folder / "made" / "fit.json").read_text())
+    return run_quick("fit", tmp_path_factory.mktemp("fit"))
+
+
+@pytest.fixture(scope="module")
+def quick_models(tmp_path_factory):
+    pytest.importorskip("torch")
+    return run_quick("models", tmp_path_factory.mktemp("models"))
 
 
 def kinds(value):
@@ -71,7 +81,7 @@ def test_targets_are_judged_by_what_was_measured(quick):
 
 
 def test_committed_results_are_of_a_full_run_of_this_script(quick):
-    text = COMMITTED.read_text()
+    text = (RESULTS / "fit.json").read_text()
     found = json.loads(text)
     unlike = {"scaling", "targets", "revision"}  # one point of a quick run has no exponent; git may be missing
     assert kinds({k: v for k, v in found.items() if k not in unlike}) == kinds(
@@ -80,5 +90,67 @@ def test_committed_results_are_of_a_full_run_of_this_script(quick):
     assert kinds(found["scaling"]["points"]) == kinds(quick["scaling"]["points"])
     assert found["quick"] is False
     assert [point["models"] for point in found["scaling"]["points"]] == [30, 100, 300, 1000, 3000]
+    assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    assert '"/' not in text, "a path of the machine it ran on"
+
+
+def test_models_name_machine_and_versions_for_every_part(quick_models):
+    assert quick_models["quick"] is True
+    assert set(quick_models["parts"]) == set(PARTS)  # tests run without a GPU
+    for part in quick_models["parts"].values():
+        assert {"cpu", "cores", "memory_gb", "os", "load_at_start"} == set(part["machine"])
+        assert {"python", "jax", "flax", "torch", "transformers", "lensjax"} < set(part["versions"])
+
+
+@pytest.mark.parametrize("what", ["forward", "gradient"])
+def test_models_compute_beside_torch(quick_models, what):
+    part = quick_models["parts"]["computing"]
+    assert set(part[what]) == {"lensjax", "torch, eager", "torch, sdpa"}
+    assert part["threads"] == part["machine"]["cores"]
+    for name, times in part[what].items():
+        assert positive(times["median_s"])
+        assert positive(times["min_s"])
+        assert name == "lensjax" or positive(times["ratio_within_turns"])
+
+
+def test_models_load_beside_reading_and_transformers(quick_models):
+    for model in ("gpt2", "llama"):
+        part = quick_models["parts"]["loading"][model]
+        assert positive(part["gigabytes"])
+        assert all(positive(part[name]["median_s"]) for name in ("lensjax", "reading", "from_pretrained"))
+
+
+def test_models_compile_at_two_depths(quick_models):
+    part = quick_models["parts"]["compiling"]
+    shallow, deep = part["parameters"]
+    assert part["layers"] == [1, 2]
+    assert shallow < deep
+    assert positive(part["deep"]["ratio_within_turns"])
+
+
+def test_model_targets_are_judged_by_what_was_measured(quick_models):
+    assert len(quick_models["targets"]) == 5
+    assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick_models["targets"])
+
+
+def test_parts_measured_before_stay(quick_models, tmp_path):
+    before = quick_models | {"parts": quick_models["parts"] | {"gpu": {"device": "one that is not here"}}}
+    out = tmp_path / "models.json"
+    out.write_text(json.dumps(before))
+    command = [sys.executable, str(ROOT / "benchmarks" / "models.py"), "--quick", "--parts", "gpu", "--out", str(out)]
+    subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    assert json.loads(out.read_text())["parts"] == before["parts"]
+
+
+def test_committed_model_results_are_of_a_full_run(quick_models):
+    text = (RESULTS / "models.json").read_text()
+    found = json.loads(text)
+    assert found["quick"] is False
+    assert found["notes"] == quick_models["notes"]
+    for name in PARTS:
+        unlike = {"revision": None}  # git may be missing
+        assert kinds(found["parts"][name] | unlike) == kinds(quick_models["parts"][name] | unlike)
+    assert found["parts"]["computing"]["batch"] == [8, 128]
+    assert found["parts"]["compiling"]["layers"] == [4, 32]
     assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     assert '"/' not in text, "a path of the machine it ran on"
