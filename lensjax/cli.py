@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lensjax import cli_models
+from lensjax import cli_data, cli_finetune, cli_models
 from lensjax.errors import InputError
 from lensjax.files import check_writable
 
@@ -155,6 +155,11 @@ def _commands() -> tyro.extras.SubcommandApp:
     commands = tyro.extras.SubcommandApp()
     commands.command(rank)
     commands.command(evaluate)
+    data = tyro.extras.SubcommandApp()
+    data.command(cli_data.show)
+    commands.command(cli_finetune.finetune)
+    commands.command(cli_finetune.curve)
+    commands.command(data, name="data", help="Show a task's data.")
     commands.command(models, name="models", help="List, show, check and export language models.")
     return commands
 

@@ -115,18 +115,20 @@ class Model:
         """Write a folder that `transformers` opens: configuration, tokenizer where there is one, safetensors.
 
         Every process of several must call it; the first writes. `dtype` is the type on disk, by default that of the
-        parameters.
+        parameters. Adapters are merged into the kernels.
 
         Raises:
           InputError: the folder exists and is not empty, or cannot be written.
         """
+        from lensjax.models.lora import merge_lora
+
         target = Path(folder)
         check_new_folder(target)
         stored = self.options.param_dtype if dtype is None else as_dtype(dtype)
-        wanted = tensors(self.params, self.family.table(self.config))
+        params = merge_lora(self).params
+        wanted = tensors(params, self.family.table(self.config))
         leaves = (
-            (tensor, _whole(leaf).astype(stored))
-            for tensor, leaf in zip(wanted, jax.tree.leaves(self.params), strict=True)
+            (tensor, _whole(leaf).astype(stored)) for tensor, leaf in zip(wanted, jax.tree.leaves(params), strict=True)
         )
         if jax.process_index() != 0:
             for _ in leaves:  # gathering takes every process

@@ -38,7 +38,11 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias, with kernel [inputs, outputs]."""
+    """x @ kernel + bias, with kernel [inputs, outputs].
+
+    Where `lensjax.models.lora` has given it adapters lora_a [inputs, rank] and lora_b [rank, outputs], it adds
+    lora_scale · (x @ lora_a) @ lora_b.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, options: Options, rngs: nnx.Rngs, *, bias: bool = False, std: float = 0.02
@@ -46,9 +50,16 @@ class Linear(nnx.Module):
         self.dtype = options.dtype
         self.kernel = _normal(rngs, (inputs, outputs), std, options)
         self.bias = nnx.Param(jnp.zeros(outputs, options.param_dtype)) if bias else None
+        self.lora_a: nnx.Param[Array] | None = None
+        self.lora_b: nnx.Param[Array] | None = None
+        self.lora_scale = 1.0
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        x = x.astype(self.dtype)
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            low = x @ self.lora_a[...].astype(self.dtype)
+            y = y + self.lora_scale * (low @ self.lora_b[...].astype(self.dtype))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

@@ -18,6 +18,26 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters beside frozen kernels (arXiv 2106.09685), as `lensjax.models.lora.add_lora` makes them.
+
+    Attributes:
+      rank: Size between the two factors of an adapter.
+      alpha: What adapters add is multiplied by alpha / rank.
+      targets: Names of the linear maps that have adapters, such as "q" or "down".
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two factors is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class Options:
     """How a model computes.
 
@@ -29,6 +49,7 @@ class Options:
       attention: "xla" everywhere and wherever curvature is computed; "cudnn" is the fused kernel of NVIDIA GPUs, for
         bfloat16 and float16 first-order training only; scores that are capped (Gemma 2) are always computed by XLA.
       mesh: Devices that hold the parameters, with axes `data`, `fsdp` and `tensor`; None for one device.
+      lora: The adapters that the model has; None for none.
     """
 
     dtype: np.dtype[np.generic]
@@ -36,6 +57,7 @@ class Options:
     remat: Remat
     attention: AttentionImplementation
     mesh: Mesh | None
+    lora: LoRA | None = None
 
 
 def make_options(

@@ -1,5 +1,6 @@
 """Reading and writing the safetensors files of a checkpoint folder."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,21 @@ from lensjax.files import share
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATING: Mapping[str, DTypeLike] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _BLOCK_BYTES = 2**20
+_SAMPLES, _SAMPLE_BYTES = 256, 2**12
 _LINE = 16  # float32 values in a cache line
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """A hash of the sizes, the headers and some of the values of a checkpoint's files; nearly all of it is not read."""
+    digest = hashlib.sha256()
+    for path in sorted(_weight_files(folder)):
+        size = path.stat().st_size
+        digest.update(f"{path.name}{size}".encode())
+        with path.open("rb") as file:
+            for at in range(0, size, max(size // _SAMPLES, _BLOCK_BYTES)):
+                file.seek(at)
+                digest.update(file.read(_SAMPLE_BYTES if at else _BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 class TensorFiles:

@@ -25,6 +25,10 @@ RULES: Rules = (
     (r"embed/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"(q|k|v|up|gate|head)/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"(o|down)/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"(q|k|v|up|gate)/lora_a$", PartitionSpec("fsdp", None)),  # its inputs lie as the kernel's do
+    (r"(q|k|v|up|gate)/lora_b$", PartitionSpec(None, "tensor")),  # and its outputs
+    (r"(o|down)/lora_a$", PartitionSpec("tensor", None)),
+    (r"(o|down)/lora_b$", PartitionSpec(None, "fsdp")),
 )
 
 

@@ -1,0 +1,166 @@
+"""`lensjax finetune` and `lensjax curve`: from a checkpoint and a task to points of a curve."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lensjax.errors import InputError, shorten
+
+if TYPE_CHECKING:
+    from lensjax.train.results import Result
+
+SpecFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC.yaml")]
+TrackerName = Literal["tensorboard", "wandb"]
+
+
+def finetune(
+    spec: SpecFile,
+    model: str,
+    examples: int,
+    out: Path,
+    seed: int = 0,
+    name: str | None = None,
+    mesh: str | None = None,
+    retry: bool = False,
+    track: tuple[TrackerName, ...] = (),
+) -> None:
+    """Fine-tune a model on some of a task's examples, test it, and save it.
+
+    Writes to the folder OUT, which several models and commands with the same spec may share: curves.csv with a row for
+    every result, and under the model's name and the number of examples the log of training, the result and the model
+    itself, which `transformers` opens. Stopped by SIGTERM or Ctrl-C, or killed, the same command goes on.
+
+    Worked examples
+
+    $ lensjax finetune verses.yaml --model openai-community/gpt2 --examples 3200 --out results
+
+    $ lensjax finetune verses.yaml --model path/to/model --examples 400 --out results --mesh fsdp=4,tensor=2
+
+    Args:
+        spec: YAML file that says what the task is, and under `training` how models are fine-tuned.
+        model: Folder of a model, or its name on the Hugging Face hub.
+        examples: Number of training examples; 0 tests the model as it is.
+        out: Folder of results.
+        seed: Of which examples these are, and of their order.
+        name: What results call the model; by default the last part of its folder's or hub's name.
+        mesh: Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.
+        retry: Make the run again if it failed before.
+        track: Where to send measurements besides the log.
+    """
+    _measure(spec, model, [examples], out, (seed,), name, mesh, True, retry, track)
+
+
+def curve(
+    spec: SpecFile,
+    model: str,
+    max_examples: int,
+    out: Path,
+    seeds: tuple[int, ...] = (0,),
+    name: str | None = None,
+    mesh: str | None = None,
+    save_models: bool = False,
+    retry: bool = False,
+    track: tuple[TrackerName, ...] = (),
+) -> None:
+    """Fine-tune a model on 0, 200, 400, 800 and so on of a task's examples, and test it on each.
+
+    Each subset holds the smaller ones. Results are rows of OUT/curves.csv, which `lensjax rank` reads once there are
+    several models; those that are there already are not made again. Stopped or killed, the same command goes on.
+
+    Worked examples
+
+    $ lensjax curve verses.yaml --model openai-community/gpt2 --max-examples 12800 --out results
+
+    $ lensjax curve verses.yaml --model google-t5/t5-small --max-examples 12800 --out results --seeds 0 1 2
+
+    $ lensjax rank results/curves.csv --target 1638400
+
+    Args:
+        spec: YAML file that says what the task is, and under `training` how models are fine-tuned.
+        model: Folder of a model, or its name on the Hugging Face hub.
+        max_examples: Largest number of training examples.
+        out: Folder of results.
+        seeds: One curve is measured for each.
+        name: What results call the model; by default the last part of its folder's or hub's name.
+        mesh: Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.
+        save_models: Keep every fine-tuned model.
+        retry: Make runs again that failed before.
+        track: Where to send measurements besides the log.
+    """
+    from lensjax.train.ladder import FIRST_RUNG, rungs
+
+    if max_examples < FIRST_RUNG:
+        raise InputError(f"--max-examples is {max_examples}; the first rung of the ladder is {FIRST_RUNG}.")
+    _measure(spec, model, rungs(max_examples), out, seeds, name, mesh, save_models, retry, track)
+
+
+def _measure(
+    spec_file: Path,
+    source: str,
+    sizes: Sequence[int],
+    out: Path,
+    seeds: Sequence[int],
+    name: str | None,
+    mesh: str | None,
+    save_models: bool,
+    retry: bool,
+    track: tuple[TrackerName, ...],
+) -> None:
+    for option, value in (("--examples", min(sizes)), ("--seeds", min(seeds, default=-1))):
+        if value < 0:
+            raise InputError(f"{option} needs whole numbers from 0 up.")
+    called = _model_name(source) if name is None else name
+    if not re.fullmatch(r"[\w.+-][\w.+ -]*", called) or called in (".", "..", "tokens"):
+        raise InputError(f"'{shorten(called)}' cannot name a folder of results; give another with --name.")
+    from lensjax.data.spec import read_spec
+    from lensjax.train.spec import FinetuneSpec
+    from lensjax.train.trackers import check_trackers
+
+    spec = read_spec(spec_file, FinetuneSpec)
+    check_trackers(track)
+    from lensjax.train.distributed import is_first, start_processes, stopping_on_signals
+
+    start_processes()
+    from lensjax.data.tasks import load_task
+    from lensjax.models import make_mesh
+    from lensjax.train.candidate import Candidate
+    from lensjax.train.ladder import measure, open_folder
+    from lensjax.train.loop import Stopped
+    from lensjax.train.prepare import read_examples
+    from lensjax.train.recorder import Recorder
+
+    examples = read_examples(load_task(spec), spec, max(sizes), seeds)
+    open_folder(out, spec, examples.digest)
+    candidate = Candidate(spec, source, called, examples, out, None if mesh is None else make_mesh(mesh))
+    recorder = Recorder(candidate.dtype, candidate.mesh.size, track)
+    results = []
+    try:
+        with stopping_on_signals():
+            for result in measure(candidate, sizes, seeds, recorder, save_models=save_models, retry=retry):
+                results.append(result)
+                if is_first():
+                    print(_sentence(result), flush=True)
+    except Stopped:
+        print("lensjax: stopped; what was reached is saved, and the same command goes on from there.", file=sys.stderr)
+        sys.exit(143)
+    if is_first():
+        print(f"Wrote {out / 'curves.csv'}")
+    if any(result.status == "failed" for result in results):
+        sys.exit(1)
+
+
+def _model_name(source: str) -> str:
+    """The last part of a folder's or hub's name."""
+    return Path(source).expanduser().resolve().name if Path(source).exists() else source.rsplit("/", 1)[-1]
+
+
+def _sentence(result: "Result") -> str:
+    start = f"{result.model}, {result.examples:,} examples, seed {result.seed}"
+    if result.status == "failed":
+        return f"{start}: failed, {result.error}"
+    error = "" if result.standard_error is None else f" ± {result.standard_error:.4f}"
+    return f"{start}: test loss {result.loss:.4f}{error} nats per target token, {result.seconds:,.0f} s"

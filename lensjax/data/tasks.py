@@ -1,0 +1,206 @@
+"""A task: prompts and targets for training, validation and testing, the same at every run and on every machine.
+
+Rows are drawn in the order of `permutation`, which depends on the seed and the number of rows alone.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from lensjax.data.rows import Rows
+from lensjax.data.sources import open_split
+from lensjax.data.spec import SplitName, TaskSpec, template_pieces
+from lensjax.errors import InputError, listing, shorten
+
+_HELD_OUT = 0  # stream of the permutations that choose validation and test
+_TRAIN = 1  # stream of those that order the pool
+Text = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as a model sees it.
+
+    Attributes:
+      prompt: what it is given.
+      target: what it should say.
+      where: where the row is, for messages, as in "train.jsonl line 12".
+    """
+
+    prompt: str
+    target: str
+    where: str
+
+    @property
+    def text(self) -> Text:
+        """Prompt and target without the white space around them: examples where it is equal are the same."""
+        return self.prompt.strip(), self.target.strip()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task whose validation and test sets are fixed, and whose training sets are drawn by a seed.
+
+    Attributes:
+      spec: what its user wrote.
+      rows: rows of the train split.
+      pool: numbers of those rows that are left to train on.
+      validation: examples that decide when to stop; none is equal to one of `test`.
+      test: examples that the loss is reported on.
+    """
+
+    spec: TaskSpec
+    rows: Rows
+    pool: Int[np.ndarray, " P"]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    @property
+    def available(self) -> int:
+        """How many examples there are to train on, at most: those equal to held-out ones still count."""
+        return len(self.pool)
+
+    def shuffled(self, seed: int) -> Iterator[Example]:
+        """Every example to train on, in the order of a seed; a row is read when its turn comes.
+
+        None is equal to an example of validation or test.
+
+        Raises:
+          InputError: a row cannot be rendered.
+        """
+        held_out = {example.text for example in self.validation + self.test}
+        render = _Renderer(self.spec)
+        for i in permutation(len(self.pool), seed, _TRAIN):
+            example = render(self.rows, int(self.pool[i]))
+            if example.text not in held_out:
+                yield example
+
+    def train(self, seed: int, examples: int) -> list[Example]:
+        """The first examples in the order of a seed, so that smaller sets are nested in larger ones.
+
+        Raises:
+          InputError: there are not so many, or a row cannot be rendered.
+        """
+        there = f"at most {self.available:,}"
+        if examples <= self.available:
+            found = list(itertools.islice(self.shuffled(seed), examples))
+            if len(found) == examples:
+                return found
+            there = f"{len(found):,}"
+        raise InputError(
+            f"The task {shorten(self.spec.name)} has {there} examples to train on beside those of validation and test, "
+            f"and {examples:,} are asked for; ask for fewer, or add rows to its train split."
+        )
+
+
+def load_task(spec: TaskSpec) -> Task:
+    """Open a task's source and draw its validation and test sets.
+
+    Each is the first examples of a fixed permutation of its split, or, where the source has none, of what is left of
+    the train split: test first, then validation.
+
+    Raises:
+      InputError: the source cannot be read, a split has fewer rows than are asked for, or one of them cannot be
+        rendered.
+    """
+    train = open_split(spec.source, "train", spec.fields)
+    if train is None:
+        raise InputError(f"The task {shorten(spec.name)} has no train split; name it in source.")
+    walk = iter(permutation(len(train), 0, _HELD_OUT).tolist())
+    render = _Renderer(spec)
+
+    def draw(split: SplitName, wanted: int, not_these: frozenset[Text]) -> tuple[Example, ...]:
+        own = open_split(spec.source, split, spec.fields)
+        rows, numbers = (train, walk) if own is None else (own, iter(permutation(len(own), 0, _HELD_OUT).tolist()))
+        rendered = (render(rows, i) for i in numbers)
+        found = tuple(itertools.islice((e for e in rendered if e.text not in not_these), wanted))
+        if len(found) < wanted:
+            raise InputError(_too_few(spec, split, len(found), own is not None))
+        return found
+
+    test = draw("test", spec.test, frozenset())
+    validation = draw("validation", spec.validation, frozenset(example.text for example in test))
+    pool = np.sort(np.fromiter(walk, np.int64))
+    return Task(spec, train, pool, validation, test)
+
+
+def permutation(size: int, seed: int, stream: int = 0) -> Int[np.ndarray, " size"]:
+    """The numbers below `size` in an order that seed and stream decide.
+
+    They are sorted by 64 random bits each, of PCG64. NumPy promises the bits of a seeded generator for good, and not
+    what its `permutation` makes of them; a stable sort of them is the same everywhere.
+    """
+    keys = np.random.PCG64([stream, seed]).random_raw(size)
+    order: Int[np.ndarray, " size"] = np.argsort(keys, kind="stable")
+    return order
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """SHA-256, in hexadecimal, of prompts and targets in their order; it changes when any of them does."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for text in (example.prompt, example.target):
+            content = text.encode("utf-8")
+            digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def _too_few(spec: TaskSpec, split: SplitName, found: int, own: bool) -> str:
+    wanted = getattr(spec, split)
+    unlike = " that are not in test" if split == "validation" else ""
+    if own:
+        return (
+            f"{split} of the task {shorten(spec.name)} is {wanted:,}, but its {split} split has {found:,} examples"
+            f"{unlike}; ask for no more."
+        )
+    return (
+        f"{split} of the task {shorten(spec.name)} is {wanted:,}, but there are {found:,} examples{unlike} to hold out "
+        f"of its train split; ask for fewer, or name a {split} split in source."
+    )
+
+
+class _Renderer:
+    """Fills the templates of a spec from rows."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self._prompt, self._target = template_pieces(spec.prompt), template_pieces(spec.target)
+
+    def __call__(self, rows: Rows, i: int) -> Example:
+        row, where = rows[i], rows.where(i)
+        prompt, target = (_fill(pieces, row, where) for pieces in (self._prompt, self._target))
+        if not target.strip():
+            raise InputError(f"{where} has a blank target; fill it in or remove the row.")
+        return Example(prompt, target, where)
+
+
+def _fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, object], where: str) -> str:
+    return "".join(text + ("" if name is None else _text(name, row, where)) for text, name in pieces)
+
+
+def _text(name: str, row: Mapping[str, object], where: str) -> str:
+    """A field of a row as text."""
+    field = f"the field '{shorten(name)}'"
+    value = row.get(name)
+    if value is None:
+        if name in row:
+            raise InputError(f"{where} has nothing in {field}; fill it in or remove the row.")
+        raise InputError(f"{where} has not {field} but {listing(list(row))}; mend the template or the row.")
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} holds bytes that are not UTF-8 text in {field}; mend or remove it.") from error
+    if not isinstance(value, (str, int, float, np.generic)):
+        kind = type(value).__name__
+        raise InputError(f"{where} holds a {kind} in {field}; templates take texts and numbers, so choose another.")
+    text = str(value)
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where} holds half a character in {field} (a lone surrogate); mend it.") from error
+    return text

@@ -1,0 +1,190 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): a few new parameters are trained, and those of the model stay frozen.
+
+model = add_lora(model, rank=8)
+trainable, frozen = split_trainable(model.params)
+gradient = jax.grad(lambda trainable: model.loss(join(trainable, frozen), batch))(trainable)
+merge_lora(model.with_params(join(trainable, frozen)))  # as `model.save` does
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lensjax.errors import InputError, shorten
+from lensjax.models.base import Model, Params, abstract, placement
+from lensjax.models.layers import Linear
+from lensjax.models.options import LoRA
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+_ADAPTERS = ("lora_a", "lora_b")
+
+
+def add_lora(
+    model: Model, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] | None = None, seed: int = 0
+) -> Model:
+    """The model with adapters lora_a [inputs, rank] and lora_b [rank, outputs] beside kernels [inputs, outputs].
+
+    A linear map becomes x @ kernel + alpha / rank · (x @ lora_a) @ lora_b. As lora_b starts at zero, the model computes
+    at first what it did before. Each lora_a is uniform within ±1/√inputs, depends on `seed` alone, and is made on the
+    devices that hold it. Layers are stacked as those of the kernels are, and every expert of a Switch Transformer has
+    adapters of its own. Adapters are held in float32 or wider, also where the kernels are in a half precision.
+
+    Args:
+      model: A model without adapters; its parameters are shared, not copied.
+      rank: Size between the two factors.
+      alpha: What adapters add is multiplied by alpha / rank.
+      targets: Names of the linear maps within blocks that get adapters: q, k, v, o, gate, up and down; all that the
+        model has where not given. Embeddings, routers and the head get none.
+      seed: Of the random start.
+
+    Raises:
+      InputError: the model has adapters, or no linear map of a name in `targets`, or rank or alpha is out of range.
+    """
+    if model.options.lora is not None:
+        raise InputError("The model has LoRA adapters already; merge them with merge_lora before adding others.")
+    module = nnx.merge(model.graphdef, jax.eval_shape(lambda params: params, model.params))
+    linears = dict(_linears(module))
+    lora = _checked(linears, rank, alpha, targets)
+    dtype = jnp.promote_types(model.options.param_dtype, jnp.float32)
+    for path, linear in linears.items():
+        if path[-1] in lora.targets:
+            *stacked, inputs, outputs = linear.kernel.shape
+            linear.lora_a = _abstract_param((*stacked, inputs, lora.rank), dtype)
+            linear.lora_b = _abstract_param((*stacked, lora.rank, outputs), dtype)
+            linear.lora_scale = lora.scale
+    graphdef, state = nnx.split(module)
+    shapes, _ = split_trainable(nnx.to_pure_dict(state))
+    options = replace(model.options, lora=lora)
+    adapters = _initial(shapes, placement(shapes, model.family, model.config, options), seed)
+    return replace(model, options=options, params=join(adapters, model.params), graphdef=graphdef)
+
+
+def split_trainable(params: Params) -> tuple[Params, Params]:
+    """The adapters, and all other parameters; without adapters, all parameters and {}.
+
+    Both are nested dicts, from which `join` makes `params` again.
+    """
+    trainable, frozen = _split(params)
+    return (trainable, frozen) if trainable else (frozen, trainable)
+
+
+def join(trainable: Params, frozen: Params) -> Params:
+    """Nested dicts with the leaves of both; the inverse of `split_trainable`."""
+    joined = dict(frozen)
+    for key, value in trainable.items():
+        joined[key] = join(value, frozen[key]) if isinstance(value, dict) and key in frozen else value
+    return joined
+
+
+def merge_lora(model: Model) -> Model:
+    """The model without adapters whose kernels are kernel + alpha / rank · lora_a @ lora_b.
+
+    They are summed in float32 or wider, then rounded to the type of the kernel, and lie on devices as kernels do. A
+    model without adapters is given back as it is.
+    """
+    if model.options.lora is None:
+        return model
+    options = replace(model.options, lora=None)
+    family, graphdef, shapes = abstract(model.config, options)
+    params = _merged(model.params, placement(shapes, family, model.config, options), model.options.lora.scale)
+    return replace(model, options=options, params=params, graphdef=graphdef)
+
+
+def _linears(module: Any) -> Iterator[tuple[tuple[Any, ...], Linear]]:
+    """The linear maps that may have adapters, by path."""
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, Linear) and path[-1] in TARGETS:
+            yield path, node
+
+
+def _checked(linears: dict[tuple[Any, ...], Linear], rank: int, alpha: float, targets: Sequence[str] | None) -> LoRA:
+    """The adapters asked for, if they fit linear maps of those paths."""
+    names = {path[-1] for path in linears}
+    known = [name for name in TARGETS if name in names]
+    wanted = known if targets is None else targets
+    if isinstance(wanted, str) or not wanted:
+        raise InputError(f"targets is '{shorten(wanted)}'; give a list of names out of {', '.join(known)}.")
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"targets has '{shorten(name)}'; this model's linear maps are {', '.join(known)}.")
+    chosen = tuple(name for name in known if name in wanted)
+    largest = min(min(linear.kernel.shape[-2:]) for path, linear in linears.items() if path[-1] in chosen)
+    if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= largest:
+        raise InputError(
+            f"rank is {shorten(rank)}; give a whole number from 1 to {largest}, the smallest side of these kernels."
+        )
+    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+        raise InputError(f"alpha is {shorten(alpha)}; give a positive number, such as twice the rank.")
+    return LoRA(int(rank), float(alpha), chosen)
+
+
+def _abstract_param(shape: tuple[int, ...], dtype: Any) -> Any:
+    values: Any = jax.ShapeDtypeStruct(shape, dtype)
+    return nnx.data(nnx.Param(values))
+
+
+def _initial(shapes: Params, placed: Any, seed: int) -> Params:
+    """Adapters before training, each made on its devices."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+
+    def make(index: int, name: str, leaf: Any, sharding: Any) -> Array:
+        if name == "lora_b":
+            return jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+        draw = jax.jit(_uniform, static_argnames=("shape", "dtype"), out_shardings=sharding)
+        drawn: Array = draw(jax.random.fold_in(jax.random.key(seed), index), shape=leaf.shape, dtype=leaf.dtype)
+        return drawn
+
+    pairs = zip(leaves, jax.tree.leaves(placed), strict=True)
+    made = [make(index, path[-1].key, leaf, sharding) for index, ((path, leaf), sharding) in enumerate(pairs)]
+    adapters: Params = jax.tree.unflatten(structure, made)
+    return adapters
+
+
+def _uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    bound = shape[-2] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _split(params: Params) -> tuple[Params, Params]:
+    """Adapters and other parameters, without branches that have none."""
+    adapters: Params = {}
+    others: Params = {}
+    for key, value in params.items():
+        if not isinstance(value, dict):
+            (adapters if key in _ADAPTERS else others)[key] = value
+            continue
+        for part, found in zip((adapters, others), _split(value), strict=True):
+            if found:
+                part[key] = found
+    return adapters, others
+
+
+def _merged(params: Params, placed: Any, scale: float) -> Params:
+    """The parameters of the plain model, on the devices that `placed` says."""
+    plain = {
+        key: _merged(value, placed[key], scale) if isinstance(value, dict) else value
+        for key, value in params.items()
+        if key not in _ADAPTERS
+    }
+    if "lora_a" in params:
+        merge = jax.jit(_merged_kernel, out_shardings=placed["kernel"])
+        plain["kernel"] = merge(params["kernel"], params["lora_a"], params["lora_b"], scale)
+    return plain
+
+
+def _merged_kernel(
+    kernel: Float[Array, "*stacked inputs outputs"],
+    a: Float[Array, "*stacked inputs rank"],
+    b: Float[Array, "*stacked rank outputs"],
+    scale: float,
+) -> Float[Array, "*stacked inputs outputs"]:
+    wide = jnp.promote_types(jnp.promote_types(kernel.dtype, a.dtype), jnp.float32)
+    product = jnp.matmul(a.astype(wide), b.astype(wide), precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(wide) + scale * product).astype(kernel.dtype)

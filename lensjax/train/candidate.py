@@ -1,0 +1,256 @@
+"""One model and one task, ready to be fine-tuned on any number of the task's examples."""
+
+import importlib.metadata
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lensjax.data.batches import Lengths
+from lensjax.data.tasks import fingerprint
+from lensjax.models import load, make_mesh
+from lensjax.models.base import Model, Params
+from lensjax.models.hub import find_folder
+from lensjax.models.lora import add_lora, join, split_trainable
+from lensjax.models.safetensors_files import weights_fingerprint
+from lensjax.train.checkpoint import Checkpoints
+from lensjax.train.distributed import is_first, wait_for_all
+from lensjax.train.evaluate import Evaluation, evaluate
+from lensjax.train.flops import matmul_flops
+from lensjax.train.loop import Diverged, Progress, Run, fine_tune
+from lensjax.train.placement import BatchPlacement
+from lensjax.train.prepare import Examples, tokenise_all
+from lensjax.train.recorder import Recorder
+from lensjax.train.results import Result, write_curves, write_result
+from lensjax.train.spec import FinetuneSpec, TrainingSpec
+from lensjax.train.step import make_programs, state_shapes, without_remat
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a number of training examples, a seed and a learning rate (0 without training), and its folder."""
+
+    examples: int
+    seed: int
+    rate: float
+    folder: Path
+
+
+class Candidate:
+    """A model and a task, ready to be fine-tuned on any of the ladder's subsets; programs are compiled once.
+
+    Args:
+      source: Folder or hub id of the model.
+      name: What results call it.
+      examples: Those of the largest rung.
+      out: Folder of the results of the spec.
+      mesh: Devices; all there are, along `fsdp`, where not given.
+
+    Raises:
+      InputError: the model cannot be loaded or made into tokens for, or the mesh does not divide it or the batch.
+    """
+
+    def __init__(
+        self,
+        spec: FinetuneSpec,
+        source: str,
+        name: str,
+        examples: Examples,
+        out: Path,
+        mesh: Mesh | None = None,
+    ) -> None:
+        training = spec.training
+        self.spec, self.source, self.name, self.examples, self.out = spec, source, name, examples, out
+        self.mesh = make_mesh(f"fsdp={jax.device_count()}") if mesh is None else mesh
+        self.dtype = _compute_dtype(training)
+        part = training.batch_size // training.accumulation
+        evaluated = training.evaluation_batch_size or 2 * part
+        self.placement = BatchPlacement(self.mesh, training.batch_size, training.accumulation)
+        self.evaluation_placement = BatchPlacement(self.mesh, evaluated)
+        self.placement.check("batch_size")
+        self.evaluation_placement.check("evaluation_batch_size")
+        model = self.pretrained()
+        self.family = model.family.model_type
+        self.size = sum(
+            leaf.size
+            for leaf in jax.tree.leaves(
+                model.params if model.options.lora is None else split_trainable(model.params)[1]
+            )
+        )
+        self.weights = weights_fingerprint(find_folder(source))
+        self.tokens = tokenise_all(examples, model, spec, out)
+        self.padding = next(
+            (t for t in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id) if t is not None), 0
+        )
+        self.shapes = model.with_params(_shapes(model.params))
+        self.programs = make_programs(self.shapes, training, self.mesh)
+        self.step_flops, self.evaluation_flops = _flops(self)
+
+    @property
+    def folder(self) -> Path:
+        """Where this model's runs lie."""
+        return self.out / self.name
+
+    def pretrained(self) -> Model:
+        """The model as it was before fine-tuning, with adapters where those are trained."""
+        training = self.spec.training
+        model = load(
+            self.source,
+            dtype=self.dtype,
+            param_dtype="float32",
+            mesh=self.mesh,
+            remat=training.remat,
+            attention=training.attention,
+        )
+        if training.method == "lora":
+            model = add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
+        return model
+
+    def cell(self, examples: int, seed: int, rate: float) -> Cell:
+        """The run of a rung."""
+        return Cell(examples, seed, rate, self.folder / f"examples-{examples}-seed-{seed}")
+
+    def run(self, cell: Cell, recorder: Recorder, *, save_model: bool = False) -> Result:
+        """Fine-tune and test, going on from where an earlier attempt got to; its result is on disk then.
+
+        Raises:
+          Stopped: the process was told to end; the same call goes on.
+          InputError: a file cannot be written, or the checkpoint there is of something else.
+        """
+        began = time.perf_counter()
+        model = self.pretrained()
+        trained, frozen = split_trainable(model.params)
+        del model
+        checkpoints = None
+        progress = Progress()
+        try:
+            if cell.examples:
+                checkpoints = Checkpoints(cell.folder / "checkpoints")
+                with recorder.run(f"{self.name}, {cell.examples:,} examples", cell.folder):
+                    trained, progress = fine_tune(
+                        self.programs,
+                        trained,
+                        frozen,
+                        self._run(cell),
+                        self.spec.training,
+                        (self.placement, self.evaluation_placement),
+                        checkpoints,
+                        recorder,
+                    )
+            test = self.losses(trained, frozen)
+            if not math.isfinite(test.loss):
+                raise Diverged(f"the test loss is {test.loss}", progress)
+        except Diverged as error:
+            if checkpoints is not None:
+                checkpoints.close()
+            result = self._result(cell, error.progress, None, str(error))
+        except BaseException:
+            if checkpoints is not None:
+                checkpoints.abandon()
+            raise
+        else:
+            if not cell.examples:
+                progress = replace(progress, seconds=time.perf_counter() - began)
+            result = self._result(cell, progress, test)
+            if save_model and not (cell.folder / "model").exists():
+                self.shapes.with_params(join(trained, frozen)).save(cell.folder / "model")
+        if is_first():
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            write_result(cell.folder, result)
+            write_curves(self.out)
+        wait_for_all("result")
+        if checkpoints is not None and result.status == "ok":
+            checkpoints.delete()
+        return result
+
+    def losses(self, trained: Params, frozen: Params) -> Evaluation:
+        """The loss on the test set."""
+        return evaluate(
+            self.programs,
+            trained,
+            frozen,
+            self.tokens.test,
+            self.tokens.evaluation_length,
+            self.evaluation_placement,
+            self.padding,
+        )
+
+    def _run(self, cell: Cell) -> Run:
+        tokens = self.tokens
+        return Run(
+            train=tokens.train[cell.seed].take(cell.examples),
+            validation=tokens.validation,
+            lengths=tokens.lengths,
+            evaluation_length=tokens.evaluation_length,
+            encoder_decoder=self.shapes.family.encoder_decoder,
+            padding=self.padding,
+            seed=cell.seed,
+            rate=cell.rate,
+            flops=self.step_flops,
+            evaluation_flops=self.evaluation_flops,
+            identity={
+                "spec": self.examples.digest,
+                "training examples": fingerprint(self.examples.train[cell.seed][: cell.examples]),
+                "model": self.weights,
+                "learning rate": cell.rate,
+            },
+        )
+
+    def _result(self, cell: Cell, progress: Progress, test: Evaluation | None, error: str = "") -> Result:
+        test_batches = 0 if test is None else -(-test.examples // self.evaluation_placement.rows)
+        return Result(
+            model=self.name,
+            examples=cell.examples,
+            loss=None if test is None else test.loss,
+            seed=cell.seed,
+            size=self.size,
+            family=self.family,
+            standard_error=None if test is None or math.isnan(test.standard_error) else test.standard_error,
+            status="failed" if error else "ok",
+            validation_loss=progress.best_loss if progress.best_step else None,
+            learning_rate=cell.rate or None,
+            best_step=progress.best_step,
+            steps=progress.step,
+            tokens=progress.tokens,
+            flops=progress.flops + test_batches * self.evaluation_flops,
+            seconds=round(progress.seconds, 3),
+            test_examples=0 if test is None else test.examples,
+            test_tokens=0 if test is None else test.tokens,
+            method=self.spec.training.method,
+            dtype=self.dtype,
+            device=jax.devices()[0].device_kind,
+            devices=self.mesh.size,
+            spec=self.examples.digest,
+            data=fingerprint(self.examples.train[cell.seed][: cell.examples]),
+            lensjax=importlib.metadata.version("lensjax"),
+            jax=jax.__version__,
+            error=error,
+        )
+
+
+def _flops(candidate: Candidate) -> tuple[dict[Lengths, int], int]:
+    """Floating-point operations of a training step of each shape, and of a batch of evaluation."""
+    model = without_remat(candidate.shapes)
+    programs = make_programs(model, candidate.spec.training, candidate.mesh)
+    trained, frozen = split_trainable(model.params)
+    state = state_shapes(model, candidate.spec.training, candidate.mesh)
+    steps = {
+        lengths: matmul_flops(programs.step, state, frozen, candidate.placement.shapes(lengths), 0.0)
+        for lengths in set(candidate.tokens.lengths)
+    }
+    batch = candidate.evaluation_placement.shapes(candidate.tokens.evaluation_length)
+    return steps, matmul_flops(programs.losses, trained, frozen, batch)
+
+
+def _compute_dtype(spec: TrainingSpec) -> str:
+    if spec.dtype != "auto":
+        return spec.dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)

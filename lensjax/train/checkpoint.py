@@ -1,0 +1,113 @@
+"""Checkpoints of one fine-tuning run, written with Orbax while training goes on."""
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from lensjax.errors import InputError, shorten
+from lensjax.models.base import Params
+from lensjax.train.step import State
+
+Json = Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a folder: the last one that was written whole, and the one being written.
+
+    A checkpoint holds the state, the parameters of the lowest validation loss so far, and a record of JSON.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True, cleanup_tmp_directories=True)
+        )
+
+    def save(self, step: int, state: State, best: Params, record: Json) -> None:
+        """Start writing the checkpoint of a step; the arrays may be donated as soon as this returns.
+
+        Raises:
+          InputError: this one or the one before cannot be written.
+        """
+        with _explained(self.folder):
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                return
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimiser=ocp.args.StandardSave(state.optimiser),
+                    best=ocp.args.StandardSave(best),
+                    record=ocp.args.JsonSave(dict(record)),
+                ),
+            )
+
+    def record(self) -> tuple[int, Json] | None:
+        """Step and record of the last checkpoint; None where there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        with _explained(self.folder):
+            return step, self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+
+    def restore(self, step: int, state: State, best: Params) -> tuple[State, Params]:
+        """State and best parameters of a checkpoint, laid out as the given ones (or their shapes) are."""
+        with _explained(self.folder):
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(_shapes(state.params)),
+                    optimiser=ocp.args.StandardRestore(_shapes(state.optimiser)),
+                    best=ocp.args.StandardRestore(_shapes(best)),
+                ),
+            )
+        return State(found.params, found.optimiser), found.best
+
+    def wait(self) -> None:
+        """Wait until what is being written is on disk."""
+        with _explained(self.folder):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and give up what checkpointing holds."""
+        self.wait()
+        self._manager.close()
+
+    def abandon(self) -> None:
+        """Give up what checkpointing holds, whatever became of the last write."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def delete(self) -> None:
+        """Remove all checkpoints, of which no more will be written."""
+        self.close()
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+class _explained:
+    """Turns what Orbax raises where a disk is full or a file damaged into one sentence."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, InputError):
+            why = getattr(error, "strerror", None) or shorten(" ".join(str(error).split()), 200)
+            raise InputError(
+                f"The checkpoint in {shorten(self.folder, 400)} cannot be written or read ({why}); make room or remove "
+                "the folder, and run the same command again."
+            ) from error

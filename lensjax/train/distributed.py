@@ -1,0 +1,122 @@
+"""Several processes that train one model, and being told to stop.
+
+On a TPU pod, under Slurm, Kubernetes and Open MPI, JAX finds the other processes by itself. Elsewhere each is told:
+LENSJAX_COORDINATOR=host:port, LENSJAX_PROCESSES=how many, LENSJAX_PROCESS=which of them, from 0.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import jax
+import numpy as np
+
+from lensjax.errors import InputError, shorten
+
+_BY_HAND = ("LENSJAX_COORDINATOR", "LENSJAX_PROCESSES", "LENSJAX_PROCESS")
+_asked_to_stop = threading.Event()
+
+
+def start_processes() -> None:
+    """Join the other processes, where there are any; call it before anything else of JAX.
+
+    Raises:
+      InputError: the environment names some of coordinator, number and rank, but not all, or the others cannot be met.
+    """
+    if jax.distributed.is_initialized():
+        return
+    given = {name: os.environ[name] for name in _BY_HAND if os.environ.get(name)}
+    if given:
+        _start_by_hand(given)
+    elif _launched_together():
+        jax.distributed.initialize()
+
+
+def _start_by_hand(given: dict[str, str]) -> None:
+    missing = [name for name in _BY_HAND if name not in given]
+    if missing:
+        raise InputError(f"{' and '.join(given)} is set, but not {' and '.join(missing)}; set all of them, or none.")
+    for name in _BY_HAND[1:]:
+        if not given[name].isdecimal():
+            raise InputError(f"{name} is '{shorten(given[name])}'; it needs a whole number.")
+    coordinator, processes, process = given[_BY_HAND[0]], int(given[_BY_HAND[1]]), int(given[_BY_HAND[2]])
+    if process >= processes:
+        raise InputError(f"LENSJAX_PROCESS is {process} of {processes} processes; they are numbered from 0.")
+    try:
+        jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The processes did not meet at {shorten(coordinator)} ({shorten(error, 120)}); start all of them."
+        ) from error
+
+
+def _launched_together() -> bool:
+    """Whether a launcher that JAX knows has started more than one process."""
+    environment = os.environ
+    workers = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    counts = [environment.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
+    # An interactive Slurm allocation sets the number of tasks, but only srun gives each of them a rank.
+    together = any(count.isdecimal() and int(count) > 1 for count in counts) and (
+        "SLURM_STEP_NODELIST" in environment or "OMPI_COMM_WORLD_RANK" in environment
+    )
+    indexed_job = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    return together or len(workers) > 1 or indexed_job or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Within it, SIGTERM and SIGINT ask training to save and stop; a second SIGINT interrupts at once.
+
+    With several processes, JAX itself takes note of SIGTERM, and has all of them stop at the same step.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and _asked_to_stop.is_set():
+            raise KeyboardInterrupt
+        _asked_to_stop.set()
+
+    _asked_to_stop.clear()
+    signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    before = {number: signal.signal(number, ask) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_requested(step: int) -> bool:
+    """Whether to stop after this step; all processes agree, though one alone may have been asked."""
+    if jax.process_count() == 1:
+        return _asked_to_stop.is_set()
+    from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+    return reached_preemption_sync_point(step)
+
+
+def agreed(mine: bool) -> bool:
+    """What the first process says, in every process."""
+    if jax.process_count() == 1:
+        return mine
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return bool(broadcast_one_to_all(np.asarray(mine)))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Go on once every process has come here; `name` says where."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(name)

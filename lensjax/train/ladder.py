@@ -1,0 +1,137 @@
+"""From a checkpoint and a task to points of a curve: one for every number of training examples asked for."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lensjax.errors import InputError, shorten
+from lensjax.files import write_files
+from lensjax.train.candidate import Candidate, Cell
+from lensjax.train.distributed import is_first, wait_for_all
+from lensjax.train.recorder import Recorder
+from lensjax.train.results import RESULT, Result, read_json, read_result, write_curves, write_result
+from lensjax.train.spec import FinetuneSpec
+
+FIRST_RUNG = 200
+SEARCH = "learning_rates"  # folder of the runs that a learning rate is chosen by
+
+
+def rungs(largest: int) -> list[int]:
+    """Numbers of training examples of a ladder: 0, 200, 400, 800 and so on up to the largest."""
+    sizes = [0]
+    while FIRST_RUNG << (len(sizes) - 1) <= largest:
+        sizes.append(FIRST_RUNG << (len(sizes) - 1))
+    return sizes
+
+
+def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
+    """Make the folder of a spec's results, or go on in it.
+
+    Raises:
+      InputError: it holds the results of another spec or other data, or cannot be written.
+    """
+    path = out / "spec.json"
+    found = read_json(path)
+    if found is not None and found.get("digest") != digest:
+        raise InputError(
+            f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new "
+            "folder, or the spec that it was made with."
+        )
+    if found is None and is_first():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"Cannot make {shorten(out, 400)}: {error.strerror}; choose another place.") from error
+        content = {"digest": digest, "spec": spec.model_dump(mode="json")}
+        write_files({path: json.dumps(content, indent=2) + "\n"})
+    wait_for_all("folder")
+
+
+def choose_rate(candidate: Candidate, seed: int, recorder: Recorder) -> float:
+    """The learning rate of the lowest validation loss on the first rung, found once for a model and kept in its folder.
+
+    Raises:
+      InputError: training fails with every one of them, or the folder cannot be read or written.
+    """
+    rates = candidate.spec.training.learning_rates
+    if len(rates) == 1:
+        return rates[0]
+    path = candidate.folder / "learning_rate.json"
+    found = read_json(path)
+    kept = None if found is None else found.get("learning_rate")
+    if isinstance(kept, float):
+        return kept
+    examples = min(FIRST_RUNG, len(candidate.examples.train[seed]))
+    losses: dict[float, float] = {}
+    for rate in rates:
+        cell = Cell(examples, seed, rate, candidate.folder / SEARCH / f"{rate:g}")
+        result = read_result(cell.folder) or candidate.run(cell, recorder)
+        if result.validation_loss is not None and result.status == "ok":
+            losses[rate] = result.validation_loss
+    if not losses:
+        raise InputError(
+            f"{candidate.name}: training failed with every learning rate tried ({', '.join(map(str, rates))}); "
+            "set training.learning_rate to lower ones."
+        )
+    best = min(losses, key=lambda rate: losses[rate])
+    if is_first():
+        content = {
+            "learning_rate": best,
+            "examples": examples,
+            "seed": seed,
+            "validation_losses": {f"{rate:g}": losses.get(rate) for rate in rates},
+        }
+        write_files({path: json.dumps(content, indent=2) + "\n"})
+    wait_for_all("learning rate")
+    return best
+
+
+def _from_search(candidate: Candidate, cell: Cell, save_models: bool) -> Result | None:
+    """The result that the search for a learning rate has found already, if it is of this cell."""
+    searched = candidate.folder / SEARCH / f"{cell.rate:g}"
+    found = None if save_models or not cell.examples else read_result(searched)
+    if found is None or (found.examples, found.seed) != (cell.examples, cell.seed):
+        return None
+    if is_first():
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        for path in searched.iterdir():
+            if path.is_file() and path.name != RESULT:
+                shutil.copyfile(path, cell.folder / path.name)
+        write_result(cell.folder, found)
+        write_curves(candidate.out)
+    wait_for_all("result")
+    return found
+
+
+def measure(
+    candidate: Candidate,
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    recorder: Recorder,
+    *,
+    save_models: bool = False,
+    retry: bool = False,
+) -> Iterator[Result]:
+    """The results of a model at every size and seed; those that are on disk are not made again.
+
+    Args:
+      retry: Make failed runs again.
+
+    Raises:
+      Stopped: the process was told to end; the same call goes on.
+      InputError: see `Candidate.run` and `choose_rate`.
+    """
+    for seed in seeds:
+        for examples in sizes:
+            rate = choose_rate(candidate, seeds[0], recorder) if examples else 0.0
+            cell = candidate.cell(examples, seed, rate)
+            found = read_result(cell.folder) or _from_search(candidate, cell, save_models)
+            missing = save_models and not (cell.folder / "model").exists()
+            if found is None or (retry and found.status == "failed") or (missing and found.status == "ok"):
+                found = candidate.run(cell, recorder, save_model=save_models)
+            yield found
+    if is_first():
+        write_curves(candidate.out)

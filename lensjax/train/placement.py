@@ -1,0 +1,72 @@
+"""Batches on a mesh: which rows this process makes, and how they become arrays over all devices."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lensjax.data.batches import Lengths, fields
+from lensjax.errors import InputError
+
+
+@dataclass(frozen=True)
+class BatchPlacement:
+    """How batches of so many rows lie on a mesh: split over `data` and `fsdp`.
+
+    Attributes:
+      mesh: The devices.
+      rows: Examples in a batch, over all devices.
+      parts: Parts that gradients are accumulated over; arrays have a leading axis for them where there are several.
+    """
+
+    mesh: Mesh
+    rows: int
+    parts: int = 1
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """The sharding of every array of a batch."""
+        leading = () if self.parts == 1 else (None,)
+        return NamedSharding(self.mesh, PartitionSpec(*leading, ("data", "fsdp")))
+
+    def check(self, field: str) -> None:
+        """Raise InputError where the mesh does not divide the rows of a part; `field` is the spec's that sets them."""
+        split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        each = self.rows // self.parts
+        if each % split:
+            raise InputError(
+                f"training.{field} puts {each} examples in a batch, which data × fsdp = {split} devices do not divide; "
+                f"choose a multiple of {split * self.parts}, or another mesh."
+            )
+
+    def local_rows(self) -> list[int]:
+        """The rows that devices of this process hold, in the order of the array that `to_devices` takes."""
+        each = self.rows // self.parts
+        held = self.sharding.addressable_devices_indices_map(self._leading).values()
+        mine = sorted({row for index in held for row in range(each)[(index or (slice(None),))[-1]]})
+        return [part * each + row for part in range(self.parts) for row in mine]
+
+    def to_devices(self, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch over all devices, from the rows of this process."""
+
+        def place(rows: np.ndarray) -> jax.Array:
+            length = rows.shape[-1]
+            shaped = rows if self.parts == 1 else rows.reshape(self.parts, -1, length)
+            placed: jax.Array = jax.make_array_from_process_local_data(self.sharding, shaped, (*self._leading, length))
+            return placed
+
+        return {name: place(rows) for name, rows in local.items()}
+
+    def shapes(self, lengths: Lengths) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch's arrays without their values, for compiling."""
+        return {
+            name: jax.ShapeDtypeStruct((*self._leading, length), jnp.int32, sharding=self.sharding)
+            for name, length in fields(lengths).items()
+        }
+
+    @property
+    def _leading(self) -> tuple[int, ...]:
+        return (self.rows,) if self.parts == 1 else (self.parts, self.rows // self.parts)

@@ -1,0 +1,176 @@
+"""What is shown and kept of training while it goes on: a live line, a log of JSON lines, trackers."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import jax
+import jax.numpy as jnp
+
+from lensjax.errors import InputError, shorten
+from lensjax.files import write_files
+from lensjax.train.distributed import is_first
+from lensjax.train.evaluate import Evaluation
+from lensjax.train.flops import peak_flops
+from lensjax.train.loop import Progress
+from lensjax.train.trackers import TRACKERS, Tracker
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+LOG = "log.jsonl"
+_LINES = 2000  # steps of a run that are logged, at most
+_RATES_OVER = 20  # steps that speeds are averaged over
+
+
+class Recorder:
+    """Observes runs one after another; only the first process writes and shows anything.
+
+    Args:
+      dtype: Type computed in, on which the devices' peak depends.
+      devices: Number of devices that share the work.
+      trackers: Names out of `TRACKERS`.
+    """
+
+    def __init__(self, dtype: str, devices: int, trackers: Sequence[str] = ()) -> None:
+        self.peak = devices * (peak_flops(jax.devices()[0], dtype) or measured_peak(dtype))
+        self._names = tuple(trackers) if is_first() else ()
+        self._trackers: list[Tracker] = []
+        self._file: TextIO | None = None
+        self._recent: list[Progress] = []
+        self._title, self._folder = "", Path()
+        self._bar: Bar | None = None
+
+    @contextmanager
+    def run(self, title: str, folder: Path) -> Iterator["Recorder"]:
+        """Within it, a run is observed whose log lies in `folder`."""
+        self._title, self._folder = title, folder
+        try:
+            yield self
+        finally:
+            self._end()
+
+    def begin(self, progress: Progress, steps: int) -> None:
+        """Training begins, or goes on from where `progress` says; later lines of its log are dropped."""
+        self._recent = [progress]
+        if not is_first():
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            keep_until(self._folder / LOG, progress.step)
+            self._file = (self._folder / LOG).open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {shorten(self._folder, 400)}: {error.strerror}; choose another place."
+            ) from error
+        self._trackers = [TRACKERS[name][1](self._title, self._folder / name) for name in self._names]
+        self._start_bar(progress.step, steps)
+
+    def step(self, progress: Progress, steps: int, metrics: Mapping[str, float]) -> None:
+        """Note a step; see `Observer`."""
+        self._recent = [*self._recent[-_RATES_OVER:], progress]
+        first = self._recent[0]
+        seconds = max(progress.seconds - first.seconds, 1e-9)
+        done = max(progress.step - first.step, 1)
+        speed = {
+            "tokens_per_second": (progress.tokens - first.tokens) / seconds,
+            "model_flops_utilisation": (progress.flops - first.flops) / seconds / self.peak,
+        }
+        left = (steps - progress.step) * seconds / done
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=progress.step,
+                loss=f"loss {metrics['loss']:.4f}",
+                speed=f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['model_flops_utilisation']:.0%} of peak",
+                left=_duration(left),
+            )
+        if progress.step % math.ceil(steps / _LINES) == 0:
+            self._write(progress, {**metrics, **speed, "seconds_left": left})
+
+    def validation(self, progress: Progress, found: Evaluation) -> None:
+        """Note a validation; see `Observer`."""
+        values = {"validation_loss": found.loss, "lowest_validation_loss": progress.best_loss}
+        self._write(progress, values)
+        self._recent = [progress]
+        if is_first() and self._bar is None:
+            print(f"{self._title}: step {progress.step}, validation loss {found.loss:.4f}", flush=True)
+
+    def _write(self, progress: Progress, values: Mapping[str, float]) -> None:
+        if self._file is None:
+            return
+        line = {"step": progress.step, "seconds": round(progress.seconds, 4), **values}
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {shorten(self._file.name, 400)}: {error.strerror}; make room, and run the same command "
+                "again."
+            ) from error
+        for tracker in self._trackers:
+            tracker.log(progress.step, values)
+
+    def _start_bar(self, step: int, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            return
+        texts = [TextColumn(f"{{task.fields[{name}]}}") for name in ("loss", "speed", "left")]
+        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), *texts]
+        self._bar = RichProgress(*columns, console=console, transient=True)
+        self._bar.add_task(self._title, total=steps, completed=step, loss="", speed="compiling", left="")
+        self._bar.start()
+
+    def _end(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop what a log says of later steps, and lines that were not written whole."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    write_files({path: "".join(line + "\n" for line in kept)})
+
+
+def measured_peak(dtype: str) -> float:
+    """Floating-point operations per second of a large matrix product on one device, where no peak is published."""
+    size = 1024
+    x = jnp.ones((size, size), dtype)
+    multiply = jax.jit(lambda a: a @ a)
+    multiply(x).block_until_ready()
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        multiply(x).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} left"

@@ -1,0 +1,134 @@
+"""What one fine-tuning run found, and the table of curves made of all of them."""
+
+import csv
+import fcntl
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lensjax.errors import InputError, shorten
+from lensjax.files import write_files
+
+RESULT = "result.json"
+CURVES = "curves.csv"
+
+
+class Result(BaseModel):
+    """One point of a curve: the columns of curves.csv, in this order.
+
+    Attributes:
+      model, family, size: Its name, Hugging Face model_type, and number of parameters.
+      examples: Training examples.
+      loss: Test loss in nats per target token at the lowest validation loss; None where the run failed.
+      standard_error: Of the loss, over test examples drawn anew.
+      seed: Of the choice and the order of training examples.
+      status, error: Whether the run came to its end, and if not, why.
+      validation_loss, best_step, steps: The lowest validation loss, the step it was found after, and steps taken.
+      learning_rate, method, dtype: Peak learning rate, "full" or "lora", and the type computed in.
+      test_examples, test_tokens: What the loss is a mean over.
+      tokens: Tokens trained on over all steps, prompts included.
+      flops: Floating-point operations of matrix products, in training, validation and test.
+      seconds: Time of training and validation, without compiling where that was not the first run.
+      device, devices: Kind and number of devices.
+      spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
+      lensjax, jax: Versions.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    examples: int
+    loss: float | None
+    seed: int
+    size: int
+    family: str
+    standard_error: float | None = None
+    status: Literal["ok", "failed"] = "ok"
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    best_step: int = 0
+    steps: int = 0
+    tokens: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+    test_examples: int = 0
+    test_tokens: int = 0
+    method: str = "full"
+    dtype: str = "float32"
+    device: str = ""
+    devices: int = 1
+    spec: str = ""
+    data: str = ""
+    lensjax: str = ""
+    jax: str = ""
+    error: str = ""
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result in a run's folder; None where it has not come to its end.
+
+    Raises:
+      InputError: the file is there and is not a result.
+    """
+    path = folder / RESULT
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{shorten(path, 400)} is not a result; remove it, and the run is made again.") from error
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write a run's result, whole or not at all."""
+    write_files({folder / RESULT: result.model_dump_json(indent=2) + "\n"})
+
+
+def write_curves(folder: Path) -> Path:
+    """Write curves.csv, tidy rows that `lensjax rank` reads, from the results of every run in a folder of models.
+
+    Several commands may do so at once, each for its own models.
+    """
+    path = folder / CURVES
+    with _locked(folder / ".lock"):
+        found = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
+        results = sorted((r for r in found if r is not None), key=lambda r: (r.model, r.seed, r.examples))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(Result.model_fields)
+        for result in results:
+            cells = result.model_dump().values()
+            writer.writerow(["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in cells])
+        write_files({path: text.getvalue()})
+    return path
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """A small file of ours; None where it is not there.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {shorten(path, 400)}; remove it, and it is made again.") from error
+    return content if isinstance(content, dict) else None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise InputError(f"Cannot write {shorten(path, 400)}: {error.strerror}; choose another place.") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

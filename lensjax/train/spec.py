@@ -1,0 +1,96 @@
+"""How a model is fine-tuned, as its user writes it under `training:` in the spec of a task."""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+
+from lensjax.data.spec import Count, Strict, TaskSpec
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+_RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (1e-4, 3e-4, 1e-3)}
+_HOW_ONLY = ("checkpoint_every", "remat", "attention", "evaluation_batch_size")  # these do not change what is computed
+
+
+class TrainingSpec(Strict):
+    """How a model is fine-tuned.
+
+    Attributes:
+      method: "full" trains every parameter, "lora" low-rank adapters (arXiv 2106.09685).
+      lora_rank, lora_alpha, lora_targets: Rank of the adapters, their scale times the rank, and the linear maps that
+        have them: all of q, k, v, o, up, gate and down where not given.
+      learning_rate: Peak of the schedule; of several, the one with the lowest validation loss on the first rung.
+      schedule: What follows the warm-up: "linear" to 0, "cosine" to 0, or "constant".
+      warmup: Share of the steps in which the rate rises from 0.
+      batch_size: Examples per step, over all devices.
+      accumulation: Parts that a step's batch is computed in, one after another; it saves memory, not time.
+      epochs: Passes over the examples, at most.
+      max_steps: Steps, at most.
+      evaluate_every: Steps between validations; one epoch, or 500 steps where that is less, if not given.
+      patience: Validations without a new lowest loss before training stops.
+      weight_decay: AdamW's, on everything but biases and norms (arXiv 1711.05101).
+      beta1, beta2, epsilon: Adam's (arXiv 1412.6980).
+      clip: Largest norm of the gradient over all parameters.
+      dtype: Type to compute in; parameters are float32. "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs.
+      remat: What the backward pass recomputes: "none", "dots" or "full".
+      attention: "xla", or "cudnn" for NVIDIA's fused kernel.
+      evaluation_batch_size: Examples per step when evaluating; twice those of a training step's part if not given.
+      checkpoint_every: Steps between checkpoints; at validations, a minute or more apart, if not given.
+    """
+
+    method: Literal["full", "lora"] = "full"
+    lora_rank: Count = 8
+    lora_alpha: PositiveFloat = 16.0
+    lora_targets: tuple[str, ...] | None = None
+    learning_rate: tuple[PositiveFloat, ...] = ()
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Share = 0.05
+    batch_size: Count = 32
+    accumulation: Count = 1
+    epochs: Count = 10
+    max_steps: Count | None = None
+    evaluate_every: Count | None = None
+    patience: Count = 3
+    weight_decay: NonNegative = 0.01
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: PositiveFloat = 1e-8
+    clip: PositiveFloat = 1.0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["xla", "cudnn"] = "xla"
+    evaluation_batch_size: Count | None = None
+    checkpoint_every: Count | None = None
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        return (value,) if isinstance(value, (int, float, str)) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        return self
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The learning rates to choose from."""
+        return self.learning_rate or _RATES[self.method]
+
+
+class FinetuneSpec(TaskSpec):
+    """A task, and how models are fine-tuned on it."""
+
+    training: TrainingSpec = TrainingSpec()
+
+    def digest(self, data: str) -> str:
+        """A hash of everything that a result depends on but the model, its seed and the number of examples.
+
+        `data` is the fingerprint of the validation and test sets; it stands for the source, which may move.
+        """
+        content = self.model_dump(mode="json", exclude={"source": True, "name": True, "training": set(_HOW_ONLY)})
+        return hashlib.sha256(json.dumps([content, data], sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,140 @@
+"""The compiled programs of fine-tuning: one training step, and the losses of a batch of examples."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from lensjax.models.base import Model, Params
+from lensjax.models.layers import Stack
+from lensjax.models.lora import join, split_trainable
+from lensjax.train.optimiser import make_optimiser
+from lensjax.train.spec import TrainingSpec
+
+Arrays = Mapping[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What training changes.
+
+    Attributes:
+      params: The parameters that are trained.
+      optimiser: The state of the optimiser.
+    """
+
+    params: Params
+    optimiser: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one step says of itself.
+
+    Attributes:
+      loss: Mean over target tokens, in nats, before the step.
+      gradient_norm: Euclidean norm of the gradient, before clipping.
+      tokens: Number of target tokens.
+    """
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled programs of one model; they are compiled once for every shape of batch.
+
+    Attributes:
+      step: (state, frozen parameters, batch, learning rate) → (state, metrics). The state is donated. Batches have a
+        leading axis of parts where gradients are accumulated.
+      losses: (trained parameters, frozen parameters, batch) → (sum of losses in nats, target tokens) of each example.
+      start: parameters → a new State.
+      copy: A copy of trained parameters that donating the first does not touch.
+    """
+
+    step: Callable[[State, Params, Arrays, float], tuple[State, StepMetrics]]
+    losses: Callable[[Params, Params, Arrays], tuple[Float[Array, " batch"], Float[Array, " batch"]]]
+    start: Callable[[Params], State]
+    copy: Callable[[Params], Params]
+
+
+def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
+    """The programs that fine-tune a model on a mesh.
+
+    `model` may be abstract, its parameters only shapes with shardings, as for devices that are not there.
+    """
+    optimiser = make_optimiser(spec)
+    state_lies = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(model, spec, mesh))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def total(params: Params, frozen: Params, batch: Arrays) -> tuple[Array, Array]:
+        losses, weights = model.token_losses(join(params, frozen), batch)
+        return losses.sum(), weights.sum()
+
+    def step(state: State, frozen: Params, batch: Arrays, rate: Array) -> tuple[State, StepMetrics]:
+        gradient_of = jax.value_and_grad(total, has_aux=True)
+        if spec.accumulation == 1:
+            (loss, tokens), gradient = gradient_of(state.params, frozen, batch)
+        else:
+
+            def add(carry: Any, part: Arrays) -> tuple[Any, None]:
+                found = gradient_of(state.params, frozen, part)
+                return jax.tree.map(jnp.add, carry, found), None
+
+            shapes = jax.eval_shape(gradient_of, state.params, frozen, jax.tree.map(lambda x: x[0], batch))
+            zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            ((loss, tokens), gradient), _ = jax.lax.scan(add, zero, batch)
+        scale = 1 / jnp.maximum(tokens, 1)
+        gradient = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), gradient)
+        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
+        params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), state.params, updates)
+        return State(params, optimiser_state), StepMetrics(loss * scale, optax.tree.norm(gradient), tokens)
+
+    def losses(params: Params, frozen: Params, batch: Arrays) -> tuple[Array, Array]:
+        each, weights = model.token_losses(join(params, frozen), batch)
+        return each.sum(axis=1), weights.sum(axis=1)
+
+    def start(params: Params) -> State:
+        return State(params, optimiser.init(params))
+
+    return Programs(
+        step=jax.jit(step, donate_argnums=0, out_shardings=(state_lies, everywhere)),
+        losses=jax.jit(losses, out_shardings=everywhere),
+        start=jax.jit(start, donate_argnums=0, out_shardings=state_lies),
+        copy=jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=state_lies.params),
+    )
+
+
+def state_shapes(model: Model, spec: TrainingSpec, mesh: Mesh) -> State:
+    """Shapes and shardings of the state of training: moments lie as their parameters do."""
+    optimiser = make_optimiser(spec)
+    trained, _ = split_trainable(model.params)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(optimiser.init, trained)
+    placed = optax.tree.map_params(
+        optimiser,
+        lambda shape, leaf: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=leaf.sharding),
+        shapes,
+        trained,
+        transform_non_params=lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=everywhere),
+    )
+    return State(trained, placed)
+
+
+def without_remat(model: Model) -> Model:
+    """The same model, whose backward pass recomputes no layer: what is counted as its cost."""
+    module = nnx.merge(model.graphdef, jax.eval_shape(lambda params: params, model.params))
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, Stack):
+            node.options = replace(node.options, remat="none")
+    return replace(model, graphdef=nnx.split(module)[0])
