@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -16,6 +17,59 @@ settings.register_profile("lensjax", deadline=None, derandomize=True)
 settings.load_profile("lensjax")
 
 
+_SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_ROTARY = _SIZES | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+_TINY: dict[str, dict[str, Any]] = {
+    "bart": {
+        "vocab_size": 96,
+        "d_model": 32,
+        "max_position_embeddings": 64,
+        **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
+        **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
+        **{f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")},
+    },
+    "gemma": _ROTARY,
+    "gemma2": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 3.0},
+    "gemma3_text": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "num_hidden_layers": 6},
+    "gpt2": _SIZES | {"n_positions": 64},
+    "gpt_neox": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
+    "llama": _ROTARY,
+    "mistral": _ROTARY | {"sliding_window": 4},
+    "mt5": {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    "olmo2": {key: value for key, value in _ROTARY.items() if key != "head_dim"},
+    "opt": _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
+    "phi": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
+    "qwen2": {key: value for key, value in _ROTARY.items() if key != "head_dim"},
+    "qwen3": _ROTARY,
+    "switch_transformers": {
+        "vocab_size": 96,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_sparse_encoder_layers": 1,
+        "num_decoder_layers": 2,
+        "num_sparse_decoder_layers": 1,
+        "num_experts": 4,
+    },
+    "t5": {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+}
+_TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """Makes a configuration of a family that computes in milliseconds; what else is given is changed in it."""
+
+    def make(model_type: str, **changes: Any) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(model_type, **(_TINY[model_type] | _TOKENS | changes))
+
+    return make
+
+
 @pytest.fixture
 def save_tokenizer() -> Callable[[Path, int], None]:
     """Writes a tokenizer of the words w0, w1, … to a folder, of which w0 stands for every other."""
@@ -27,3 +81,28 @@ def save_tokenizer() -> Callable[[Path, int], None]:
         (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
 
     return save
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Any]:
+    """Makes a byte-level BPE tokenizer of `transformers`; `template` says which special tokens open and close a text.
+
+    Other arguments are those of the tokenizer, such as its bos_token and eos_token.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template: str | None = None, **settings: Any) -> Any:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=270, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(["one two three four", "two three four five"] * 3, trainer)
+        if template is not None:
+            special = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+            tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"eos_token": "</s>"} | settings)
+
+    return make

@@ -21,10 +21,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Rows(ABC):
-    """Rows in a fixed order, of which any can be read by its number from 0.
-
-    Reading a row raises `InputError` where it is malformed.
-    """
+    """Rows in a fixed order, of which any can be read by its number from 0; a malformed one raises `InputError`."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -36,9 +33,13 @@ class Rows(ABC):
     def where(self, i: int) -> str:
         """Where row `i` is, for messages, as in "train.jsonl line 12"."""
 
+    def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
+        """The rows of some numbers, in their order; none is parsed before it is asked for."""
+        return map(self.__getitem__, numbers)
+
 
 class Parts(Rows):
-    """The rows of several files, one after the other."""
+    """The rows of several files, one after the other; a number out of range raises `IndexError`."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = parts
@@ -54,6 +55,10 @@ class Parts(Rows):
     def where(self, i: int) -> str:
         part, within = self._find(i)
         return part.where(within)
+
+    def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
+        """The rows of some numbers, in their order."""
+        return self._parts[0].read(numbers) if len(self._parts) == 1 else super().read(numbers)
 
     def _find(self, i: int) -> tuple[Rows, int]:
         if not 0 <= i < len(self):

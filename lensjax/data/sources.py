@@ -1,8 +1,9 @@
 """Rows of a task's splits, each read when it is asked for: JSONL, CSV, Parquet, TFDS, and what HF datasets saved."""
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from lensjax.errors import InputError, listing, shorten
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_TOGETHER = 100  # examples of TFDS
 
 
 def open_split(source: Source, split: SplitName, fields: Collection[str] = ()) -> Rows | None:
@@ -33,13 +36,13 @@ def open_split(source: Source, split: SplitName, fields: Collection[str] = ()) -
     if name is None:
         return None
     rows, names = _open_tfds(source, name) if source.tfds is not None else _open_saved(source, name)
-    if rows is None and (split == "train" or name != split):
+    if rows is None and (split == "train" or split in (source.splits or {})):
         kind, data = ("TFDS data set", source.tfds) if source.tfds is not None else ("folder", source.saved)
         raise InputError(
             f"The {kind} {shorten(data, 200)} has no split '{shorten(name)}' but {listing(names)}; "
             f"name the right one in source.splits.{split}."
         )
-    return rows
+    return None if rows is None else Parts([rows])
 
 
 def _open_file(path: Path, fields: Collection[str]) -> Rows:
@@ -171,11 +174,19 @@ class _Tfds(Rows):
     def __getitem__(self, i: int) -> Mapping[str, object]:
         try:
             row: Mapping[str, object] = self._examples[i]
-        except IndexError:
-            raise
         except Exception as error:  # array_record raises RuntimeError, the decoder what it likes
             raise InputError(f"{self.where(i)} cannot be read ({_line(error)}); prepare the data set again.") from error
         return row
+
+    def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
+        """The rows of some numbers, in their order; read by the hundred, which is ten times as fast as one by one."""
+        iterator = iter(numbers)
+        while some := list(itertools.islice(iterator, _TOGETHER)):
+            try:
+                rows = self._examples.__getitems__(some)
+            except Exception:  # one of them cannot be read: find out which
+                rows = map(self.__getitem__, some)
+            yield from rows
 
     def where(self, i: int) -> str:
         return f"{self._name} example {i + 1}"

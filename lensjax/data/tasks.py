@@ -73,11 +73,8 @@ class Task:
           InputError: a row cannot be rendered.
         """
         held_out = {example.text for example in self.validation + self.test}
-        render = _Renderer(self.spec)
-        for i in permutation(len(self.pool), seed, _TRAIN):
-            example = render(self.rows, int(self.pool[i]))
-            if example.text not in held_out:
-                yield example
+        order = self.pool[permutation(len(self.pool), seed, _TRAIN)]
+        return (example for example in _rendered(self.spec, self.rows, order) if example.text not in held_out)
 
     def train(self, seed: int, examples: int) -> list[Example]:
         """The first examples in the order of a seed, so that smaller sets are nested in larger ones.
@@ -110,21 +107,28 @@ def load_task(spec: TaskSpec) -> Task:
     train = open_split(spec.source, "train", spec.fields)
     if train is None:
         raise InputError(f"The task {shorten(spec.name)} has no train split; name it in source.")
-    walk = iter(permutation(len(train), 0, _HELD_OUT).tolist())
-    render = _Renderer(spec)
+    order = permutation(len(train), 0, _HELD_OUT)
+    used = 0
 
     def draw(split: SplitName, wanted: int, not_these: frozenset[Text]) -> tuple[Example, ...]:
+        nonlocal used
         own = open_split(spec.source, split, spec.fields)
-        rows, numbers = (train, walk) if own is None else (own, iter(permutation(len(own), 0, _HELD_OUT).tolist()))
-        rendered = (render(rows, i) for i in numbers)
-        found = tuple(itertools.islice((e for e in rendered if e.text not in not_these), wanted))
-        if len(found) < wanted:
-            raise InputError(_too_few(spec, split, len(found), own is not None))
-        return found
+        found: list[Example] = []
+        if own is None:
+            candidates = _rendered(spec, train, order[used:])
+        else:
+            candidates = _rendered(spec, own, permutation(len(own), 0, _HELD_OUT))
+        for example in candidates:
+            used += own is None
+            if example.text not in not_these:
+                found.append(example)
+            if len(found) == wanted:
+                return tuple(found)
+        raise InputError(_too_few(spec, split, len(found), own is not None))
 
     test = draw("test", spec.test, frozenset())
     validation = draw("validation", spec.validation, frozenset(example.text for example in test))
-    pool = np.sort(np.fromiter(walk, np.int64))
+    pool = np.sort(order[used:])
     return Task(spec, train, pool, validation, test)
 
 
@@ -163,18 +167,16 @@ def _too_few(spec: TaskSpec, split: SplitName, found: int, own: bool) -> str:
     )
 
 
-class _Renderer:
-    """Fills the templates of a spec from rows."""
-
-    def __init__(self, spec: TaskSpec) -> None:
-        self._prompt, self._target = template_pieces(spec.prompt), template_pieces(spec.target)
-
-    def __call__(self, rows: Rows, i: int) -> Example:
-        row, where = rows[i], rows.where(i)
-        prompt, target = (_fill(pieces, row, where) for pieces in (self._prompt, self._target))
+def _rendered(spec: TaskSpec, rows: Rows, numbers: Int[np.ndarray, " N"]) -> Iterator[Example]:
+    """The examples that templates make of rows, one by one."""
+    prompt_pieces, target_pieces = template_pieces(spec.prompt), template_pieces(spec.target)
+    wanted = numbers.tolist()
+    for i, row in zip(wanted, rows.read(wanted), strict=True):
+        where = rows.where(i)
+        prompt, target = _fill(prompt_pieces, row, where), _fill(target_pieces, row, where)
         if not target.strip():
             raise InputError(f"{where} has a blank target; fill it in or remove the row.")
-        return Example(prompt, target, where)
+        yield Example(prompt, target, where)
 
 
 def _fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, object], where: str) -> str:

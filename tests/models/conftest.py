@@ -27,54 +27,6 @@ class Reference:
     gradients: dict[str, np.ndarray]
 
 
-_SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-_ROTARY = _SIZES | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
-_TINY: dict[str, dict[str, Any]] = {
-    "bart": {
-        "vocab_size": 96,
-        "d_model": 32,
-        "max_position_embeddings": 64,
-        **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
-        **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
-        **{f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")},
-    },
-    "gemma": _ROTARY,
-    "gemma2": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 3.0},
-    "gemma3_text": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "num_hidden_layers": 6},
-    "gpt2": _SIZES | {"n_positions": 64},
-    "gpt_neox": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
-    "llama": _ROTARY,
-    "mistral": _ROTARY | {"sliding_window": 4},
-    "mt5": {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
-    "olmo2": {key: value for key, value in _ROTARY.items() if key != "head_dim"},
-    "opt": _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
-    "phi": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
-    "qwen2": {key: value for key, value in _ROTARY.items() if key != "head_dim"},
-    "qwen3": _ROTARY,
-    "switch_transformers": {
-        "vocab_size": 96,
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 48,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_sparse_encoder_layers": 1,
-        "num_decoder_layers": 2,
-        "num_sparse_decoder_layers": 1,
-        "num_experts": 4,
-    },
-    "t5": {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
-}
-_TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
-
-
-@pytest.fixture
-def tiny_config() -> Callable[[str], Any]:
-    """Makes a configuration of a family that computes in milliseconds."""
-    transformers = pytest.importorskip("transformers")
-    return lambda model_type: transformers.AutoConfig.for_model(model_type, **_TINY[model_type], **_TOKENS)
-
-
 @pytest.fixture
 def save_torch_model(tmp_path: Path) -> Callable[..., Path]:
     """Saves a random tiny model of a configuration, every parameter moved away from its default; returns the folder.

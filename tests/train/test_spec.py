@@ -1,0 +1,58 @@
+"""The `training` part of a spec."""
+
+import pytest
+
+from lensjax.data.spec import read_spec
+from lensjax.errors import InputError
+from lensjax.train.spec import FinetuneSpec, TrainingSpec
+
+BASE = "source: {files: rows.jsonl}\ntarget: '{answer}'\n"
+
+
+def read(tmp_path, text):
+    path = tmp_path / "task.yaml"
+    path.write_text(BASE + text)
+    return read_spec(path, FinetuneSpec)
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [
+        ("", (3e-5, 1e-4, 3e-4)),
+        ("training: {method: lora}", (1e-4, 3e-4, 1e-3)),
+        ("training: {learning_rate: 1e-4}", (1e-4,)),  # which YAML reads as text
+        ("training: {learning_rate: [0.1, 2e-3]}", (0.1, 2e-3)),
+    ],
+)
+def test_learning_rates(tmp_path, text, rates):
+    assert read(tmp_path, text).training.learning_rates == rates
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {learning_rate: fast}", r"task.yaml: training.learning_rate.0 is 'fast': "),
+        ("training: {learning_rate: -1}", r"training.learning_rate.0 is '-1': .*greater than 0"),
+        ("training: {batch_size: 10, accumulation: 3}", r"accumulation 3 does not divide batch_size 10"),
+        ("training: {optimiser: sgd}", r"there is no field training.optimiser"),
+        ("training: {epochs: 0}", r"training.epochs is '0'"),
+        ("training: {method: qlora}", r"training.method is 'qlora'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, text)
+
+
+def test_digest_depends_on_what_results_depend_on(tmp_path):
+    spec = read(tmp_path, "training: {epochs: 3}")
+
+    def changed(**training):
+        return spec.model_copy(update={"training": TrainingSpec(epochs=3, **training)}).digest("data")
+
+    assert changed() == spec.digest("data")
+    assert changed(remat="full", checkpoint_every=5) == spec.digest("data")
+    assert changed(batch_size=64) != spec.digest("data")
+    assert spec.model_copy(update={"prompt": "{x}"}).digest("data") != spec.digest("data")
+    assert spec.model_copy(update={"name": "other"}).digest("data") == spec.digest("data")
+    assert spec.digest("other data") != spec.digest("data")

@@ -1,0 +1,98 @@
+"""A training step: accumulation, sharding and adapters change how it is computed and not what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lensjax.models
+from lensjax.models.lora import add_lora, split_trainable
+from lensjax.train.placement import BatchPlacement
+from lensjax.train.spec import TrainingSpec
+from lensjax.train.step import make_programs, state_shapes
+
+ROWS, TIME = 16, 12
+
+
+def make_batch(config, seed=0):
+    random = np.random.default_rng(seed)
+    ids = random.integers(3, config.vocab_size, (ROWS, TIME)).astype(np.int32)
+    lengths = random.integers(3, TIME + 1, ROWS)[:, None]
+    seen = np.arange(TIME) < lengths
+    labels = np.where(seen & (np.arange(TIME) >= 2), ids, -100).astype(np.int32)
+    return {"input_ids": np.where(seen, ids, 0), "attention_mask": seen.astype(np.int32), "labels": labels}
+
+
+def train(config, mesh, steps=3, lora=False, **settings):
+    """Parameters and losses after some steps at learning rate 0.01."""
+    model = lensjax.models.from_config(config, mesh=mesh, seed=1)
+    model = add_lora(model, rank=2) if lora else model
+    spec = TrainingSpec(batch_size=ROWS, epsilon=1e-3, **settings)  # Adam makes much of tiny differences
+    programs = make_programs(model, spec, mesh)
+    placement = BatchPlacement(mesh, ROWS, spec.accumulation)
+    trained, frozen = split_trainable(model.params)
+    state = programs.start(trained)
+    losses = []
+    for step in range(steps):
+        batch = make_batch(config, step)
+        local = {key: rows[placement.local_rows()] for key, rows in batch.items()}
+        state, metrics = programs.step(state, frozen, placement.to_devices(local), 0.01)
+        losses.append(float(metrics.loss))
+    return state, losses, frozen
+
+
+def single():
+    return lensjax.models.make_mesh("data=1", jax.devices()[:1])
+
+
+def assert_same(found, expected, tolerance):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+def test_accumulation_computes_the_large_batch(tiny_config, model_type):
+    config = tiny_config(model_type)
+    expected, losses, _ = train(config, single())
+    found, accumulated, _ = train(config, single(), accumulation=4)
+    np.testing.assert_allclose(accumulated, losses, rtol=1e-5)
+    assert_same(found.params, expected.params, 2e-5)
+
+
+def test_eight_devices_compute_what_one_does(tiny_config):
+    config = tiny_config("llama")
+    expected, losses, _ = train(config, single())
+    for axes, settings in (("data=2,fsdp=2,tensor=2", {}), ("fsdp=8", {"accumulation": 2})):
+        found, sharded, _ = train(config, lensjax.models.make_mesh(axes), **settings)
+        np.testing.assert_allclose(sharded, losses, rtol=1e-5)
+        assert_same(found.params, expected.params, 2e-5)
+
+
+def test_the_state_lies_as_its_parameters_do(tiny_config):
+    mesh = lensjax.models.make_mesh("fsdp=4,tensor=2")
+    model = lensjax.models.from_config(tiny_config("llama"), mesh=mesh)
+    spec = TrainingSpec(batch_size=ROWS)
+    state = make_programs(model, spec, mesh).start(model.params)
+    shapes = state_shapes(model, spec, mesh)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    kernel = state.optimiser[1].mu["layers"]["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 24)
+
+
+def test_adapters_alone_are_trained(tiny_config):
+    state, losses, frozen = train(tiny_config("llama"), single(), steps=5, lora=True)
+    before = split_trainable(lensjax.models.from_config(tiny_config("llama"), seed=1).params)[0]
+    assert_same(frozen, before, 0)
+    assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state.params)} == {"lora_a", "lora_b"}
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(state.params))
+    assert losses[-1] != losses[0]
+
+
+def test_losses_are_those_of_each_example(tiny_config):
+    config = tiny_config("t5")
+    model = lensjax.models.from_config(config, mesh=single())
+    programs = make_programs(model, TrainingSpec(), single())
+    batch = make_batch(config)
+    sums, counts = programs.losses(model.params, {}, batch)
+    np.testing.assert_allclose(sums / counts, model.loss(model.params, batch, reduction="example"), rtol=1e-5)
+    np.testing.assert_array_equal(counts, (batch["labels"] != -100).sum(axis=1))
