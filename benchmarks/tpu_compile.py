@@ -1,9 +1,11 @@
-"""Does a forward and backward pass fit the chips of a TPU pod? Compiles for the pod's topology; no TPU is needed.
+"""Does training fit the chips of a TPU pod? Compiles for the pod's topology; no TPU is needed.
 
     pip install libtpu
     python benchmarks/tpu_compile.py --out benchmarks/results/tpu_compile.json
 
-Parameters are float32, matrix products bfloat16, every layer is rematerialised. Memory is the compiler's own account.
+Cases are a forward and backward pass, or a whole step of fine-tuning: those, clipping and AdamW, with its two moments
+of every parameter. Parameters are float32, matrix products bfloat16, every layer is rematerialised, attention is XLA's.
+Memory is the compiler's own account.
 """
 
 import argparse
@@ -13,70 +15,125 @@ import os
 import re
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not look for a TPU's metadata server
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from machine import describe
 from transformers import LlamaConfig, T5Config
 
+from lensjax.data.batches import Lengths
 from lensjax.models import base, sharding
 from lensjax.models.options import make_options
+from lensjax.train.placement import BatchPlacement
+from lensjax.train.spec import TrainingSpec
+from lensjax.train.step import make_programs, state_shapes
 
 CHIP_GB = {"v5e": 16, "v5p": 95, "v6e": 32}  # published memory per chip, in GB of 10^9 bytes
 LLAMA_7B = LlamaConfig(vocab_size=32000, max_position_embeddings=4096, intermediate_size=11008)  # as Llama 2 7B
 T5_11B = T5Config(d_model=1024, d_kv=128, d_ff=65536, num_layers=24, num_heads=128)  # as T5 v1.0 11B
 
-CASES: list[dict[str, Any]] = [
-    {"model": "Llama 7B", "config": LLAMA_7B, "topology": "v5e:16x16", "mesh": "fsdp=256", "time": 2048},
-    {"model": "Llama 7B", "config": LLAMA_7B, "topology": "v5e:16x16", "mesh": "fsdp=64,tensor=4", "time": 2048},
-    {"model": "T5 11B", "config": T5_11B, "topology": "v5e:16x16", "mesh": "fsdp=256", "time": 512},
-    {"model": "T5 11B", "config": T5_11B, "topology": "v5e:16x16", "mesh": "fsdp=64,tensor=4", "time": 512},
+LLAMA_TINY = LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16)
+PASS, TRAINING = "forward and backward", "training step"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compiled: one example per shard of the batch."""
+
+    model: str
+    config: Any
+    topology: str
+    mesh: str
+    time: int  # tokens of an example
+    what: str = PASS
+
+    @property
+    def name(self) -> str:
+        what = "" if self.what == PASS else f" {self.what}"
+        return f"{self.model}{what}, {self.topology}, {self.mesh}, {self.time} tokens"
+
+
+CASES = [
+    Case("Llama 7B", LLAMA_7B, "v5e:16x16", "fsdp=256", 2048),
+    Case("Llama 7B", LLAMA_7B, "v5e:16x16", "fsdp=64,tensor=4", 2048),
+    Case("T5 11B", T5_11B, "v5e:16x16", "fsdp=256", 512),
+    Case("T5 11B", T5_11B, "v5e:16x16", "fsdp=64,tensor=4", 512),
+    Case("Llama 7B", LLAMA_7B, "v5e:16x16", "fsdp=256", 2048, TRAINING),
+    Case("Llama 7B", LLAMA_7B, "v5p:8x8x8", "fsdp=512", 2048, TRAINING),
+]
+QUICK = [
+    Case("tiny Llama", LLAMA_TINY, "v5e:2x2", "fsdp=2,tensor=2", 16),
+    Case("tiny Llama", LLAMA_TINY, "v5e:2x2", "fsdp=4", 16, TRAINING),
 ]
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1, "u32": 4, "f16": 2}
 
 
-def compile_case(config: Any, topology: str, mesh: str, time_steps: int) -> dict[str, Any]:
-    """Compile value and gradient of the loss, one example per shard of the batch; sizes are per chip, in GB."""
+def compile_case(case: Case) -> dict[str, Any]:
+    """Compile for the pod; sizes are per chip, in GB of 10^9 bytes."""
     from jax.experimental import topologies
 
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    options = make_options("bfloat16", "float32", remat="full", mesh=sharding.make_mesh(mesh, chips))
-    family, graphdef, shapes = base.abstract(config, options)
-    model = base.Model(family, config, options, shapes, graphdef)
-    placed = base.placement(shapes, family, config, options)
-    params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placed)
-    sizes = dict(options.mesh.shape)
-    rows = NamedSharding(options.mesh, PartitionSpec(("data", "fsdp")))
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
+    model = abstract_model(case.config, sharding.make_mesh(case.mesh, chips))
+    sizes = dict(model.options.mesh.shape)
     examples = sizes["data"] * sizes["fsdp"]
-    batch = {"input_ids": jax.ShapeDtypeStruct((examples, time_steps), jnp.int32, sharding=rows)}
-    if family.encoder_decoder:
-        batch["labels"] = jax.ShapeDtypeStruct((examples, time_steps // 4), jnp.int32, sharding=rows)
+    lengths = (case.time, case.time // 4) if model.family.encoder_decoder else (case.time,)
     start = time.perf_counter()
-    step = jax.jit(jax.value_and_grad(model.loss), out_shardings=(None, placed))
-    compiled = step.lower(params, batch).compile()
+    lowered = (lower_training if case.what == TRAINING else lower_pass)(model, examples, lengths)
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    leaves = list(zip(jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True))
-    whole = [math.prod(leaf.shape) for leaf, place in leaves if place.is_fully_replicated]
-    name, largest = largest_buffer(compiled.as_text())
-    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return {
-        "parameters": sum(math.prod(leaf.shape) for leaf, _ in leaves),
-        "examples": examples,
-        "compile_seconds": round(time.perf_counter() - start, 1),
-        "parameters_gb": memory.argument_size_in_bytes / 1e9,
-        "gradients_gb": memory.output_size_in_bytes / 1e9,
+    gb = {
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+        "outputs_gb": memory.output_size_in_bytes / 1e9,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
-        "total_gb": total / 1e9,
-        "chip_gb": CHIP_GB[topology.partition(":")[0]],
+        "aliased_gb": memory.alias_size_in_bytes / 1e9,  # outputs that take the place of arguments
+    }
+    leaves = jax.tree.leaves(model.params)
+    whole = [math.prod(leaf.shape) for leaf in leaves if leaf.sharding.is_fully_replicated]
+    name, largest = largest_buffer(compiled.as_text())
+    return {
+        "what": case.what,
+        "parameters": sum(math.prod(leaf.shape) for leaf in leaves),
+        "chips": len(chips),
+        "examples": examples,
+        "compile_seconds": round(seconds, 1),
+        **gb,
+        "total_gb": gb["arguments_gb"] + gb["outputs_gb"] + gb["temporaries_gb"] - gb["aliased_gb"],
+        "chip_gb": CHIP_GB[case.topology.partition(":")[0]],
         "largest_replicated_parameter": max(whole, default=0),
         "largest_buffer": name,
         "largest_buffer_gb": largest / 1e9,
     }
+
+
+def abstract_model(config: Any, mesh: Mesh) -> base.Model:
+    """A model with shapes and shardings in place of parameters."""
+    options = make_options("bfloat16", "float32", remat="full", mesh=mesh)
+    family, graphdef, shapes = base.abstract(config, options)
+    placed = base.placement(shapes, family, config, options)
+    params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placed)
+    return base.Model(family, config, options, params, graphdef)
+
+
+def lower_pass(model: base.Model, examples: int, lengths: Lengths) -> Any:
+    """Value and gradient of the loss; without labels the loss of a decoder is on every token."""
+    batch = BatchPlacement(model.options.mesh, examples).shapes(lengths)
+    unused = ("attention_mask",) if model.family.encoder_decoder else ("attention_mask", "labels")
+    batch = {name: shape for name, shape in batch.items() if name not in unused}
+    placed = jax.tree.map(lambda leaf: leaf.sharding, model.params)
+    return jax.jit(jax.value_and_grad(model.loss), out_shardings=(None, placed)).lower(model.params, batch)
+
+
+def lower_training(model: base.Model, examples: int, lengths: Lengths) -> Any:
+    """The step that `lensjax finetune` takes: the state is donated."""
+    spec, mesh = TrainingSpec(batch_size=examples, remat="full"), model.options.mesh
+    programs, state = make_programs(model, spec, mesh), state_shapes(model, spec, mesh)
+    return programs.step.lower(state, {}, BatchPlacement(mesh, examples).shapes(lengths), 0.0)
 
 
 def largest_buffer(program: str) -> tuple[str, int]:
@@ -93,23 +150,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0; other results in --out stay")
+    parser.add_argument("--quick", action="store_true", help="only try the script on tiny models")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     try:
         import libtpu  # noqa: F401
     except ImportError:
         sys.exit("This needs the TPU compiler: pip install libtpu")
-    results = {}
+    cases, results = QUICK if arguments.quick else CASES, {}
     if arguments.out is not None and arguments.out.exists() and arguments.case is not None:
         results = json.loads(arguments.out.read_text(encoding="utf-8"))
-    for number in range(len(CASES)) if arguments.case is None else arguments.case:
-        case = CASES[number]
-        name = f"{case['model']}, {case['topology']}, {case['mesh']}, {case['time']} tokens"
-        measured = compile_case(case["config"], case["topology"], case["mesh"], case["time"])
-        results[name] = measured | describe("jax", "flax", "libtpu")
-        print(name, json.dumps(measured, indent=2), flush=True)
+    for number in range(len(cases)) if arguments.case is None else arguments.case:
+        described, measured = describe("jax", "flax", "libtpu"), compile_case(cases[number])
+        results[cases[number].name] = measured | described
+        print(cases[number].name, json.dumps(measured, indent=2), flush=True)
         if arguments.out is not None:
-            arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            ordered = {case.name: results[case.name] for case in cases if case.name in results}
+            arguments.out.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

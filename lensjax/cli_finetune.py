@@ -91,7 +91,8 @@ def curve(
         retry: Make runs again that failed before.
         track: Where to send measurements besides the log.
     """
-    from lensjax.train.ladder import FIRST_RUNG, rungs
+    from lensjax.train.ladder import rungs
+    from lensjax.train.prepare import FIRST_RUNG
 
     if max_examples < FIRST_RUNG:
         raise InputError(f"--max-examples is {max_examples}; the first rung of the ladder is {FIRST_RUNG}.")
@@ -125,7 +126,6 @@ def _measure(
     from lensjax.train.distributed import is_first, start_processes, stopping_on_signals
 
     start_processes()
-    from lensjax.data.tasks import load_task
     from lensjax.models import make_mesh
     from lensjax.train.candidate import Candidate
     from lensjax.train.ladder import measure, open_folder
@@ -133,7 +133,7 @@ def _measure(
     from lensjax.train.prepare import read_examples
     from lensjax.train.recorder import Recorder
 
-    examples = read_examples(load_task(spec), spec, max(sizes), seeds)
+    examples = read_examples(spec, sizes, seeds)
     open_folder(out, spec, examples.digest)
     candidate = Candidate(spec, source, called, examples, out, None if mesh is None else make_mesh(mesh))
     recorder = Recorder(candidate.dtype, candidate.mesh.size, track)

@@ -1,9 +1,13 @@
 """Settings for all tests."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Half of the time that tests take is compiling, and half of that is optimising what runs for milliseconds.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 import jax
 import pytest

@@ -32,9 +32,10 @@ def add_lora(
     """The model with adapters lora_a [inputs, rank] and lora_b [rank, outputs] beside kernels [inputs, outputs].
 
     A linear map becomes x @ kernel + alpha / rank · (x @ lora_a) @ lora_b. As lora_b starts at zero, the model computes
-    at first what it did before. Each lora_a is uniform within ±1/√inputs, depends on `seed` alone, and is made on the
-    devices that hold it. Layers are stacked as those of the kernels are, and every expert of a Switch Transformer has
-    adapters of its own. Adapters are held in float32 or wider, also where the kernels are in a half precision.
+    at first what it did before. Each lora_a is uniform within ±1/√inputs, depends on `seed` and not on the mesh,
+    and is made on the devices that hold it. Layers are stacked as those of the kernels are, and every expert of a
+    Switch Transformer has adapters of its own. Adapters are held in float32 or wider, also where the kernels are in a
+    half precision.
 
     Args:
       model: A model without adapters; its parameters are shared, not copied.

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,6 @@ import jax
 from jax.sharding import Mesh
 
 from lensjax.data.batches import Lengths
-from lensjax.data.tasks import fingerprint
 from lensjax.models import load, make_mesh
 from lensjax.models.base import Model, Params
 from lensjax.models.hub import find_folder
@@ -28,6 +28,8 @@ from lensjax.train.recorder import Recorder
 from lensjax.train.results import Result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import make_programs, state_shapes, without_remat
+
+_NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Candidate:
         self.placement.check("batch_size")
         self.evaluation_placement.check("evaluation_batch_size")
         model = self.pretrained()
+        self._loaded: Model | None = model  # for the first run; later ones read it again
         self.family = model.family.model_type
         self.size = sum(
             leaf.size
@@ -122,50 +125,49 @@ class Candidate:
           InputError: a file cannot be written, or the checkpoint there is of something else.
         """
         began = time.perf_counter()
-        model = self.pretrained()
+        model, self._loaded = self._loaded or self.pretrained(), None
         trained, frozen = split_trainable(model.params)
-        del model
-        checkpoints = None
-        progress = Progress()
+        del model  # so that its parameters go when training has no more use for them
+        progress, checkpoints = Progress(), Checkpoints(cell.folder / "checkpoints") if cell.examples else None
         try:
-            if cell.examples:
-                checkpoints = Checkpoints(cell.folder / "checkpoints")
+            if checkpoints is not None:
                 with recorder.run(f"{self.name}, {cell.examples:,} examples", cell.folder):
-                    trained, progress = fine_tune(
-                        self.programs,
-                        trained,
-                        frozen,
-                        self._run(cell),
-                        self.spec.training,
-                        (self.placement, self.evaluation_placement),
-                        checkpoints,
-                        recorder,
-                    )
+                    trained, progress = self._train(trained, frozen, cell, checkpoints, recorder)
+            else:
+                progress = replace(progress, seconds=time.perf_counter() - began)
             test = self.losses(trained, frozen)
             if not math.isfinite(test.loss):
                 raise Diverged(f"the test loss is {test.loss}", progress)
-        except Diverged as error:
-            if checkpoints is not None:
-                checkpoints.close()
-            result = self._result(cell, error.progress, None, str(error))
-        except BaseException:
-            if checkpoints is not None:
-                checkpoints.abandon()
-            raise
-        else:
-            if not cell.examples:
-                progress = replace(progress, seconds=time.perf_counter() - began)
             result = self._result(cell, progress, test)
             if save_model and not (cell.folder / "model").exists():
                 self.shapes.with_params(join(trained, frozen)).save(cell.folder / "model")
+        except Diverged as error:
+            result = self._result(cell, error.progress, None, str(error))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            result = self._result(cell, progress, None, _NO_ROOM)
+        finally:
+            if checkpoints is not None:
+                checkpoints.close()
         if is_first():
             cell.folder.mkdir(parents=True, exist_ok=True)
             write_result(cell.folder, result)
             write_curves(self.out)
+            if result.status == "ok":
+                shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
         wait_for_all("result")
-        if checkpoints is not None and result.status == "ok":
-            checkpoints.delete()
         return result
+
+    def _train(
+        self, trained: Params, frozen: Params, cell: Cell, checkpoints: Checkpoints, recorder: Recorder
+    ) -> tuple[Params, Progress]:
+        placements = (self.placement, self.evaluation_placement)
+        training = self.spec.training
+        return fine_tune(self.programs, trained, frozen, self._run(cell), training, placements, checkpoints, recorder)
+
+    def _fingerprint(self, cell: Cell) -> str:
+        return self.examples.fingerprints[cell.seed][cell.examples]
 
     def losses(self, trained: Params, frozen: Params) -> Evaluation:
         """The loss on the test set."""
@@ -194,7 +196,7 @@ class Candidate:
             evaluation_flops=self.evaluation_flops,
             identity={
                 "spec": self.examples.digest,
-                "training examples": fingerprint(self.examples.train[cell.seed][: cell.examples]),
+                "training examples": self._fingerprint(cell),
                 "model": self.weights,
                 "learning rate": cell.rate,
             },
@@ -225,7 +227,7 @@ class Candidate:
             device=jax.devices()[0].device_kind,
             devices=self.mesh.size,
             spec=self.examples.digest,
-            data=fingerprint(self.examples.train[cell.seed][: cell.examples]),
+            data=self._fingerprint(cell),
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
             error=error,

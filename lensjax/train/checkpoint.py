@@ -1,7 +1,5 @@
 """Checkpoints of one fine-tuning run, written with Orbax while training goes on."""
 
-import contextlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,19 +74,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, and give up what checkpointing holds."""
-        self.wait()
-        self._manager.close()
-
-    def abandon(self) -> None:
-        """Give up what checkpointing holds, whatever became of the last write."""
-        with contextlib.suppress(Exception):
+        try:
+            self.wait()
+        finally:
             self._manager.close()
-
-    def delete(self) -> None:
-        """Remove all checkpoints, of which no more will be written."""
-        self.close()
-        if jax.process_index() == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _shapes(tree: Any) -> Any:

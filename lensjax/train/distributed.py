@@ -4,17 +4,21 @@ On a TPU pod, under Slurm, Kubernetes and Open MPI, JAX finds the other processe
 LENSJAX_COORDINATOR=host:port, LENSJAX_PROCESSES=how many, LENSJAX_PROCESS=which of them, from 0.
 """
 
+import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from lensjax.errors import InputError, shorten
+
+Json = TypeVar("Json")  # what JSON can say
 
 _BY_HAND = ("LENSJAX_COORDINATOR", "LENSJAX_PROCESSES", "LENSJAX_PROCESS")
 _asked_to_stop = threading.Event()
@@ -91,9 +95,12 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop_requested(step: int) -> bool:
-    """Whether to stop after this step; all processes agree, though one alone may have been asked."""
-    if jax.process_count() == 1:
+def stop_requested(step: int | None = None) -> bool:
+    """Whether to stop after this step; all processes agree, though one alone may have been asked.
+
+    Between runs there is no step, and several processes only agree at one.
+    """
+    if jax.process_count() == 1 or step is None:
         return _asked_to_stop.is_set()
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
@@ -112,6 +119,32 @@ def agreed(mine: bool) -> bool:
 def is_first() -> bool:
     """Whether this is the process that writes."""
     return jax.process_index() == 0
+
+
+def on_first(function: Callable[[], Json]) -> Json:
+    """What a function says in the first process, where alone it is called; every process gets it.
+
+    Raises:
+      InputError: the function raised one; it is raised in every process.
+    """
+    if jax.process_count() == 1:
+        return function()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    said: dict[str, Any] = {}
+    if is_first():
+        try:
+            said = {"value": function()}
+        except InputError as error:
+            said = {"error": str(error)}
+    text = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    size = int(broadcast_one_to_all(np.asarray(text.size)))
+    text = np.asarray(broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8)))
+    said = json.loads(text.tobytes())
+    if "error" in said:
+        raise InputError(said["error"])
+    value: Json = said["value"]
+    return value
 
 
 def wait_for_all(name: str) -> None:

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lensjax.errors import InputError, shorten
-from lensjax.files import write_files
+from lensjax.files import check_new_folder, write_files
 from lensjax.train.candidate import Candidate, Cell
-from lensjax.train.distributed import is_first, wait_for_all
+from lensjax.train.distributed import is_first, on_first, stop_requested, wait_for_all
+from lensjax.train.loop import Stopped
+from lensjax.train.prepare import FIRST_RUNG
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import RESULT, Result, read_json, read_result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec
 
-FIRST_RUNG = 200
 SEARCH = "learning_rates"  # folder of the runs that a learning rate is chosen by
 
 
@@ -31,23 +32,24 @@ def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
     Raises:
       InputError: it holds the results of another spec or other data, or cannot be written.
     """
-    path = out / "spec.json"
-    found = read_json(path)
-    if found is not None and found.get("digest") != digest:
-        raise InputError(
-            f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new "
-            "folder, or the spec that it was made with."
-        )
-    if found is None and is_first():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
-        try:
+
+    def open_it() -> None:
+        path = out / "spec.json"
+        found = read_json(path)
+        if found is None:
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
+            check_new_folder(out)
+            content = {"digest": digest, "spec": spec.model_dump(mode="json")}
             out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"Cannot make {shorten(out, 400)}: {error.strerror}; choose another place.") from error
-        content = {"digest": digest, "spec": spec.model_dump(mode="json")}
-        write_files({path: json.dumps(content, indent=2) + "\n"})
-    wait_for_all("folder")
+            write_files({path: json.dumps(content, indent=2) + "\n"})
+        elif found.get("digest") != digest:
+            raise InputError(
+                f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new "
+                "folder, or the spec that it was made with."
+            )
+
+    on_first(open_it)
 
 
 def choose_rate(candidate: Candidate, seed: int, recorder: Recorder) -> float:
@@ -64,7 +66,7 @@ def choose_rate(candidate: Candidate, seed: int, recorder: Recorder) -> float:
     kept = None if found is None else found.get("learning_rate")
     if isinstance(kept, float):
         return kept
-    examples = min(FIRST_RUNG, len(candidate.examples.train[seed]))
+    examples = min(FIRST_RUNG, len(candidate.tokens.train[seed]))
     losses: dict[float, float] = {}
     for rate in rates:
         cell = Cell(examples, seed, rate, candidate.folder / SEARCH / f"{rate:g}")
@@ -131,6 +133,8 @@ def measure(
             found = read_result(cell.folder) or _from_search(candidate, cell, save_models)
             missing = save_models and not (cell.folder / "model").exists()
             if found is None or (retry and found.status == "failed") or (missing and found.status == "ok"):
+                if stop_requested():
+                    raise Stopped
                 found = candidate.run(cell, recorder, save_model=save_models)
             yield found
     if is_first():

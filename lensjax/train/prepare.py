@@ -1,36 +1,40 @@
 """A task's examples as a model's tokens, made once and kept beside the results."""
 
 import hashlib
-import shutil
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lensjax.data.batches import Lengths, choose_lengths, example_lengths
-from lensjax.data.tasks import Example, Task, fingerprint
+from lensjax.data.tasks import Example, fingerprint, load_task
 from lensjax.data.tokens import Tokens, tokenise
 from lensjax.errors import InputError
 from lensjax.models.base import Model
-from lensjax.train.distributed import agreed, is_first, wait_for_all
+from lensjax.train.distributed import on_first
 from lensjax.train.spec import FinetuneSpec
 
+FIRST_RUNG = 200  # training examples of the ladder's first step above 0
 FOLDER = "tokens"
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A task's examples.
+    """A task's examples, which only the first process reads.
 
     Attributes:
-      train: For each seed, the largest rung's; smaller ones are its first.
-      validation, test: The same for every seed.
+      train: For each seed, the largest rung's, of which smaller ones are the first; {} in other processes.
+      validation, test: The same for every seed; () in other processes.
       digest: Hash of the spec with the validation and test sets.
+      fingerprints: For each seed, hash of the first so many training examples, by their number.
     """
 
-    train: dict[int, list[Example]]
-    validation: list[Example]
-    test: list[Example]
+    train: Mapping[int, Sequence[Example]]
+    validation: Sequence[Example]
+    test: Sequence[Example]
     digest: str
+    fingerprints: Mapping[int, Mapping[int, str]]
 
 
 @dataclass(frozen=True)
@@ -50,54 +54,69 @@ class TokenSets:
     evaluation_length: Lengths
 
 
-def read_examples(task: Task, spec: FinetuneSpec, examples: int, seeds: Sequence[int]) -> Examples:
-    """The examples that a ladder up to `examples` needs."""
-    return Examples(
-        train={seed: task.train(seed, examples) for seed in seeds},
-        validation=list(task.validation),
-        test=list(task.test),
-        digest=spec.digest(fingerprint([*task.validation, *task.test])),
-    )
+def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]) -> Examples:
+    """The examples that runs of the given numbers of training examples and seeds need.
+
+    Raises:
+      InputError: see `lensjax.data.tasks`.
+    """
+    sizes = sorted({*sizes, min(FIRST_RUNG, max(sizes))})  # the first rung may be needed to choose a learning rate
+    train: dict[int, list[Example]] = {}
+    held_out: dict[str, Sequence[Example]] = {}
+
+    def read() -> dict[str, Any]:
+        task = load_task(spec)
+        held_out.update(validation=task.validation, test=task.test)
+        train.update({seed: task.train(seed, max(sizes)) for seed in seeds})
+        prints = [[fingerprint(train[seed][:size]) for size in sizes] for seed in seeds]
+        return {"digest": spec.digest(fingerprint([*task.validation, *task.test])), "prints": prints}
+
+    said = on_first(read)
+    fingerprints = {
+        seed: dict(zip(sizes, prints, strict=True)) for seed, prints in zip(seeds, said["prints"], strict=True)
+    }
+    return Examples(train, held_out.get("validation", ()), held_out.get("test", ()), said["digest"], fingerprints)
 
 
 def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path) -> TokenSets:
-    """Every example's tokens; the first process makes them, all read them from disk.
+    """Every example's tokens; the first process makes them, all read what they need of them from disk.
 
     Raises:
       InputError: see `lensjax.data.tokens.tokenise`; or rows are longer than the model can take.
     """
     encoder_decoder = model.family.encoder_decoder
-    tokenizer = model.tokenizer
-    kind = hashlib.sha256(
-        f"{tokenizer.backend_tokenizer.to_str()}{spec.max_prompt_tokens}{spec.max_target_tokens}{spec.cut_prompt}"
-        f"{encoder_decoder}{tokenizer.eos_token_id}{tokenizer.bos_token_id}".encode()
-    ).hexdigest()
-    sets = [*examples.train.values(), examples.validation, examples.test]
-    folders = [out / FOLDER / hashlib.sha256((kind + fingerprint(rows)).encode()).hexdigest()[:16] for rows in sets]
-    failure: InputError | None = None
-    if is_first():
-        try:
-            for rows, folder in zip(sets, folders, strict=True):
-                if not folder.exists():
-                    tokenise(rows, tokenizer, spec, encoder_decoder=encoder_decoder).save(folder)
-        except InputError as error:
-            failure = error
-    if not agreed(failure is None):
-        raise failure or InputError("The first process could not make the tokens; see its message.")
-    wait_for_all("tokens")
-    *train, validation, test = (Tokens.load(folder) for folder in folders)
+
+    def make() -> list[str]:
+        tokenizer = model.tokenizer
+        kind = _kind(tokenizer, spec, encoder_decoder)
+        names = []
+        for rows in (*examples.train.values(), examples.validation, examples.test):
+            names.append(hashlib.sha256((kind + fingerprint(rows)).encode()).hexdigest()[:16])
+            folder = out / FOLDER / names[-1]
+            if not folder.exists():
+                tokens = tokenise(rows, tokenizer, spec, encoder_decoder=encoder_decoder)
+                try:
+                    tokens.save(folder)
+                except InputError:
+                    if not folder.exists():  # or else another command has just made them
+                        raise
+        return names
+
+    *train, validation, test = (Tokens.load(out / FOLDER / name) for name in on_first(make))
     held_out = [example_lengths(tokens, encoder_decoder) for tokens in (validation, test)]
     needed = [example_lengths(tokens, encoder_decoder) for tokens in train]
     lengths = choose_lengths([rows for rows in needed if len(rows)] or held_out)
     evaluation = choose_lengths(held_out)[1]
     _check_fit(model, max(lengths[1], evaluation))
-    return TokenSets(dict(zip(examples.train, train, strict=True)), validation, test, lengths, evaluation)
+    return TokenSets(dict(zip(examples.fingerprints, train, strict=True)), validation, test, lengths, evaluation)
 
 
-def remove_tokens(out: Path) -> None:
-    """Remove the tokens kept in a folder; they are made again when they are needed."""
-    if is_first():
-        shutil.rmtree(out / FOLDER, ignore_errors=True)
+def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:
+    """What tokens depend on besides the texts."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    told = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    limits = (spec.max_prompt_tokens, spec.max_target_tokens, spec.cut_prompt)
+    return f"{told}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}"
 
 
 def _check_fit(model: Model, lengths: Lengths) -> None:

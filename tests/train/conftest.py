@@ -1,14 +1,26 @@
 """A task of real examples, and tiny models of every family to fine-tune on it."""
 
 import json
+import signal
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
+from lensjax.data.batches import choose_lengths, example_lengths
 from lensjax.data.spec import read_spec
-from lensjax.train.spec import FinetuneSpec
+from lensjax.data.tasks import Example
+from lensjax.data.tokens import tokenise
+from lensjax.train.checkpoint import Checkpoints
+from lensjax.train.distributed import stopping_on_signals
+from lensjax.train.loop import Progress, Run, fine_tune
+from lensjax.train.placement import BatchPlacement
+from lensjax.train.spec import FinetuneSpec, TrainingSpec
+from lensjax.train.step import make_programs
 
 _ONES = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())  # noqa: SIM905
 _ONES += tuple(f"{start}teen" for start in ("thir", "four", "fif", "six", "seven", "eigh", "nine"))
@@ -70,3 +82,112 @@ def pretrained(
         return made[model_type]
 
     return folder
+
+
+@dataclass
+class Seen:
+    """An observer that keeps what it is told, and sends this process SIGTERM when it hears of a step."""
+
+    stop_at: int | None = None
+    steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    validations: list[tuple[int, float]] = field(default_factory=list)
+
+    def begin(self, progress: Progress, steps: int) -> None:
+        pass
+
+    def step(self, progress: Progress, steps: int, metrics: Any) -> None:
+        self.steps.append((progress.step, dict(metrics)))
+        if progress.step == self.stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    def validation(self, progress: Progress, found: Any) -> None:
+        self.validations.append((progress.step, found.loss))
+
+
+class Trial:
+    """A tiny model and a few examples that the real loop fine-tunes any number of times, compiled once."""
+
+    def __init__(self, model: Any, run: Run, spec: TrainingSpec, mesh: Any) -> None:
+        self.model, self.run, self.spec, self.mesh = model, run, spec, mesh
+        self.placements = BatchPlacement(mesh, spec.batch_size), BatchPlacement(mesh, 2 * spec.batch_size)
+        self.programs = make_programs(model, spec, mesh)
+        self.shardings = jax.tree.map(lambda leaf: leaf.sharding, model.params)
+        self.params = jax.tree.map(np.asarray, model.params)
+
+    def start(self) -> Any:
+        """The parameters before training, which may be donated."""
+        return jax.device_put(self.params, self.shardings)
+
+    def fine_tune(self, folder: Path, seen: Seen | None = None, run: Run | None = None, **settings: Any) -> Any:
+        """What `fine_tune` gives back; `settings` change the spec in what the programs do not depend on."""
+        checkpoints = Checkpoints(folder)
+        try:
+            with stopping_on_signals():
+                return fine_tune(
+                    self.programs,
+                    self.start(),
+                    {},
+                    self.run if run is None else run,
+                    self.spec.model_copy(update=settings),
+                    self.placements,
+                    checkpoints,
+                    Seen() if seen is None else seen,
+                )
+        finally:
+            checkpoints.close()
+
+
+@pytest.fixture(scope="session")
+def observer() -> type[Seen]:
+    """Makes an observer that keeps the steps and validations it is told of; `stop_at` is a step to ask for an end at."""
+    return Seen
+
+
+@pytest.fixture(scope="session")
+def number_tokens(make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the tokens of some numbers spelt out."""
+    tokenizer = make_tokenizer(pad_token="<pad>", bos_token="<s>")
+
+    def make(numbers: Any, encoder_decoder: bool) -> Any:
+        rows = [Example(f"{n}:", f" {number_words(n)}", f"number {n}") for n in numbers]
+        spec = FinetuneSpec.model_validate({"source": {"files": "numbers.jsonl"}, "target": "{words}"})
+        return tokenise(rows, tokenizer, spec, encoder_decoder=encoder_decoder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_trial(tiny_config: Callable[..., Any], number_tokens: Callable[..., Any]) -> Callable[..., Trial]:
+    """Makes a `Trial` of a family on numbers spelt out; arguments are fields of `training`."""
+    import lensjax.models
+
+    def make(model_type: str, examples: int = 40, mesh: Any = None, **settings: Any) -> Trial:
+        mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1]) if mesh is None else mesh
+        config = tiny_config(model_type, vocab_size=288, eos_token_id=2, pad_token_id=0, bos_token_id=1)
+        model = lensjax.models.from_config(config, mesh=mesh)
+        encoder_decoder = model.family.encoder_decoder
+        numbers = np.random.default_rng(0).permutation(1000)
+        train = number_tokens(numbers[:examples], encoder_decoder)
+        validation = number_tokens(numbers[-24:], encoder_decoder)
+        needed = [example_lengths(tokens, encoder_decoder) for tokens in (train, validation)]
+        spec = TrainingSpec(**({"batch_size": 16, "dtype": "float32"} | settings))
+        run = Run(
+            train=train,
+            validation=validation,
+            lengths=choose_lengths(needed[:1]),
+            evaluation_length=choose_lengths(needed)[1],
+            encoder_decoder=encoder_decoder,
+            padding=0,
+            seed=0,
+            rate=3e-3,
+            identity={"spec": "a", "learning rate": 3e-3},
+        )
+        return Trial(model, run, spec, mesh)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def with_identity() -> Callable[..., Run]:
+    """A run whose checkpoints say that they are of something else."""
+    return lambda run, **changes: replace(run, identity={**run.identity, **changes})

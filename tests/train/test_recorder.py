@@ -1,0 +1,66 @@
+"""What is kept of training."""
+
+import json
+
+import pytest
+
+from lensjax.errors import InputError
+from lensjax.train.evaluate import Evaluation
+from lensjax.train.loop import Progress
+from lensjax.train.recorder import LOG, Recorder, keep_until, measured_peak
+from lensjax.train.trackers import check_trackers
+
+METRICS = {"loss": 2.0, "gradient_norm": 1.0, "learning_rate": 0.1, "tokens": 7.0}
+
+
+def test_log_has_a_line_for_every_step_and_validation(tmp_path, capsys):
+    recorder = Recorder("float32", 1)
+    recorder.peak = 1e9
+    with recorder.run("tiny", tmp_path):
+        recorder.begin(Progress(), 4)
+        recorder.step(Progress(step=1, tokens=100, flops=10**8, seconds=0.5), 4, METRICS)
+        recorder.step(Progress(step=2, tokens=300, flops=2 * 10**8, seconds=1.0), 4, METRICS)
+        recorder.validation(Progress(step=2, seconds=1.5, best_loss=1.0, best_step=2), Evaluation(1.0, 0.1, 5, 50))
+    first, second, validation = map(json.loads, (tmp_path / LOG).read_text().splitlines())
+    assert first["tokens_per_second"] == pytest.approx(200)
+    assert first["model_flops_utilisation"] == pytest.approx(0.2)
+    assert second["tokens_per_second"] == pytest.approx(300)
+    assert second["seconds_left"] == pytest.approx(1.0)
+    assert validation["validation_loss"] == 1.0
+    assert "tiny: step 2, validation loss 1.0000" in capsys.readouterr().out
+
+
+def test_long_runs_log_some_of_their_steps(tmp_path):
+    recorder = Recorder("float32", 1)
+    with recorder.run("tiny", tmp_path):
+        recorder.begin(Progress(), 10_000)
+        for step in range(1, 101):
+            recorder.step(Progress(step=step, seconds=float(step)), 10_000, METRICS)
+    assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == list(range(5, 101, 5))
+
+
+def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / LOG
+    path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 9)) + '{"step": 9, "lo')
+    keep_until(path, 5)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_tensorboard_gets_the_same_values(tmp_path):
+    pytest.importorskip("tensorboardX")
+    recorder = Recorder("float32", 1, ["tensorboard"])
+    with recorder.run("tiny", tmp_path):
+        recorder.begin(Progress(), 4)
+        recorder.step(Progress(step=1, seconds=0.5), 4, METRICS)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"gradient_norm" in events.read_bytes()
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--track wandb needs the package wandb; install it with pip install wandb"):
+        check_trackers(("wandb",))
+
+
+def test_the_peak_of_a_device_is_measured_where_none_is_published():
+    assert 1e9 < measured_peak("float32") < 1e15
