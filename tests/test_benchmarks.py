@@ -11,6 +11,7 @@ from lensjax.datasets import VARIABLE
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("computing", "loading", "compiling")  # of models.py, without a GPU
+FINETUNE_PARTS = ("trainer", "input", "ladder")  # of finetune.py, without a GPU
 
 
 def run_quick(script, folder):
@@ -154,3 +155,100 @@ def test_committed_model_results_are_of_a_full_run(quick_models):
     assert found["parts"]["compiling"]["layers"] == [4, 32]
     assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     assert '"/' not in text, "a path of the machine it ran on"
+
+
+@pytest.fixture(scope="module")
+def quick_finetune(tmp_path_factory):
+    return run_quick("finetune", tmp_path_factory.mktemp("finetune"))
+
+
+def test_finetune_names_machine_and_versions_for_every_part(quick_finetune):
+    assert quick_finetune["quick"] is True
+    assert set(quick_finetune["parts"]) == set(FINETUNE_PARTS)
+    for part in quick_finetune["parts"].values():
+        assert {"cpu", "cores", "memory_gb", "os", "load_at_start"} == set(part["machine"])
+        assert {"python", "jax", "flax", "optax", "grain", "transformers", "lensjax"} < set(part["versions"])
+
+
+def test_finetune_is_timed(quick_finetune):
+    part = quick_finetune["parts"]["trainer"]
+    assert part["batch"] == [2, 16]
+    assert part["steps"] == 3
+    assert all(positive(part["lensjax"][name]) for name in ("median_s", "min_s", "tokens_per_second"))
+
+
+def test_finetune_stands_beside_the_trainer(quick_finetune):
+    pytest.importorskip("torch")
+    pytest.importorskip("accelerate")
+    part = quick_finetune["parts"]["trainer"]
+    assert set(part["peers"]) == {"torch", "accelerate"}
+    for name in ("Trainer, eager", "Trainer, sdpa"):
+        assert all(positive(part[name][key]) for key in ("median_s", "tokens_per_second", "ratio_within_turns"))
+    assert [goal["what"] for goal in quick_finetune["targets"]][0] == "a step of trainer, over the Trainer's faster one"
+
+
+@pytest.mark.parametrize("model", ["gpt2", "small"])
+def test_finetune_says_how_long_it_waits(quick_finetune, model):
+    part = quick_finetune["parts"]["input"][model]
+    assert 0 < part["waiting"] < part["seconds"]
+    assert part["share"] == pytest.approx(part["waiting"] / part["seconds"], rel=1e-3)
+
+
+def test_a_ladder_compiles_a_step_for_each_shape_and_one_evaluation(quick_finetune):
+    part = quick_finetune["parts"]["ladder"]
+    assert part["rungs"] == [0, 200, 400]
+    assert part["steps"] == [0, 12, 12]
+    short, long = part["training_lengths"]
+    assert short < long
+    assert part["programs"] == {"step": 2, "losses": 1}
+    assert part["programs_in_all"] == 3
+
+
+def test_finetune_targets_are_judged_by_what_was_measured(quick_finetune):
+    assert quick_finetune["targets"]
+    assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick_finetune["targets"])
+
+
+def test_committed_finetune_results_are_of_a_full_run(quick_finetune):
+    text = (RESULTS / "finetune.json").read_text()
+    found = json.loads(text)
+    assert found["quick"] is False
+    assert found["notes"] == quick_finetune["notes"]
+    for name in FINETUNE_PARTS:
+        unlike = {"revision": None}  # git may be missing
+        if name == "trainer" and "Trainer, sdpa" not in quick_finetune["parts"]["trainer"]:
+            continue
+        assert kinds(found["parts"][name] | unlike) == kinds(quick_finetune["parts"][name] | unlike)
+    assert found["parts"]["trainer"]["batch"] == [8, 128]
+    assert found["parts"]["ladder"]["rungs"] == [0, 200, 400, 800, 1600, 3200, 6400, 12800]
+    assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    assert '"/' not in text, "a path of the machine it ran on"
+
+
+TPU_SIZES = ("arguments_gb", "outputs_gb", "temporaries_gb", "aliased_gb")
+
+
+def test_tpu_programs_compile_without_a_tpu(tmp_path):
+    pytest.importorskip("libtpu")
+    command = [sys.executable, str(ROOT / "benchmarks" / "tpu_compile.py"), "--quick", "--out", "found.json"]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=300, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found = json.loads((tmp_path / "found.json").read_text())
+    committed = json.loads((RESULTS / "tpu_compile.json").read_text())
+    assert [row["what"] for row in found.values()] == ["forward and backward", "training step"]
+    expected = kinds(next(iter(committed.values()))) | {"revision": None}
+    assert all(kinds(row) | {"revision": None} == expected for row in found.values())
+
+
+def test_committed_tpu_results_fit_the_chips():
+    rows = json.loads((RESULTS / "tpu_compile.json").read_text())
+    training = [name for name, row in rows.items() if row["what"] == "training step"]
+    assert [name.split(", ")[1] for name in training] == ["v5e:16x16", "v5p:8x8x8"]
+    for name, row in rows.items():
+        arguments, outputs, temporaries, aliased = (row[size] for size in TPU_SIZES)
+        assert row["total_gb"] == pytest.approx(arguments + outputs + temporaries - aliased), name
+        assert row["total_gb"] < row["chip_gb"], name
+        assert {"python", "jax", "flax", "libtpu"} == set(row["versions"]), name
+    for name in training:  # parameters and two moments, all split over the chips
+        each = 3 * 4 * rows[name]["parameters"] / rows[name]["chips"] / 1e9
+        assert each < rows[name]["arguments_gb"] < 1.05 * each
+        assert rows[name]["aliased_gb"] > 0.95 * each

@@ -36,10 +36,13 @@ def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
     def open_it() -> None:
         path = out / "spec.json"
         found = read_json(path)
+        if found is not None and not any(out.glob("*/examples-*")) and not any(out.glob(f"*/{SEARCH}")):
+            found = None  # nothing came of that spec
+        elif found is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
         if found is None:
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
-            check_new_folder(out)
+            if not out.exists():
+                check_new_folder(out)
             content = {"digest": digest, "spec": spec.model_dump(mode="json")}
             out.mkdir(parents=True, exist_ok=True)
             write_files({path: json.dumps(content, indent=2) + "\n"})

@@ -158,10 +158,13 @@ def number_tokens(make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def make_trial(tiny_config: Callable[..., Any], number_tokens: Callable[..., Any]) -> Callable[..., Trial]:
-    """Makes a `Trial` of a family on numbers spelt out; arguments are fields of `training`."""
+    """Makes a `Trial` of a family on numbers spelt out; other arguments are fields of `training`.
+
+    Batches are of one shape, which is less to compile, unless there are to be two.
+    """
     import lensjax.models
 
-    def make(model_type: str, examples: int = 40, mesh: Any = None, **settings: Any) -> Trial:
+    def make(model_type: str, examples: int = 40, mesh: Any = None, shapes: int = 1, **settings: Any) -> Trial:
         mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1]) if mesh is None else mesh
         config = tiny_config(model_type, vocab_size=288, eos_token_id=2, pad_token_id=0, bos_token_id=1)
         model = lensjax.models.from_config(config, mesh=mesh)
@@ -170,11 +173,12 @@ def make_trial(tiny_config: Callable[..., Any], number_tokens: Callable[..., Any
         train = number_tokens(numbers[:examples], encoder_decoder)
         validation = number_tokens(numbers[-24:], encoder_decoder)
         needed = [example_lengths(tokens, encoder_decoder) for tokens in (train, validation)]
+        short, long = choose_lengths(needed[:1])
         spec = TrainingSpec(**({"batch_size": 16, "dtype": "float32"} | settings))
         run = Run(
             train=train,
             validation=validation,
-            lengths=choose_lengths(needed[:1]),
+            lengths=(short if shapes == 2 else long, long),
             evaluation_length=choose_lengths(needed)[1],
             encoder_decoder=encoder_decoder,
             padding=0,

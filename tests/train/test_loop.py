@@ -23,9 +23,18 @@ def trial(make_trial):
     return make_trial("llama", schedule="constant", warmup=0.0, evaluate_every=5)
 
 
-def torch_losses(folder, trial, steps):
-    """Loss and norm of the gradient before every step of a plain loop in torch."""
+@pytest.fixture
+def torch():
+    """torch on one thread, as many of them on busy cores take ten times as long."""
     torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(before)
+
+
+def torch_losses(torch, folder, trial, steps):
+    """Loss and norm of the gradient before every step of a plain loop in torch."""
     import transformers
 
     kind = lensjax.models.family_of(transformers.AutoConfig.from_pretrained(folder).model_type).architecture
@@ -59,11 +68,14 @@ def torch_losses(folder, trial, steps):
     return found
 
 
-@pytest.mark.parametrize(("model_type", "examples"), [("gpt2", 72), ("t5", 40)])
-def test_losses_are_torchs_at_every_step(make_trial, observer, tmp_path, model_type, examples):
-    trial = make_trial(model_type, examples, max_steps=STEPS, epochs=STEPS, evaluate_every=STEPS, weight_decay=0.1)
+@pytest.mark.parametrize(("model_type", "shapes", "clip"), [("gpt2", 2, 1.42), ("t5", 1, 0.8)])
+def test_losses_are_torchs_at_every_step(torch, make_trial, observer, tmp_path, model_type, shapes, clip):
+    settings = {"max_steps": STEPS, "epochs": STEPS, "evaluate_every": STEPS, "weight_decay": 0.1, "clip": clip}
+    trial = make_trial(model_type, 56, shapes=shapes, **settings)  # the last batch of an epoch has empty rows
+    # At three times this rate, rounding grows to 1e-4 within 50 steps.
+    trial.run = replace(trial.run, rate=1e-3)
     trial.model.save(tmp_path / "model")
-    expected = torch_losses(tmp_path / "model", trial, STEPS)
+    expected = torch_losses(torch, tmp_path / "model", trial, STEPS)
     seen = observer()
     trial.fine_tune(tmp_path / "checkpoints", seen)
     losses = [metrics["loss"] for _, metrics in seen.steps]
@@ -117,7 +129,7 @@ def restored(trial, folder):
 
 
 def test_an_absurd_learning_rate_diverges_and_leaves_a_finite_checkpoint(trial, observer, tmp_path):
-    with pytest.raises(Diverged, match=r"the (validation )?loss is (nan|inf)") as caught:
+    with pytest.raises(Diverged, match=r"the (loss|gradient's norm|validation loss) is (nan|inf)") as caught:
         trial.fine_tune(tmp_path, observer(), replace(trial.run, rate=1e30), checkpoint_every=1, patience=1000)
     assert caught.value.progress.step < 20
     step, state, best = restored(trial, tmp_path)

@@ -1,0 +1,129 @@
+"""Finding the other processes, and two real ones that train one model."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lensjax.errors import InputError
+from lensjax.train import distributed
+
+
+@pytest.mark.parametrize(
+    ("environment", "together"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"SLURM_NTASKS": "8"}, False),  # an interactive allocation
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "n[1-8]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_launchers_are_recognised(monkeypatch, environment, together):
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "OMPI", "TPU", "KUBERNETES", "JOB", "MEGASCALE", "LENSJAX_")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
+    distributed.start_processes()
+    assert bool(calls) == together
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("host:1", None, "0"), "LENSJAX_COORDINATOR and LENSJAX_PROCESS is set, but not LENSJAX_PROCESSES"),
+        (("host:1", "two", "0"), "LENSJAX_PROCESSES is 'two'; it needs a whole number"),
+        (("host:1", "2", "2"), "LENSJAX_PROCESS is 2 of 2 processes; they are numbered from 0"),
+    ],
+)
+def test_what_is_said_by_hand_is_checked(monkeypatch, values, message):
+    for name, value in zip(("COORDINATOR", "PROCESSES", "PROCESS"), values, strict=True):
+        if value is not None:
+            monkeypatch.setenv(f"LENSJAX_{name}", value)
+    with pytest.raises(InputError, match=message):
+        distributed.start_processes()
+
+
+def test_a_signal_asks_to_stop_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with distributed.stopping_on_signals():
+        assert not distributed.stop_requested(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert distributed.stop_requested(1)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+
+
+def run_processes(arguments, count, devices):
+    """Outputs of `lensjax` in some processes that share the work."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    started = []
+    for rank in range(count):
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        if count > 1:
+            environment |= {"LENSJAX_COORDINATOR": address, "LENSJAX_PROCESSES": str(count)}
+            environment |= {"LENSJAX_PROCESS": str(rank)}
+        command = [sys.executable, "-m", "lensjax", *map(str, arguments)]
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    return started
+
+
+def test_two_processes_that_are_stopped_and_go_on_train_what_one_does(save_task, pretrained, tmp_path):
+    spec = save_task(validation=6, test=10, epochs=100, max_steps=100, evaluate_every=25, patience=9)
+    results = {}
+    for count in (1, 2):
+        arguments = ["finetune", spec, "--model", pretrained("gpt2"), "--examples", 64, "--mesh", "fsdp=2"]
+        arguments += ["--out", tmp_path / f"out{count}"]
+        folder = tmp_path / f"out{count}" / "gpt2" / "examples-64-seed-0"
+        if count == 2:
+            running = run_processes(arguments, count, 1)
+            while not (folder / "log.jsonl").exists() or (folder / "log.jsonl").stat().st_size < 2000:
+                assert all(process.poll() is None for process in running)
+                time.sleep(0.05)
+            running[1].send_signal(signal.SIGTERM)  # which the other hears of
+            said = [process.communicate(timeout=300) for process in running]
+            assert [process.returncode for process in running] == [143, 143], said
+            (step,) = (int(path.name) for path in (folder / "checkpoints").iterdir())
+            assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] == step < 100
+        running = run_processes(arguments, count, 2 // count)
+        said = [process.communicate(timeout=300) for process in running]
+        assert [process.returncode for process in running] == [0] * count, said
+        assert "test loss" in said[0][0]
+        assert all("test loss" not in text for text, _ in said[1:])  # one of them speaks
+        results[count] = json.loads((folder / "result.json").read_text())
+        assert (folder / "model" / "model.safetensors").exists()
+    one, two = results[1], results[2]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-5)
+    same = ("steps", "best_step", "tokens", "flops", "data", "spec", "devices", "test_tokens")
+    assert {key: one[key] for key in same} == {key: two[key] for key in same}
+
+
+def test_bad_input_ends_all_processes(save_task, pretrained, tmp_path):
+    arguments = ["finetune", save_task(), "--model", pretrained("gpt2"), "--examples", 5000, "--out", tmp_path / "out"]
+    running = run_processes(arguments, 2, 1)
+    said = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [2, 2], said
+    assert all("5,000" in error for _, error in said)
