@@ -232,7 +232,8 @@ def prepared(config: Any, plan: Plan, shape: tuple[int, int], **training: Any) -
     """A candidate whose examples all take a row of the given shape, half of it the prompt."""
     rows, tokens = shape
     steps = plan.warm_up + (plan.gpu_steps if training["dtype"] == "bfloat16" else plan.steps)
-    texts = [{"number": a["number"] * tokens, "words": a["words"] * tokens} for a in numbers(rows * steps + 2 * rows)]
+    each = numbers(rows * steps + 2 * rows)
+    texts = [{name: text * 4 * tokens for name, text in row.items()} for row in each]  # long enough to be cut
     limits = {"max_prompt_tokens": tokens // 2, "max_target_tokens": tokens - tokens // 2}
     with candidate_on(config, texts, steps, rows, rows * steps, limits, **training) as candidate:
         assert set(candidate.tokens.lengths) == {(tokens,)}, candidate.tokens.lengths
@@ -257,7 +258,7 @@ def candidate_on(
         folder = Path(made)
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         (folder / "task.yaml").write_text(json.dumps(content | dict(limits or {}) | {"training": how | training}))
-        save_tokenizer(rows[:1000], folder / "model")
+        save_tokenizer(folder / "model")
         model = lensjax.models.from_config(config)
         model.save(folder / "weights")
         for file in (folder / "weights").iterdir():
@@ -269,7 +270,7 @@ def candidate_on(
         yield Candidate(spec, str(folder / "model"), "model", chosen, folder / "results", mesh)
 
 
-def save_tokenizer(rows: list[dict[str, str]], folder: Path) -> None:
+def save_tokenizer(folder: Path) -> None:
     """A byte-level BPE tokenizer of the words of the task."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -279,7 +280,7 @@ def save_tokenizer(rows: list[dict[str, str]], folder: Path) -> None:
     teacher = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator([f"{row['number']}: {row['words']}"[:200] for row in rows], teacher)
+    tokenizer.train_from_iterator([f"{row['number']}: {row['words']}" for row in numbers(1000)], teacher)
     end = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **end).save_pretrained(folder)
 

@@ -1,6 +1,5 @@
 """`lensjax finetune` and `lensjax curve`: from a checkpoint and a task to points of a curve."""
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lensjax.errors import InputError, shorten
+from lensjax.errors import InputError
 
 if TYPE_CHECKING:
     from lensjax.train.results import Result
@@ -100,8 +99,8 @@ def curve(
 
 
 def _measure(
-    spec_file: Path,
-    source: str,
+    spec: Path,
+    model: str,
     sizes: Sequence[int],
     out: Path,
     seeds: Sequence[int],
@@ -111,51 +110,42 @@ def _measure(
     retry: bool,
     track: tuple[TrackerName, ...],
 ) -> None:
-    for option, value in (("--examples", min(sizes)), ("--seeds", min(seeds, default=-1))):
-        if value < 0:
-            raise InputError(f"{option} needs whole numbers from 0 up.")
-    called = _model_name(source) if name is None else name
-    if not re.fullmatch(r"[\w.+-][\w.+ -]*", called) or called in (".", "..", "tokens"):
-        raise InputError(f"'{shorten(called)}' cannot name a folder of results; give another with --name.")
     from lensjax.data.spec import read_spec
+    from lensjax.train.distributed import is_first, start_processes
+    from lensjax.train.ladder import measure_curve
+    from lensjax.train.loop import Stopped
     from lensjax.train.spec import FinetuneSpec
-    from lensjax.train.trackers import check_trackers
 
-    spec = read_spec(spec_file, FinetuneSpec)
-    check_trackers(track)
-    from lensjax.train.distributed import is_first, start_processes, stopping_on_signals
-
+    task = read_spec(spec, FinetuneSpec)
     start_processes()
     from lensjax.models import make_mesh
-    from lensjax.train.candidate import Candidate
-    from lensjax.train.ladder import measure, open_folder
-    from lensjax.train.loop import Stopped
-    from lensjax.train.prepare import read_examples
-    from lensjax.train.recorder import Recorder
 
-    examples = read_examples(spec, sizes, seeds)
-    open_folder(out, spec, examples.digest)
-    candidate = Candidate(spec, source, called, examples, out, None if mesh is None else make_mesh(mesh))
-    recorder = Recorder(candidate.dtype, candidate.mesh.size, track)
-    results = []
+    failed = False
+    devices = None if mesh is None else make_mesh(mesh)
+    results = measure_curve(
+        task,
+        model,
+        out,
+        sizes,
+        seeds=seeds,
+        name=name,
+        mesh=devices,
+        save_models=save_models,
+        retry=retry,
+        trackers=track,
+    )
     try:
-        with stopping_on_signals():
-            for result in measure(candidate, sizes, seeds, recorder, save_models=save_models, retry=retry):
-                results.append(result)
-                if is_first():
-                    print(_sentence(result), flush=True)
+        for result in results:
+            failed |= result.status == "failed"
+            if is_first():
+                print(_sentence(result), flush=True)
     except Stopped:
         print("lensjax: stopped; what was reached is saved, and the same command goes on from there.", file=sys.stderr)
         sys.exit(143)
     if is_first():
         print(f"Wrote {out / 'curves.csv'}")
-    if any(result.status == "failed" for result in results):
+    if failed:
         sys.exit(1)
-
-
-def _model_name(source: str) -> str:
-    """The last part of a folder's or hub's name."""
-    return Path(source).expanduser().resolve().name if Path(source).exists() else source.rsplit("/", 1)[-1]
 
 
 def _sentence(result: "Result") -> str:

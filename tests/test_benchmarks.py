@@ -184,7 +184,7 @@ def test_finetune_stands_beside_the_trainer(quick_finetune):
     assert set(part["peers"]) == {"torch", "accelerate"}
     for name in ("Trainer, eager", "Trainer, sdpa"):
         assert all(positive(part[name][key]) for key in ("median_s", "tokens_per_second", "ratio_within_turns"))
-    assert [goal["what"] for goal in quick_finetune["targets"]][0] == "a step of trainer, over the Trainer's faster one"
+    assert any("Trainer" in goal["what"] for goal in quick_finetune["targets"])
 
 
 @pytest.mark.parametrize("model", ["gpt2", "small"])
@@ -197,7 +197,7 @@ def test_finetune_says_how_long_it_waits(quick_finetune, model):
 def test_a_ladder_compiles_a_step_for_each_shape_and_one_evaluation(quick_finetune):
     part = quick_finetune["parts"]["ladder"]
     assert part["rungs"] == [0, 200, 400]
-    assert part["steps"] == [0, 12, 12]
+    assert part["steps"] == [0, 4, 4]
     short, long = part["training_lengths"]
     assert short < long
     assert part["programs"] == {"step": 2, "losses": 1}

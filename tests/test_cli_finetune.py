@@ -1,6 +1,7 @@
 """`lensjax finetune` and `lensjax curve`, from outside."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_rows_are_named(task, fails, model, tmp_path):
         (["--mesh", "rows=8"], "rows=8"),
         (["--name", "../up"], "'../up' cannot name a folder"),
         (["--track", "wandb"], "pip install wandb"),
-        (["--seed", "-1"], "--seeds needs whole numbers"),
+        (["--seed", "-1"], "seeds are whole numbers from 0 up"),
     ],
 )
 def test_what_is_wrong_with_options_is_named(task, fails, model, arguments, message):
@@ -126,6 +127,9 @@ def test_the_folder_of_another_spec_is_refused(task, fails, model, tmp_path, cap
     assert "model, 200 examples, seed 0: test loss" in said
     kept = (tmp_path / "out" / "curves.csv").read_bytes()
     assert "holds results of another spec" in fails(*finetune(task(max_target_tokens=9), folder))
+    shutil.rmtree(folder)
+    model(initializer_range=0.5)
+    assert "out/model holds results of another model" in fails(*finetune(task(), folder))
     assert (tmp_path / "out" / "curves.csv").read_bytes() == kept
     with pytest.raises(SystemExit, match="2"):
         main(["curve", str(task()), "--model", str(folder), "--max-examples", "100", "--out", str(tmp_path / "out")])

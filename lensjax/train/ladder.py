@@ -1,19 +1,24 @@
 """From a checkpoint and a task to points of a curve: one for every number of training examples asked for."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from lensjax.errors import InputError, shorten
 from lensjax.files import check_new_folder, write_files
 from lensjax.train.candidate import Candidate, Cell
-from lensjax.train.distributed import is_first, on_first, stop_requested, wait_for_all
+from lensjax.train.distributed import is_first, on_first, stop_requested, stopping_on_signals, wait_for_all
 from lensjax.train.loop import Stopped
-from lensjax.train.prepare import FIRST_RUNG
+from lensjax.train.prepare import FIRST_RUNG, read_examples
+from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import RESULT, Result, read_json, read_result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec
+from lensjax.train.trackers import check_trackers
 
 SEARCH = "learning_rates"  # folder of the runs that a learning rate is chosen by
 
@@ -111,6 +116,55 @@ def _from_search(candidate: Candidate, cell: Cell, save_models: bool) -> Result 
     return found
 
 
+def measure_curve(
+    spec: FinetuneSpec,
+    source: str | Path,
+    out: str | Path,
+    sizes: Sequence[int],
+    *,
+    seeds: Sequence[int] = (0,),
+    name: str | None = None,
+    mesh: Mesh | None = None,
+    save_models: bool = False,
+    retry: bool = False,
+    trackers: Sequence[str] = (),
+) -> Iterator[Result]:
+    """Fine-tune a model on nested subsets of a task's examples; yields every result once it is on disk.
+
+    Results that are there already are not made again, and a run that was stopped or killed goes on from its last
+    checkpoint. Rows of all models go to curves.csv in `out`.
+
+    Args:
+      spec: The task, as `lensjax.data.spec.read_spec(path, FinetuneSpec)` reads it.
+      source: Folder or hub id of the model.
+      out: Folder of results, which models measured with the same spec share.
+      sizes: Numbers of training examples, such as `rungs(12_800)`.
+      seeds: Of the choice and order of examples; one curve for each.
+      name: What results call the model; the last part of its folder's or hub's name where not given.
+      mesh: Devices; all there are, along `fsdp`, where not given.
+      save_models: Keep every fine-tuned model, in a folder that `transformers` opens.
+      retry: Make runs again that failed.
+      trackers: Where measurements go besides the log: "tensorboard", "wandb".
+
+    Raises:
+      InputError: something given cannot be used, or a file cannot be written.
+      Stopped: the process was told to end by SIGTERM or SIGINT; the same call goes on.
+    """
+    name = _model_name(str(source)) if name is None else name
+    if not re.fullmatch(r"[\w.+-][\w.+ -]*", name) or name in (".", "..", TOKENS):
+        raise InputError(f"'{shorten(name)}' cannot name a folder of results; give another name.")
+    if min(sizes, default=-1) < 0 or min(seeds, default=-1) < 0:
+        raise InputError("Numbers of examples and seeds are whole numbers from 0 up, and at least one of each.")
+    check_trackers(trackers)
+    examples = read_examples(spec, sizes, seeds)
+    open_folder(Path(out), spec, examples.digest)
+    candidate = Candidate(spec, str(source), name, examples, Path(out), mesh)
+    _claim(candidate)
+    recorder = Recorder(candidate.dtype, candidate.mesh.size, trackers)
+    with stopping_on_signals():
+        yield from measure(candidate, sizes, seeds, recorder, save_models=save_models, retry=retry)
+
+
 def measure(
     candidate: Candidate,
     sizes: Sequence[int],
@@ -142,3 +196,28 @@ def measure(
             yield found
     if is_first():
         write_curves(candidate.out)
+
+
+def _claim(candidate: Candidate) -> None:
+    """Note whose results a model's folder holds; raise InputError where they are another model's."""
+
+    def claim() -> None:
+        path = candidate.folder / "model.json"
+        found = read_json(path)
+        if found is None:
+            candidate.folder.mkdir(parents=True, exist_ok=True)
+            content = {"source": candidate.source, "weights": candidate.weights}
+            write_files({path: json.dumps(content, indent=2) + "\n"})
+        elif found.get("weights") != candidate.weights:
+            raise InputError(
+                f"{shorten(candidate.folder, 400)} holds results of another model "
+                f"({shorten(found.get('source'), 200)}); give this one another name."
+            )
+
+    on_first(claim)
+
+
+def _model_name(source: str) -> str:
+    """The last part of a folder's or hub's name."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source.rstrip("/").rsplit("/", 1)[-1]

@@ -1,6 +1,6 @@
 """Where the measurements of a run go besides its log: TensorBoard and Weights & Biases, each where it is installed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -55,7 +55,7 @@ TRACKERS: Mapping[str, tuple[str, Callable[[str, Path], Tracker]]] = {
 }
 
 
-def check_trackers(names: tuple[str, ...]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Fail before long work rather than after it where a tracker cannot be used.
 
     Raises:

@@ -58,6 +58,28 @@ def save_task(tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
+@pytest.fixture(scope="session")
+def save_squares() -> Callable[..., Path]:
+    """Writes a task whose batches have one small shape, and its spec; arguments are fields of `training`."""
+
+    def save(folder: Path, **training: Any) -> Path:
+        rows = [{"number": f"{n:03}", "square": f"{n * n:06}"} for n in range(1000)]
+        (folder / "squares.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        content = {
+            "source": {"files": "squares.jsonl"},
+            "prompt": "{number}:",
+            "target": "{square}",
+            "validation": 32,
+            "test": 32,
+            "training": {"learning_rate": 3e-3, "batch_size": 16, "epochs": 100} | training,
+        }
+        path = folder / "squares.yaml"
+        path.write_text(json.dumps(content))  # which is YAML too
+        return path
+
+    return save
+
+
 @pytest.fixture
 def make_spec(save_task: Callable[..., Path]) -> Callable[..., FinetuneSpec]:
     """Makes the spec of that task; arguments are those of `save_task`."""
