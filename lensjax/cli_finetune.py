@@ -133,6 +133,7 @@ def _measure(
         save_models=save_models,
         retry=retry,
         trackers=track,
+        show=True,
     )
     try:
         for result in results:

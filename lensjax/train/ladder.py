@@ -128,6 +128,7 @@ def measure_curve(
     save_models: bool = False,
     retry: bool = False,
     trackers: Sequence[str] = (),
+    show: bool = False,
 ) -> Iterator[Result]:
     """Fine-tune a model on nested subsets of a task's examples; yields every result once it is on disk.
 
@@ -145,6 +146,7 @@ def measure_curve(
       save_models: Keep every fine-tuned model, in a folder that `transformers` opens.
       retry: Make runs again that failed.
       trackers: Where measurements go besides the log: "tensorboard", "wandb".
+      show: Whether to show progress on standard error.
 
     Raises:
       InputError: something given cannot be used, or a file cannot be written.
@@ -160,7 +162,7 @@ def measure_curve(
     open_folder(Path(out), spec, examples.digest)
     candidate = Candidate(spec, str(source), name, examples, Path(out), mesh)
     _claim(candidate)
-    recorder = Recorder(candidate.dtype, candidate.mesh.size, trackers)
+    recorder = Recorder(candidate.dtype, candidate.mesh.size, trackers, show=show)
     with stopping_on_signals():
         yield from measure(candidate, sizes, seeds, recorder, save_models=save_models, retry=retry)
 

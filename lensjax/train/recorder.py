@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,9 +35,11 @@ class Recorder:
       dtype: Type computed in, on which the devices' peak depends.
       devices: Number of devices that share the work.
       trackers: Names out of `TRACKERS`.
+      show: Whether to show progress on standard error: a live line where that is a terminal, else one per validation.
     """
 
-    def __init__(self, dtype: str, devices: int, trackers: Sequence[str] = ()) -> None:
+    def __init__(self, dtype: str, devices: int, trackers: Sequence[str] = (), *, show: bool = False) -> None:
+        self._show = show and is_first()
         self.peak = devices * (peak_flops(jax.devices()[0], dtype) or measured_peak(dtype))
         self._names = tuple(trackers) if is_first() else ()
         self._trackers: list[Tracker] = []
@@ -97,8 +100,8 @@ class Recorder:
         values = {"validation_loss": found.loss, "lowest_validation_loss": progress.best_loss}
         self._write(progress, values)
         self._recent = [progress]
-        if is_first() and self._bar is None:
-            print(f"{self._title}: step {progress.step}, validation loss {found.loss:.4f}", flush=True)
+        if self._show and self._bar is None:
+            print(f"{self._title}: step {progress.step}, validation loss {found.loss:.4f}", file=sys.stderr)
 
     def _write(self, progress: Progress, values: Mapping[str, float]) -> None:
         if self._file is None:
@@ -121,7 +124,7 @@ class Recorder:
         from rich.progress import Progress as RichProgress
 
         console = Console(stderr=True)
-        if not console.is_terminal:
+        if not (self._show and console.is_terminal):
             return
         texts = [TextColumn(f"{{task.fields[{name}]}}") for name in ("loss", "speed", "left")]
         columns: list[Any] = [TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), *texts]

@@ -1,4 +1,4 @@
-"""Kills `lensjax curve` at random times and starts it again: python killed_runs.py SPEC.yaml MODEL FOLDER KILLS.
+"""Kills `lensjax curve` at random times and starts it again: python killed_runs.py SPEC.yaml MODEL FOLDER KILLS SEED.
 
 Everything is imported once, and every attempt is a fork, as importing takes longer than all else. No backend of JAX is
 started before forking, since its threads would be missing in the child. FOLDER/whole is an unbroken run; FOLDER/0,
@@ -18,13 +18,14 @@ from pathlib import Path
 import grain  # noqa: F401
 import jax
 import orbax.checkpoint  # noqa: F401
-import transformers  # noqa: F401
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
+import lensjax.models.gpt2
 import lensjax.train.candidate
 import lensjax.train.ladder  # noqa: F401
 from lensjax.cli import main
-
-EVERY = 4  # steps between checkpoints, as the spec has it
+from lensjax.data.spec import read_spec
+from lensjax.train.spec import FinetuneSpec
 
 
 def start(arguments: list[str]) -> int:
@@ -88,7 +89,8 @@ def finished(out: Path) -> bool:
     return any(out.glob("*/examples-200-seed-0/result.json"))
 
 
-def run(spec: str, model: str, folder: Path, kills: int) -> dict[str, object]:
+def run(spec: str, model: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
+    every = read_spec(spec, FinetuneSpec).training.checkpoint_every
     def command(name: str) -> list[str]:
         return ["curve", spec, "--model", model, "--max-examples", "200", "--out", str(folder / name), "--save-models"]
 
@@ -97,11 +99,11 @@ def run(spec: str, model: str, folder: Path, kills: int) -> dict[str, object]:
     unbroken = time.monotonic()
     assert wait(start(command("warm")), 300) == 0  # its programs come from the cache
     usual = time.monotonic() - unbroken
-    chance = random.Random(0)
+    chance = random.Random(seed)
     killed, runs, reached, places = 0, 0, 0, []
     while killed < kills:
         out = folder / str(runs)
-        status = wait(start(command(out.name)), chance.uniform(0.2, 1.0) * usual)
+        status = wait(start(command(out.name)), chance.uniform(0.25, 1.0) * usual)
         check_files(out)
         if status is None:
             killed += 1
@@ -109,7 +111,7 @@ def run(spec: str, model: str, folder: Path, kills: int) -> dict[str, object]:
                 step = newest(out)
                 assert step >= reached, f"the newest checkpoint was of step {reached} and is of step {step}"
                 # One checkpoint is written while training goes on to the next.
-                assert logged(out) <= step + 2 * EVERY, f"step {logged(out)} was reached, and {step} is kept"
+                assert logged(out) <= step + 2 * every, f"step {logged(out)} was reached, and {step} is kept"
                 reached = step
                 places.append(step)
         else:
@@ -128,8 +130,8 @@ def run(spec: str, model: str, folder: Path, kills: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    spec, model, folder, kills = sys.argv[1:]
+    spec, model, folder, kills, seed = sys.argv[1:]
     jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    print(json.dumps(run(spec, model, Path(folder), int(kills))))
+    print(json.dumps(run(spec, model, Path(folder), int(kills), int(seed))))

@@ -14,7 +14,7 @@ METRICS = {"loss": 2.0, "gradient_norm": 1.0, "learning_rate": 0.1, "tokens": 7.
 
 
 def test_log_has_a_line_for_every_step_and_validation(tmp_path, capsys):
-    recorder = Recorder("float32", 1)
+    recorder = Recorder("float32", 1, show=True)
     recorder.peak = 1e9
     with recorder.run("tiny", tmp_path):
         recorder.begin(Progress(), 4)
@@ -27,7 +27,7 @@ def test_log_has_a_line_for_every_step_and_validation(tmp_path, capsys):
     assert second["tokens_per_second"] == pytest.approx(300)
     assert second["seconds_left"] == pytest.approx(1.0)
     assert validation["validation_loss"] == 1.0
-    assert "tiny: step 2, validation loss 1.0000" in capsys.readouterr().out
+    assert "tiny: step 2, validation loss 1.0000" in capsys.readouterr().err
 
 
 def test_long_runs_log_some_of_their_steps(tmp_path):
