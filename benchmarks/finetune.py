@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -96,7 +96,7 @@ FULL = Plan(
     warm_up=1,
     steps=4,
     repeats=5,
-    waits=(10, 300),
+    waits=(5, 200),
     largest=12_800,
     rung_steps=30,
     gpu_shape=(16, 1024),
@@ -171,6 +171,7 @@ def gpu(plan: Plan) -> Json | None:
     if jax.default_backend() != "gpu":
         return None
     device, shape = jax.devices()[0], plan.gpu_shape
+    plan = replace(plan, warm_up=5, steps=plan.gpu_steps)
     peak = peak_flops(device, "bfloat16")
     with prepared(gpt2_config(plan, shape[1]), plan, shape, dtype="bfloat16", attention="cudnn") as candidate:
         contenders: dict[str, Callable[[], float]] = {"lensjax": partial(our_step, candidate, plan)}
@@ -231,7 +232,7 @@ def ladder(plan: Plan) -> Json:
 def prepared(config: Any, plan: Plan, shape: tuple[int, int], **training: Any) -> Iterator[Candidate]:
     """A candidate whose examples all take a row of the given shape, half of it the prompt."""
     rows, tokens = shape
-    steps = plan.warm_up + (plan.gpu_steps if training["dtype"] == "bfloat16" else plan.steps)
+    steps = plan.warm_up + plan.steps
     each = numbers(rows * steps + 2 * rows)
     texts = [{name: text * 4 * tokens for name, text in row.items()} for row in each]  # long enough to be cut
     limits = {"max_prompt_tokens": tokens // 2, "max_target_tokens": tokens - tokens // 2}

@@ -1,5 +1,8 @@
 """Checkpoints of one fine-tuning run, written with Orbax while training goes on."""
 
+import logging
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,9 @@ from lensjax.models.base import Params
 from lensjax.train.step import State
 
 Json = Mapping[str, Any]
+
+# Orbax logs the traceback of every error that it raises too.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR)
 
 
 class Checkpoints:
@@ -94,9 +100,15 @@ class _explained:
         pass
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, InputError):
-            why = getattr(error, "strerror", None) or shorten(" ".join(str(error).split()), 200)
+        if isinstance(error, (OSError, ValueError, KeyError)) and not isinstance(error, InputError):
             raise InputError(
-                f"The checkpoint in {shorten(self.folder, 400)} cannot be written or read ({why}); make room or remove "
-                "the folder, and run the same command again."
+                f"The checkpoint in {shorten(self.folder, 400)} cannot be written or read ({_reason(error)}); make "
+                "room or remove the folder, and run the same command again."
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, where it is known, else the beginning of a long message."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    known = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
+    return known or shorten(" ".join(str(error).split()), 200)

@@ -161,7 +161,7 @@ class Trial:
 
 @pytest.fixture(scope="session")
 def observer() -> type[Seen]:
-    """Makes an observer that keeps the steps and validations it is told of; `stop_at` is a step to ask for an end at."""
+    """Makes an observer that keeps the steps and validations it is told of, and asks for an end at step `stop_at`."""
     return Seen
 
 
@@ -182,16 +182,25 @@ def number_tokens(make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
 def make_trial(tiny_config: Callable[..., Any], number_tokens: Callable[..., Any]) -> Callable[..., Trial]:
     """Makes a `Trial` of a family on numbers spelt out; other arguments are fields of `training`.
 
-    Batches are of one shape, which is less to compile, unless there are to be two.
+    The numbers are less than `below`. Batches are of one shape, which is less to compile, unless there are to be two.
+    `changes` are made in the model's configuration.
     """
     import lensjax.models
 
-    def make(model_type: str, examples: int = 40, mesh: Any = None, shapes: int = 1, **settings: Any) -> Trial:
-        mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1]) if mesh is None else mesh
-        config = tiny_config(model_type, vocab_size=288, eos_token_id=2, pad_token_id=0, bos_token_id=1)
+    def make(
+        model_type: str,
+        examples: int = 40,
+        below: int = 1000,
+        shapes: int = 1,
+        changes: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Trial:
+        mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1])
+        special = {"eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
+        config = tiny_config(model_type, vocab_size=288, **special, **(changes or {}))
         model = lensjax.models.from_config(config, mesh=mesh)
         encoder_decoder = model.family.encoder_decoder
-        numbers = np.random.default_rng(0).permutation(1000)
+        numbers = np.random.default_rng(0).permutation(below)
         train = number_tokens(numbers[:examples], encoder_decoder)
         validation = number_tokens(numbers[-24:], encoder_decoder)
         needed = [example_lengths(tokens, encoder_decoder) for tokens in (train, validation)]

@@ -91,6 +91,7 @@ def finished(out: Path) -> bool:
 
 def run(spec: str, model: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
     every = read_spec(spec, FinetuneSpec).training.checkpoint_every
+
     def command(name: str) -> list[str]:
         return ["curve", spec, "--model", model, "--max-examples", "200", "--out", str(folder / name), "--save-models"]
 
@@ -103,6 +104,7 @@ def run(spec: str, model: str, folder: Path, kills: int, seed: int) -> dict[str,
     killed, runs, reached, places = 0, 0, 0, []
     while killed < kills:
         out = folder / str(runs)
+        started = time.monotonic()
         status = wait(start(command(out.name)), chance.uniform(0.25, 1.0) * usual)
         check_files(out)
         if status is None:
@@ -116,7 +118,7 @@ def run(spec: str, model: str, folder: Path, kills: int, seed: int) -> dict[str,
                 places.append(step)
         else:
             assert status == 0, f"a run ended with status {status}"
-            runs, reached = runs + 1, 0
+            runs, reached, usual = runs + 1, 0, min(usual, time.monotonic() - started + 0.5)
     if (folder / str(runs)).exists():
         assert wait(start(command(str(runs))), 300) == 0
         runs += 1

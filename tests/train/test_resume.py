@@ -1,8 +1,13 @@
 """Going on after being stopped or killed: the same bits as without, and nothing lost but since the last checkpoint."""
 
+import csv
 import json
+import os
 import signal
-from dataclasses import dataclass, replace
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -12,10 +17,9 @@ from safetensors.numpy import load_file
 
 import lensjax.models
 from lensjax.data.spec import read_spec
-from lensjax.errors import InputError
 from lensjax.train.candidate import Candidate, Cell
-from lensjax.train.loop import Stopped
 from lensjax.train.distributed import stopping_on_signals
+from lensjax.train.loop import Stopped
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder
 from lensjax.train.spec import FinetuneSpec
@@ -70,10 +74,8 @@ def setting(save_squares, pretrained, tmp_path_factory):
         key = devices, method
         if key not in made:
             folder = tmp_path_factory.mktemp("runs")
-            # Adam makes much of rounding where gradients are tiny, so its epsilon is raised for the sake of other meshes.
-            path = save_squares(
-                folder, max_steps=STEPS, evaluate_every=4, method=method, lora_rank=2, epsilon=1e-3
-            )
+            # Adam makes much of rounding where gradients are tiny, so its epsilon is raised for other meshes.
+            path = save_squares(folder, max_steps=STEPS, evaluate_every=4, method=method, lora_rank=2, epsilon=1e-3)
             spec = read_spec(path, FinetuneSpec)
             mesh = lensjax.models.make_mesh(MESHES[devices], jax.devices()[:devices])
             examples = read_examples(spec, [EXAMPLES], [0])
@@ -118,3 +120,77 @@ def test_a_run_of_eight_devices_goes_on_with_four(setting):
     found, whole = four.weights("moved"), eight.weights("whole")
     for name in whole:
         np.testing.assert_allclose(found[name], whole[name], rtol=0, atol=1e-6)
+
+
+KILLS = int(os.environ.get("LENSJAX_TEST_KILLS", "10"))  # a hundred take five minutes
+LAST = Path("examples-200-seed-0")
+
+
+@pytest.fixture(scope="module")
+def killed(save_squares, pretrained, tmp_path_factory):
+    """The folder that `killed_runs.py` leaves behind, and what it says of it."""
+    folder = tmp_path_factory.mktemp("killed")
+    spec = save_squares(folder, epochs=3, checkpoint_every=6, evaluate_every=10)
+    script = Path(__file__).with_name("killed_runs.py")
+    command = [sys.executable, "-W", "error", script, spec, pretrained("gpt2"), folder, str(KILLS), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads(done.stdout)
+
+
+def environment(folder):
+    """That of a process that takes compiled programs from a folder."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+
+
+def results(out):
+    """Every result in a folder and its table, without what they say of time, and the weights that were saved."""
+    found = {path.relative_to(out): json.loads(path.read_text()) | {"seconds": 0} for path in out.rglob("result.json")}
+    with (out / "curves.csv").open() as file:
+        rows = [row | {"seconds": 0} for row in csv.DictReader(file)]
+    return found, rows, {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")}
+
+
+def test_runs_that_are_killed_again_and_again_come_to_the_same_end(killed):
+    folder, said = killed
+    assert said["kills"] == KILLS
+    assert said["runs"] >= 1
+    assert any(0 < step < 39 for step in said["places"])  # some were killed with a checkpoint to go on from
+    expected = results(folder / "whole")
+    assert [row["examples"] for row in expected[1]] == ["0", "200"]
+    assert len(expected[2]) == 2
+    for run in range(said["runs"]):
+        assert results(folder / str(run)) == expected
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(killed, pretrained):
+    folder, _ = killed
+    command = [sys.executable, "-m", "lensjax", "finetune", folder / "squares.yaml", "--model", pretrained("gpt2")]
+    command += ["--examples", "200", "--out", folder / "asked", "--name", "gpt2"]
+    how = {"env": environment(folder), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    run = folder / "asked" / "gpt2" / LAST
+    with subprocess.Popen(command, **how) as process:
+        deadline = time.monotonic() + 120
+        while not ((run / "log.jsonl").exists() and len((run / "log.jsonl").read_text().splitlines()) > 5):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.terminate()
+        _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert errors.strip().splitlines()[-1].startswith("lensjax: stopped;")
+    (saved,) = (run / "checkpoints").iterdir()
+    last = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()][-1]
+    assert int(saved.name) == last < 39
+    assert not (run / "result.json").exists()
+
+    done = subprocess.run(command, **how)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line] == list(range(1, 40))
+    found, rows, weights = results(folder / "asked")
+    whole = results(folder / "whole")
+    assert found == {path: result for path, result in whole[0].items() if LAST.name in path.parts}
+    assert rows == whole[1][1:]
+    assert weights == {path: content for path, content in whole[2].items() if LAST.name in path.parts}

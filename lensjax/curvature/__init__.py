@@ -1,0 +1,1 @@
+"""Curvature of models: empirical neural tangent kernels."""

@@ -1,0 +1,27 @@
+"""Every family can be trained: a few real examples are learnt by heart."""
+
+import numpy as np
+import pytest
+
+import lensjax.models
+from lensjax.data.batches import collate
+
+EXAMPLES = 32
+# Windows that hold the prompt, and logits that can make one token all but certain.
+ABLE = {"mistral": {"sliding_window": 24}, "gemma2": {"sliding_window": 24, "final_logit_softcapping": 30.0}}
+
+
+@pytest.mark.parametrize("model_type", lensjax.models.supported())
+def test_a_few_examples_are_learnt_by_heart(make_trial, model_type):
+    trial = make_trial(model_type, EXAMPLES, below=100, changes=ABLE.get(model_type), batch_size=EXAMPLES)
+    run, rows = trial.run, range(EXAMPLES)
+    batch = trial.placements[0].to_devices(collate(run.train, rows, rows, run.lengths[1], run.padding))
+    state = trial.programs.start(trial.start())
+    losses = []
+    for step in range(300):
+        state, metrics = trial.programs.step(state, {}, batch, 1e-2 * min(1, (step + 1) / 10))
+        losses.append(float(metrics.loss))
+        if losses[-1] < 0.05:
+            break
+    assert losses[0] > np.log(100)  # nats per token: it knew nothing
+    assert losses[-1] < 0.05
