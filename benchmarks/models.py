@@ -34,12 +34,10 @@ from transformers import GPT2Config, LlamaConfig
 import lensjax.models
 from lensjax.models.base import Model, abstract
 from lensjax.models.options import make_options
+from lensjax.train.flops import peak_flops
 
 Part = Literal["computing", "loading", "compiling", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors", "lensjax")
-
-# Dense bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets; the first name found in the device's kind counts.
-PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 ATTENTION = ("eager", "sdpa")  # of transformers
 
@@ -230,7 +228,7 @@ def gpu(plan: Plan) -> Json | None:
     if jax.default_backend() != "gpu":
         return None
     device = jax.devices()[0].device_kind
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
+    peak = peak_flops(jax.devices()[0], "bfloat16")
     cases = {
         f"{name}, {attention}": gpu_case(config, examples, attention, peak, plan.repeats)
         for name, (config, examples) in plan.gpu.items()

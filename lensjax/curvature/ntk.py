@@ -164,6 +164,11 @@ class _Sums:
     def result(self) -> Any:
         """The kernel, or the parts of each parameter."""
         tail = {"trace": 0, "diagonal": 1, "full": 2}[self.output]
+        if self.symmetric:  # to the last bit
+            turned = {name: np.swapaxes(part, 1, 2) for name, part in self.parts.items()}
+            if self.output == "full":
+                turned = {name: np.swapaxes(part, 3, 4) for name, part in turned.items()}
+            self.parts = {name: (part + turned[name]) / 2 for name, part in self.parts.items()}
 
         def shaped(part: np.ndarray) -> np.ndarray:
             return part.reshape(*part.shape[: part.ndim - tail], *self.plan.outputs * tail)

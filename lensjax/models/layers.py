@@ -227,6 +227,8 @@ class Attention(nnx.Module):
         v = self._heads(self.v(kv), None)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        if mask is not None and self.implementation == "cudnn":  # which wants a row of the mask for every query
+            mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
         if self.softcap is None and (q.dtype in (jnp.float32, jnp.bfloat16) or self.implementation == "cudnn"):
             y = jax.nn.dot_product_attention(
                 q, k, v, bias, mask, scale=self.scale, is_causal=self.causal, implementation=self.implementation

@@ -29,6 +29,7 @@ from lensjax.train.results import Result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import make_programs, state_shapes, without_remat
 
+CHECKPOINTS = "checkpoints"
 _NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
 
 
@@ -128,7 +129,7 @@ class Candidate:
         model, self._loaded = self._loaded or self.pretrained(), None
         trained, frozen = split_trainable(model.params)
         del model  # so that its parameters go when training has no more use for them
-        progress, checkpoints = Progress(), Checkpoints(cell.folder / "checkpoints") if cell.examples else None
+        progress, checkpoints = Progress(), Checkpoints(cell.folder / CHECKPOINTS) if cell.examples else None
         try:
             if checkpoints is not None:
                 with recorder.run(f"{self.name}, {cell.examples:,} examples", cell.folder):
@@ -155,7 +156,7 @@ class Candidate:
             write_result(cell.folder, result)
             write_curves(self.out)
             if result.status == "ok":
-                shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
+                shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
         wait_for_all("result")
         return result
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from lensjax.errors import InputError, shorten
 from lensjax.files import check_new_folder, write_files
-from lensjax.train.candidate import Candidate, Cell
+from lensjax.train.candidate import CHECKPOINTS, Candidate, Cell
 from lensjax.train.distributed import is_first, on_first, stop_requested, stopping_on_signals, wait_for_all
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import FIRST_RUNG, read_examples
@@ -43,7 +43,7 @@ def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
         found = read_json(path)
         if found is not None and not any(out.glob("*/examples-*")) and not any(out.glob(f"*/{SEARCH}")):
             found = None  # nothing came of that spec
-        elif found is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        elif found is None and out.exists() and (not out.is_dir() or any(map(_is_foreign, out.iterdir()))):
             raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
         if found is None:
             if not out.exists():
@@ -58,6 +58,11 @@ def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
             )
 
     on_first(open_it)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is none that a killed command of ours has left half-written."""
+    return not (path.name.startswith(".lensjax-") and path.suffix == ".part")
 
 
 def choose_rate(candidate: Candidate, seed: int, recorder: Recorder) -> float:
@@ -195,6 +200,8 @@ def measure(
                 if stop_requested():
                     raise Stopped
                 found = candidate.run(cell, recorder, save_model=save_models)
+            elif is_first() and found.status == "ok":
+                shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)  # where it was killed before doing so
             yield found
     if is_first():
         write_curves(candidate.out)

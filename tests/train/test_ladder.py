@@ -69,10 +69,13 @@ def test_a_ladder_is_measured_once_and_ranked(prepare, tmp_path):
     assert results[2].validation_loss in [line.get("validation_loss") for line in log]
     assert results[2].tokens > 400 * results[2].steps / 25
 
+    left = candidate.folder / "examples-400-seed-0" / "checkpoints" / "50"
+    left.mkdir(parents=True)  # as where a run was killed between writing its result and removing them
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}
     again = list(measure(candidate, sizes, (0, 1), recorder))
     assert again == results
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")} == before
+    assert not left.exists()
 
 
 def test_a_run_that_diverges_is_a_failed_row_and_others_go_on(prepare, tmp_path):
@@ -114,10 +117,15 @@ def test_adapters_are_merged_in_what_is_saved(prepare):
 
 def test_folders_of_other_specs_are_refused(make_spec, tmp_path):
     spec = make_spec()
-    open_folder(tmp_path / "out", spec, "one")
+    open_folder(tmp_path / "out", spec, "zero")
+    open_folder(tmp_path / "out", spec, "one")  # nothing came of the other
+    (tmp_path / "out" / "tiny" / "examples-0-seed-0").mkdir(parents=True)
     open_folder(tmp_path / "out", spec, "one")
     with pytest.raises(InputError, match="out holds results of another spec"):
         open_folder(tmp_path / "out", spec, "two")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".lensjax-x.part").touch()  # as where a first command was killed
+    open_folder(tmp_path / "begun", spec, "one")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(InputError, match="full is there already and holds something else"):

@@ -1,0 +1,162 @@
+"""The exact kernel, against dense Jacobians in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lensjax.models
+from lensjax.curvature import functionals
+from lensjax.curvature.ntk import ntk, ntk_vp
+from lensjax.errors import InputError
+from lensjax.models.lora import add_lora, join, split_trainable
+
+N, TIME = 4, 6
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
+def make_examples(seed=0, n=N):
+    random = np.random.default_rng(seed)
+    ids = random.integers(3, 96, (n, TIME))
+    labels = np.where(np.arange(TIME) >= 2, ids, -100)
+    mask = np.ones((n, TIME), np.int64)
+    mask[1, 5:], labels[1, 5:] = 0, -100  # padding
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def jacobian(f, params, xs):
+    """Dense Jacobians [examples, outputs, parameters] in float64."""
+    function = jax.jit(jax.vmap(jax.jacrev(f), in_axes=(None, 0)), compiler_options=QUICK)
+    leaves = jax.tree.leaves(function(params, xs))
+    n = len(leaves[0])
+    outputs = int(np.prod(jax.eval_shape(f, params, jax.tree.map(lambda x: x[0], xs)).shape))
+    return np.concatenate([np.asarray(leaf, np.float64).reshape(n, outputs, -1) for leaf in leaves], axis=-1)
+
+
+def assert_close(found, expected, tolerance):
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("model_type", lensjax.models.supported())
+def test_every_family_has_the_kernel_of_its_dense_jacobian(tiny_config, wide, model_type):
+    model = lensjax.models.from_config(tiny_config(model_type), dtype="float64")
+    f, xs = functionals.loss(model), make_examples()
+    dense = jacobian(f, model.params, xs)[:, 0]
+    theta = ntk(f, model.params, xs)
+    assert_close(theta, dense @ dense.T, 1e-10)
+    assert theta.dtype == np.float64
+    np.testing.assert_array_equal(theta, theta.T)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "t5"])
+def test_outputs_and_pairs_of_sets(tiny_config, wide, model_type):
+    model = lensjax.models.from_config(tiny_config(model_type), dtype="float64")
+    f, xs, ys = functionals.label_logits(model, [5, 9, 7]), make_examples(), make_examples(1, 3)
+    one, other = jacobian(f, model.params, xs), jacobian(f, model.params, ys)
+    full = np.einsum("nkp,mlp->nmkl", one, other)
+    assert_close(ntk(f, model.params, xs, ys, output="full"), full, 1e-10)
+    assert_close(ntk(f, model.params, xs, ys, output="diagonal"), np.einsum("nmkk->nmk", full), 1e-10)
+    assert_close(ntk(f, model.params, xs, ys, output="trace"), np.einsum("nmkk->nm", full), 1e-10)
+
+
+def test_blocks_do_not_change_it_and_parts_sum_to_it(tiny_config, wide):
+    model = lensjax.models.from_config(tiny_config("gpt2"), dtype="float64")
+    f, xs = functionals.loss(model), make_examples(n=7)
+    theta = ntk(f, model.params, xs)
+    calls = []
+    limit = 1_200_000
+    blocked = ntk(f, model.params, xs, memory_limit=limit, progress=lambda *done: calls.append(done))
+    assert len(calls) > 1
+    assert calls[-1][0] == calls[-1][1] == len(calls)
+    assert_close(blocked, theta, 1e-12)
+    parts = ntk(f, model.params, xs, by_parameter=True)
+    assert parts["layers/blocks/mlp/up/kernel"].shape == (2, 7, 7)
+    assert_close(sum(part.sum(axis=0) if part.ndim == 3 else part for part in parts.values()), theta, 1e-12)
+
+
+def test_float32_and_a_kernel_that_is_positive(tiny_config):
+    model = lensjax.models.from_config(tiny_config("llama"))
+    f, xs = functionals.loss(model), make_examples(n=12)
+    theta = ntk(f, model.params, xs)
+    dense = jacobian(f, model.params, xs)[:, 0]
+    assert theta.dtype == np.float32
+    assert_close(theta, dense @ dense.T, 1e-5)
+    assert np.linalg.eigvalsh(theta.astype(np.float64)).min() > -1e-5 * theta.max()
+
+
+def test_products_with_vectors(tiny_config, wide):
+    model = lensjax.models.from_config(tiny_config("gpt2"), dtype="float64")
+    f, xs = functionals.label_logits(model, [5, 9]), make_examples()
+    full = ntk(f, model.params, xs, output="full")
+    v = np.random.default_rng(0).normal(size=(N, 2))
+    assert_close(ntk_vp(f, model.params, xs)(v), np.einsum("nmkl,ml->nk", full, v), 1e-10)
+
+
+def test_any_function_of_any_pytree(wide):
+    random = np.random.default_rng(0)
+    params = [jnp.asarray(random.normal(size=(5, 4))), {"b": (jnp.asarray(random.normal(size=4)),), "s": jnp.ones(())}]
+
+    def f(params, x):
+        hidden = jnp.tanh(x @ params[0] + params[1]["b"][0])
+        return jnp.sin(hidden @ params[0].T) * params[1]["s"] + params[0].sum()  # not only multiplied by
+
+    xs = random.normal(size=(6, 5))
+    dense = jacobian(f, params, xs)
+    assert_close(ntk(f, params, xs, output="full"), np.einsum("nkp,mlp->nmkl", dense, dense), 1e-12)
+
+
+def test_adapters_have_a_kernel_of_their_own(tiny_config, wide):
+    model = add_lora(lensjax.models.from_config(tiny_config("llama"), dtype="float64"), rank=2)
+    trained, frozen = split_trainable(model.params)
+    trained = jax.tree.map(lambda leaf: leaf + 0.1, trained)
+    xs = make_examples()
+
+    def f(adapters, example):
+        return model.loss(join(adapters, frozen), example)
+
+    dense = jacobian(f, trained, xs)[:, 0]
+    assert_close(ntk(f, trained, xs), dense @ dense.T, 1e-10)
+
+
+def test_sketches_estimate_the_fisher_weighted_kernel(tiny_config, wide):
+    model = lensjax.models.from_config(tiny_config("gpt2"), dtype="float64")
+    xs = {key: rows[:, :3] for key, rows in make_examples(n=2).items()}
+    dense = jacobian(lambda p, x: model.apply(p, x)[1], model.params, xs)  # one target token, predicted at 1
+    roots = []
+    for i in range(2):
+        p = np.asarray(jax.nn.softmax(model.apply(model.params, {k: v[i] for k, v in xs.items()})[1]))
+        roots.append(np.diag(np.sqrt(p)) - np.outer(p, np.sqrt(p)))
+    weighted = [root.T @ jac for root, jac in zip(roots, dense, strict=True)]
+    truth = np.array([[np.sum(a * b) for b in weighted] for a in weighted])
+    each = ntk(functionals.fisher_sketch(model, 400), model.params, xs, output="diagonal")
+    error = each.std(axis=-1, ddof=1) / np.sqrt(400)
+    assert np.all(np.abs(each.mean(axis=-1) - truth) < 4 * error)
+    assert np.all(error < 0.15 * truth.max())
+
+
+def test_log_probabilities_sum_to_the_loss(tiny_config):
+    model = lensjax.models.from_config(tiny_config("gpt2"))
+    example = {key: rows[1] for key, rows in make_examples().items()}
+    each = functionals.target_logprob(model)(model.params, example)
+    assert each.shape == (TIME,)
+    assert float(-each.sum() / 3) == pytest.approx(float(model.loss(model.params, example)), rel=1e-5)
+
+
+def test_bad_input_is_named(tiny_config):
+    params, xs = {"w": jnp.ones(3)}, np.ones((4, 3))
+    with pytest.raises(InputError, match="Parameter w holds int32; a kernel needs floating-point parameters"):
+        ntk(lambda p, x: (p["w"] * x).sum(), {"w": jnp.arange(3)}, xs)
+    with pytest.raises(InputError, match="not finite for example 2"):
+        ntk(lambda p, x: (p["w"] * x).sum(), params, np.where(np.arange(4)[:, None] == 2, np.nan, xs))
+    with pytest.raises(InputError, match="xs and ys hold examples of different shapes"):
+        ntk(lambda p, x: (p["w"] * x).sum(), params, xs, np.ones((4, 2)))
+    with pytest.raises(InputError, match="leading axis of examples"):
+        ntk(lambda p, x: (p["w"] * x["a"]).sum(), params, {"a": np.ones((4, 3)), "b": np.ones(3)})
+    with pytest.raises(InputError, match=r"memory_limit is 10 bytes; pairs of these examples need \d+ at least"):
+        ntk(lambda p, x: jnp.dot(p["w"], x), params, xs, memory_limit=10)
