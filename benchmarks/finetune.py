@@ -48,7 +48,7 @@ from lensjax.train.loop import Progress, Run, fine_tune
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder
 from lensjax.train.spec import FinetuneSpec
-from lensjax.train.step import make_programs, state_shapes, without_remat
+from lensjax.train.step import as_counted, make_programs, state_shapes
 
 Part = Literal["trainer", "input", "ladder", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "transformers", "lensjax")
@@ -459,7 +459,7 @@ def step_flops(candidate: Candidate) -> int:
     """FLOPs of the matrix products of a step, those of attention too, which cuDNN's kernel hides."""
     training = candidate.spec.training.model_copy(update={"attention": "xla"})
     plain = lensjax.models.load(candidate.source, dtype=candidate.dtype, param_dtype="float32", mesh=candidate.mesh)
-    model = without_remat(plain)
+    model = as_counted(plain)
     programs = make_programs(model, training, candidate.mesh)
     state = state_shapes(model, training, candidate.mesh)
     return matmul_flops(programs.step, state, {}, candidate.placement.shapes(candidate.tokens.lengths[1]), 0.0)

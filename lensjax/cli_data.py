@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lensjax.data.spec import TaskSpec
     from lensjax.data.tasks import Example, Task
 
-SpecFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC.yaml")]
+SpecFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC.yaml")]  # of every command with a task
 
 _SAMPLE = 1000  # training examples that are looked at
 _SHOWN = 3

@@ -3,16 +3,14 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-
+from lensjax.cli_data import SpecFile
 from lensjax.errors import InputError
 
 if TYPE_CHECKING:
     from lensjax.train.results import Result
 
-SpecFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC.yaml")]
 TrackerName = Literal["tensorboard", "wandb"]
 
 
@@ -81,7 +79,7 @@ def curve(
     Args:
         spec: YAML file that says what the task is, and under `training` how models are fine-tuned.
         model: Folder of a model, or its name on the Hugging Face hub.
-        max_examples: Largest number of training examples.
+        max_examples: Largest number of training examples; the ladder ends with the last rung that does not pass it.
         out: Folder of results.
         seeds: One curve is measured for each.
         name: What results call the model; by default the last part of its folder's or hub's name.
@@ -143,6 +141,9 @@ def _measure(
     except Stopped:
         print("lensjax: stopped; what was reached is saved, and the same command goes on from there.", file=sys.stderr)
         sys.exit(143)
+    except KeyboardInterrupt:
+        print("lensjax: interrupted; what was finished is kept, and the same command goes on.", file=sys.stderr)
+        sys.exit(130)
     if is_first():
         print(f"Wrote {out / 'curves.csv'}")
     if failed:

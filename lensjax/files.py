@@ -1,5 +1,6 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and one at a time."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lensjax.errors import InputError, shorten
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without locks say
 
 
 def check_writable(paths: Sequence[Path]) -> None:
@@ -73,6 +76,51 @@ def write_files(contents: Mapping[Path, str]) -> None:
         for name, _ in staged:
             if os.path.exists(name):
                 os.unlink(name)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it lies in, where they are not there.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"Cannot make the folder {shorten(path, 400)}: {why}; choose another place.") from error
+
+
+@contextmanager
+def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
+    """Hold a lock file, which is made where it is not there; on file systems without locks, go on without.
+
+    The system lets go of it when the process ends, however that ends.
+
+    Args:
+      path: The lock file, which holds nothing and is left behind.
+      blocking: Wait while another process holds it.
+
+    Raises:
+      BlockingIOError: another process holds it, and `blocking` is false.
+      InputError: the file cannot be written or locked.
+    """
+    import fcntl  # POSIX only
+
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise InputError(f"Cannot write {shorten(path, 400)}: {error.strerror}; choose another place.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                where = shorten(path, 400)
+                raise InputError(f"Cannot lock {where}: {error.strerror}; choose another place.") from error
+        yield
 
 
 def share(path: str | Path, mode: int = 0o666) -> None:

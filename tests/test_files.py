@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lensjax.errors import InputError
-from lensjax.files import check_writable, write_files
+from lensjax.files import check_writable, locked, make_folder, write_files
 
 TEXT = "loss é 名\r\nin nats\n\0"
 unprivileged = pytest.mark.skipif(
@@ -156,3 +157,48 @@ def test_check_refuses_a_forbidden_folder(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(InputError, match="not writable"):
         check_writable([tmp_path / "closed" / "b"])
+
+
+def test_a_folder_is_made_with_those_it_lies_in_or_was_there(tmp_path):
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize(("bad", "why"), [("file", "File exists"), ("file/b", "Not a dir"), ("x" * 300, "too long")])
+def test_a_folder_that_cannot_be_made_is_said_in_one_sentence(tmp_path, bad, why):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=rf"Cannot make the folder .*: .*{why}.*; choose another place\.") as caught:
+        make_folder(tmp_path / bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path):
+    path = tmp_path / "lock"
+    with locked(path):
+        with pytest.raises(BlockingIOError), locked(path, blocking=False):
+            pass
+        with locked(tmp_path / "other", blocking=False):
+            pass
+    with locked(path, blocking=False):
+        pass
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EIO"])
+@pytest.mark.parametrize("blocking", [True, False])
+def test_file_systems_without_locks_are_gone_on_with(tmp_path, monkeypatch, code, blocking):
+    def refuse(file, operation):
+        raise OSError(getattr(errno, code), "refused")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    if code == "EIO":
+        with pytest.raises(InputError, match=r"Cannot lock .*refused"), locked(tmp_path / "lock", blocking=blocking):
+            pass
+    else:
+        with pytest.raises(OSError, match="of the work"), locked(tmp_path / "lock", blocking=blocking):
+            raise OSError(getattr(errno, code), "of the work")
+
+
+def test_a_lock_file_that_cannot_be_made_is_said_in_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"Cannot write .*none/lock"), locked(tmp_path / "none" / "lock"):
+        pass

@@ -135,16 +135,30 @@ def _open_saved(source: Source, name: str) -> tuple[Rows | None, list[str]]:
 def _open_arrow(folder: Path) -> Rows:
     import pyarrow as pa
 
+    state = folder / "state.json"
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in _read_json(state, "_data_files")]
     tables = []
-    for entry in _read_json(folder / "state.json", "_data_files"):
-        path = folder / entry["filename"]
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(
+                f"{shorten(state, 200)} is not what save_to_disk of HF datasets writes (a data file has no filename); "
+                "save the data set again."
+            )
+        path = folder / name
         try:
             tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
         except (OSError, pa.ArrowException) as error:
             raise InputError(
                 f"{shorten(path, 200)} is missing or not a whole Arrow file ({_line(error)}); save the data set again."
             ) from error
-    return _Arrow(pa.concat_tables(tables), shorten(folder, 200)) if tables else _Arrow(pa.table({}), "")
+    try:
+        table = pa.concat_tables(tables) if tables else pa.table({})
+    except pa.ArrowException as error:
+        raise InputError(
+            f"The Arrow files of {shorten(folder, 200)} do not have the same columns ({_line(error)}); "
+            "save the data set again."
+        ) from error
+    return _Arrow(table, shorten(folder, 200))
 
 
 def _read_json(path: Path, key: str) -> list[Any]:

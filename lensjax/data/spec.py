@@ -1,5 +1,6 @@
 """What a task is, as its user writes it: where its rows are, what becomes of them, and how many are held out."""
 
+import os
 import re
 import string
 from pathlib import Path
@@ -161,10 +162,10 @@ def read_spec(path: str | Path, kind: type[Spec]) -> Spec:
     where = shorten(path, 200)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"Cannot read {where}: {why}; give the YAML file of a task.") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # as of 2024-13-45
         raise InputError(f"{where} is not YAML ({shorten(' '.join(str(error).split()), 200)}); mend it.") from error
     if not isinstance(content, dict):
         raise InputError(f"{where} holds no fields; write at least source and target.")
@@ -197,10 +198,12 @@ def _quoted(value: object) -> str:
 def _from(source: Source, folder: Path) -> Source:
     """The source with paths taken from the folder of the spec."""
 
-    def within(path: Path | None) -> Path | None:
-        return None if path is None else folder / path.expanduser()
+    def within(path: Path) -> Path:
+        return folder / os.path.expanduser(path)  # which leaves the ~ of nobody as it is
 
-    files = source.files and {split: [folder / p.expanduser() for p in paths] for split, paths in source.files.items()}
-    return source.model_copy(
-        update={"files": files, "data_dir": within(source.data_dir), "saved": within(source.saved)}
-    )
+    update: dict[str, object] = {
+        name: within(path) for name in ("data_dir", "saved") if (path := getattr(source, name)) is not None
+    }
+    if source.files is not None:
+        update["files"] = {split: [within(path) for path in paths] for split, paths in source.files.items()}
+    return source.model_copy(update=update)

@@ -4,7 +4,9 @@ import importlib.metadata
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ import jax
 from jax.sharding import Mesh
 
 from lensjax.data.batches import Lengths
+from lensjax.files import make_folder
 from lensjax.models import load, make_mesh
 from lensjax.models.base import Model, Params
 from lensjax.models.hub import find_folder
 from lensjax.models.lora import add_lora, join, split_trainable
 from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.checkpoint import Checkpoints
-from lensjax.train.distributed import is_first, wait_for_all
+from lensjax.train.distributed import is_first, on_first, wait_for_all
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.flops import matmul_flops
 from lensjax.train.loop import Diverged, Progress, Run, fine_tune
@@ -27,9 +30,9 @@ from lensjax.train.prepare import Examples, tokenise_all
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import Result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
-from lensjax.train.step import make_programs, state_shapes, without_remat
+from lensjax.train.step import as_counted, make_programs, state_shapes
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, MODEL = "checkpoints", "model"  # folders of a run
 _NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
 
 
@@ -105,7 +108,7 @@ class Candidate:
         model = load(
             self.source,
             dtype=self.dtype,
-            param_dtype="float32",
+            param_dtype="float32" if training.method == "full" else self.dtype,
             mesh=self.mesh,
             remat=training.remat,
             attention=training.attention,
@@ -125,23 +128,32 @@ class Candidate:
           Stopped: the process was told to end; the same call goes on.
           InputError: a file cannot be written, or the checkpoint there is of something else.
         """
-        began = time.perf_counter()
-        model, self._loaded = self._loaded or self.pretrained(), None
-        trained, frozen = split_trainable(model.params)
-        del model  # so that its parameters go when training has no more use for them
         progress, checkpoints = Progress(), Checkpoints(cell.folder / CHECKPOINTS) if cell.examples else None
         try:
+            model, self._loaded = self._loaded or self.pretrained(), None
+            trained, frozen = split_trainable(model.params)
+            del model  # so that its parameters go when training has no more use for them
             if checkpoints is not None:
+                placements = (self.placement, self.evaluation_placement)
                 with recorder.run(f"{self.name}, {cell.examples:,} examples", cell.folder):
-                    trained, progress = self._train(trained, frozen, cell, checkpoints, recorder)
-            else:
-                progress = replace(progress, seconds=time.perf_counter() - began)
-            test = self.losses(trained, frozen)
+                    trained, progress = fine_tune(
+                        self.programs,
+                        trained,
+                        frozen,
+                        self._run(cell),
+                        self.spec.training,
+                        placements,
+                        checkpoints,
+                        recorder,
+                    )
+            began = time.perf_counter()
+            test = self.test(trained, frozen)
+            progress = replace(progress, seconds=progress.seconds + time.perf_counter() - began)
             if not math.isfinite(test.loss):
                 raise Diverged(f"the test loss is {test.loss}", progress)
             result = self._result(cell, progress, test)
-            if save_model and not (cell.folder / "model").exists():
-                self.shapes.with_params(join(trained, frozen)).save(cell.folder / "model")
+            if save_model and not on_first((cell.folder / MODEL).exists):
+                self.shapes.with_params(join(trained, frozen)).save(cell.folder / MODEL)
         except Diverged as error:
             result = self._result(cell, error.progress, None, str(error))
         except jax.errors.JaxRuntimeError as error:
@@ -152,7 +164,7 @@ class Candidate:
             if checkpoints is not None:
                 checkpoints.close()
         if is_first():
-            cell.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(cell.folder)
             write_result(cell.folder, result)
             write_curves(self.out)
             if result.status == "ok":
@@ -160,17 +172,11 @@ class Candidate:
         wait_for_all("result")
         return result
 
-    def _train(
-        self, trained: Params, frozen: Params, cell: Cell, checkpoints: Checkpoints, recorder: Recorder
-    ) -> tuple[Params, Progress]:
-        placements = (self.placement, self.evaluation_placement)
-        training = self.spec.training
-        return fine_tune(self.programs, trained, frozen, self._run(cell), training, placements, checkpoints, recorder)
-
-    def _fingerprint(self, cell: Cell) -> str:
+    def fingerprint(self, cell: Cell) -> str:
+        """Hash of the training examples of a run."""
         return self.examples.fingerprints[cell.seed][cell.examples]
 
-    def losses(self, trained: Params, frozen: Params) -> Evaluation:
+    def test(self, trained: Params, frozen: Params) -> Evaluation:
         """The loss on the test set."""
         return evaluate(
             self.programs,
@@ -197,9 +203,10 @@ class Candidate:
             evaluation_flops=self.evaluation_flops,
             identity={
                 "spec": self.examples.digest,
-                "training examples": self._fingerprint(cell),
+                "training examples": self.fingerprint(cell),
                 "model": self.weights,
                 "learning rate": cell.rate,
+                "dtype": self.dtype,
             },
         )
 
@@ -228,25 +235,26 @@ class Candidate:
             device=jax.devices()[0].device_kind,
             devices=self.mesh.size,
             spec=self.examples.digest,
-            data=self._fingerprint(cell),
+            data=self.fingerprint(cell),
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
             error=error,
         )
 
 
-def _flops(candidate: Candidate) -> tuple[dict[Lengths, int], int]:
-    """Floating-point operations of a training step of each shape, and of a batch of evaluation."""
-    model = without_remat(candidate.shapes)
+def _flops(candidate: Candidate) -> tuple[Callable[[Lengths], int], int]:
+    """Floating-point operations of a training step, by the lengths of its batch, and of a batch of evaluation."""
+    model = as_counted(candidate.shapes)
     programs = make_programs(model, candidate.spec.training, candidate.mesh)
     trained, frozen = split_trainable(model.params)
     state = state_shapes(model, candidate.spec.training, candidate.mesh)
-    steps = {
-        lengths: matmul_flops(programs.step, state, frozen, candidate.placement.shapes(lengths), 0.0)
-        for lengths in set(candidate.tokens.lengths)
-    }
+
+    @cache
+    def step(lengths: Lengths) -> int:
+        return matmul_flops(programs.step, state, frozen, candidate.placement.shapes(lengths), 0.0)
+
     batch = candidate.evaluation_placement.shapes(candidate.tokens.evaluation_length)
-    return steps, matmul_flops(programs.losses, trained, frozen, batch)
+    return step, matmul_flops(programs.losses, trained, frozen, batch)
 
 
 def _compute_dtype(spec: TrainingSpec) -> str:

@@ -3,7 +3,8 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ class Checkpoints:
     """The checkpoints in a folder: the last one that was written whole, and the one being written.
 
     A checkpoint holds the state, the parameters of the lowest validation loss so far, and a record of JSON.
+
+    Raises:
+      InputError: the folder cannot be made or read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True, cleanup_tmp_directories=True)
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)  # Orbax says nothing yet of a file that is in the way
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: State, best: Params, record: Json) -> None:
         """Start writing the checkpoint of a step; the arrays may be donated as soon as this returns.
@@ -53,15 +58,23 @@ class Checkpoints:
             )
 
     def record(self) -> tuple[int, Json] | None:
-        """Step and record of the last checkpoint; None where there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        """Step and record of the last checkpoint; None where there is none.
+
+        Raises:
+          InputError: it cannot be read.
+        """
         with _explained(self.folder):
+            step = self._manager.latest_step()
+            if step is None:
+                return None
             return step, self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
 
     def restore(self, step: int, state: State, best: Params) -> tuple[State, Params]:
-        """State and best parameters of a checkpoint, laid out as the given ones (or their shapes) are."""
+        """State and best parameters of a checkpoint, laid out as the given ones (or their shapes) are.
+
+        Raises:
+          InputError: it cannot be read.
+        """
         with _explained(self.folder):
             found = self._manager.restore(
                 step,
@@ -74,12 +87,20 @@ class Checkpoints:
         return State(found.params, found.optimiser), found.best
 
     def wait(self) -> None:
-        """Wait until what is being written is on disk."""
+        """Wait until what is being written is on disk.
+
+        Raises:
+          InputError: it cannot be written.
+        """
         with _explained(self.folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, and give up what checkpointing holds."""
+        """Wait, and give up what checkpointing holds.
+
+        Raises:
+          InputError: what was being written cannot be.
+        """
         try:
             self.wait()
         finally:
@@ -90,21 +111,18 @@ def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
 
 
-class _explained:
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
     """Turns what Orbax raises where a disk is full or a file damaged into one sentence."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError, KeyError)) and not isinstance(error, InputError):
-            raise InputError(
-                f"The checkpoint in {shorten(self.folder, 400)} cannot be written or read ({_reason(error)}); make "
-                "room or remove the folder, and run the same command again."
-            ) from error
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"The checkpoint in {shorten(folder, 400)} cannot be written or read ({_reason(error)}); make room or "
+            "remove the folder, and run the same command again."
+        ) from error
 
 
 def _reason(error: Exception) -> str:

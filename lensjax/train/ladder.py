@@ -1,25 +1,30 @@
 """From a checkpoint and a task to points of a curve: one for every number of training examples asked for."""
 
 import json
+import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from lensjax.errors import InputError, shorten
-from lensjax.files import check_new_folder, write_files
-from lensjax.train.candidate import CHECKPOINTS, Candidate, Cell
-from lensjax.train.distributed import is_first, on_first, stop_requested, stopping_on_signals, wait_for_all
+from lensjax.files import check_new_folder, locked, make_folder, write_files
+from lensjax.train.candidate import CHECKPOINTS, MODEL, Candidate, Cell
+from lensjax.train.distributed import on_first, stop_requested, stopping_on_signals
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import FIRST_RUNG, read_examples
 from lensjax.train.prepare import FOLDER as TOKENS
-from lensjax.train.recorder import Recorder
-from lensjax.train.results import RESULT, Result, read_json, read_result, write_curves, write_result
+from lensjax.train.recorder import LOG, Recorder
+from lensjax.train.results import CURVES, Result, read_json, read_result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.trackers import check_trackers
 
+SPEC = "spec.json"
 SEARCH = "learning_rates"  # folder of the runs that a learning rate is chosen by
 
 
@@ -39,7 +44,7 @@ def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
     """
 
     def open_it() -> None:
-        path = out / "spec.json"
+        path = out / SPEC
         found = read_json(path)
         if found is not None and not any(out.glob("*/examples-*")) and not any(out.glob(f"*/{SEARCH}")):
             found = None  # nothing came of that spec
@@ -49,7 +54,7 @@ def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
             if not out.exists():
                 check_new_folder(out)
             content = {"digest": digest, "spec": spec.model_dump(mode="json")}
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
             write_files({path: json.dumps(content, indent=2) + "\n"})
         elif found.get("digest") != digest:
             raise InputError(
@@ -65,8 +70,11 @@ def _is_foreign(path: Path) -> bool:
     return not (path.name.startswith(".lensjax-") and path.suffix == ".part")
 
 
-def choose_rate(candidate: Candidate, seed: int, recorder: Recorder) -> float:
+def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False) -> float:
     """The learning rate of the lowest validation loss on the first rung, found once for a model and kept in its folder.
+
+    Args:
+      retry: Make runs again that failed.
 
     Raises:
       InputError: training fails with every one of them, or the folder cannot be read or written.
@@ -75,50 +83,102 @@ def choose_rate(candidate: Candidate, seed: int, recorder: Recorder) -> float:
     if len(rates) == 1:
         return rates[0]
     path = candidate.folder / "learning_rate.json"
-    found = read_json(path)
-    kept = None if found is None else found.get("learning_rate")
-    if isinstance(kept, float):
-        return kept
-    examples = min(FIRST_RUNG, len(candidate.tokens.train[seed]))
-    losses: dict[float, float] = {}
-    for rate in rates:
-        cell = Cell(examples, seed, rate, candidate.folder / SEARCH / f"{rate:g}")
-        result = read_result(cell.folder) or candidate.run(cell, recorder)
-        if result.validation_loss is not None and result.status == "ok":
-            losses[rate] = result.validation_loss
-    if not losses:
+    cells = [_search_cell(candidate, rate) for rate in rates]
+    kept = on_first(lambda: read_json(path))
+    if kept is not None and kept.get("data") == candidate.fingerprint(cells[0]):
+        return float(str(kept["learning_rate"]))
+    results = [_known(candidate, cell, retry) or _run(candidate, cell, recorder) for cell in cells]
+    found = {r.learning_rate: r.validation_loss for r in results if r.status == "ok" and r.validation_loss is not None}
+    if not found:
         raise InputError(
-            f"{candidate.name}: training failed with every learning rate tried ({', '.join(map(str, rates))}); "
-            "set training.learning_rate to lower ones."
+            f"{candidate.name}: training failed with every learning rate tried ({', '.join(map(str, rates))}), with "
+            f"{rates[-1]} because {results[-1].error}; mend that in the spec, and use --retry."
         )
-    best = min(losses, key=lambda rate: losses[rate])
-    if is_first():
+    best = min(rates, key=lambda rate: found.get(rate, math.inf))
+
+    def keep() -> None:
         content = {
             "learning_rate": best,
-            "examples": examples,
-            "seed": seed,
-            "validation_losses": {f"{rate:g}": losses.get(rate) for rate in rates},
+            "examples": candidate.examples.search,
+            "seed": 0,
+            "data": candidate.fingerprint(cells[0]),
+            "validation_losses": {f"{rate:g}": found.get(rate) for rate in rates},
         }
         write_files({path: json.dumps(content, indent=2) + "\n"})
-    wait_for_all("learning rate")
+
+    on_first(keep)
     return best
 
 
-def _from_search(candidate: Candidate, cell: Cell, save_models: bool) -> Result | None:
-    """The result that the search for a learning rate has found already, if it is of this cell."""
-    searched = candidate.folder / SEARCH / f"{cell.rate:g}"
-    found = None if save_models or not cell.examples else read_result(searched)
-    if found is None or (found.examples, found.seed) != (cell.examples, cell.seed):
+def _search_cell(candidate: Candidate, rate: float) -> Cell:
+    """The run that tries a learning rate."""
+    return Cell(candidate.examples.search, 0, rate, candidate.folder / SEARCH / f"{rate:g}")
+
+
+def _known(candidate: Candidate, cell: Cell, retry: bool) -> Result | None:
+    """The result of a run that is on disk, if it is not to be made again.
+
+    Raises:
+      InputError: it is of other training examples.
+    """
+
+    def read() -> dict[str, Any] | None:
+        found = read_result(cell.folder)
+        if found is not None and found.data != candidate.fingerprint(cell):
+            raise InputError(
+                f"{shorten(cell.folder, 400)} holds a result of other training examples than the source has now; "
+                "give a new folder."
+            )
+        if found is not None and found.status == "failed" and retry:
+            found = None
+            shutil.rmtree(cell.folder, ignore_errors=True)  # from its last checkpoint it would fail again
+        if found is not None and found.status == "ok":
+            shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)  # where it was killed before doing so
+        return None if found is None else found.model_dump(mode="json")
+
+    found = on_first(read)
+    return None if found is None else Result.model_validate(found)
+
+
+def _run(candidate: Candidate, cell: Cell, recorder: Recorder, save_model: bool = False) -> Result:
+    """Make a run, alone of all commands, and raise Stopped if an end was asked for meanwhile."""
+    with ExitStack() as held, stopping_on_signals():
+
+        def lock() -> None:
+            make_folder(cell.folder)
+            try:
+                held.enter_context(locked(cell.folder / ".lock", blocking=False))
+            except BlockingIOError as error:
+                raise InputError(
+                    f"Another command is making {shorten(cell.folder, 400)} at this moment; wait for it, or stop it."
+                ) from error
+
+        on_first(lock)
+        result = candidate.run(cell, recorder, save_model=save_model)
+        if stop_requested():
+            raise Stopped
+    return result
+
+
+def _from_search(candidate: Candidate, cell: Cell) -> Result | None:
+    """The result that the search for a learning rate has found already, if it is of this run."""
+    searched = _search_cell(candidate, cell.rate)
+    if (searched.examples, searched.seed) != (cell.examples, cell.seed) or not cell.examples:
         return None
-    if is_first():
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        for path in searched.iterdir():
-            if path.is_file() and path.name != RESULT:
-                shutil.copyfile(path, cell.folder / path.name)
+
+    def take() -> dict[str, Any] | None:
+        found = read_result(searched.folder)
+        if found is None:
+            return None
+        make_folder(cell.folder)
+        log = searched.folder / LOG
+        write_files({cell.folder / LOG: log.read_text(encoding="utf-8")} if log.exists() else {})
         write_result(cell.folder, found)
         write_curves(candidate.out)
-    wait_for_all("result")
-    return found
+        return found.model_dump(mode="json")
+
+    found = on_first(take)
+    return None if found is None else Result.model_validate(found)
 
 
 def measure_curve(
@@ -158,7 +218,9 @@ def measure_curve(
       Stopped: the process was told to end by SIGTERM or SIGINT; the same call goes on.
     """
     name = _model_name(str(source)) if name is None else name
-    if not re.fullmatch(r"[\w.+-][\w.+ -]*", name) or name in (".", "..", TOKENS):
+    if "://" in str(out):
+        raise InputError(f"{shorten(out)} is no folder; results need a file system, which all hosts see.")
+    if not re.fullmatch(r"[\w+-][\w.+ -]*", name) or name in (TOKENS, CURVES, SPEC):
         raise InputError(f"'{shorten(name)}' cannot name a folder of results; give another name.")
     if min(sizes, default=-1) < 0 or min(seeds, default=-1) < 0:
         raise InputError("Numbers of examples and seeds are whole numbers from 0 up, and at least one of each.")
@@ -168,8 +230,7 @@ def measure_curve(
     candidate = Candidate(spec, str(source), name, examples, Path(out), mesh)
     _claim(candidate)
     recorder = Recorder(candidate.dtype, candidate.mesh.size, trackers, show=show)
-    with stopping_on_signals():
-        yield from measure(candidate, sizes, seeds, recorder, save_models=save_models, retry=retry)
+    yield from measure(candidate, sizes, seeds, recorder, save_models=save_models, retry=retry)
 
 
 def measure(
@@ -192,19 +253,15 @@ def measure(
     """
     for seed in seeds:
         for examples in sizes:
-            rate = choose_rate(candidate, seeds[0], recorder) if examples else 0.0
+            rate = choose_rate(candidate, recorder, retry=retry) if examples else 0.0
             cell = candidate.cell(examples, seed, rate)
-            found = read_result(cell.folder) or _from_search(candidate, cell, save_models)
-            missing = save_models and not (cell.folder / "model").exists()
-            if found is None or (retry and found.status == "failed") or (missing and found.status == "ok"):
-                if stop_requested():
-                    raise Stopped
-                found = candidate.run(cell, recorder, save_model=save_models)
-            elif is_first() and found.status == "ok":
-                shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)  # where it was killed before doing so
+            found = _known(candidate, cell, retry)
+            if found is None and not save_models:
+                found = _from_search(candidate, cell)
+            if found is None or (save_models and found.status == "ok" and not on_first((cell.folder / MODEL).exists)):
+                found = _run(candidate, cell, recorder, save_models)
             yield found
-    if is_first():
-        write_curves(candidate.out)
+    on_first(lambda: str(write_curves(candidate.out)))
 
 
 def _claim(candidate: Candidate) -> None:
@@ -214,7 +271,7 @@ def _claim(candidate: Candidate) -> None:
         path = candidate.folder / "model.json"
         found = read_json(path)
         if found is None:
-            candidate.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(candidate.folder)
             content = {"source": candidate.source, "weights": candidate.weights}
             write_files({path: json.dumps(content, indent=2) + "\n"})
         elif found.get("weights") != candidate.weights:
@@ -228,5 +285,5 @@ def _claim(candidate: Candidate) -> None:
 
 def _model_name(source: str) -> str:
     """The last part of a folder's or hub's name."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.resolve().name if path.exists() else source.rstrip("/").rsplit("/", 1)[-1]

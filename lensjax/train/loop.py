@@ -2,9 +2,11 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
+
+import jax
 
 from lensjax.data.batches import BatchPlan, Lengths, example_lengths, fits, training_batches
 from lensjax.data.tokens import Tokens
@@ -59,7 +61,8 @@ class Run:
       padding: Token that fills rows up.
       seed: Of the order of examples.
       rate: Peak learning rate.
-      flops: Floating-point operations of a step of each shape, and of a validation batch.
+      flops: Floating-point operations of a step, given the lengths of its batch.
+      evaluation_flops: Of a validation batch.
       identity: What a checkpoint must agree with to be resumed.
     """
 
@@ -71,7 +74,7 @@ class Run:
     padding: int
     seed: int
     rate: float
-    flops: Mapping[Lengths, int] = field(default_factory=dict)
+    flops: Callable[[Lengths], int] = lambda lengths: 0
     evaluation_flops: int = 0
     identity: Mapping[str, Any] = field(default_factory=dict)
 
@@ -136,7 +139,9 @@ def fine_tune(
         _check_identity(record["identity"], run.identity, checkpoints)
         progress = Progress(**record["progress"])
         lengths = _as_lengths(record["lengths"])
-        state, best = checkpoints.restore(step, state, state.params)
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+        del state  # for its room
+        state, best = checkpoints.restore(step, like, like.params)
     else:
         best = programs.copy(state.params)
 
@@ -170,7 +175,7 @@ def fine_tune(
             progress,
             step=step + 1,
             tokens=progress.tokens + int(used[examples].sum()),
-            flops=progress.flops + run.flops.get(lengths[0] if short else lengths[1], 0),
+            flops=progress.flops + run.flops(lengths[0] if short else lengths[1]),
             waiting=progress.waiting + waited,
             seconds=progress.seconds + clock.lap(),
         )

@@ -24,10 +24,12 @@ class Examples:
     """A task's examples, which only the first process reads.
 
     Attributes:
-      train: For each seed, the largest rung's, of which smaller ones are the first; {} in other processes.
+      train: For each seed, the largest rung's, of which smaller ones are the first; {} in other processes. Seed 0 is
+        always among them where a learning rate is to be chosen.
       validation, test: The same for every seed; () in other processes.
       digest: Hash of the spec with the validation and test sets.
       fingerprints: For each seed, hash of the first so many training examples, by their number.
+      search: Number of examples of seed 0 that a learning rate is chosen on; 0 where there is nothing to choose.
     """
 
     train: Mapping[int, Sequence[Example]]
@@ -35,6 +37,7 @@ class Examples:
     test: Sequence[Example]
     digest: str
     fingerprints: Mapping[int, Mapping[int, str]]
+    search: int
 
 
 @dataclass(frozen=True)
@@ -60,22 +63,29 @@ def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]
     Raises:
       InputError: see `lensjax.data.tasks`.
     """
-    sizes = sorted({*sizes, min(FIRST_RUNG, max(sizes))})  # the first rung may be needed to choose a learning rate
     train: dict[int, list[Example]] = {}
     held_out: dict[str, Sequence[Example]] = {}
 
     def read() -> dict[str, Any]:
         task = load_task(spec)
         held_out.update(validation=task.validation, test=task.test)
-        train.update({seed: task.train(seed, max(sizes)) for seed in seeds})
-        prints = [[fingerprint(train[seed][:size]) for size in sizes] for seed in seeds]
-        return {"digest": spec.digest(fingerprint([*task.validation, *task.test])), "prints": prints}
+        several = len(spec.training.learning_rates) > 1 and max(sizes) > 0
+        search = (FIRST_RUNG if task.available >= FIRST_RUNG else max(sizes)) if several else 0
+        largest = dict.fromkeys(seeds, max(sizes))
+        if search:
+            largest[0] = max(largest.get(0, 0), search)
+        train.update({seed: task.train(seed, size) for seed, size in largest.items()})
+        prints = [
+            [seed, [[size, fingerprint(rows[:size])] for size in sorted({*sizes, search}) if size <= len(rows)]]
+            for seed, rows in train.items()
+        ]
+        digest = spec.digest(fingerprint([*task.validation, *task.test]))
+        return {"digest": digest, "prints": prints, "search": search}
 
     said = on_first(read)
-    fingerprints = {
-        seed: dict(zip(sizes, prints, strict=True)) for seed, prints in zip(seeds, said["prints"], strict=True)
-    }
-    return Examples(train, held_out.get("validation", ()), held_out.get("test", ()), said["digest"], fingerprints)
+    fingerprints = {seed: dict(prints) for seed, prints in said["prints"]}
+    sets = held_out.get("validation", ()), held_out.get("test", ())
+    return Examples(train, *sets, said["digest"], fingerprints, said["search"])
 
 
 def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path) -> TokenSets:
@@ -105,9 +115,10 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     *train, validation, test = (Tokens.load(out / FOLDER / name) for name in on_first(make))
     held_out = [example_lengths(tokens, encoder_decoder) for tokens in (validation, test)]
     needed = [example_lengths(tokens, encoder_decoder) for tokens in train]
-    lengths = choose_lengths([rows for rows in needed if len(rows)] or held_out)
-    evaluation = choose_lengths(held_out)[1]
-    _check_fit(model, max(lengths[1], evaluation))
+    _check_fit(model, max(int(rows.max()) for rows in (*needed, *held_out) if rows.size))
+    # Which examples share a batch depends on the short shape, so on nothing that another command could change.
+    short, evaluation = choose_lengths(held_out)
+    lengths = short, choose_lengths([*needed, *held_out])[1]
     return TokenSets(dict(zip(examples.fingerprints, train, strict=True)), validation, test, lengths, evaluation)
 
 
@@ -119,11 +130,11 @@ def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:
     return f"{told}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}"
 
 
-def _check_fit(model: Model, lengths: Lengths) -> None:
-    """Raise InputError where a model has fewer positions than the longest row."""
+def _check_fit(model: Model, longest: int) -> None:
+    """Raise InputError where a model has fewer positions than the longest row has tokens."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max(lengths) > positions:
+    if positions is not None and longest > positions:
         raise InputError(
-            f"Rows of this task are up to {max(lengths)} tokens long, and {model.folder} takes {positions}; "
+            f"Rows of this task are up to {longest} tokens long, and {model.folder} takes {positions}; "
             "lower max_prompt_tokens and max_target_tokens in the spec."
         )

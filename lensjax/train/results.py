@@ -1,18 +1,15 @@
 """What one fine-tuning run found, and the table of curves made of all of them."""
 
 import csv
-import fcntl
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lensjax.errors import InputError, shorten
-from lensjax.files import write_files
+from lensjax.files import locked, write_files
 
 RESULT = "result.json"
 CURVES = "curves.csv"
@@ -33,7 +30,7 @@ class Result(BaseModel):
       test_examples, test_tokens: What the loss is a mean over.
       tokens: Tokens trained on over all steps, prompts included.
       flops: Floating-point operations of matrix products, in training, validation and test.
-      seconds: Time of training and validation, without compiling where that was not the first run.
+      seconds: Time of training, validation and test, compiling included where programs were not there yet.
       device, devices: Kind and number of devices.
       spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
       lensjax, jax: Versions.
@@ -85,7 +82,11 @@ def read_result(folder: Path) -> Result | None:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write a run's result, whole or not at all."""
+    """Write a run's result, whole or not at all.
+
+    Raises:
+      InputError: the folder is missing or not writable, or the disk is full.
+    """
     write_files({folder / RESULT: result.model_dump_json(indent=2) + "\n"})
 
 
@@ -93,9 +94,12 @@ def write_curves(folder: Path) -> Path:
     """Write curves.csv, tidy rows that `lensjax rank` reads, from the results of every run in a folder of models.
 
     Several commands may do so at once, each for its own models.
+
+    Raises:
+      InputError: a result cannot be read, or the folder not written.
     """
     path = folder / CURVES
-    with _locked(folder / ".lock"):
+    with locked(folder / ".lock"):
         found = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
         results = sorted((r for r in found if r is not None), key=lambda r: (r.model, r.seed, r.examples))
         text = io.StringIO()
@@ -121,14 +125,3 @@ def read_json(path: Path) -> dict[str, object] | None:
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read {shorten(path, 400)}; remove it, and it is made again.") from error
     return content if isinstance(content, dict) else None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise InputError(f"Cannot write {shorten(path, 400)}: {error.strerror}; choose another place.") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

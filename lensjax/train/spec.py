@@ -34,7 +34,8 @@ class TrainingSpec(Strict):
       weight_decay: AdamW's, on everything but biases and norms (arXiv 1711.05101).
       beta1, beta2, epsilon: Adam's (arXiv 1412.6980).
       clip: Largest norm of the gradient over all parameters.
-      dtype: Type to compute in; parameters are float32. "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs.
+      dtype: Type to compute in; what is trained is held in float32, and what adapters leave frozen in this. "auto" is
+        bfloat16 on GPUs and TPUs, float32 on CPUs.
       remat: What the backward pass recomputes: "none", "dots" or "full".
       attention: "xla", or "cudnn" for NVIDIA's fused kernel.
       evaluation_batch_size: Examples per step when evaluating; twice those of a training step's part if not given.
@@ -59,7 +60,7 @@ class TrainingSpec(Strict):
     beta2: Share = 0.999
     epsilon: PositiveFloat = 1e-8
     clip: PositiveFloat = 1.0
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     attention: Literal["xla", "cudnn"] = "xla"
     evaluation_batch_size: Count | None = None

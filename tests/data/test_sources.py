@@ -228,6 +228,11 @@ def test_folders_that_were_not_saved_so(tmp_path: Path, save_hf: SaveHF) -> None
     assert re.search(r"\.arrow is missing or not a whole Arrow file \(.*\); save the data set again\.", message(folder))
     arrow.unlink()
     assert "is missing or not a whole Arrow file (" in message(folder)
+    for entries in ("[3]", '["a.arrow"]', "[{}]", '[{"filename": 3}]'):
+        (folder / "state.json").write_text(f'{{"_data_files": {entries}}}')
+        assert re.search(r"state\.json is not what .* writes \(a data file has no filename\); save", message(folder))
+    mixed = save_hf(tmp_path / "mixed", [[{"en": "one"}], [{"es": 1}]])
+    assert re.search(r"mixed do not have the same columns \([^\n]*\); save the data set again\.", message(mixed))
     (folder / "state.json").write_text("{}")
     assert re.search(r"state\.json is not what save_to_disk of HF datasets writes \(.*\); save", message(folder))
     (folder / "dataset_dict.json").write_text('{"splits": "train"}')

@@ -51,6 +51,8 @@ def test_paths_of_other_sources_are_taken_from_the_folder_of_the_spec(tmp_path: 
     assert saved.source.saved == tmp_path / "here"
     tfds = read_spec(write(tmp_path, "source: {tfds: a/b:1.0.0, data_dir: ~/x}\ntarget: '{a}'"), TaskSpec)
     assert tfds.source.data_dir == Path.home() / "x"
+    nobody = read_spec(write(tmp_path, "source: {files: ~no.body/x.csv}\ntarget: '{a}'"), TaskSpec)
+    assert nobody.source.files == {"train": [tmp_path / "~no.body" / "x.csv"]}
 
 
 @pytest.mark.parametrize("name", ["verses", "verses/plain", "verses:1.0.0", "verses/en-es:1.*.*"])
@@ -78,6 +80,9 @@ GOOD = "source: {files: a.jsonl}\ntarget: '{a}'\n"
 BAD = {
     "not YAML": ("source: [", r"verses\.yaml is not YAML \(.*\); mend it\."),
     "not text": ("source: \0", "is not YAML"),
+    "no date": (GOOD + "name: 2024-13-45", r"is not YAML \(month must be in 1\.\.12.*\); mend it"),
+    "no number": (GOOD + "test: !!int ''", "is not YAML"),
+    "no time": (GOOD + "test: !!timestamp x", "is not YAML"),
     "no fields": ("just text", "holds no fields; write at least source and target"),
     "empty": ("", "holds no fields"),
     "no source": ("target: '{a}'", "the field source is missing; add it"),

@@ -222,3 +222,9 @@ def test_validations_are_followed_by_a_checkpoint_once_a_minute_has_passed(trial
     monkeypatch.setattr("lensjax.train.loop._MINUTE", 0.0)
     trial.fine_tune(tmp_path / "later")
     assert [path.name for path in (tmp_path / "later").iterdir()] == ["4"]
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(InputError, match="checkpoints cannot be written or read"):
+        Checkpoints(tmp_path / "checkpoints")

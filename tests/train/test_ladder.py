@@ -10,11 +10,12 @@ import pytest
 import lensjax.models
 from lensjax.curves import read_curves
 from lensjax.errors import InputError
+from lensjax.files import locked
 from lensjax.train.candidate import Candidate
 from lensjax.train.ladder import choose_rate, measure, open_folder, rungs
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder
-from lensjax.train.results import read_result, write_curves
+from lensjax.train.results import Result, read_result, write_curves, write_result
 
 
 @pytest.fixture
@@ -93,8 +94,8 @@ def test_a_run_that_diverges_is_a_failed_row_and_others_go_on(prepare, tmp_path)
 
 def test_every_learning_rate_may_fail(prepare):
     candidate, recorder = prepare([200], learning_rate=[1e30, 1e31], clip=1e30, warmup=0)
-    with pytest.raises(InputError, match=r"tiny: training failed with every learning rate .* set training.learning_"):
-        choose_rate(candidate, 0, recorder)
+    with pytest.raises(InputError, match=r"tiny: training failed with every .* because the .*; mend that"):
+        choose_rate(candidate, recorder)
 
 
 def test_adapters_are_merged_in_what_is_saved(prepare):
@@ -139,3 +140,27 @@ def test_a_damaged_result_is_named(tmp_path):
     (run / "result.json").write_text('{"model": "tiny"')
     with pytest.raises(InputError, match=r"result.json is not a result; remove it"):
         write_curves(tmp_path)
+
+
+def test_the_order_of_examples_depends_on_no_other_rung_or_seed(prepare):
+    one, _ = prepare([200], out="one")
+    other, _ = prepare([0, 200, 400], out="other", seeds=(0, 3))
+    assert one.tokens.lengths[0] == other.tokens.lengths[0]
+    assert one.fingerprint(one.cell(200, 0, 0.1)) == other.fingerprint(other.cell(200, 0, 0.1))
+
+
+def test_results_of_other_training_examples_are_refused(prepare):
+    candidate, recorder = prepare([200])
+    cell = candidate.cell(200, 0, 3e-3)
+    cell.folder.mkdir(parents=True)
+    write_result(cell.folder, Result(model="tiny", examples=200, loss=1.0, seed=0, size=1, family="gpt2", data="other"))
+    with pytest.raises(InputError, match="holds a result of other training examples than the source has now"):
+        list(measure(candidate, [200], (0,), recorder))
+
+
+def test_a_run_that_another_command_makes_is_left_to_it(prepare):
+    candidate, recorder = prepare([200])
+    folder = candidate.cell(200, 0, 3e-3).folder
+    folder.mkdir(parents=True)
+    with locked(folder / ".lock"), pytest.raises(InputError, match="Another command is making"):
+        list(measure(candidate, [200], (0,), recorder))

@@ -116,7 +116,7 @@ def test_a_run_of_eight_devices_goes_on_with_four(setting):
         assert abs(result.loss - expected["loss"]) < 1e-6
         assert abs(result.validation_loss - expected["validation_loss"]) < 1e-6
     for line, expected in zip(four.log("moved"), eight.log("whole"), strict=True):
-        assert line == pytest.approx(expected, abs=1e-6)
+        assert line == pytest.approx(expected, rel=1e-6, abs=1e-6)
     found, whole = four.weights("moved"), eight.weights("whole")
     for name in whole:
         np.testing.assert_allclose(found[name], whole[name], rtol=0, atol=1e-6)
