@@ -71,9 +71,12 @@ def _epoch(plan: BatchPlan, epoch: int) -> list[tuple[bool, Int[np.ndarray, " ro
 
 
 def fields(lengths: Lengths) -> dict[str, int]:
-    """Names and lengths of the arrays in a batch."""
+    """Names and lengths of the arrays in a batch.
+
+    Rows are filled up at their end, where no token of a decoder looks, so that a decoder needs no attention mask.
+    """
     if len(lengths) == 1:
-        return dict.fromkeys(("input_ids", "attention_mask", "labels"), lengths[0])
+        return {"input_ids": lengths[0], "labels": lengths[0]}
     return {"input_ids": lengths[0], "attention_mask": lengths[0], "labels": lengths[1]}
 
 
@@ -114,20 +117,24 @@ def collate(
 ) -> dict[str, Int[np.ndarray, "rows time"]]:
     """Some rows of a batch: row r is example `examples[r]`, or empty from len(examples) on.
 
-    Prompts have the label −100, as has padding; an empty row attends to one token of padding and has no target.
+    Prompts have the label −100, as has padding; an empty row of an encoder attends to one token of padding, and has no
+    target.
     """
     made = {name: np.zeros((len(rows), length), np.int32) for name, length in fields(lengths).items()}
     made["input_ids"] += np.int32(padding)
     made["labels"] += np.int32(IGNORED)
+    mask = made.get("attention_mask")
+    if mask is not None:
+        mask[:, 0] = 1
     for at, row in enumerate(rows):
         if row >= len(examples):
-            made["attention_mask"][at, 0] = 1
             continue
         prompt, target = tokens.prompt(int(examples[row])), tokens.target(int(examples[row]))
         ids = prompt if len(lengths) == 2 else np.concatenate([prompt, target])
         start = 0 if len(lengths) == 2 else prompt.size
         made["input_ids"][at, : ids.size] = ids
-        made["attention_mask"][at, : ids.size] = 1
+        if mask is not None:
+            mask[at, : ids.size] = 1
         made["labels"][at, start : start + target.size] = target
     return made
 
