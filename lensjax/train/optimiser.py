@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lensjax.models.sharding import path_name
@@ -13,7 +14,7 @@ _UNDECAYED = ("bias", "scale")
 
 
 def make_optimiser(spec: TrainingSpec) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) after clipping by the global norm, for a learning rate of −1: the caller scales."""
+    """AdamW (arXiv 1711.05101) for a learning rate of −1: the caller clips, and scales."""
 
     def decayed(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
@@ -21,10 +22,19 @@ def make_optimiser(spec: TrainingSpec) -> optax.GradientTransformation:
         )
 
     return optax.chain(
-        optax.clip_by_global_norm(spec.clip),
         optax.scale_by_adam(spec.beta1, spec.beta2, spec.epsilon),
         optax.add_decayed_weights(spec.weight_decay, mask=decayed),
     )
+
+
+def clip(total: Any, count: jax.Array, limit: float) -> tuple[Any, jax.Array]:
+    """The gradient total / count, scaled down to norm `limit` where it is above, and its norm before.
+
+    All scaling is one factor, which becomes part of the optimiser's own pass over memory.
+    """
+    norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(total))) / count
+    factor = jnp.minimum(1.0, limit / norm) / count
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), total), norm
 
 
 def learning_rate(spec: TrainingSpec, peak: float, step: int, steps: int) -> float:

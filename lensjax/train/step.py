@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from lensjax.models.base import Model, Params
 from lensjax.models.layers import Attention, Stack
 from lensjax.models.lora import join, split_trainable
-from lensjax.train.optimiser import make_optimiser
+from lensjax.train.optimiser import clip, make_optimiser
 from lensjax.train.spec import TrainingSpec
 
 Arrays = Mapping[str, Array]
@@ -94,11 +94,11 @@ def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
             shapes = jax.eval_shape(gradient_of, state.params, frozen, jax.tree.map(lambda x: x[0], batch))
             zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             ((loss, tokens), gradient), _ = jax.lax.scan(add, zero, batch)
-        scale = 1 / jnp.maximum(tokens, 1)
-        gradient = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), gradient)
+        count = jnp.maximum(tokens, 1)
+        gradient, norm = clip(gradient, count, spec.clip)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), state.params, updates)
-        return State(params, optimiser_state), StepMetrics(loss * scale, optax.tree.norm(gradient), tokens)
+        return State(params, optimiser_state), StepMetrics(loss / count, norm, tokens)
 
     def losses(params: Params, frozen: Params, batch: Arrays) -> tuple[Array, Array]:
         each, weights = model.token_losses(join(params, frozen), batch)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lensjax.train.optimiser import learning_rate, make_optimiser
+from lensjax.train.optimiser import clip, learning_rate, make_optimiser
 from lensjax.train.spec import TrainingSpec
 
 
@@ -40,11 +40,14 @@ def test_biases_and_norms_do_not_decay():
 
 
 def test_gradients_are_clipped_by_their_norm_over_all_parameters():
-    params = {"a": {"kernel": jnp.zeros(3)}, "b": {"kernel": jnp.zeros(4)}}
-    spec = TrainingSpec(clip=1.0, beta1=0.0, beta2=0.0, epsilon=1.0, weight_decay=0.0)
-    optimiser = make_optimiser(spec)
-    gradient = {"a": {"kernel": jnp.full(3, 30.0)}, "b": {"kernel": jnp.full(4, 40.0)}}
-    updates, _ = optimiser.update(gradient, optimiser.init(params), params)
+    total = {"a": {"kernel": jnp.full(3, 300.0)}, "b": {"kernel": jnp.full(4, -400.0)}}
     norm = np.sqrt(3 * 30**2 + 4 * 40**2)
-    for key, value in (("a", 30 / norm), ("b", 40 / norm)):  # without momentum Adam gives g / (|g| + epsilon)
-        np.testing.assert_allclose(updates[key]["kernel"], value / (value + 1), rtol=1e-6)
+    clipped, found = clip(total, jnp.float32(10), 1.0)
+    assert float(found) == pytest.approx(norm, rel=1e-6)
+    np.testing.assert_allclose(clipped["a"]["kernel"], 30 / norm, rtol=1e-6)
+    np.testing.assert_allclose(clipped["b"]["kernel"], -40 / norm, rtol=1e-6)
+    whole, _ = clip(total, jnp.float32(10), 1e3)
+    np.testing.assert_allclose(whole["a"]["kernel"], 30.0, rtol=1e-6)
+    nothing, zero = clip({"a": jnp.zeros(3)}, jnp.float32(10), 1.0)
+    assert float(zero) == 0
+    np.testing.assert_array_equal(nothing["a"], 0)

@@ -75,7 +75,7 @@ def test_the_state_lies_as_its_parameters_do(tiny_config):
     state = make_programs(model, spec, mesh).start(model.params)
     shapes = state_shapes(model, spec, mesh)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    kernel = state.optimiser[1].mu["layers"]["blocks"]["mlp"]["up"]["kernel"]
+    kernel = state.optimiser[0].mu["layers"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 24)
 
 
