@@ -18,7 +18,7 @@ def test_a_few_examples_are_learnt_by_heart(make_trial, model_type):
     batch = trial.placements[0].to_devices(collate(run.train, rows, rows, run.lengths[1], run.padding))
     state = trial.programs.start(trial.start())
     losses = []
-    for step in range(300):
+    for step in range(800):
         state, metrics = trial.programs.step(state, {}, batch, 1e-2 * min(1, (step + 1) / 10))
         losses.append(float(metrics.loss))
         if losses[-1] < 0.05:
