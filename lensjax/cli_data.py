@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from lensjax.cli_models import make_console
 from lensjax.files import check_writable, write_files
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _tokenizer(model: str) -> tuple[Any, bool]:
     from lensjax.models.family import family_of
     from lensjax.models.hub import find_folder, read_config, read_tokenizer
 
-    folder = find_folder(model)
+    folder = find_folder(model, what="tokenizer")
     config = read_config(folder)
     return read_tokenizer(folder, config), family_of(config.model_type).encoder_decoder
 
@@ -116,12 +117,10 @@ def _lengths(parts: "dict[str, tuple[np.ndarray, np.ndarray | None]]") -> dict[s
 
 
 def _print(task: "Task", content: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=140)
+    console = make_console()
     sizes = ", ".join(f"{name} {size:,}" for name, size in content["available"].items())
     console.print(f"[bold]{escape(content['name'])}[/bold]: {sizes}", soft_wrap=True)
     console.print(f"Fields: {', '.join(content['fields'])}", markup=False, soft_wrap=True)

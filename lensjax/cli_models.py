@@ -47,7 +47,7 @@ def list_families(json: bool = False) -> None:
     table = Table("model_type", "kind", "Hugging Face class", "examples")
     for family, kind in zip(families, kinds, strict=True):
         table.add_row(family.model_type, kind, family.architecture, "\n".join(family.examples))
-    _console().print(table)
+    make_console().print(table)
 
 
 def show(
@@ -80,7 +80,7 @@ def show(
     from lensjax.models.sharding import parse_mesh
 
     sizes = parse_mesh(mesh)
-    table = parameter_table(read_config(find_folder(model, revision, weights=False)), sizes, dtype)
+    table = parameter_table(read_config(find_folder(model, revision, what="config")), sizes, dtype)
     _print_parameters(table)
     write_files({path: table.to_json() for path in outputs})
     for path in outputs:
@@ -127,7 +127,7 @@ def check(model: Name, dtype: DTypeName = "float32", revision: str | None = None
             f"{found.torch_loss:.7f}",
             "PASS" if found.passed else "FAIL",
         )
-    console = _console()
+    console = make_console()
     console.print(table)
     if not all(found.passed for found in comparisons):
         console.print(f"FAIL: logits or loss differ by more than rounding in {dtype} explains.")
@@ -174,14 +174,14 @@ def export(
     if has_tokenizer(found):
         _ = model.tokenizer  # fails where it is another model's
     model.save(folder)
-    console = _console()
+    console = make_console()
     for path in sorted(folder.iterdir()):
         console.print(f"{path.name} ({filesize.decimal(path.stat().st_size)})", markup=False)
     parameters = count(sum(leaf.size for leaf in leaves))
     console.print(f"Wrote {folder}: {parameters} parameters in {written}.", markup=False, soft_wrap=True)
 
 
-def _console() -> "Console":
+def make_console() -> "Console":
     """Standard output, of a fixed width where that is no terminal."""
     from rich.console import Console
 
@@ -196,7 +196,7 @@ def _print_parameters(table: "ParameterTable") -> None:
     from lensjax.models.parameter_table import LARGE
     from lensjax.report.text import count
 
-    console = _console()
+    console = make_console()
     facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in table.facts.items())
     console.print(f"[bold]{table.model_type}[/bold]: {facts}", soft_wrap=True)
     mesh = " × ".join(f"{axis}={size}" for axis, size in table.mesh.items())

@@ -15,6 +15,11 @@ def shorten(text: object, limit: int = 60) -> str:
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
+def one_line(error: Exception, limit: int = 120) -> str:
+    """What an error that others raised says, on one line of at most `limit` characters, without a full stop."""
+    return shorten(" ".join(str(error).split()), limit).rstrip(".")
+
+
 def listing(names: list[str] | tuple[str, ...], limit: int = 5) -> str:
     """Up to `limit` of `names`, comma-separated, and how many more there are."""
     shown = ", ".join(shorten(name) for name in names[:limit])

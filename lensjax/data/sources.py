@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lensjax.data.rows import Csv, Jsonl, Parts, Rows
 from lensjax.data.spec import Source, SplitName
-from lensjax.errors import InputError, listing, shorten
+from lensjax.errors import InputError, listing, one_line, shorten
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,10 +107,10 @@ def _open_parquet(path: Path, fields: Collection[str]) -> Rows:
                     )
             table = file.read(columns=list(fields) or None)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else _line(error)
+        why = os.strerror(error.errno) if error.errno else one_line(error)
         raise InputError(f"Cannot read {where}: {why}; mend source.files.") from error
     except pa.ArrowException as error:
-        raise InputError(f"{where} is not a whole Parquet file ({_line(error)}); write it again.") from error
+        raise InputError(f"{where} is not a whole Parquet file ({one_line(error)}); write it again.") from error
     return _Arrow(table, where)
 
 
@@ -149,13 +149,14 @@ def _open_arrow(folder: Path) -> Rows:
             tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
         except (OSError, pa.ArrowException) as error:
             raise InputError(
-                f"{shorten(path, 200)} is missing or not a whole Arrow file ({_line(error)}); save the data set again."
+                f"{shorten(path, 200)} is missing or not a whole Arrow file ({one_line(error)}); "
+                "save the data set again."
             ) from error
     try:
         table = pa.concat_tables(tables) if tables else pa.table({})
     except pa.ArrowException as error:
         raise InputError(
-            f"The Arrow files of {shorten(folder, 200)} do not have the same columns ({_line(error)}); "
+            f"The Arrow files of {shorten(folder, 200)} do not have the same columns ({one_line(error)}); "
             "save the data set again."
         ) from error
     return _Arrow(table, shorten(folder, 200))
@@ -170,7 +171,7 @@ def _read_json(path: Path, key: str) -> list[Any]:
             raise TypeError(f"{key} is no list")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{shorten(path, 200)} is not what save_to_disk of HF datasets writes ({_line(error)}); "
+            f"{shorten(path, 200)} is not what save_to_disk of HF datasets writes ({one_line(error)}); "
             "save the data set again."
         ) from error
     return found
@@ -189,7 +190,9 @@ class _Tfds(Rows):
         try:
             row: Mapping[str, object] = self._examples[i]
         except Exception as error:  # array_record raises RuntimeError, the decoder what it likes
-            raise InputError(f"{self.where(i)} cannot be read ({_line(error)}); prepare the data set again.") from error
+            raise InputError(
+                f"{self.where(i)} cannot be read ({one_line(error)}); prepare the data set again."
+            ) from error
         return row
 
     def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
@@ -228,7 +231,7 @@ def _open_tfds(source: Source, name: str) -> tuple[Rows | None, list[str]]:
         ) from error
     except Exception as error:  # whatever a half-written folder makes of TFDS
         raise InputError(
-            f"TFDS cannot read '{shorten(given)}' in {shorten(folder, 200)} ({_line(error)}); remove it and {mend}."
+            f"TFDS cannot read '{shorten(given)}' in {shorten(folder, 200)} ({one_line(error)}); remove it and {mend}."
         ) from error
     names = list(builder.info.splits)
     if name not in names and name in ("train", "validation", "test"):
@@ -242,8 +245,3 @@ def _open_tfds(source: Source, name: str) -> tuple[Rows | None, list[str]]:
         ) from error
     except ValueError:
         return None, names
-
-
-def _line(error: Exception) -> str:
-    """What an error says, on one line without a full stop."""
-    return shorten(" ".join(str(error).split()), 120).rstrip(".")

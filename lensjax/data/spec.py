@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lensjax.errors import InputError, shorten
+from lensjax.errors import InputError, one_line, shorten
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 SplitName = Literal["train", "validation", "test"]
@@ -166,7 +166,7 @@ def read_spec(path: str | Path, kind: type[Spec]) -> Spec:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"Cannot read {where}: {why}; give the YAML file of a task.") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # as of 2024-13-45
-        raise InputError(f"{where} is not YAML ({shorten(' '.join(str(error).split()), 200)}); mend it.") from error
+        raise InputError(f"{where} is not YAML ({one_line(error, 200)}); mend it.") from error
     if not isinstance(content, dict):
         raise InputError(f"{where} holds no fields; write at least source and target.")
     content.setdefault("name", path.stem)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from lensjax.errors import InputError, shorten
 from lensjax.models.family import family_of, supported
@@ -23,8 +23,17 @@ _TOKENIZER = (
     "*.model",
     "*.jinja",
 )
-_NEEDED = ((_CONFIG,), (_CONFIG, "*.safetensors"))  # without and with weights
-_FETCHED = ((_CONFIG,), ("*.json", "*.safetensors", *_TOKENIZER))
+Parts = Literal["config", "tokenizer", "model"]  # of a model on the hub; the last two come with its configuration
+_NEEDED: dict[Parts, tuple[str, ...]] = {
+    "config": (_CONFIG,),
+    "tokenizer": (_CONFIG, "tokenizer*.json"),
+    "model": (_CONFIG, "*.safetensors"),
+}
+_FETCHED: dict[Parts, tuple[str, ...]] = {
+    "config": (_CONFIG,),
+    "tokenizer": (_CONFIG, *_TOKENIZER),
+    "model": ("*.json", "*.safetensors", *_TOKENIZER),
+}
 _NOT_OURS = ["*/*", "consolidated*"]  # other formats of the same weights
 _SIZES = (
     "vocab_size",
@@ -38,10 +47,10 @@ _SIZES = (
 )
 
 
-def find_folder(source: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+def find_folder(source: str | Path, revision: str | None = None, *, what: Parts = "model") -> Path:
     """The local folder of a model: `source` itself, or the snapshot of a hub id, fetched where it is not there yet.
 
-    Only configuration, tokenizer and safetensors are ever fetched, and without `weights` only the configuration.
+    Only configuration, tokenizer and safetensors are ever fetched, and of them only `what` is asked for.
 
     Raises:
       InputError: there is no such folder or hub id, or the hub cannot be reached.
@@ -54,19 +63,19 @@ def find_folder(source: str | Path, revision: str | None = None, *, weights: boo
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = _snapshot(name, revision, weights, local=True)
+        folder = _snapshot(name, revision, what, local=True)
     except LocalEntryNotFoundError:
-        return _download(name, revision, weights)
+        return _download(name, revision, what)
     except HFValidationError as error:
         raise InputError(f"'{shorten(name)}' is neither a folder nor a name on the hub; give one of them.") from error
-    whole = all(any(folder.glob(pattern)) for pattern in _NEEDED[weights])
-    return folder if whole else _download(name, revision, weights)
+    whole = all(any(folder.glob(pattern)) for pattern in _NEEDED[what])
+    return folder if whole else _download(name, revision, what)
 
 
-def _snapshot(name: str, revision: str | None, weights: bool, *, local: bool) -> Path:
+def _snapshot(name: str, revision: str | None, what: Parts, *, local: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    files = list(_FETCHED[weights])
+    files = list(_FETCHED[what])
     return Path(
         snapshot_download(
             name, revision=revision, allow_patterns=files, ignore_patterns=_NOT_OURS, local_files_only=local
@@ -74,7 +83,7 @@ def _snapshot(name: str, revision: str | None, weights: bool, *, local: bool) ->
     )
 
 
-def _download(name: str, revision: str | None, weights: bool) -> Path:
+def _download(name: str, revision: str | None, what: Parts) -> Path:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -91,9 +100,9 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         # A download waits without end for a hub that does not answer, so ask it something first.
         info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         there = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
-        lacking = [pattern for pattern in _NEEDED[weights] if not fnmatch.filter(there, pattern)]
+        lacking = [pattern for pattern in _NEEDED[what] if not fnmatch.filter(there, pattern)]
         if not lacking:
-            return _snapshot(name, revision, weights, local=False)
+            return _snapshot(name, revision, what, local=False)
     except GatedRepoError as error:
         raise InputError(
             f"{name} asks for its terms to be accepted on the hub; do so, and log in with `hf auth login`."

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from lensjax.data.batches import Lengths
+from lensjax.errors import InputError, shorten
 from lensjax.files import make_folder
 from lensjax.models import load, make_mesh
 from lensjax.models.base import Model, Params
@@ -30,7 +30,7 @@ from lensjax.train.prepare import Examples, tokenise_all
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import Result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
-from lensjax.train.step import as_counted, make_programs, state_shapes
+from lensjax.train.step import as_counted, make_programs, shapes_of, state_shapes
 
 CHECKPOINTS, MODEL = "checkpoints", "model"  # folders of a run
 _NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
@@ -45,6 +45,11 @@ class Cell:
     rate: float
     folder: Path
 
+    @classmethod
+    def of(cls, model: Path, examples: int, seed: int, rate: float = 0.0) -> "Cell":
+        """The run of a rung, in the folder of a model's runs."""
+        return cls(examples, seed, rate, model / f"examples-{examples}-seed-{seed}")
+
 
 class Candidate:
     """A model and a task, ready to be fine-tuned on any of the ladder's subsets; programs are compiled once.
@@ -57,7 +62,8 @@ class Candidate:
       mesh: Devices; all there are, along `fsdp`, where not given.
 
     Raises:
-      InputError: the model cannot be loaded or made into tokens for, or the mesh does not divide it or the batch.
+      InputError: the model cannot be loaded or made into tokens for, or is too large for the memory, or the mesh does
+        not divide it or the batch.
     """
 
     def __init__(
@@ -79,7 +85,17 @@ class Candidate:
         self.evaluation_placement = BatchPlacement(self.mesh, evaluated)
         self.placement.check("batch_size")
         self.evaluation_placement.check("evaluation_batch_size")
-        model = self.pretrained()
+        try:
+            model = self.pretrained()
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            devices = "one device" if self.mesh.size == 1 else f"{self.mesh.size} devices"
+            lora = "" if training.method == "lora" else ", or method lora, which trains few parameters"
+            raise InputError(
+                f"{shorten(source, 400)} does not fit in the memory of {devices}; take a smaller model, or more "
+                f"devices along fsdp{lora}."
+            ) from error
         self._loaded: Model | None = model  # for the first run; later ones read it again
         self.family = model.family.model_type
         self.size = sum(
@@ -93,7 +109,7 @@ class Candidate:
         self.padding = next(
             (t for t in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id) if t is not None), 0
         )
-        self.shapes = model.with_params(_shapes(model.params))
+        self.shapes = model.with_params(shapes_of(model.params))
         self.programs = make_programs(self.shapes, training, self.mesh)
         self.step_flops, self.evaluation_flops = _flops(self)
 
@@ -119,7 +135,7 @@ class Candidate:
 
     def cell(self, examples: int, seed: int, rate: float) -> Cell:
         """The run of a rung."""
-        return Cell(examples, seed, rate, self.folder / f"examples-{examples}-seed-{seed}")
+        return Cell.of(self.folder, examples, seed, rate)
 
     def run(self, cell: Cell, recorder: Recorder, *, save_model: bool = False) -> Result:
         """Fine-tune and test, going on from where an earlier attempt got to; its result is on disk then.
@@ -156,8 +172,8 @@ class Candidate:
                 self.shapes.with_params(join(trained, frozen)).save(cell.folder / MODEL)
         except Diverged as error:
             result = self._result(cell, error.progress, None, str(error))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
                 raise
             result = self._result(cell, progress, None, _NO_ROOM)
         finally:
@@ -174,7 +190,7 @@ class Candidate:
 
     def fingerprint(self, cell: Cell) -> str:
         """Hash of the training examples of a run."""
-        return self.examples.fingerprints[cell.seed][cell.examples]
+        return self.examples.fingerprint(cell.seed, cell.examples)
 
     def test(self, trained: Params, frozen: Params) -> Evaluation:
         """The loss on the test set."""
@@ -211,7 +227,7 @@ class Candidate:
         )
 
     def _result(self, cell: Cell, progress: Progress, test: Evaluation | None, error: str = "") -> Result:
-        test_batches = 0 if test is None else -(-test.examples // self.evaluation_placement.rows)
+        test_batches = self.evaluation_placement.batches(0 if test is None else test.examples)
         return Result(
             model=self.name,
             examples=cell.examples,
@@ -263,5 +279,6 @@ def _compute_dtype(spec: TrainingSpec) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the host or the devices have too little memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
-from lensjax.errors import InputError, shorten
+from lensjax.errors import InputError, one_line, shorten
 from lensjax.models.base import Params
-from lensjax.train.step import State
+from lensjax.train.step import State, shapes_of
 
 Json = Mapping[str, Any]
 
@@ -79,9 +78,9 @@ class Checkpoints:
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(_shapes(state.params)),
-                    optimiser=ocp.args.StandardRestore(_shapes(state.optimiser)),
-                    best=ocp.args.StandardRestore(_shapes(best)),
+                    params=ocp.args.StandardRestore(shapes_of(state.params)),
+                    optimiser=ocp.args.StandardRestore(shapes_of(state.optimiser)),
+                    best=ocp.args.StandardRestore(shapes_of(best)),
                 ),
             )
         return State(found.params, found.optimiser), found.best
@@ -107,10 +106,6 @@ class Checkpoints:
             self._manager.close()
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
-
-
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     """Turns what Orbax raises where a disk is full or a file damaged into one sentence."""
@@ -129,4 +124,4 @@ def _reason(error: Exception) -> str:
     """What the system said, where it is known, else the beginning of a long message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     known = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
-    return known or shorten(" ".join(str(error).split()), 200)
+    return known or one_line(error, 200)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from lensjax.errors import InputError, shorten
+from lensjax.errors import InputError, one_line, shorten
 
 Json = TypeVar("Json")  # what JSON can say
 
@@ -77,7 +77,7 @@ def _join(
             warnings.filterwarnings("ignore", r"\s*Kubernetes environment detected")  # lines that the sentence sums up
             jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
     except Exception as error:  # launchers' environments make JAX raise what they like
-        raise InputError(f"{failed} ({shorten(' '.join(str(error).split()), 120).rstrip('.')}); {mend}.") from error
+        raise InputError(f"{failed} ({one_line(error)}); {mend}.") from error
 
 
 def _launched_together() -> bool:
@@ -194,7 +194,7 @@ def _in_a_sentence() -> Iterator[None]:
         yield
     except OSError as error:
         path = "a file" if error.filename is None else shorten(error.filename, 400)
-        why = error.strerror or shorten(" ".join(str(error).split()), 120)
+        why = error.strerror or one_line(error)
         raise InputError(f"Cannot read or write {path}: {why}; make room, or choose another place.") from error
 
 

@@ -1,30 +1,34 @@
 """From a checkpoint and a task to points of a curve: one for every number of training examples asked for."""
 
+import itertools
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from lensjax.errors import InputError, shorten
-from lensjax.files import check_new_folder, locked, make_folder, write_files
+from lensjax.files import locked, make_folder, write_files
+from lensjax.models.hub import find_folder
+from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.candidate import CHECKPOINTS, MODEL, Candidate, Cell
 from lensjax.train.distributed import on_first, stop_requested, stopping_on_signals
 from lensjax.train.loop import Stopped
-from lensjax.train.prepare import FIRST_RUNG, read_examples
+from lensjax.train.prepare import FIRST_RUNG, Examples, read_examples
 from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.recorder import LOG, Recorder
-from lensjax.train.results import CURVES, Result, read_json, read_result, write_curves, write_result
+from lensjax.train.results import CURVES, LOCK, Result, read_json, read_result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.trackers import check_trackers
 
 SPEC = "spec.json"
+CLAIM = "model.json"  # whose results a model's folder holds
 SEARCH = "learning_rates"  # folder of the runs that a learning rate is chosen by
 
 
@@ -44,30 +48,43 @@ def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
     """
 
     def open_it() -> None:
+        with _opened(out, spec, digest):
+            pass
+
+    on_first(open_it)
+
+
+@contextmanager
+def _opened(out: Path, spec: FinetuneSpec, digest: str) -> Iterator[None]:
+    """Within it, the folder is of that spec, and no other command can change that.
+
+    Raises:
+      InputError: see `open_folder`.
+    """
+    if out.exists() and (not out.is_dir() or _is_foreign(out)):
+        raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
+    make_folder(out)
+    with locked(out / LOCK):
         path = out / SPEC
         found = read_json(path)
         if found is not None and not any(out.glob("*/examples-*")) and not any(out.glob(f"*/{SEARCH}")):
             found = None  # nothing came of that spec
-        elif found is None and out.exists() and (not out.is_dir() or any(map(_is_foreign, out.iterdir()))):
-            raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
         if found is None:
-            if not out.exists():
-                check_new_folder(out)
             content = {"digest": digest, "spec": spec.model_dump(mode="json")}
-            make_folder(out)
             write_files({path: json.dumps(content, indent=2) + "\n"})
         elif found.get("digest") != digest:
             raise InputError(
                 f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new "
                 "folder, or the spec that it was made with."
             )
+        yield
 
-    on_first(open_it)
 
-
-def _is_foreign(path: Path) -> bool:
-    """Whether a file is none that a killed command of ours has left half-written."""
-    return not (path.name.startswith(".lensjax-") and path.suffix == ".part")
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder holds something and no spec, besides what commands leave that were killed before writing one."""
+    names = {path.name for path in folder.iterdir()} - {LOCK}
+    left = {name for name in names if name.startswith(".lensjax-") and name.endswith(".part")}
+    return names != left and read_json(folder / SPEC) is None
 
 
 def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False) -> float:
@@ -87,7 +104,7 @@ def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False
     kept = on_first(lambda: read_json(path))
     if kept is not None and kept.get("data") == candidate.fingerprint(cells[0]):
         return float(str(kept["learning_rate"]))
-    results = [_known(candidate, cell, retry) or _run(candidate, cell, recorder) for cell in cells]
+    results = [_known(candidate.examples, cell, retry) or _run(candidate, cell, recorder) for cell in cells]
     found = {r.learning_rate: r.validation_loss for r in results if r.status == "ok" and r.validation_loss is not None}
     if not found:
         raise InputError(
@@ -115,8 +132,8 @@ def _search_cell(candidate: Candidate, rate: float) -> Cell:
     return Cell(candidate.examples.search, 0, rate, candidate.folder / SEARCH / f"{rate:g}")
 
 
-def _known(candidate: Candidate, cell: Cell, retry: bool) -> Result | None:
-    """The result of a run that is on disk, if it is not to be made again.
+def _known(examples: Examples, cell: Cell, retry: bool, save_model: bool = False) -> Result | None:
+    """The result of a run that is on disk, if it is not to be made again, nor its model to be saved.
 
     Raises:
       InputError: it is of other training examples.
@@ -124,7 +141,7 @@ def _known(candidate: Candidate, cell: Cell, retry: bool) -> Result | None:
 
     def read() -> dict[str, Any] | None:
         found = read_result(cell.folder)
-        if found is not None and found.data != candidate.fingerprint(cell):
+        if found is not None and found.data != examples.fingerprint(cell.seed, cell.examples):
             raise InputError(
                 f"{shorten(cell.folder, 400)} holds a result of other training examples than the source has now; "
                 "give a new folder."
@@ -134,6 +151,8 @@ def _known(candidate: Candidate, cell: Cell, retry: bool) -> Result | None:
             shutil.rmtree(cell.folder, ignore_errors=True)  # from its last checkpoint it would fail again
         if found is not None and found.status == "ok":
             shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)  # where it was killed before doing so
+            if save_model and not (cell.folder / MODEL).exists():
+                found = None
         return None if found is None else found.model_dump(mode="json")
 
     found = on_first(read)
@@ -145,9 +164,11 @@ def _run(candidate: Candidate, cell: Cell, recorder: Recorder, save_model: bool 
     with ExitStack() as held, stopping_on_signals():
 
         def lock() -> None:
-            make_folder(cell.folder)
+            # Another spec may have taken the folder as long as there were no runs in it.
+            with _opened(candidate.out, candidate.spec, candidate.examples.digest):
+                make_folder(cell.folder)
             try:
-                held.enter_context(locked(cell.folder / ".lock", blocking=False))
+                held.enter_context(locked(cell.folder / LOCK, blocking=False))
             except BlockingIOError as error:
                 raise InputError(
                     f"Another command is making {shorten(cell.folder, 400)} at this moment; wait for it, or stop it."
@@ -227,6 +248,11 @@ def measure_curve(
     check_trackers(trackers)
     examples = read_examples(spec, sizes, seeds)
     open_folder(Path(out), spec, examples.digest)
+    finished = _finished(str(source), Path(out) / name, examples, sizes, seeds, retry, save_models)
+    if finished is not None:
+        on_first(lambda: str(write_curves(Path(out))))
+        yield from finished
+        return
     candidate = Candidate(spec, str(source), name, examples, Path(out), mesh)
     _claim(candidate)
     recorder = Recorder(candidate.dtype, candidate.mesh.size, trackers, show=show)
@@ -255,20 +281,44 @@ def measure(
         for examples in sizes:
             rate = choose_rate(candidate, recorder, retry=retry) if examples else 0.0
             cell = candidate.cell(examples, seed, rate)
-            found = _known(candidate, cell, retry)
+            found = _known(candidate.examples, cell, retry, save_models)
             if found is None and not save_models:
                 found = _from_search(candidate, cell)
-            if found is None or (save_models and found.status == "ok" and not on_first((cell.folder / MODEL).exists)):
-                found = _run(candidate, cell, recorder, save_models)
-            yield found
+            yield found or _run(candidate, cell, recorder, save_models)
     on_first(lambda: str(write_curves(candidate.out)))
+
+
+def _finished(
+    source: str,
+    folder: Path,
+    examples: Examples,
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    retry: bool,
+    save_models: bool,
+) -> list[Result] | None:
+    """The results in a model's folder, if all are there and are this model's, so that it need not be loaded."""
+
+    def is_this_models() -> bool:
+        claim = read_json(folder / CLAIM)
+        return claim is not None and claim.get("weights") == weights_fingerprint(find_folder(source))
+
+    if not on_first(is_this_models):
+        return None
+    results = []
+    for seed, size in itertools.product(seeds, sizes):
+        found = _known(examples, Cell.of(folder, size, seed), retry, save_models)
+        if found is None:
+            return None
+        results.append(found)
+    return results
 
 
 def _claim(candidate: Candidate) -> None:
     """Note whose results a model's folder holds; raise InputError where they are another model's."""
 
     def claim() -> None:
-        path = candidate.folder / "model.json"
+        path = candidate.folder / CLAIM
         found = read_json(path)
         if found is None:
             make_folder(candidate.folder)

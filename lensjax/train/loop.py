@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-import jax
-
 from lensjax.data.batches import BatchPlan, Lengths, example_lengths, fits, training_batches
 from lensjax.data.tokens import Tokens
 from lensjax.errors import InputError
@@ -18,7 +16,7 @@ from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.optimiser import learning_rate
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
-from lensjax.train.step import Programs, StepMetrics
+from lensjax.train.step import Programs, StepMetrics, shapes_of
 
 _MINUTE = 60.0
 _OFTEN = 500  # steps between validations, at most
@@ -139,7 +137,7 @@ def fine_tune(
         _check_identity(record["identity"], run.identity, checkpoints)
         progress = Progress(**record["progress"])
         lengths = _as_lengths(record["lengths"])
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+        like = shapes_of(state)
         del state  # for its room
         state, best = checkpoints.restore(step, like, like.params)
     else:
@@ -150,7 +148,7 @@ def fine_tune(
     steps, every = planned_steps(spec, plan.steps_per_epoch)
     training, validating = placements
     used = needed.sum(axis=1)
-    per_validation = run.evaluation_flops * -(-len(run.validation) // validating.rows)
+    per_validation = run.evaluation_flops * validating.batches(len(run.validation))
     batches = training_batches(
         run.train, plan, lengths, training.local_rows(), run.padding, range(progress.step, steps)
     )

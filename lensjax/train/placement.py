@@ -42,6 +42,10 @@ class BatchPlacement:
                 f"choose a multiple of {split * self.parts}, or another mesh."
             )
 
+    def batches(self, examples: int) -> int:
+        """Batches that hold so many examples, of which the last may have empty rows."""
+        return -(-examples // self.rows)
+
     def local_rows(self) -> list[int]:
         """The rows that devices of this process hold, in the order of the array that `to_devices` takes."""
         each = self.rows // self.parts

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ class Examples:
     digest: str
     fingerprints: Mapping[int, Mapping[int, str]]
     search: int
+
+    def fingerprint(self, seed: int, size: int) -> str:
+        """Hash of the first so many training examples of a seed."""
+        return self.fingerprints[seed][size]
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,12 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     def make() -> list[str]:
         tokenizer = model.tokenizer
         kind = _kind(tokenizer, spec, encoder_decoder)
+        # The training examples may be many, and their fingerprints are known.
+        train = [(examples.fingerprint(seed, len(rows)), rows) for seed, rows in examples.train.items()]
+        held_out = [(fingerprint(rows), rows) for rows in (examples.validation, examples.test)]
         names = []
-        for rows in (*examples.train.values(), examples.validation, examples.test):
-            names.append(hashlib.sha256((kind + fingerprint(rows)).encode()).hexdigest()[:16])
+        for found, rows in (*train, *held_out):
+            names.append(hashlib.sha256((kind + found).encode()).hexdigest()[:16])
             folder = out / FOLDER / names[-1]
             if not folder.exists():
                 tokens = tokenise(rows, tokenizer, spec, encoder_decoder=encoder_decoder)
@@ -110,6 +118,8 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
                 except InputError:
                     if not folder.exists():  # or else another command has just made them
                         raise
+            for left in folder.parent.glob(f".{folder.name}-*"):  # by commands that were killed while writing them
+                shutil.rmtree(left, ignore_errors=True)
         return names
 
     *train, validation, test = (Tokens.load(out / FOLDER / name) for name in on_first(make))

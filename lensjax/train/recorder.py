@@ -36,6 +36,9 @@ class Recorder:
       devices: Number of devices that share the work.
       trackers: Names out of `TRACKERS`.
       show: Whether to show progress on standard error: a live line where that is a terminal, else one per validation.
+
+    Raises:
+      InputError: while it observes, the log cannot be written.
     """
 
     def __init__(self, dtype: str, devices: int, trackers: Sequence[str] = (), *, show: bool = False) -> None:
@@ -106,7 +109,8 @@ class Recorder:
     def _write(self, progress: Progress, values: Mapping[str, float]) -> None:
         if self._file is None:
             return
-        line = {"step": progress.step, "seconds": round(progress.seconds, 4), **values}
+        times = {"seconds": round(progress.seconds, 4), "seconds_waiting": round(progress.waiting, 4)}
+        line = {"step": progress.step, **times, **values}
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
@@ -145,10 +149,15 @@ class Recorder:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop what a log says of later steps, and lines that were not written whole."""
+    """Drop what a log says of later steps, and lines that were not written whole.
+
+    Raises:
+      InputError: it cannot be written.
+      OSError: it cannot be read.
+    """
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= step]
     write_files({path: "".join(line + "\n" for line in kept)})
 
 

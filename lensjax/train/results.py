@@ -13,6 +13,7 @@ from lensjax.files import locked, write_files
 
 RESULT = "result.json"
 CURVES = "curves.csv"
+LOCK = ".lock"  # held by a command while it changes what others may change too
 
 
 class Result(BaseModel):
@@ -99,7 +100,7 @@ def write_curves(folder: Path) -> Path:
       InputError: a result cannot be read, or the folder not written.
     """
     path = folder / CURVES
-    with locked(folder / ".lock"):
+    with locked(folder / LOCK):
         found = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
         results = sorted((r for r in found if r is not None), key=lambda r: (r.model, r.seed, r.examples))
         text = io.StringIO()

@@ -131,6 +131,11 @@ def state_shapes(model: Model, spec: TrainingSpec, mesh: Mesh) -> State:
     return State(trained, placed)
 
 
+def shapes_of(tree: Any) -> Any:
+    """Shapes, types and shardings of a pytree's arrays, without their values."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
 def as_counted(model: Model) -> Model:
     """The same model as its cost is counted: no layer is recomputed, and attention is made of products."""
     module = nnx.merge(model.graphdef, jax.eval_shape(lambda params: params, model.params))

@@ -184,9 +184,12 @@ def test_fetches_what_is_needed_and_never_a_pickle(hub: Hub, checkpoint: Path) -
         "consolidated.safetensors": b"the same again",
         "README.md": b"",
     }
-    folder = find_folder("a/llama", weights=False)
+    folder = find_folder("a/llama", what="config")
     assert hub.fetched == ["config.json"]
     assert read_config(folder).model_type == "llama"
+
+    assert find_folder("a/llama", what="tokenizer") == folder
+    assert sorted(hub.fetched) == sorted(file for file in contents(checkpoint) if not file.startswith("model"))
 
     assert find_folder("a/llama") == folder  # what the cache lacks is fetched
     assert sorted(hub.fetched) == sorted(contents(checkpoint))

@@ -22,6 +22,11 @@ def test_every_device_holds_its_rows(axes, parts):
     assert placement.shapes((3,))["labels"].shape == placed.shape
 
 
+@pytest.mark.parametrize(("examples", "batches"), [(0, 0), (1, 1), (16, 1), (17, 2)])
+def test_the_last_batch_may_have_empty_rows(examples, batches):
+    assert BatchPlacement(make_mesh("fsdp=8"), 16).batches(examples) == batches
+
+
 def test_a_mesh_that_does_not_divide_the_batch_is_named():
     BatchPlacement(make_mesh("fsdp=8"), 16).check("batch_size")
     with pytest.raises(InputError, match=r"training.batch_size puts 6 examples .* 8 devices .* multiple of 16"):

@@ -19,13 +19,14 @@ def test_log_has_a_line_for_every_step_and_validation(tmp_path, capsys):
     with recorder.run("tiny", tmp_path):
         recorder.begin(Progress(), 4)
         recorder.step(Progress(step=1, tokens=100, flops=10**8, seconds=0.5), 4, METRICS)
-        recorder.step(Progress(step=2, tokens=300, flops=2 * 10**8, seconds=1.0), 4, METRICS)
+        recorder.step(Progress(step=2, tokens=300, flops=2 * 10**8, seconds=1.0, waiting=0.25), 4, METRICS)
         recorder.validation(Progress(step=2, seconds=1.5, best_loss=1.0, best_step=2), Evaluation(1.0, 0.1, 5, 50))
     first, second, validation = map(json.loads, (tmp_path / LOG).read_text().splitlines())
     assert first["tokens_per_second"] == pytest.approx(200)
     assert first["model_flops_utilisation"] == pytest.approx(0.2)
     assert second["tokens_per_second"] == pytest.approx(300)
     assert second["seconds_left"] == pytest.approx(1.0)
+    assert (second["seconds"], second["seconds_waiting"]) == (1.0, 0.25)
     assert validation["validation_loss"] == 1.0
     assert "tiny: step 2, validation loss 1.0000" in capsys.readouterr().err
 
@@ -44,6 +45,9 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path):
     path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 9)) + '{"step": 9, "lo')
     keep_until(path, 5)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    path.write_bytes(path.read_bytes() + b"\xff\x00" * 40)  # as after a power cut
+    keep_until(path, 3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_tensorboard_gets_the_same_values(tmp_path):

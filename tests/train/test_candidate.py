@@ -1,0 +1,94 @@
+"""A model that is too large, before training and in it."""
+
+import json
+
+import jax
+import pytest
+
+import lensjax.models
+from lensjax.cli import main
+from lensjax.errors import InputError
+from lensjax.train.candidate import Candidate
+from lensjax.train.prepare import read_examples
+from lensjax.train.recorder import Recorder
+
+DEVICE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.\nAnd more.")
+HOST = MemoryError("Unable to allocate 16.0 GiB")
+
+
+@pytest.fixture
+def make_candidate(make_spec, pretrained, tmp_path):
+    """Makes a candidate that is to be tested without training, on a number of devices."""
+
+    def make(devices=1, **training):
+        spec = make_spec(**training)
+        mesh = lensjax.models.make_mesh(f"fsdp={devices}", jax.devices()[:devices])
+        return Candidate(spec, str(pretrained("gpt2")), "tiny", read_examples(spec, [0], [0]), tmp_path / "out", mesh)
+
+    return make
+
+
+@pytest.fixture
+def load_fails(monkeypatch):
+    """Makes loading a model raise an error."""
+
+    def make(error):
+        def load(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr("lensjax.train.candidate.load", load)
+
+    return make
+
+
+@pytest.mark.parametrize("error", [DEVICE, HOST], ids=["devices", "host"])
+def test_a_model_that_does_not_fit_is_named_in_one_sentence(make_candidate, load_fails, pretrained, error):
+    load_fails(error)
+    with pytest.raises(InputError, match="gpt2 does not fit in the memory of one device; take a smaller") as caught:
+        make_candidate()
+    assert str(caught.value).startswith(str(pretrained("gpt2")))
+    assert str(caught.value).endswith("or method lora, which trains few parameters.")
+    with pytest.raises(InputError, match=r"of 2 devices; take a smaller model, or more devices along fsdp\.$"):
+        make_candidate(2, method="lora")
+
+
+def test_the_command_ends_with_2(save_task, load_fails, pretrained, tmp_path, capsys):
+    load_fails(DEVICE)
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            [
+                "finetune",
+                str(save_task()),
+                "--model",
+                str(pretrained("gpt2")),
+                "--examples",
+                "0",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+    said = capsys.readouterr().err
+    assert said.startswith("lensjax: ")
+    assert said.count("\n") == 1
+    assert "does not fit in the memory of 8 devices" in said
+
+
+def test_other_errors_of_devices_are_not_taken_for_it(make_candidate, load_fails):
+    load_fails(jax.errors.JaxRuntimeError("INTERNAL: the device is on fire"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="on fire"):
+        make_candidate()
+
+
+@pytest.mark.parametrize("error", [DEVICE, HOST], ids=["devices", "host"])
+def test_a_run_that_does_not_fit_is_a_failed_row(make_candidate, monkeypatch, error):
+    candidate = make_candidate()
+
+    def test(*args):
+        raise error
+
+    monkeypatch.setattr(candidate, "test", test)
+    cell = candidate.cell(0, 0, 0.0)
+    result = candidate.run(cell, Recorder(candidate.dtype, 1))
+    assert result.status == "failed"
+    assert "ran out of memory; lower batch_size" in result.error
+    assert json.loads((cell.folder / "result.json").read_text())["status"] == "failed"

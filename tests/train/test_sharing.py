@@ -1,0 +1,124 @@
+"""Commands that share a folder of results, and those that find theirs finished."""
+
+import json
+from threading import Thread
+
+import jax
+import pytest
+
+import lensjax.models
+from lensjax.errors import InputError
+from lensjax.files import locked
+from lensjax.train.candidate import Candidate
+from lensjax.train.ladder import choose_rate, measure, measure_curve, open_folder
+from lensjax.train.prepare import read_examples
+from lensjax.train.recorder import Recorder
+from lensjax.train.results import Result, write_result
+
+
+@pytest.fixture
+def mesh():
+    return lensjax.models.make_mesh("data=1", jax.devices()[:1])
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The models that are loaded from here on."""
+    import lensjax.train.candidate
+
+    loaded, load = [], lensjax.train.candidate.load
+    monkeypatch.setattr("lensjax.train.candidate.load", lambda *args, **how: loaded.append(args) or load(*args, **how))
+    return loaded
+
+
+def test_a_finished_command_loads_no_model(make_spec, pretrained, mesh, loads, tmp_path):
+    spec, out = make_spec(validation=4, test=8), tmp_path / "out"
+
+    def results(model_type="gpt2", seeds=(0,), **how):
+        how = {"seeds": seeds, "name": "tiny", "mesh": mesh} | how
+        return list(measure_curve(spec, pretrained(model_type), out, [0], **how))
+
+    first = results()
+    assert len(loads) == 1
+    table = (out / "curves.csv").read_bytes()
+    (out / "curves.csv").unlink()
+    left = out / "tiny" / "examples-0-seed-0" / "checkpoints"
+    left.mkdir()
+    assert results() == results(retry=True) == first
+    assert len(loads) == 1
+    assert (out / "curves.csv").read_bytes() == table
+    assert not left.exists()
+
+    with pytest.raises(InputError, match="tiny holds results of another model"):
+        results("llama")
+    assert len(loads) == 2
+    assert results(save_models=True)[0].loss == first[0].loss
+    assert len(loads) == 3
+    assert results(save_models=True) == results()
+    assert len(loads) == 3
+    assert [result.seed for result in results(seeds=(0, 1))] == [0, 1]
+    assert len(loads) == 4
+
+    path = left.with_name("result.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "loss": None, "error": "it rained"}))
+    assert results()[0].error == "it rained"
+    assert len(loads) == 4
+    assert results(retry=True)[0].loss == first[0].loss
+    assert len(loads) == 5
+
+
+def test_of_two_specs_in_a_new_folder_the_first_that_runs_has_it(make_spec, pretrained, mesh, tmp_path):
+    out = tmp_path / "out"
+
+    def begin(name, **fields):
+        spec = make_spec(test=8, **fields)
+        examples = read_examples(spec, [0], [0])
+        open_folder(out, spec, examples.digest)
+        return Candidate(spec, str(pretrained("gpt2")), name, examples, out, mesh)
+
+    def run(candidate):
+        return list(measure(candidate, [0], [0], Recorder(candidate.dtype, 1)))
+
+    one, two = begin("one", validation=4), begin("two", validation=6)
+    assert json.loads((out / "spec.json").read_text())["digest"] == two.examples.digest
+    (result,) = run(one)
+    assert json.loads((out / "spec.json").read_text())["digest"] == one.examples.digest == result.spec
+    with pytest.raises(InputError, match="out holds results of another spec"):
+        run(two)
+    assert list(out.glob("*/examples-*")) == [one.cell(0, 0, 0.0).folder]
+
+
+def test_what_a_killed_search_left_is_removed(make_spec, pretrained, mesh, tmp_path):
+    spec = make_spec(test=8, validation=4, learning_rate=[1e-3, 1e-2])
+    examples = read_examples(spec, [200], [0])
+    candidate = Candidate(spec, str(pretrained("gpt2")), "tiny", examples, tmp_path / "out", mesh)
+    about = {"model": "tiny", "examples": 200, "seed": 0, "size": 1, "family": "gpt2", "loss": 1.0}
+    left = []
+    for rate in (1e-3, 1e-2):  # killed between writing the last result and removing its checkpoints
+        run = candidate.folder / "learning_rates" / f"{rate:g}"
+        left.append(run / "checkpoints" / "9")
+        left[-1].mkdir(parents=True)
+        data = examples.fingerprint(0, 200)
+        write_result(run, Result(**about, learning_rate=rate, validation_loss=1 / rate, data=data))
+    assert choose_rate(candidate, Recorder(candidate.dtype, 1)) == 1e-2
+    assert not any(folder.parent.exists() for folder in left)
+
+
+def test_folders_are_opened_one_command_at_a_time(make_spec, tmp_path):
+    spec, out = make_spec(), tmp_path / "out"
+    out.mkdir()
+    with locked(out / ".lock"):
+        other = Thread(target=open_folder, args=(out, spec, "one"))
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+        assert not (out / "spec.json").exists()
+    other.join(60)
+    assert json.loads((out / "spec.json").read_text())["digest"] == "one"
+
+
+def test_a_file_of_the_name_that_is_no_spec_is_not_written_over(make_spec, tmp_path):
+    (tmp_path / "spec.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match="is there already and holds something else"):
+        open_folder(tmp_path, make_spec(), "one")
+    assert (tmp_path / "spec.json").read_text() == "[1, 2]"
