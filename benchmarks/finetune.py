@@ -8,59 +8,47 @@ work on the machine slows all of them alike. Without torch and accelerate, `trai
 """
 
 import contextlib
-import gc
 import io
-import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
+import hf_trainer
 import jax
-import numpy as np
-import transformers
 import tyro
-from fit import Json, ratios, rounded, summary, timed
-from machine import describe
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from parts import RATIO, Json, Promise, Stopwatch, compared, run_parts, timed, use_cpu
+from spelling import RATE, SEED, candidate_on, numbers
 from transformers import GPT2Config, LlamaConfig
 
 import lensjax.models
-from lensjax.data.batches import collate
-from lensjax.data.spec import read_spec
-from lensjax.models import make_mesh
 from lensjax.models.lora import split_trainable
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.flops import matmul_flops, peak_flops
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.loop import Progress, Run, fine_tune
-from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder
-from lensjax.train.spec import FinetuneSpec
 from lensjax.train.step import as_counted, make_programs, state_shapes
 
 Part = Literal["trainer", "input", "ladder", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "transformers", "lensjax")
-PEERS = ("torch", "accelerate")
-RATE = 1e-4
-SEED = 0
+COLUMNS = {
+    "median s": "median_s",
+    "tokens/s": "tokens_per_second",
+    "ratio": "ratio_within_turns",
+    "of peak": "utilisation",
+}
 
 NOTES = {
     "times": "wall seconds of a step in the steady state: `steps` of them were timed together after `warm_up` others, "
     "with making batches, clipping, AdamW and reading off the loss",
-    "ratio": "time of the peer over time of lensjax; above 1, lensjax is faster; `within_turns` is the median of the "
-    "ratios within each turn, in which each contender runs once",
+    "ratio": RATIO,
     "trainer": "float32 on the CPU with as many threads as cores, from the same weights, on the same rows, without "
     "dropout, evaluation, saving or logging; lensjax is `fine_tune` itself, the peer transformers' Trainer with fused "
     "AdamW, whose rows are tensors in memory, with either attention",
@@ -82,7 +70,8 @@ class Plan:
     warm_up: int
     steps: int
     repeats: int
-    waits: tuple[int, int]  # steps of `input`, of GPT-2 and of the small model
+    waits: Mapping[str, tuple[int, int]]  # steps and batch sizes of `input`
+    waits_examples: int
     largest: int  # rung
     rung_steps: int
     gpu_shape: tuple[int, int]
@@ -96,20 +85,22 @@ FULL = Plan(
     warm_up=1,
     steps=4,
     repeats=3,
-    waits=(5, 200),
+    waits={"gpt2": (5, 8), "small": (200, 32)},
+    waits_examples=2000,
     largest=12_800,
     rung_steps=30,
     gpu_shape=(16, 1024),
     gpu_steps=20,
 )
-QUICK = Plan(
+QUICK = Plan(  # whose parts have programs in common
     gpt2={"vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4},
-    shape=(2, 16),
+    shape=(8, 40),
     small={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
     warm_up=1,
     steps=2,
     repeats=1,
-    waits=(4, 8),
+    waits={"gpt2": (1, 8), "small": (8, 16)},
+    waits_examples=400,
     largest=400,
     rung_steps=4,
     gpu_shape=(2, 64),
@@ -129,28 +120,19 @@ def benchmark(
         quick: Only try the script on tiny models; one process does all parts, and the numbers mean nothing.
         out: File to write.
     """
-    plan, console = QUICK if quick else FULL, Console()
-    found: Json = {"benchmark": "finetune", "quick": quick, "notes": NOTES, "parts": {}}
-    if out.exists():
-        before = json.loads(out.read_text(encoding="utf-8"))
-        found["parts"] = before["parts"] if before["quick"] == quick else {}
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # processes inherit it
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # torch needs memory of the same GPU
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=None if quick else 1) as fresh:
-        for part in parts:
-            with console.status(part):
-                described = describe(*PACKAGES)
-                measured = fresh.submit(MEASURES[part], plan).result()
-            if measured is None:
-                console.print(f"{part} is skipped: JAX has no GPU here.")
-            else:
-                found["parts"][part] = described | measured
-    found["parts"] = {name: found["parts"][name] for name in MEASURES if name in found["parts"]}
-    found["targets"] = targets(found["parts"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rounded(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    show(found, console)
-    console.print(f"Wrote {out}")
+    run_parts(
+        "finetune",
+        MEASURES,
+        QUICK if quick else FULL,
+        parts,
+        out,
+        quick=quick,
+        notes=NOTES,
+        packages=PACKAGES,
+        targets=targets,
+        columns=COLUMNS,
+    )
 
 
 def trainer(plan: Plan) -> Json:
@@ -159,10 +141,10 @@ def trainer(plan: Plan) -> Json:
     config = gpt2_config(plan, plan.shape[1])
     with prepared(config, plan, plan.shape, dtype="float32") as candidate:
         contenders: dict[str, Callable[[], float]] = {"lensjax": partial(our_step, candidate, plan)}
-        for name in ("eager", "sdpa") if peers() else ():
-            theirs = make_trainer(candidate, plan, {"attn_implementation": name}, use_cpu=True)
-            contenders[f"Trainer, {name}"] = partial(their_step, theirs, plan)
-        found = {"threads": os.cpu_count(), **compared(contenders, plan, plan.shape)}
+        for name in ("eager", "sdpa") if hf_trainer.installed() else ():
+            theirs = hf_trainer.make_trainer(candidate, SEED, {"attn_implementation": name}, use_cpu=True)
+            contenders[f"Trainer, {name}"] = partial(hf_trainer.their_step, theirs, plan.warm_up)
+        found = {"threads": os.cpu_count(), **step_times(contenders, plan, plan.shape)}
         return about(candidate, plan.shape) | found
 
 
@@ -175,11 +157,11 @@ def gpu(plan: Plan) -> Json | None:
     peak = peak_flops(device, "bfloat16")
     with prepared(gpt2_config(plan, shape[1]), plan, shape, dtype="bfloat16", attention="cudnn") as candidate:
         contenders: dict[str, Callable[[], float]] = {"lensjax": partial(our_step, candidate, plan)}
-        if peers():
+        if hf_trainer.installed():
             settings = {"bf16": True, "tf32": True, "torch_compile": True, "dataloader_pin_memory": True}
-            theirs = make_trainer(candidate, plan, {"attn_implementation": "sdpa"}, **settings)
-            contenders["Trainer, compiled"] = partial(their_step, theirs, plan)
-        found = compared(contenders, plan, shape)
+            theirs = hf_trainer.make_trainer(candidate, SEED, {"attn_implementation": "sdpa"}, **settings)
+            contenders["Trainer, compiled"] = partial(hf_trainer.their_step, theirs, plan.warm_up)
+        found = step_times(contenders, plan, shape)
         flops = step_flops(candidate)
     for times in (found[name] for name in contenders):
         times["utilisation"] = None if peak is None else flops / times["median_s"] / peak
@@ -190,11 +172,11 @@ def gpu(plan: Plan) -> Json | None:
 def waiting(plan: Plan) -> Json:
     """Shares of the time of training that are spent waiting for batches, of GPT-2 and of a model with short steps."""
     use_cpu()
-    cases = {"gpt2": (gpt2_config(plan, 128), plan.waits[0], 8), "small": (small_config(plan), plan.waits[1], 32)}
-    found = {}
-    for name, (config, steps, batch_size) in cases.items():
-        with candidate_on(config, numbers(2200), steps, batch_size, 2000, dtype="float32") as candidate:
-            _, progress = [train(candidate, Stopwatch(0, 0)) for _ in range(2)]  # the first compiles
+    found, examples = {}, plan.waits_examples
+    for name, config in (("gpt2", gpt2_config(plan, 128)), ("small", small_config(plan))):
+        steps, batch_size = plan.waits[name]
+        with candidate_on(config, numbers(examples + 200), steps, batch_size, examples, dtype="float32") as candidate:
+            _, progress = [train(candidate, Steps(0, 0)) for _ in range(2)]  # the first compiles
             found[name] = {
                 "parameters": candidate.size,
                 "batch": [batch_size, *candidate.tokens.lengths[1]],
@@ -241,79 +223,8 @@ def prepared(config: Any, plan: Plan, shape: tuple[int, int], **training: Any) -
         yield candidate
 
 
-@contextlib.contextmanager
-def candidate_on(
-    config: Any,
-    rows: list[dict[str, str]],
-    steps: int,
-    batch_size: int,
-    examples: int | list[int],
-    limits: Mapping[str, int] | None = None,
-    **training: Any,
-) -> Iterator[Candidate]:
-    """A candidate with random weights, on one device, and the task of those rows, all in a folder that goes away."""
-    held_out = {"validation": batch_size, "test": batch_size}
-    how = {"batch_size": batch_size, "max_steps": steps, "epochs": 1000, "learning_rate": RATE, "patience": 1000}
-    content = {"source": {"files": "rows.jsonl"}, "prompt": "{number}:", "target": " {words}", **held_out}
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        (folder / "task.yaml").write_text(json.dumps(content | dict(limits or {}) | {"training": how | training}))
-        save_tokenizer(folder / "model")
-        model = lensjax.models.from_config(config)
-        model.save(folder / "weights")
-        for file in (folder / "weights").iterdir():
-            file.rename(folder / "model" / file.name)
-        del model
-        spec = read_spec(folder / "task.yaml", FinetuneSpec)
-        chosen = read_examples(spec, [examples] if isinstance(examples, int) else examples, [SEED])
-        mesh = make_mesh("fsdp=1", jax.devices()[:1])
-        yield Candidate(spec, str(folder / "model"), "model", chosen, folder / "results", mesh)
-
-
-def save_tokenizer(folder: Path) -> None:
-    """A byte-level BPE tokenizer of the words of the task."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    teacher = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([f"{row['number']}: {row['words']}" for row in numbers(1000)], teacher)
-    end = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **end).save_pretrained(folder)
-
-
-def numbers(count: int) -> list[dict[str, str]]:
-    """Different numbers and their names, a third of them small ones."""
-    chosen = (i if i % 3 == 0 else 100_000 + i * 7919 % 9_000_000 for i in range(count))
-    return [{"number": f"{n:,}", "words": name_of(n)} for n in chosen]
-
-
-def name_of(n: int) -> str:
-    """A number below ten million in English."""
-    if n < 20:
-        return ONES[n]
-    if n < 100:
-        return TENS[n // 10] + (f"-{ONES[n % 10]}" if n % 10 else "")
-    size, unit = next((size, unit) for size, unit in UNITS if n >= size)
-    return f"{name_of(n // size)} {unit}" + (f" {name_of(n % size)}" if n % size else "")
-
-
-ONES = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())  # noqa: SIM905
-ONES += tuple(f"{start}teen" for start in ("thir", "four", "fif", "six", "seven", "eigh", "nine"))
-TENS = ("zero", "ten", *(f"{start}ty" for start in ("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine")))
-UNITS = ((10**6, "million"), (1000, "thousand"), (100, "hundred"))
-
-
-class Stopwatch:
-    """Observes a run, and times the steps between two of them."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last = first, last
-        self.began = self.ended = 0.0
+class Steps(Stopwatch):
+    """Observes a run of ours."""
 
     def begin(self, progress: Progress, steps: int) -> None:
         pass
@@ -323,17 +234,6 @@ class Stopwatch:
 
     def validation(self, progress: Progress, found: Any) -> None:
         pass
-
-    def mark(self, step: int) -> None:
-        """A step has ended."""
-        now = time.perf_counter()
-        self.began = now if step == self.first else self.began
-        self.ended = now if step == self.last else self.ended
-
-    @property
-    def seconds(self) -> float:
-        """Of one step."""
-        return (self.ended - self.began) / (self.last - self.first)
 
 
 def train(candidate: Candidate, observer: Any) -> Progress:
@@ -361,96 +261,21 @@ def train(candidate: Candidate, observer: Any) -> Progress:
 def our_step(candidate: Candidate, plan: Plan) -> float:
     """Seconds of a step of ours."""
     assert candidate.spec.training.max_steps is not None
-    watch = Stopwatch(plan.warm_up, candidate.spec.training.max_steps)
+    watch = Steps(plan.warm_up, candidate.spec.training.max_steps)
     train(candidate, watch)
     return watch.seconds
 
 
-def make_trainer(candidate: Candidate, plan: Plan, model: Mapping[str, Any], **settings: Any) -> Any:
-    """A Trainer of the same model on the same rows; settings are fields of its TrainingArguments."""
-    import torch
-
-    tokens, training = candidate.tokens.train[SEED], candidate.spec.training
-    rows = collate(tokens, range(len(tokens)), range(len(tokens)), candidate.tokens.lengths[1], candidate.padding)
-    columns = {name: torch.from_numpy(array).long() for name, array in rows.items()}
-    quiet = dict.fromkeys(("logging_strategy", "save_strategy", "eval_strategy", "report_to"), "no")
-    arguments = transformers.TrainingArguments(
-        output_dir=tempfile.gettempdir(),
-        per_device_train_batch_size=training.batch_size,
-        max_steps=training.max_steps,
-        learning_rate=RATE,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.clip,
-        optim="adamw_torch_fused",
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        seed=SEED,
-        **(quiet | {"report_to": "none", "dataloader_pin_memory": False} | settings),
-    )
-    made = transformers.AutoModelForCausalLM.from_pretrained(candidate.source, dtype=torch.float32, **model)
-    check_same_loss(candidate, made, {name: column[: training.batch_size] for name, column in columns.items()})
-    trainer = transformers.Trainer(
-        model=made,
-        args=arguments,
-        train_dataset=[{name: column[i] for name, column in columns.items()} for i in range(len(tokens))],
-        data_collator=transformers.default_data_collator,
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    return trainer
-
-
-def check_same_loss(candidate: Candidate, peer: Any, batch: Mapping[str, Any]) -> None:
-    """Fail where the two models do not compute the same."""
-    import torch
-
-    with torch.no_grad():
-        theirs = float(peer.eval()(**batch).loss)
-    trained, frozen = split_trainable(candidate.pretrained().params)
-    arrays = candidate.placement.to_devices({name: column.numpy().astype(np.int32) for name, column in batch.items()})
-    sums, counts = candidate.programs.losses(trained, frozen, arrays)
-    ours = float(sums.sum() / counts.sum())
-    precision = 1e-5 if candidate.dtype == "float32" else 1e-2
-    assert np.isclose(ours, theirs, rtol=precision), f"the contenders do not compute the same: {ours}, {theirs}"
-
-
-def their_step(trainer: Any, plan: Plan) -> float:
-    """Seconds of a step of the Trainer's."""
-    import torch
-
-    watch = Stopwatch(plan.warm_up, trainer.args.max_steps)
-
-    class Callback(transformers.TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            if torch.cuda.is_available() and state.global_step in (watch.first, watch.last):
-                torch.cuda.synchronize()
-            watch.mark(state.global_step)
-
-    callback = Callback()
-    trainer.add_callback(callback)
-    trainer.train()
-    trainer.remove_callback(callback)
-    return watch.seconds
-
-
-def compared(contenders: Mapping[str, Callable[[], float]], plan: Plan, shape: tuple[int, int]) -> Json:
-    """Seconds of a step of every contender, all taking turns, and the ratios of the others to the first."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(plan.repeats):
-        for name, call in contenders.items():
-            gc.collect()
-            times[name].append(call())
-    first, *others = times
-    found = {name: summary(measured) for name, measured in times.items()}
-    for name in times:
-        found[name]["tokens_per_second"] = shape[0] * shape[1] / found[name]["median_s"]
-    for name in others:
-        within = float(np.median(np.divide(times[name], times[first])))
-        found[name] |= ratios(found[name], found[first]) | {"ratio_within_turns": within}
+def step_times(contenders: Mapping[str, Callable[[], float]], plan: Plan, shape: tuple[int, int]) -> Json:
+    """Seconds of a step of every contender, and what they make of them."""
+    found = compared(contenders, plan.repeats)
+    for times in found.values():
+        times["tokens_per_second"] = shape[0] * shape[1] / times["median_s"]
     return {"warm_up": plan.warm_up, "repeats": plan.repeats, **found}
 
 
 def about(candidate: Candidate, shape: tuple[int, int]) -> Json:
-    installed = {name: version(name) for name in PEERS if find_spec(name)}
+    installed = {name: version(name) for name in hf_trainer.PACKAGES if find_spec(name)}
     steps = candidate.spec.training.max_steps
     return {"peers": installed, "parameters": candidate.size, "batch": list(shape), "steps": steps}
 
@@ -476,14 +301,9 @@ def small_config(plan: Plan) -> Any:
     return LlamaConfig(vocab_size=512, bos_token_id=0, eos_token_id=0, **heads, **plan.small)
 
 
-def peers() -> bool:
-    """Whether torch and what its Trainer needs are installed."""
-    return all(find_spec(name) is not None for name in PEERS)
-
-
-def targets(parts: Mapping[str, Json]) -> list[Json]:
+def targets(parts: Mapping[str, Json]) -> list[Promise]:
     """What we promised ourselves, beside what was measured, in turns."""
-    promised: list[tuple[str, float, float]] = []
+    promised: list[Promise] = []
     for part in ("trainer", "gpu"):
         found = parts.get(part, {})
         within = [found[name]["ratio_within_turns"] for name in found if name.startswith("Trainer")]
@@ -494,35 +314,7 @@ def targets(parts: Mapping[str, Json]) -> list[Json]:
         promised += [(f"share of the time of {model} spent waiting", 0.05, share) for model, share in shares]
     if "ladder" in parts:
         promised.append(("programs compiled by a ladder", 3, parts["ladder"]["programs_in_all"]))
-    return [
-        {"what": what, "at_most": limit, "measured": value, "met": value <= limit} for what, limit, value in promised
-    ]
-
-
-def show(found: Json, console: Console) -> None:
-    """Print the numbers as two tables."""
-    times = Table("", "median s", "tokens/s", "ratio", "of peak", box=SIMPLE, title="A step")
-    for part, measured in found["parts"].items():
-        for name, value in measured.items():
-            if isinstance(value, dict) and "median_s" in value:
-                keys = ("median_s", "tokens_per_second", "ratio_within_turns", "utilisation")
-                cells = (f"{value[key]:.3g}" if value.get(key) is not None else "" for key in keys)
-                times.add_row(f"{part}, {name}", *cells)
-    goals = Table("", "at most", "measured", "met", box=SIMPLE, title="Targets")
-    for goal in found["targets"]:
-        goals.add_row(goal["what"], f"{goal['at_most']:g}", f"{goal['measured']:.3g}", "yes" if goal["met"] else "no")
-    console.print(times, goals)
-
-
-def use_cpu() -> None:
-    """All cores for both sides, and no messages of transformers among the tables."""
-    jax.config.update("jax_platforms", "cpu")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    if peers():
-        import torch
-
-        torch.set_num_threads(os.cpu_count() or 1)
+    return promised
 
 
 MEASURES: Mapping[Part, Callable[[Plan], Json | None]] = {

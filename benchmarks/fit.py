@@ -8,7 +8,6 @@ ones of 30 models on FLAN where `$LENSJAX_BENCHMARKS` has them, else simulated; 
 simulated.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -16,17 +15,16 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import tyro
 from machine import describe, peak_memory_gb
+from parts import Json, Promise, conclude, processes, ratios, summary, timed
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
@@ -36,9 +34,6 @@ from lensjax.curves import CurveTable
 from lensjax.datasets import SIZES, VARIABLE, available, rectified, simulated
 from lensjax.fit.joint import fit_joint
 from lensjax.fit.per_model import MAX_ALPHA, MAX_BETA, MIN_ALPHA, MIN_BETA, fit_per_model
-
-T = TypeVar("T")
-Json = dict[str, Any]
 
 TARGET = SIZES[-1]  # examples to predict for
 FAMILY = 8  # simulated models in a family, about
@@ -70,7 +65,7 @@ def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json
     """Measure, print a table, and write JSON.
 
     Args:
-        quick: Only try the script on tiny tables; processes and compilations are shared, and the times mean nothing.
+        quick: Only try the script on tiny tables; one process does all cases, and the times mean nothing.
         out: File to write.
     """
     plan, console = QUICK if quick else Plan(), Console()
@@ -99,47 +94,29 @@ def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json
         },
     }
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
-        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = str(quick)  # processes inherit it
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         # Processes are spawned by this one, which does nothing but import: see `peak_memory_gb`.
-        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=None if quick else 1) as fresh:
+        with processes(quick) as call:
             found["per_model"] = {}
             for law in PEERS:
                 status.update(f"Per-model fits, law {law}")
-                found["per_model"][law] = fresh.submit(per_model, table, law, plan.repeats).result()
+                found["per_model"][law] = call(per_model, table, law, plan.repeats)
             status.update("Joint fit")
-            found["joint"] = fresh.submit(joint, table, plan.repeats).result()
+            found["joint"] = call(joint, table, plan.repeats)
             points = []
             for models in plan.scaling:
                 status.update(f"Joint fit of {models} models")
-                point = fresh.submit(joint, simulate(models, plan.sizes), plan.long_repeats).result()
+                point = call(joint, simulate(models, plan.sizes), plan.long_repeats)
                 points.append({"models": models} | point)
         peer = found["per_model"]["rectified"]["least_squares"]
         found["joint"]["peer"] = {"name": "least_squares, rectified"} | ratios(peer, found["joint"]["fit_and_predict"])
         found["scaling"] = {"points": points, "exponent": exponents(points)}
         status.update("Command line")
         found["command_line"] = command_line(simulate(plan.models, plan.sizes), Path(folder), plan.long_repeats)
-    found["targets"] = targets(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rounded(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    show(found, console)
-    console.print(f"Wrote {out}")
+    conclude(found, targets(found), times(found), out, console)
 
 
 def simulate(models: int, sizes: int) -> CurveTable:
     return simulated(models=models, families=max(1, round(models / FAMILY)), sizes=SIZES[:sizes])
-
-
-def timed(call: Callable[[], T]) -> tuple[float, T]:
-    """Wall time and result of a call that returns NumPy arrays or waits for JAX itself, as all calls here do."""
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
-
-
-def summary(times: list[float]) -> Json:
-    return {"median_s": float(np.median(times)), "min_s": min(times)}
 
 
 class Peer(NamedTuple):
@@ -243,10 +220,6 @@ def per_model(table: CurveTable, law: str, repeats: int) -> Json:
     return found
 
 
-def ratios(peer: Json, ours: Json) -> Json:
-    return {"ratio": peer["median_s"] / ours["median_s"], "ratio_of_minima": peer["min_s"] / ours["min_s"]}
-
-
 def joint(table: CurveTable, repeats: int) -> Json:
     """Times of the joint fit and of two questions to its posterior, and the peak of memory."""
 
@@ -295,10 +268,10 @@ def command_line(table: CurveTable, folder: Path, repeats: int) -> Json:
     }
 
 
-def targets(found: Json) -> list[Json]:
+def targets(found: Json) -> list[Promise]:
     """What we promised ourselves, beside what was measured."""
     models, last = found["curves"]["models"], found["scaling"]["points"][-1]
-    promised = [
+    return [
         (f"joint fit and prediction of {models} models, warm, s", 1.0, found["joint"]["fit_and_predict"]["median_s"]),
         ("lensjax rank in a fresh process, s", 15.0, found["command_line"]["rank"]["median_s"]),
         (f"fit, prediction and P(best) of {last['models']} models, cold, s", 60.0, last["all"]["cold_s"]),
@@ -306,23 +279,10 @@ def targets(found: Json) -> list[Json]:
         ("exponent of warm cost in the number of models", 1.1, found["scaling"]["exponent"]["all"]["all"]),
         ("the same over the larger half", 1.1, found["scaling"]["exponent"]["all"]["larger_half"]),
     ]
-    return [
-        {"what": what, "at_most": limit, "measured": value, "met": None if value is None else value <= limit}
-        for what, limit, value in promised
-    ]
 
 
-def rounded(value: Any, digits: int = 5) -> Any:
-    """The same with floats to five significant digits."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
-
-
-def show(found: Json, console: Console) -> None:
-    """Print the numbers as two tables."""
+def times(found: Json) -> Table:
+    """A row for every fitter, every number of models and every command."""
     heads = ("cold", "warm", "least", "rmse", "worse", "ratio", "GB")
     right = [Column(head, justify="right", no_wrap=True) for head in heads]
     table = Table(Column(no_wrap=True), *right, box=SIMPLE, pad_edge=False, collapse_padding=True, title="Seconds")
@@ -338,13 +298,9 @@ def show(found: Json, console: Console) -> None:
     row("joint fit + predict", found["joint"]["fit_and_predict"], found["joint"]["peer"])
     for point in found["scaling"]["points"]:
         row(f"joint, {point['models']} models", point["all"], {"peak_gb": point["peak_gb"]})
-    for name, times in found["command_line"].items():
-        row(f"lensjax {name}", times)
-    goals = Table("", "at most", "measured", "met", box=SIMPLE, title="Targets")
-    for goal in found["targets"]:
-        measured = "" if goal["measured"] is None else f"{goal['measured']:.3g}"
-        goals.add_row(goal["what"], f"{goal['at_most']:g}", measured, {None: "", True: "yes", False: "no"}[goal["met"]])
-    console.print(table, goals)
+    for name, taken in found["command_line"].items():
+        row(f"lensjax {name}", taken)
+    return table
 
 
 if __name__ == "__main__":

@@ -7,15 +7,10 @@ in the file, each with the machine and the versions that it was measured with. C
 work on the machine slows all of them alike.
 """
 
-import gc
-import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +19,7 @@ import numpy as np
 import torch
 import transformers
 import tyro
-from fit import Json, ratios, rounded, summary, timed
-from machine import describe
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from parts import RATIO, Json, Promise, run_parts, summary, timed, use_cpu, warm
 from transformers import GPT2Config, LlamaConfig
 
 import lensjax.models
@@ -39,12 +30,12 @@ from lensjax.train.flops import peak_flops
 Part = Literal["computing", "loading", "compiling", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors", "lensjax")
 
+COLUMNS = {"median s": "median_s", "least s": "min_s", "ratio": "ratio_within_turns", "of peak": "utilisation"}
 ATTENTION = ("eager", "sdpa")  # of transformers
 
 NOTES = {
     "times": "wall seconds, warm: everything was called once before",
-    "ratio": "time of the peer over time of lensjax; above 1, lensjax is faster; `within_turns` is the median of the "
-    "ratios within each turn, in which each contender runs once",
+    "ratio": RATIO,
     "computing": "float32 on the CPU with as many threads as cores, from the same weights, without dropout; `forward` "
     "gives all logits, `gradient` the loss and the gradient of every parameter",
     "loading": "a folder saved by transformers in float32, in the page cache; `reading` is np.fromfile of the weights "
@@ -119,25 +110,18 @@ def benchmark(
         quick: Only try the script on tiny models; one process does all parts, and the times mean nothing.
         out: File to write.
     """
-    plan, console = QUICK if quick else FULL, Console()
-    found: Json = {"benchmark": "models", "quick": quick, "notes": NOTES, "parts": {}}
-    if out.exists():
-        before = json.loads(out.read_text(encoding="utf-8"))
-        found["parts"] = before["parts"] if before["quick"] == quick else {}
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # processes inherit it
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=None if quick else 1) as fresh:
-        for part in parts:
-            with console.status(part):
-                described = describe(*PACKAGES)
-                measured = fresh.submit(MEASURES[part], plan).result()
-            if measured:
-                found["parts"][part] = described | {"repeats": plan.repeats} | measured
-    found["parts"] = {name: found["parts"][name] for name in MEASURES if name in found["parts"]}
-    found["targets"] = targets(found["parts"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rounded(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    show(found, console)
-    console.print(f"Wrote {out}")
+    run_parts(
+        "models",
+        MEASURES,
+        QUICK if quick else FULL,
+        parts,
+        out,
+        quick=quick,
+        notes=NOTES,
+        packages=PACKAGES,
+        targets=targets,
+        columns=COLUMNS,
+    )
 
 
 def computing(plan: Plan) -> Json:
@@ -163,12 +147,13 @@ def computing(plan: Plan) -> Json:
     losses = [float(call()) for call in backward.values()]
     assert np.allclose(losses, losses[0], rtol=1e-5), f"the contenders do not compute the same: {losses}"
     return {
+        "repeats": plan.repeats,
         "model": "GPT-2 small" if not plan.gpt2 else "tiny GPT-2",
         "parameters": parameters(model.params),
         "batch": list(plan.shape),
         "threads": torch.get_num_threads(),
-        "forward": compared(forward, plan.repeats),
-        "gradient": compared(backward, plan.repeats),
+        "forward": warm(forward, plan.repeats),
+        "gradient": warm(backward, plan.repeats),
     }
 
 
@@ -188,7 +173,7 @@ def loading(plan: Plan) -> Json:
     """Times of loading a model stored as ours are, and of one whose kernels are stored transposed."""
     use_cpu()
     configs = {"gpt2": GPT2Config(**plan.gpt2), "llama": LlamaConfig(**plan.llama)}
-    return {name: load_times(config, plan.repeats) for name, config in configs.items()}
+    return {"repeats": plan.repeats} | {name: load_times(config, plan.repeats) for name, config in configs.items()}
 
 
 def load_times(config: Any, repeats: int) -> Json:
@@ -203,7 +188,7 @@ def load_times(config: Any, repeats: int) -> Json:
             "reading": lambda: np.fromfile(weights, np.uint8),
             "from_pretrained": lambda: kind.from_pretrained(folder, dtype=torch.float32),
         }
-        return {"gigabytes": weights.stat().st_size / 1e9} | compared(contenders, repeats)
+        return {"gigabytes": weights.stat().st_size / 1e9} | warm(contenders, repeats)
 
 
 def compiling(plan: Plan) -> Json:
@@ -217,9 +202,10 @@ def compiling(plan: Plan) -> Json:
 
     shallow, deep = (partial(compile_step, model) for model in models)
     return {
+        "repeats": plan.repeats,
         "layers": list(plan.depths),
         "parameters": [parameters(model.params) for model in models],
-        **compared({"shallow": shallow, "deep": deep}, plan.repeats),
+        **warm({"shallow": shallow, "deep": deep}, plan.repeats),
     }
 
 
@@ -234,7 +220,7 @@ def gpu(plan: Plan) -> Json | None:
         for name, (config, examples) in plan.gpu.items()
         for attention in ("cudnn", "xla")
     }
-    return {"device": device, "peak_flops": peak, **cases}
+    return {"repeats": plan.repeats, "device": device, "peak_flops": peak, **cases}
 
 
 def gpu_case(config: Any, examples: int, attention: Any, peak: float | None, repeats: int, tokens: int = 1024) -> Json:
@@ -277,26 +263,9 @@ def parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def compared(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> Json:
-    """Times of every contender, all taking turns, and the ratios of the others to the first."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(repeats + 1):
-        for name, call in contenders.items():
-            gc.collect()
-            seconds = timed(call)[0]
-            if turn > 0:
-                times[name].append(seconds)
-    first, *others = times
-    found = {name: summary(measured) for name, measured in times.items()}
-    for name in others:
-        within = float(np.median(np.divide(times[name], times[first])))
-        found[name] |= ratios(found[name], found[first]) | {"ratio_within_turns": within}
-    return found
-
-
-def targets(parts: Mapping[str, Json]) -> list[Json]:
+def targets(parts: Mapping[str, Json]) -> list[Promise]:
     """What we promised ourselves, beside what was measured, in turns."""
-    promised = []
+    promised: list[Promise] = []
     if "computing" in parts:
         for what in ("forward", "gradient"):
             ratios_to_torch = [parts["computing"][what][f"torch, {name}"]["ratio_within_turns"] for name in ATTENTION]
@@ -309,39 +278,7 @@ def targets(parts: Mapping[str, Json]) -> list[Json]:
         shallow, deep = parts["compiling"]["layers"]
         what, ratio = f"compiling {deep} layers, over {shallow}", parts["compiling"]["deep"]["ratio_within_turns"]
         promised.append((what, 1.5, ratio))
-    return [
-        {"what": what, "at_most": limit, "measured": value, "met": value <= limit} for what, limit, value in promised
-    ]
-
-
-def show(found: Json, console: Console) -> None:
-    """Print the numbers as two tables."""
-    times = Table("", "median s", "least s", "ratio", "of peak", box=SIMPLE, title="Seconds")
-
-    def rows(name: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            return
-        if "median_s" in value:
-            keys = ("median_s", "min_s", "ratio_within_turns", "utilisation")
-            times.add_row(name, *(f"{value[key]:.3g}" if value.get(key) is not None else "" for key in keys))
-            return
-        for key, item in value.items():
-            rows(f"{name}, {key}", item)
-
-    for part, measured in found["parts"].items():
-        rows(part, measured)
-    goals = Table("", "at most", "measured", "met", box=SIMPLE, title="Targets")
-    for goal in found["targets"]:
-        goals.add_row(goal["what"], f"{goal['at_most']:g}", f"{goal['measured']:.3g}", "yes" if goal["met"] else "no")
-    console.print(times, goals)
-
-
-def use_cpu() -> None:
-    """All cores for both sides, and no progress bars of transformers among the tables."""
-    jax.config.update("jax_platforms", "cpu")
-    torch.set_num_threads(os.cpu_count() or 1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    return promised
 
 
 MEASURES: Mapping[Part, Callable[[Plan], Json | None]] = {

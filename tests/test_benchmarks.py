@@ -1,7 +1,10 @@
+import importlib
 import json
 import os
 import subprocess
 import sys
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,23 +17,54 @@ PARTS = ("computing", "loading", "compiling")  # of models.py, without a GPU
 FINETUNE_PARTS = ("trainer", "input", "ladder")  # of finetune.py, without a GPU
 
 
-def run_quick(script, folder):
-    """What `--quick` wrote, run from elsewhere and without public curves."""
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--quick", "--out", f"made/{script}.json"]
-    subprocess.run(command, check=True, cwd=folder, env=environment, timeout=300, stdout=subprocess.DEVNULL)
-    return json.loads((folder / "made" / f"{script}.json").read_text())
+# All in one process, which imports what they need once.
+RUN_ALL = """
+import runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--quick", "--out", f"made/{name}.json"]
+    runpy.run_module(name, run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    return run_quick("fit", tmp_path_factory.mktemp("fit"))
+def made(tmp_path_factory):
+    """A folder of what every script writes when it is to be quick, run from elsewhere and without public curves."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | {
+        "PYTHONPATH": str(ROOT / "benchmarks"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),  # programs that they have in common
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "OMP_WAIT_POLICY": "passive",  # torch's threads leave the cores to others
+    }
+    names = ["fit", "finetune"] + ["models"] * (find_spec("torch") is not None)
+    command = [sys.executable, "-c", RUN_ALL, *names]
+    subprocess.run(command, check=True, cwd=folder, env=environment, timeout=600, stdout=subprocess.DEVNULL)
+    return folder / "made"
 
 
 @pytest.fixture(scope="module")
-def quick_models(tmp_path_factory):
-    pytest.importorskip("torch")
-    return run_quick("models", tmp_path_factory.mktemp("models"))
+def quick(made):
+    return json.loads((made / "fit.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def quick_models(made):
+    if not (made / "models.json").exists():
+        pytest.skip("torch is not installed")
+    return json.loads((made / "models.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def quick_finetune(made):
+    return json.loads((made / "finetune.json").read_text())
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """The module that the benchmarks share."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # to be put back
+    return importlib.import_module("parts")
 
 
 def kinds(value):
@@ -44,6 +78,61 @@ def kinds(value):
 
 def positive(value):
     return isinstance(value, float | int) and value > 0
+
+
+def test_parts_that_are_not_measured_stay(parts, tmp_path):
+    out = tmp_path / "made" / "any.json"
+    measures = {name: lambda plan, name=name: {name: plan} for name in ("one", "two")} | {"gpu": lambda plan: None}
+
+    def run(plan, *names, quick=True):
+        parts.run_parts(
+            "any",
+            measures,
+            plan,
+            names,
+            out,
+            quick=quick,
+            notes={},
+            packages=["jax"],
+            targets=lambda found: [(name, 1.0, found[name][name]) for name in found],
+            columns={"s": "median_s"},
+        )
+        return json.loads(out.read_text())
+
+    before = run(1 / 3, "two")
+    found = run(1.5, "gpu", "one")
+    assert list(found["parts"]) == ["one", "two"]
+    assert found["parts"]["two"] == before["parts"]["two"]
+    assert set(found["parts"]["one"]) == {"machine", "versions", "revision", "date", "one"}
+    assert found["targets"] == [
+        {"what": "one", "at_most": 1.0, "measured": 1.5, "met": False},
+        {"what": "two", "at_most": 1.0, "measured": 0.33333, "met": True},
+    ]
+    out.write_text(json.dumps(found | {"quick": False}))
+    assert set(run(1.0, "one")["parts"]) == {"one"}  # what a full run measured is not of the same kind
+
+
+def test_parts_are_measured_in_fresh_processes_unless_quick(parts):
+    with parts.processes(quick=True) as call:
+        assert call(os.getpid) == os.getpid()
+    with parts.processes(quick=False) as call:
+        assert len({os.getpid(), call(os.getpid), call(os.getpid)}) == 3
+        assert call(os.getenv, "JAX_ENABLE_COMPILATION_CACHE") == "false"
+
+
+def test_contenders_take_turns(parts, monkeypatch):
+    monkeypatch.setattr(parts.gc, "collect", lambda: None)  # of all that tests have left
+    taken, order = {"ours": iter([9.0, 1.0, 2.0, 4.0]), "theirs": iter([9.0, 3.0, 4.0, 4.0])}, []
+
+    def seconds(name):
+        order.append(name)
+        return next(taken[name])
+
+    found = parts.compared({name: partial(seconds, name) for name in taken}, 3, warm_up=1)
+    assert order == ["ours", "theirs"] * 4
+    assert found["ours"] == {"median_s": 2.0, "min_s": 1.0}
+    ratios = {"ratio": 2.0, "ratio_of_minima": 3.0, "ratio_within_turns": 2.0}
+    assert found["theirs"] == {"median_s": 4.0, "min_s": 3.0} | ratios
 
 
 def test_names_machine_versions_and_curves(quick):
@@ -134,15 +223,6 @@ def test_model_targets_are_judged_by_what_was_measured(quick_models):
     assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick_models["targets"])
 
 
-def test_parts_measured_before_stay(quick_models, tmp_path):
-    before = quick_models | {"parts": quick_models["parts"] | {"gpu": {"device": "one that is not here"}}}
-    out = tmp_path / "models.json"
-    out.write_text(json.dumps(before))
-    command = [sys.executable, str(ROOT / "benchmarks" / "models.py"), "--quick", "--parts", "gpu", "--out", str(out)]
-    subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    assert json.loads(out.read_text())["parts"] == before["parts"]
-
-
 def test_committed_model_results_are_of_a_full_run(quick_models):
     text = (RESULTS / "models.json").read_text()
     found = json.loads(text)
@@ -157,11 +237,6 @@ def test_committed_model_results_are_of_a_full_run(quick_models):
     assert '"/' not in text, "a path of the machine it ran on"
 
 
-@pytest.fixture(scope="module")
-def quick_finetune(tmp_path_factory):
-    return run_quick("finetune", tmp_path_factory.mktemp("finetune"))
-
-
 def test_finetune_names_machine_and_versions_for_every_part(quick_finetune):
     assert quick_finetune["quick"] is True
     assert set(quick_finetune["parts"]) == set(FINETUNE_PARTS)
@@ -172,16 +247,15 @@ def test_finetune_names_machine_and_versions_for_every_part(quick_finetune):
 
 def test_finetune_is_timed(quick_finetune):
     part = quick_finetune["parts"]["trainer"]
-    assert part["batch"] == [2, 16]
+    assert part["batch"] == [8, 40]
     assert part["steps"] == 3
     assert all(positive(part["lensjax"][name]) for name in ("median_s", "min_s", "tokens_per_second"))
 
 
 def test_finetune_stands_beside_the_trainer(quick_finetune):
-    pytest.importorskip("torch")
-    pytest.importorskip("accelerate")
     part = quick_finetune["parts"]["trainer"]
-    assert set(part["peers"]) == {"torch", "accelerate"}
+    if set(part["peers"]) != {"torch", "accelerate"}:
+        pytest.skip("torch and accelerate are not installed")
     for name in ("Trainer, eager", "Trainer, sdpa"):
         assert all(positive(part[name][key]) for key in ("median_s", "tokens_per_second", "ratio_within_turns"))
     assert any("Trainer" in goal["what"] for goal in quick_finetune["targets"])

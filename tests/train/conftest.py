@@ -22,18 +22,12 @@ from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import make_programs
 
-_ONES = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())  # noqa: SIM905
-_ONES += tuple(f"{start}teen" for start in ("thir", "four", "fif", "six", "seven", "eigh", "nine"))
-_TENS = ("zero", "ten", *(f"{start}ty" for start in ("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine")))
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def number_words(n: int) -> str:
-    """A number below 1000 in English."""
-    if n < 20:
-        return _ONES[n]
-    if n < 100:
-        return _TENS[n // 10] + (f" {_ONES[n % 10]}" if n % 10 else "")
-    return f"{_ONES[n // 100]} hundred" + (f" {number_words(n % 100)}" if n % 100 else "")
+    """A number digit by digit in English."""
+    return " ".join(_DIGITS[int(digit)] for digit in str(n))
 
 
 @pytest.fixture
