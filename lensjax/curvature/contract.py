@@ -1,16 +1,21 @@
 """Kernels of one parameter from the factors of its gradients: Θ[n, m] = Σ_p ∂f(x_n)/∂p · ∂f(x_m)/∂p."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 Output = Literal["full", "trace", "diagonal"]
+TAIL = {"trace": "", "diagonal": "k", "full": "kl"}  # axes of a kernel after those of the examples
 
 _EXACT = jax.lax.Precision.HIGHEST
+_PANEL = 64  # examples at least, of a panel of a symmetric kernel
+_PANELS = 8
 
 
 @jax.tree_util.register_dataclass
@@ -27,86 +32,134 @@ class Factor:
     right: Array
 
     @property
-    def rows(self) -> int:
-        """Rows of each example."""
-        return int(self.left.shape[-1] if self.looks_up else self.left.shape[-2])
-
-    def layer(self, number: Array) -> "Factor":
-        """The factor of one layer, where left and right have an axis of layers before that of rows."""
-
-        def take(x: Array, after: int) -> Array:
-            taken: Array = jax.lax.dynamic_index_in_dim(x, number, x.ndim - 1 - after, keepdims=False)
-            return taken
-
-        return Factor(take(self.left, 1 if self.looks_up else 2), take(self.right, 2))
-
-    @property
     def looks_up(self) -> bool:
         """Whether the left side is one-hot, given by its ids."""
         return bool(jnp.issubdtype(self.left.dtype, jnp.integer))
 
+    @property
+    def rows(self) -> int:
+        """Rows of each example."""
+        return int(self.left.shape[-1] if self.looks_up else self.left.shape[-2])
 
-def outer(a: Array, b: Array, output: Output) -> Array:
-    """Products of flat gradients [examples, outputs, size]: [N, M] summed over outputs, [N, M, K], or [N, M, K, K]."""
-    spec = {"trace": "nkp,mkp->nm", "diagonal": "nkp,mkp->nmk", "full": "nkp,mlp->nmkl"}[output]
-    return einsum(spec, a, b)
+    def layers(self, start: Int[Array, ""], size: int) -> "Factor":
+        """The factor of some layers, where left and right have an axis of layers before that of rows."""
+
+        def take(x: Array, after: int) -> Array:
+            taken: Array = jax.lax.dynamic_slice_in_dim(x, start, size, x.ndim - 1 - after)
+            return taken
+
+        return Factor(take(self.left, 1 if self.looks_up else 2), take(self.right, 2))
+
+    def layer(self, number: Int[Array, ""]) -> "Factor":
+        """The factor of one layer, without the axis of layers."""
+        one = self.layers(number, 1)
+        left = one.left.squeeze(-2 if self.looks_up else -3)
+        return Factor(left, one.right.squeeze(-3))
+
+    def piece(self, number: Int[Array, ""], size: int, first: int) -> "Factor":
+        """The factor of `size` of the `first` rows of the matrix; in the last piece, what others have is 0."""
+        start = jnp.minimum(number * size, first - size)
+        if self.looks_up:
+            return Factor(jnp.where(self.left >= number * size, self.left - start, -1), self.right)
+        left = jax.lax.dynamic_slice_in_dim(self.left, start, size, axis=-1)
+        return Factor(jnp.where(start + jnp.arange(size) >= number * size, left, 0), self.right)
+
+    def rounded(self, dtype: Any) -> "Factor":
+        """The factor in another floating-point type."""
+        return Factor(self.left if self.looks_up else self.left.astype(dtype), self.right.astype(dtype))
 
 
-def contract(a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int) -> Array:
+def contract_gradients(a: Array, b: Array, output: Output, mesh: Mesh | None = None) -> Array:
+    """Products of gradients [examples, outputs, first, second]: [n, m], [n, m, outputs] or [n, m, outputs, outputs].
+
+    Where `a` is `b`, about half of them are computed.
+    """
+    n, kept = a.shape[0], {"trace": "", "diagonal": "k", "full": "k"}[output]
+    same, spec = a is b, f"n{kept}p,m{kept}p->nm{kept}" if output != "full" else "nkp,mlp->nmkl"
+    if mesh is None:
+        a = a.reshape(*a.shape[: 1 + len(kept)], -1)
+        b = a if same else b.reshape(*b.shape[: 1 + len(kept)], -1)
+    else:  # in one axis, pieces of several devices could not lie side by side
+        spec = spec.replace("p", "fs" if kept else "kfs")
+    panels = min(n // _PANEL, _PANELS) if same and mesh is None and output == "trace" else 1
+    if panels < 2:
+        return einsum(spec, a, b)
+    edges = [n * i // panels for i in range(panels + 1)]
+    kernel = jnp.zeros((n, n), _wide(a.dtype))
+    for start, end in itertools.pairwise(edges):
+        panel = einsum(spec, a[start:end], a[start:])
+        kernel = kernel.at[start:end, start:].set(panel)
+        kernel = kernel.at[end:, start:end].set(panel[:, end - start :].T)
+    return kernel
+
+
+def contract(
+    a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int, mesh: Mesh | None = None
+) -> Array:
     """The kernel of one matrix between two sets of examples, by whichever way takes fewer operations.
 
     Args:
       a, b: One factor for each use of the matrix.
       first: Length of its first axis.
-      chunk_bytes: What the gradients formed at a time may take.
+      chunk_bytes: What the gradients formed at a time may take on a device.
+      mesh: Devices that share the work.
     """
-    if len(a) == 1 and _gram_cost(a[0], b[0], output) < _form_cost(a, b, first, output):
-        return _gram(a[0], b[0], output)
-    return _form(a, b, first, output, chunk_bytes)
+    if len(a) == 1 and a[0].rows > 1 and _gram_cost(a[0], b[0], output) < _form_cost(a, b, first, output):
+        return _gram(a[0], b[0], output, mesh)
+    return _form(a, b, first, output, chunk_bytes, mesh)
 
 
-def _form(a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int) -> Array:
-    """Form gradients of some rows of the matrix at a time, and contract them."""
+def _form(
+    a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int, mesh: Mesh | None
+) -> Array:
+    """Form gradients of some rows of the matrix at a time, shared out over the devices, and contract them."""
     n, outputs, second = _sizes(a[0])
-    m = b[0].left.shape[0]
+    m = b[0].right.shape[0]
     dtype = _wide(a[0].right.dtype)
-    chunk = min(first, max(1, chunk_bytes // (dtype.itemsize * outputs * second * (n if a is b else n + m))))
+    devices = 1 if mesh is None else mesh.size
+    row_bytes = dtype.itemsize * outputs * second * (n if a is b else n + m)
+    chunk = min(first, max(1, chunk_bytes // row_bytes) * devices)
     shape = {"trace": (n, m), "diagonal": (n, m, outputs), "full": (n, m, outputs, outputs)}[output]
+    if mesh is not None:
+        spread = chunk % devices == 0
+        same, a = a is b, [_spread(factor, mesh, spread) for factor in a]
+        b = a if same else [_spread(factor, mesh, spread) for factor in b]
+
+    def gradient(factors: Sequence[Factor], i: Array) -> Array:
+        formed = _gradient(factors, i, chunk, first)
+        return formed if mesh is None or not spread else constrain(formed, mesh, 2)
 
     def add(total: Array, i: Array) -> tuple[Array, None]:
-        start = jnp.minimum(i * chunk, first - chunk)
-        fresh = start + jnp.arange(chunk) >= i * chunk  # the last chunk begins within the one before
-        formed = _gradient(a, start, chunk, fresh)
-        other = formed if a is b else _gradient(b, start, chunk, fresh)
-        return total + outer(formed, other, output), None
+        formed = gradient(a, i)
+        return total + contract_gradients(formed, formed if a is b else gradient(b, i), output, mesh), None
 
     total: Array = jax.lax.scan(add, jnp.zeros(shape, dtype), jnp.arange(-(-first // chunk)))[0]
     return total
 
 
-def _gradient(factors: Sequence[Factor], start: Array, chunk: int, fresh: Array) -> Float[Array, "n outputs size"]:
-    """Gradients of the rows of a matrix from `start` on."""
+def _gradient(factors: Sequence[Factor], number: Array, chunk: int, first: int) -> Float[Array, "n outputs f s"]:
+    """Gradients of a chunk of the rows of a matrix."""
     n, outputs, second = _sizes(factors[0])
     total = jnp.zeros((n, outputs, chunk, second), _wide(factors[0].right.dtype))
-    for factor in factors:
+    for factor in (each.piece(number, chunk, first) for each in factors):
         if factor.looks_up:
-            at = factor.left - start
-            at = jnp.where((at >= 0) & (at < chunk), at, chunk)  # chunk is out of bounds, and dropped
+            at = jnp.where((factor.left >= 0) & (factor.left < chunk), factor.left, chunk)  # out of bounds, and dropped
 
             def scatter(zeros: Array, ids: Array, rows: Array) -> Array:
                 return zeros.at[:, ids].add(rows.astype(zeros.dtype), mode="drop")
 
             total = jax.vmap(scatter)(total, at, factor.right)
         else:
-            left = jax.lax.dynamic_slice_in_dim(factor.left, start, chunk, axis=-1)
-            spec = "nkrf,nrs->nkfs" if left.ndim == 4 else "nrf,nkrs->nkfs"
-            total = total + einsum(spec, left, factor.right)
-    total = jnp.where(fresh[:, None], total, 0)
-    return total.reshape(n, outputs, -1)
+            spec = "nkrf,nrs->nkfs" if factor.left.ndim == 4 else "nrf,nkrs->nkfs"
+            total = total + einsum(spec, factor.left, factor.right)
+    return total
 
 
-def _gram(a: Factor, b: Factor, output: Output) -> Array:
+def _gram(a: Factor, b: Factor, output: Output, mesh: Mesh | None) -> Array:
     """Σ over rows r of one example and s of the other of (left_r · left_s)(right_r · right_s), an example at a time."""
+    if mesh is not None:
+        a = jax.tree.map(lambda x: constrain(x, mesh), a)
+        b = jax.tree.map(lambda x: constrain(x, mesh, 0), b)
 
     def one(left: Array, right: Array) -> Array:
         if a.looks_up:
@@ -124,8 +177,7 @@ def _weigh(inner: Array, one: Array, others: Array, output: Output) -> Array:
     """Products of the sides with outputs, [outputs, r, q] and [m, outputs, s, q], weighted by inner [m, r, s]."""
     if output == "full":
         return einsum("mrs,mkrls->mkl", inner, einsum("krq,mlsq->mkrls", one, others))
-    kept = "m" if output == "trace" else "mk"
-    return einsum(f"mrs,mkrs->{kept}", inner, einsum("krq,mksq->mkrs", one, others))
+    return einsum(f"mrs,mkrs->m{TAIL[output]}", inner, einsum("krq,mksq->mkrs", one, others))
 
 
 def _gram_cost(a: Factor, b: Factor, output: Output) -> float:
@@ -133,12 +185,12 @@ def _gram_cost(a: Factor, b: Factor, output: Output) -> float:
     one, other = (1 if a.looks_up else a.left.shape[-1]), a.right.shape[-1]
     without, within = (other, one) if a.left.ndim == 4 else (one, other)
     pairs = outputs**2 if output == "full" else outputs
-    return float(n) * b.left.shape[0] * a.rows * b.rows * (without + pairs * within)
+    return float(n) * b.right.shape[0] * a.rows * b.rows * (without + pairs * within)
 
 
 def _form_cost(a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output) -> float:
     n, outputs, second = _sizes(a[0])
-    m = b[0].left.shape[0]
+    m = b[0].right.shape[0]
     rows = sum(1 if factor.looks_up else factor.rows for factor in a)
     pairs = outputs**2 if output == "full" else outputs
     return float(first) * second * ((n + (0 if a is b else m)) * rows * outputs + n * m * pairs)
@@ -148,6 +200,22 @@ def _sizes(factor: Factor) -> tuple[int, int, int]:
     """Examples, outputs and length of the second axis."""
     outputs = factor.left.shape[1] if factor.left.ndim == 4 else factor.right.shape[1]
     return int(factor.right.shape[0]), int(outputs), int(factor.right.shape[-1])
+
+
+def _spread(factor: Factor, mesh: Mesh, spread: bool) -> Factor:
+    """A factor whose left side is shared out along the first axis, and whose right side every device has."""
+    split = spread and not factor.looks_up and factor.left.shape[-1] % mesh.size == 0
+    left = constrain(factor.left, mesh, factor.left.ndim - 1) if split else constrain(factor.left, mesh)
+    return Factor(left, constrain(factor.right, mesh))
+
+
+def constrain(x: Array, mesh: Mesh | None, axis: int | None = None) -> Array:
+    """An array that is shared out along one axis over all devices, or that every device has; as it is without any."""
+    if mesh is None:
+        return x
+    spec = PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, mesh.axis_names)
+    constrained: Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return constrained
 
 
 def einsum(spec: str, *arrays: Array) -> Array:

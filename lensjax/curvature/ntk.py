@@ -2,53 +2,33 @@
 
 theta = ntk(functionals.loss(model), model.params, batch)  # [N, N]
 
-Gradients of matrices are contracted from their factors (see `linear_uses` and `contract`), so that the examples'
-gradients, N × P values, are never all held. The kernel is that of Novak et al. (arXiv 2206.08720), at finite width.
+Gradients of matrices are contracted from their factors (see `linear_uses`, `factors` and `contract`), so that the
+examples' gradients, N × P values, are never held. Where the factors of all examples take too much memory, they are made
+for a part of the parameters at a time. The kernel is that of Novak et al. (arXiv 2206.08720), at finite width.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lensjax.curvature.contract import Factor, Output, contract, einsum
-from lensjax.curvature.linear_uses import Function, Key, Use, find_uses, with_probes
+from lensjax.curvature.contract import TAIL, Factor, Output, constrain, contract
+from lensjax.curvature.factors import Leaf, Part, Plan, make_factors, make_parts, make_plan
+from lensjax.curvature.linear_uses import Function
 from lensjax.errors import InputError
+from lensjax.models.sharding import path_name
 
-_MEMORY = 4 * 2**30
+_HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
 _WITH_BACKWARD = 3  # times the factors' memory is what making them takes
-_SHARE = 0.25  # of the memory limit that gradients formed at a time may take
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A function traced once, and how its parameters' gradients are had.
-
-    Attributes:
-      uses: Of the parameters that are only multiplied by or looked up in.
-      direct: Numbers of the leaves whose gradients are formed as they are.
-      outputs: Shape of the function's value.
-      layers: Length of the leading axis of the leaves that are stacked over the layers of a scan.
-      axes: For the leaves with uses, which axes are the first group.
-    """
-
-    closed: Any
-    uses: Mapping[Key, Use]
-    direct: tuple[int, ...]
-    outputs: tuple[int, ...]
-    layers: Mapping[int, int]
-    axes: Mapping[int, tuple[int, ...]]
-
-    @property
-    def count(self) -> int:
-        """Number of outputs."""
-        return math.prod(self.outputs)
+_BATCH = 64  # examples at most whose factors are made at a time
+_CHUNK = {"cpu": 16 * 2**20, "gpu": 256 * 2**20}  # gradients formed at a time: on a CPU they stay in its cache
 
 
 def ntk(
@@ -58,58 +38,71 @@ def ntk(
     ys: Any | None = None,
     *,
     output: Output = "trace",
-    memory_limit: int = _MEMORY,
+    factors: Literal["exact", "bfloat16"] = "exact",
+    memory_limit: int | None = None,
     by_parameter: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
     """The empirical neural tangent kernel of f between the examples of xs, or between those of xs and ys.
+
+    Where parameters are sharded over a mesh, its devices share the examples whose gradients are made, and then the
+    parameters over which these are contracted; every process gets the whole kernel.
 
     Args:
       f: (params, example) → array; the example is one of xs, without its leading axis.
       params: Pytree of floating-point arrays.
       xs, ys: Pytrees of arrays with a leading axis of N, and of M, examples.
       output: "trace" sums over outputs, "diagonal" keeps each output with itself, "full" all pairs of outputs.
-      memory_limit: Bytes that may be used besides parameters, examples and the result.
+      factors: "bfloat16" rounds what gradients are formed from, which halves memory; sums stay in float32.
+      memory_limit: Bytes that may be used on a device besides parameters, examples and the result; by default half of
+        the machine's memory, or 80 % of what is free on an accelerator.
       by_parameter: Give a dict with each parameter's part, whose sum the kernel is; its keys are paths, and parts of
         parameters stacked over layers have a leading axis of layers.
-      progress: Called with how many blocks of pairs are done, and of how many.
+      progress: Called with how many batches of examples are done, and of how many.
 
     Returns:
       [N, M], [N, M, *outputs] or [N, M, *outputs, *outputs], in float32 or the wider type of f.
 
     Raises:
       InputError: parameters are not floating-point numbers, xs and ys do not match, f is not finite for an example, or
-        the memory does not suffice for one pair of examples.
+        the memory does not suffice.
     """
-    n, m = _examples(xs, "xs"), None if ys is None else _examples(ys, "ys")
+    n, m = _examples(xs, "xs"), 0 if ys is None else _examples(ys, "ys")
     if ys is not None and jax.tree.map(_one, xs) != jax.tree.map(_one, ys):
         raise InputError("xs and ys hold examples of different shapes or types; give both the same fields and lengths.")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise InputError(f"Parameter {_name(path)} holds {leaf.dtype}; a kernel needs floating-point parameters.")
-    plan = _plan(f, params, jax.tree.map(lambda x: x[0], xs))
-    block = _block_size(plan, params, memory_limit, max(n, m or 0))
-    factors = _factors_function(plan)
-
-    def factors_of(examples: Any, start: int) -> Any:
-        values, found = factors(params, jax.tree.map(lambda x: x[start : start + block], examples))
-        _check_finite(values, start)
-        return found
-
-    sums = _Sums(plan, params, (n, n if m is None else m), output, by_parameter, symmetric=m is None)
-    chunk_bytes = int(memory_limit * _SHARE)
-    rows, columns = range(0, n, block), range(0, n if m is None else m, block)
-    pairs = [(i, j) for i in rows for j in columns if m is not None or j >= i]
-    a, row = None, -1
-    for done, (i, j) in enumerate(pairs, 1):
-        if i != row:
-            a, row = factors_of(xs, i), i
-        same = m is None and i == j
-        b = a if same else factors_of(xs if m is None else ys, j)
-        sums.add(a, b, i, j, chunk_bytes, same)
-        if progress is not None:
-            progress(done, len(pairs))
-    return sums.result()
+            raise InputError(
+                f"Parameter {path_name(path)} holds {leaf.dtype}; a kernel needs floating-point parameters."
+            )
+    mesh = _mesh(params)
+    limit = _free_memory() if memory_limit is None else memory_limit
+    dtype = None if factors == "exact" else jnp.bfloat16
+    plan = make_plan(f, params, jax.tree.map(lambda x: x[0], xs), None if dtype is None else 2)
+    parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size)
+    batches = -(-(n + m) // batch)
+    chunk_bytes = min(int(limit * (1 - _HELD)), _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]))
+    examples = jax.tree.map(np.asarray, xs) if ys is None else jax.tree.map(lambda x, y: np.concatenate([x, y]), xs, ys)
+    kernel, done = _Kernel(params, plan, output, (n, m or n), by_parameter=by_parameter), 0
+    for part in parts:
+        fill = _filler(plan, part, dtype, mesh)
+        for piece in range(part.pieces):
+            held: Any = None if batches == 1 else _room(plan, part, params, examples, (batches, batch), dtype, mesh)
+            for i in range(batches):
+                rows = np.minimum(np.arange(i * batch, (i + 1) * batch), n + m - 1)  # the last one fills the last batch
+                some = jax.device_put(jax.tree.map(lambda x: x[rows], examples), _shared_out(mesh))  # noqa: B023
+                values, held = fill(held, params, some, jnp.asarray(piece), jnp.asarray(i))
+                _check_finite(values, i * batch, n)
+                done += 1
+                if progress is not None:
+                    progress(done, sum(part.pieces for part in parts) * batches)
+            for leaf, gradients in zip(part.leaves, held, strict=True):
+                size = part.size if part.pieces > 1 and not part.stacked else leaf.first
+                layers = leaf.layers and gradients[0].right.shape[-3]
+                found = _contract(gradients, (n, m), size, layers, output, chunk_bytes, mesh)
+                kernel.add(leaf, piece * part.size if part.stacked else 0, np.asarray(found))
+            del held
+    return kernel.result(symmetric=ys is None)
 
 
 def ntk_vp(f: Function, params: Any, xs: Any) -> Callable[[Array], Array]:
@@ -122,158 +115,143 @@ def ntk_vp(f: Function, params: Any, xs: Any) -> Callable[[Array], Array]:
     return jax.jit(lambda v: push(*pull(v)))
 
 
-class _Sums:
-    """The kernel as it is being made, block by block."""
+class _Kernel:
+    """The kernel as it is being summed over parameters."""
 
-    def __init__(
-        self, plan: _Plan, params: Any, shape: tuple[int, int], output: Output, by_parameter: bool, *, symmetric: bool
-    ) -> None:
-        self.symmetric = symmetric
-        self.plan, self.output, self.by_parameter, self.shape = plan, output, by_parameter, shape
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        self.names = [_name(path) for path, _ in leaves]
-        self.sizes = [leaf.shape for _, leaf in leaves]
+    def __init__(self, params: Any, plan: Plan, output: Output, shape: tuple[int, int], *, by_parameter: bool) -> None:
+        self.names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        self.plan, self.output, self.shape, self.by_parameter = plan, output, shape, by_parameter
         self.parts: dict[str, np.ndarray] = {}
 
-    def add(self, a: Any, b: Any, i: int, j: int, chunk_bytes: int, same: bool) -> None:
-        """Add the pairs of a block of rows and one of columns, which begin at i and j."""
-        for leaf, name in enumerate(self.names):
-            layers = self.plan.layers.get(leaf)
-            one, other = a[leaf], b[leaf]
-            if isinstance(one, Array):
-                part = _outer_layers(one, other, layers, self.output)
-            else:
-                matrix = self.sizes[leaf] if layers is None else self.sizes[leaf][1:]
-                first = math.prod(matrix[axis] for axis in self.plan.axes[leaf])
-                if len(one) == 1 and one[0].looks_up and layers is None:
-                    one, other, first = _compact(one, other, same)
-                part = _contract_layers(one, None if same else other, first, layers, self.output, chunk_bytes)
-            self._put(name if self.by_parameter else "", np.asarray(part), i, j, same)
-
-    def _put(self, name: str, part: np.ndarray, i: int, j: int, same: bool) -> None:
+    def add(self, leaf: Leaf, layer: int, part: np.ndarray) -> None:
+        """Add what a parameter gives, [layers, N, M, …], whose layers begin at `layer`."""
+        name, layers = self.names[leaf.number], leaf.layers or 1
         if not self.by_parameter:
-            part = part.sum(axis=0, keepdims=True)
-        if name not in self.parts:
-            self.parts[name] = np.zeros((part.shape[0], *self.shape, *part.shape[3:]), part.dtype)
-        whole, (n, m) = self.parts[name], part.shape[1:3]
-        whole[:, i : i + n, j : j + m] += part
-        if self.symmetric and not same:
-            turned = np.swapaxes(part, 1, 2)
-            whole[:, j : j + m, i : i + n] += np.swapaxes(turned, 3, 4) if self.output == "full" else turned
+            name, layers, layer, part = "", 1, 0, part.sum(axis=0, keepdims=True)
+        whole = self.parts.setdefault(name, np.zeros((layers, *part.shape[1:]), part.dtype))
+        whole[layer : layer + len(part)] += part
 
-    def result(self) -> Any:
-        """The kernel, or the parts of each parameter."""
-        tail = {"trace": 0, "diagonal": 1, "full": 2}[self.output]
-        if self.symmetric:  # to the last bit
-            turned = {name: np.swapaxes(part, 1, 2) for name, part in self.parts.items()}
-            if self.output == "full":
-                turned = {name: np.swapaxes(part, 3, 4) for name, part in turned.items()}
-            self.parts = {name: (part + turned[name]) / 2 for name, part in self.parts.items()}
+    def result(self, *, symmetric: bool) -> Any:
+        """The kernel, or the parts of each parameter; to the last bit symmetric where it should be."""
+        tails = len(TAIL[self.output])
 
         def shaped(part: np.ndarray) -> np.ndarray:
-            return part.reshape(*part.shape[: part.ndim - tail], *self.plan.outputs * tail)
+            if symmetric:
+                turned = np.swapaxes(part, 1, 2)
+                part = (part + (np.swapaxes(turned, 3, 4) if tails == 2 else turned)) / 2
+            return part.reshape(*part.shape[:3], *self.plan.outputs * tails)
 
         if not self.by_parameter:
-            return shaped(self.parts[""][0])
-        stacked = {self.names[leaf] for leaf in self.plan.layers}
-        return {name: shaped(part if name in stacked else part[0]) for name, part in self.parts.items()}
+            return shaped(self.parts[""])[0]
+        stacked = {self.names[leaf.number] for leaf in self.plan.leaves if leaf.layers is not None}
+        return {name: shaped(part) if name in stacked else shaped(part)[0] for name, part in self.parts.items()}
 
 
-def _plan(f: Function, params: Any, example: Any) -> _Plan:
-    closed, uses, layers = find_uses(f, params, example)
-    used = {use.leaf: use.axes for use in uses.values()}
-    direct = tuple(i for i in range(len(jax.tree.leaves(params))) if i not in used)
-    return _Plan(closed, uses, direct, closed.out_avals[0].shape, layers, used)
-
-
-def _factors_function(plan: _Plan) -> Callable[[Any, Any], tuple[Array, list[Any]]]:
-    """(params, examples) → values [N, outputs], and of each leaf its factors, or its gradients [N, outputs, …]."""
-
-    def one(params: Any, example: Any) -> tuple[Array, list[Any]]:
-        leaves, structure = jax.tree.flatten(params)
-        probes = {key: jnp.zeros(_probe_shape(use), use.dtype) for key, use in plan.uses.items()}
-
-        def g(probes: Any, direct: list[Array]) -> tuple[Array, Any]:
-            mixed = list(leaves)
-            for i, leaf in zip(plan.direct, direct, strict=True):
-                mixed[i] = leaf
-            value, found = with_probes(plan.closed, plan.uses, jax.tree.unflatten(structure, mixed), probes, example)
-            return value.reshape(plan.count), found
-
-        value, pull, found = jax.vjp(g, probes, [leaves[i] for i in plan.direct], has_aux=True)
-        deltas, gradients = jax.vmap(pull)(jnp.eye(plan.count, dtype=value.dtype))
-        made: list[Any] = [[] for _ in leaves]
-        for i, gradient in zip(plan.direct, gradients, strict=True):
-            made[i] = gradient
-        for key, use in plan.uses.items():
-            captured, delta = found[key], deltas[key]
-            product = use.kind == "product" and not use.summed_first
-            made[use.leaf].append(Factor(delta, captured) if product else Factor(captured, delta))
-        return value, made
-
-    return jax.jit(jax.vmap(one, in_axes=(None, 0)))
-
-
-def _probe_shape(use: Use) -> tuple[int, ...]:
-    flat = (use.rows, math.prod(use.shape) // use.rows)
-    return flat if use.layers is None else (use.layers, *flat)
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _outer_layers(a: Array, b: Array, layers: int | None, output: Output) -> Array:
-    """Products of gradients [N, outputs, …] for every layer: [layers or 1, N, M, …]."""
-    shape = (*a.shape[:2], layers or 1, -1)
-    spec = {"trace": "nkhp,mkhp->hnm", "diagonal": "nkhp,mkhp->hnmk", "full": "nkhp,mlhp->hnmkl"}[output]
-    return einsum(spec, a.reshape(shape), b.reshape(b.shape[0], *shape[1:]))
-
-
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _contract_layers(
-    a: list[Factor], b: list[Factor] | None, first: int, layers: int | None, output: Output, chunk_bytes: int
-) -> Array:
-    """The kernel of every layer from factors; `b` is None where it is `a`."""
-    if layers is None:
-        return contract(a, a if b is None else b, first, output, chunk_bytes)[None]
-
-    def layer(number: Array) -> Array:
-        def take(factors: list[Factor]) -> list[Factor]:
-            return [factor.layer(number) for factor in factors]
-
-        one = take(a)
-        return contract(one, one if b is None else take(b), first, output, chunk_bytes)
-
-    parts: Array = jax.lax.map(layer, jnp.arange(layers))
-    return parts
-
-
-def _compact(a: list[Factor], b: list[Factor], same: bool) -> tuple[list[Factor], list[Factor], int]:
-    """Factors of the rows that are looked up at all, numbered anew, and how many these are."""
-    ids = [np.asarray(factor.left) for factor in (a[0], b[0])]
-    present = np.unique(np.concatenate([x.ravel() for x in ids]))
-    made = [[Factor(jnp.asarray(np.searchsorted(present, x)), f.right)] for x, f in zip(ids, (a[0], b[0]), strict=True)]
-    return made[0], made[0] if same else made[1], -(-present.size // 64) * 64
-
-
-def _block_size(plan: _Plan, params: Any, memory_limit: int, examples: int) -> int:
-    """Examples whose factors are held at a time.
+def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Part], int]:
+    """Parts whose factors fit, and the number of examples whose factors are made at a time.
 
     Raises:
-      InputError: the memory does not suffice for one pair of examples.
+      InputError: the memory does not suffice.
     """
-    leaves = jax.tree.leaves(params)
-    each: int = sum(plan.count * leaves[i].size * leaves[i].dtype.itemsize for i in plan.direct)
-    for use in plan.uses.values():
-        summed = leaves[use.leaf].size // (use.layers or 1) * use.rows // max(math.prod(use.shape), 1)
-        values = (math.prod(use.shape) * plan.count + use.rows * max(summed, 1)) * (use.layers or 1)
-        each += values * jnp.dtype(use.dtype).itemsize
-    whole = int(memory_limit * (1 - _SHARE)) // (_WITH_BACKWARD * each)
-    if whole >= examples:
-        return examples
-    block = int(memory_limit * (1 - _SHARE) // ((1 + _WITH_BACKWARD) * each))
-    if block < 1:
-        least = math.ceil((1 + _WITH_BACKWARD) * each / (1 - _SHARE))
-        raise InputError(f"memory_limit is {memory_limit:,} bytes; pairs of these examples need {least:,} at least.")
-    return block
+    parts = make_parts(plan, examples, int(limit * devices * _HELD))
+    each = _WITH_BACKWARD * sum(leaf.example_bytes for leaf in plan.leaves)
+    held = max(-(-examples // devices) * part.example_bytes for part in parts)
+    least = math.ceil(max(each / (1 - _HELD), held / _HELD))
+    if least > limit:
+        raise InputError(f"memory_limit is {limit:,} bytes; these examples need {least:,} at least.")
+    batch = min(_BATCH, int(limit * (1 - _HELD)) // max(each, 1), -(-examples // devices))
+    return parts, batch * devices
+
+
+def _filler(plan: Plan, part: Part, dtype: Any, mesh: Mesh | None) -> Callable[..., tuple[Array, Any]]:
+    """(held, params, examples, piece, batch) → values of the function, and held with the factors of these examples."""
+
+    def fill(held: Any, params: Any, examples: Any, piece: Array, batch: Array) -> tuple[Array, Any]:
+        values, made = make_factors(plan, part, params, examples, piece, dtype)
+        if held is None:
+            return constrain(values, mesh), jax.tree.map(lambda new: new[None], made)
+
+        def put(old: Array, new: Array) -> Array:
+            updated: Array = jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
+            return updated
+
+        return constrain(values, mesh), jax.tree.map(put, held, made)
+
+    return jax.jit(fill, donate_argnums=0)
+
+
+def _room(
+    plan: Plan, part: Part, params: Any, examples: Any, shape: tuple[int, int], dtype: Any, mesh: Mesh | None
+) -> Any:
+    """Zeros for the factors of all batches, [batches, batch, …], which the devices share."""
+    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shape[1], *x.shape[1:]), x.dtype), examples)
+    made = jax.eval_shape(lambda p, x: make_factors(plan, part, p, x, jnp.asarray(0), dtype)[1], params, some)
+    room = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((shape[0], *leaf.shape), leaf.dtype), made)
+
+    def zeros() -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), room)
+
+    return jax.jit(zeros, out_shardings=_shared_out(mesh, 1))()
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
+def _contract(
+    factors: list[Factor],
+    sizes: tuple[int, int],
+    first: int,
+    layers: int | None,
+    output: Output,
+    chunk_bytes: int,
+    mesh: Mesh | None,
+) -> Array:
+    """The kernel of every layer, [layers or 1, N, M, …], from factors of N + M examples, or of N with themselves."""
+    n, m = sizes
+    whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors)
+    a = jax.tree.map(lambda x: x[:n], whole)
+    b = jax.tree.map(lambda x: x[n : n + m], whole) if m else a
+    if len(a) == 1 and a[0].looks_up and layers is None:
+        a, b, first = _compact(a, b, first)
+    if layers is None:
+        return constrain(contract(a, b, first, output, chunk_bytes, mesh)[None], mesh)
+
+    def layer(number: Array) -> Array:
+        one = [factor.layer(number) for factor in a]
+        other = one if b is a else [factor.layer(number) for factor in b]
+        return contract(one, other, first, output, chunk_bytes, mesh)
+
+    return constrain(jax.lax.map(layer, jnp.arange(layers)), mesh)
+
+
+def _compact(a: list[Factor], b: list[Factor], first: int) -> tuple[list[Factor], list[Factor], int]:
+    """Factors of the rows that are looked up at all, numbered anew, and how many these may be."""
+    every = a if b is a else [*a, *b]
+    ids = jnp.concatenate([factor.left.ravel() for factor in every])
+    count = min(first, ids.size)
+    present = jnp.unique(ids, size=count, fill_value=first)
+    made = [Factor(jnp.searchsorted(present, factor.left), factor.right) for factor in every]
+    return made[:1], made[:1] if b is a else made[1:], count
+
+
+def _mesh(params: Any) -> Mesh | None:
+    """The devices over which parameters are sharded, where there are several."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
+
+
+def _shared_out(mesh: Mesh | None, axis: int = 0) -> NamedSharding | None:
+    """That of arrays whose examples the devices share."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
+
+
+def _free_memory() -> int:
+    """Half of this machine's memory, or most of what is free on an accelerator."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _examples(xs: Any, name: str) -> int:
@@ -287,11 +265,9 @@ def _one(x: Any) -> tuple[Any, ...]:
     return np.shape(x)[1:], np.asarray(x).dtype.name
 
 
-def _check_finite(values: Array, start: int) -> None:
+def _check_finite(values: Array, start: int, n: int) -> None:
     bad = np.flatnonzero(~np.isfinite(np.asarray(values, np.float64)).all(axis=1))
     if bad.size:
-        raise InputError(f"The function is not finite for example {start + bad[0]}; leave it out, or mend it.")
-
-
-def _name(path: Any) -> str:
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+        at = start + int(bad[0])
+        where = f"{at}" if at < n else f"{at - n} of ys"
+        raise InputError(f"The function is not finite for example {where}; leave it out, or mend it.")

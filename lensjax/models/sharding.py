@@ -108,7 +108,7 @@ def constrain_activations(x: jax.Array, mesh: Mesh | None, last: str | None = No
 
 def path_name(path: Sequence[Any]) -> str:
     """The path of a leaf as text: keys with slashes between."""
-    return "/".join(str(key.key) for key in path)
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def shard_shape(shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """The exact kernel, against dense Jacobians in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,19 +67,48 @@ def test_outputs_and_pairs_of_sets(tiny_config, wide, model_type):
     assert_close(ntk(f, model.params, xs, ys, output="trace"), np.einsum("nmkk->nm", full), 1e-10)
 
 
-def test_blocks_do_not_change_it_and_parts_sum_to_it(tiny_config, wide):
+@pytest.mark.parametrize("output", ["trace", "full"])
+def test_parts_of_parameters_and_of_examples_do_not_change_it(tiny_config, wide, output):
     model = lensjax.models.from_config(tiny_config("gpt2"), dtype="float64")
-    f, xs = functionals.loss(model), make_examples(n=7)
-    theta = ntk(f, model.params, xs)
+    f, xs, ys = functionals.label_logits(model, [5, 9]), make_examples(n=7), make_examples(1, 3)
+    theta = ntk(f, model.params, xs, ys, output=output)
+    with pytest.raises(InputError, match="these examples need") as refused:
+        ntk(f, model.params, xs, ys, output=output, memory_limit=1)
+    least = int(re.search("need ([0-9,]+)", str(refused.value))[1].replace(",", ""))
     calls = []
-    limit = 1_200_000
-    blocked = ntk(f, model.params, xs, memory_limit=limit, progress=lambda *done: calls.append(done))
-    assert len(calls) > 1
-    assert calls[-1][0] == calls[-1][1] == len(calls)
-    assert_close(blocked, theta, 1e-12)
-    parts = ntk(f, model.params, xs, by_parameter=True)
-    assert parts["layers/blocks/mlp/up/kernel"].shape == (2, 7, 7)
-    assert_close(sum(part.sum(axis=0) if part.ndim == 3 else part for part in parts.values()), theta, 1e-12)
+    parts = ntk(
+        f, model.params, xs, ys, output=output, memory_limit=least, progress=lambda *done: calls.append(done)
+    )
+    assert len(calls) > 20  # one example at a time, and more than one part
+    assert calls == [(i, len(calls)) for i in range(1, len(calls) + 1)]
+    assert_close(parts, theta, 1e-12)
+
+
+def test_parts_of_parameters_sum_to_it(tiny_config, wide):
+    model = lensjax.models.from_config(tiny_config("gpt2"), dtype="float64")
+    f, xs = functionals.loss(model), make_examples(n=5)
+    for limit in (None, 450_000):
+        parts = ntk(f, model.params, xs, by_parameter=True, memory_limit=limit)
+        assert parts["layers/blocks/mlp/up/kernel"].shape == (2, 5, 5)
+        total = sum(part.sum(axis=0) if part.ndim == 3 else part for part in parts.values())
+        assert_close(total, ntk(f, model.params, xs), 1e-12)
+
+
+@pytest.mark.parametrize(("model_type", "axes"), [("llama", "data=2,fsdp=2,tensor=2"), ("t5", "data=2,fsdp=4")])
+def test_devices_that_share_the_work_do_not_change_it(tiny_config, model_type, axes):
+    mesh = lensjax.models.make_mesh(axes)
+    one, eight = (lensjax.models.from_config(tiny_config(model_type), mesh=where) for where in (None, mesh))
+    f, xs, ys = functionals.loss(one), make_examples(n=11), make_examples(1, 3)
+    assert_close(ntk(functionals.loss(eight), eight.params, xs), ntk(f, one.params, xs), 1e-5)
+    parts = ntk(functionals.loss(eight), eight.params, xs, ys, memory_limit=360_000)
+    assert_close(parts, ntk(f, one.params, xs, ys), 1e-5)
+
+
+def test_rounded_factors_are_near(tiny_config):
+    model = lensjax.models.from_config(tiny_config("llama"))
+    f, xs = functionals.loss(model), make_examples(n=6)
+    exact, rounded = ntk(f, model.params, xs), ntk(f, model.params, xs, factors="bfloat16")
+    assert 0 < np.abs(rounded - exact).max() < 2e-2 * exact.max()
 
 
 def test_float32_and_a_kernel_that_is_positive(tiny_config):
@@ -158,5 +189,5 @@ def test_bad_input_is_named(tiny_config):
         ntk(lambda p, x: (p["w"] * x).sum(), params, xs, np.ones((4, 2)))
     with pytest.raises(InputError, match="leading axis of examples"):
         ntk(lambda p, x: (p["w"] * x["a"]).sum(), params, {"a": np.ones((4, 3)), "b": np.ones(3)})
-    with pytest.raises(InputError, match=r"memory_limit is 10 bytes; pairs of these examples need \d+ at least"):
+    with pytest.raises(InputError, match=r"memory_limit is 10 bytes; these examples need \d+ at least"):
         ntk(lambda p, x: jnp.dot(p["w"], x), params, xs, memory_limit=10)
