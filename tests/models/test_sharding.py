@@ -1,7 +1,6 @@
 """Parameters lie on a mesh as the rules say, and a model computes the same wherever its parameters lie."""
 
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -185,7 +184,6 @@ def test_two_processes_load_and_agree(tiny_config: MakeConfig, tmp_path: Path) -
     ids = np.random.default_rng(0).integers(3, 96, (8, 7))
     loss, gradient = jax.value_and_grad(model.loss)(model.params, {"input_ids": ids})
     norm = sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in jax.tree.leaves(gradient))
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     address = f"127.0.0.1:{free_port()}"
     processes = [
         subprocess.Popen(
@@ -193,7 +191,6 @@ def test_two_processes_load_and_agree(tiny_config: MakeConfig, tmp_path: Path) -
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
         )
         for rank in (0, 1)
     ]
