@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lensjax import cli_data, cli_finetune, cli_models
+from lensjax import cli_curvature, cli_data, cli_finetune, cli_models
 from lensjax.errors import InputError
 from lensjax.files import check_writable
 
@@ -60,7 +60,7 @@ def rank(
     if budget is None:
         sizes = [int(size) for size in table.sizes if 0 < size <= target]
         budget = max(sizes, default=target)
-    with _progress("Fitting") as progress:
+    with progress_bar("Fitting") as progress:
         ranking = rank_models(table, budget, target, method, progress)
     print_ranking(ranking)
     contents = {}
@@ -113,7 +113,7 @@ def evaluate(
     if divisors[0] < 1:
         raise InputError(f"--ratios is '{ratios}'; give whole numbers from 1 up, separated by commas, as in 8,16,32.")
     tables = [_table(source) for source in curves]
-    with _progress("Evaluating") as progress:
+    with progress_bar("Evaluating") as progress:
         scores = backtest(tables, target, divisors, progress=progress)
     print_means(scores)
     write_files({path: to_csv(scores) for path in outputs})
@@ -134,7 +134,7 @@ def _table(source: str) -> "CurveTable":
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -159,6 +159,7 @@ def _commands() -> tyro.extras.SubcommandApp:
     data.command(cli_data.show)
     commands.command(cli_finetune.finetune)
     commands.command(cli_finetune.curve)
+    commands.command(cli_curvature.ntk)
     commands.command(data, name="data", help="Show a task's data.")
     commands.command(models, name="models", help="List, show, check and export language models.")
     return commands

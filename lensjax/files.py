@@ -44,10 +44,10 @@ def check_new_folder(folder: Path) -> None:
         raise InputError(f"Cannot write {shorten(folder, 400)}: {above} is not writable; choose another place.")
 
 
-def write_files(contents: Mapping[Path, str]) -> None:
-    """Write every text to its path as UTF-8, all of them or none.
+def write_files(contents: Mapping[Path, str | bytes]) -> None:
+    """Write every text to its path as UTF-8, and bytes as they are, all of them or none.
 
-    Every text is first written in full beside its destination; only when all are on disk are they moved
+    Everything is first written in full beside its destination; only when all are on disk are they moved
     into place, so an interrupted or failed write leaves the earlier files as they were. Links are followed, and
     what is not a regular file (a device, a pipe) is written to as it is.
 
@@ -56,18 +56,19 @@ def write_files(contents: Mapping[Path, str]) -> None:
     """
     staged: list[tuple[str, Path]] = []
     try:
-        for path, text in contents.items():
+        for path, content in contents.items():
+            data = content.encode() if isinstance(content, str) else content
             with _explained(path):
                 destination = path.resolve()
                 if destination.is_dir():
                     raise InputError(f"{path} is a folder; give the name of a file to write.")
                 if destination.exists() and not destination.is_file():
-                    destination.write_text(text, encoding="utf-8", newline="")
+                    destination.write_bytes(data)
                     continue
                 handle, name = tempfile.mkstemp(dir=destination.parent, prefix=".lensjax-", suffix=".part")
                 staged.append((name, destination))
-                with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                    file.write(text)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
                 share(name)
         for name, destination in staged:
             with _explained(destination):

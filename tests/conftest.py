@@ -130,3 +130,61 @@ def make_tokenizer() -> Callable[..., Any]:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"eos_token": "</s>"} | settings)
 
     return make
+
+
+@pytest.fixture
+def save_sums(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a spec of sums and its rows; arguments replace fields of the spec."""
+
+    def write(rows: Any = None, **fields: Any) -> Path:
+        rows = [{"a": i, "b": j, "c": i + j} for i in range(20) for j in range(20)] if rows is None else rows
+        (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        content = {
+            "source": {"files": "sums.jsonl"},
+            "prompt": "{a}+{b}=",
+            "target": "{c}",
+            "validation": 20,
+            "test": 20,
+            "training": {"learning_rate": 1e-3, "batch_size": 8},
+        }
+        path = tmp_path / "sums.yaml"
+        path.write_text(json.dumps(content | fields))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def save_model(
+    tmp_path: Path, tiny_config: Callable[..., Any], make_tokenizer: Callable[..., Any]
+) -> Callable[..., Path]:
+    """Writes a tiny model and its tokenizer; arguments replace fields of the configuration."""
+
+    def write(eos_token: str | None = "</s>", **changes: Any) -> Path:
+        from lensjax.models import from_config
+
+        folder = tmp_path / "model"
+        config = tiny_config("gpt2", vocab_size=288, eos_token_id=2, pad_token_id=0, bos_token_id=1, **changes)
+        from_config(config).save(folder)
+        make_tokenizer(eos_token=eos_token).save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must end with status 2; returns what it says."""
+
+    def run(*arguments: object) -> str:
+        from lensjax.cli import main
+
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert ended.value.code == 2, said
+        assert said.err.startswith("lensjax: ")
+        assert said.err.count("\n") == 1
+        return said.err
+
+    return run

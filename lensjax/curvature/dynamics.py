@@ -3,18 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lensjax.errors import InputError
 
 
 def residual_loss(
-    theta: Float[Array, "n n"],
-    f0: Float[Array, " n"],
-    y: Float[Array, " n"],
-    t: Float[Array, " times"] | float,
-    eta: float | Float[Array, ""] = 1.0,
-) -> Float[Array, " times"]:
+    theta: Float[ArrayLike, "n n"],
+    f0: Float[ArrayLike, " n"],
+    y: Float[ArrayLike, " n"],
+    t: Float[ArrayLike, "*times"],
+    eta: Float[ArrayLike, ""] = 1.0,
+) -> Float[Array, "*times"]:
     """F(Θ, t) = ‖exp(−η Θ t / N) (f₀ − y)‖² / N: what is left of the squared error after a time t at rate η.
 
     The exponential is that of the matrix, by the eigenvalues of the symmetric Θ. It is the error of gradient descent at

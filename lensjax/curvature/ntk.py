@@ -10,6 +10,7 @@ for a part of the parameters at a time. The kernel is that of Novak et al. (arXi
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from lensjax.curvature.factors import Leaf, Part, Plan, make_factors, make_parts
 from lensjax.curvature.linear_uses import Function
 from lensjax.errors import InputError
 from lensjax.models.sharding import path_name
+from lensjax.train.flops import matmul_flops
 
 _HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
 _WITH_BACKWARD = 3  # times the factors' memory is what making them takes
@@ -67,6 +69,116 @@ def ntk(
       InputError: parameters are not floating-point numbers, xs and ys do not match, f is not finite for an example, or
         the memory does not suffice.
     """
+    job = _prepare(f, params, xs, ys, factors, memory_limit)
+    kernel, done = _Kernel(params, job.plan, output, by_parameter=by_parameter), 0
+    for part in job.parts:
+        fill = job.filler(part)
+        for piece in range(part.pieces):
+            held: Any = None if job.batches == 1 else _room(job, part, params)
+            for i in range(job.batches):
+                values, held = fill(held, params, job.examples_of(i), jnp.asarray(piece), jnp.asarray(i))
+                _check_finite(values, i * job.batch, job.sizes[0])
+                done += 1
+                if progress is not None:
+                    progress(done, job.batches * sum(part.pieces for part in job.parts))
+            for leaf, gradients in zip(part.leaves, held, strict=True):
+                found = _contract(gradients, *job.contraction(part, leaf, gradients, output))
+                kernel.add(leaf, piece * part.size if part.stacked else 0, np.asarray(found))
+            del held
+    return kernel.result(symmetric=ys is None)
+
+
+def ntk_flops(
+    f: Function,
+    params: Any,
+    xs: Any,
+    ys: Any | None = None,
+    *,
+    output: Output = "trace",
+    factors: Literal["exact", "bfloat16"] = "exact",
+    memory_limit: int | None = None,
+) -> int:
+    """Floating-point operations of the matrix products that `ntk` with the same arguments computes.
+
+    See `lensjax.train.flops.matmul_flops`. Of a symmetric product both halves are counted.
+    """
+    job = _prepare(f, params, xs, ys, factors, memory_limit)
+    total, some, zero = 0, job.examples_of(0), jnp.asarray(0)
+    for part in job.parts:
+        fill = job.filler(part)
+        each = job.batches * matmul_flops(fill, None, params, some, zero, zero)
+        for leaf, gradients in zip(part.leaves, _room_shapes(job, part, params), strict=True):
+            static = job.contraction(part, leaf, gradients, output)
+            each += matmul_flops(lambda held, static=static: _contract(held, *static), gradients)
+        total += each * part.pieces
+    return total
+
+
+def ntk_vp(f: Function, params: Any, xs: Any) -> Callable[[Array], Array]:
+    """v ↦ Θ v, without Θ: one backward and one forward product with the Jacobian, which is linearised once.
+
+    v and Θ v have the shape of f over the examples: [N, *outputs].
+    """
+    _, push = jax.linearize(lambda p: jax.vmap(f, in_axes=(None, 0))(p, xs), params)
+    pull = jax.linear_transpose(push, params)
+    return jax.jit(lambda v: push(*pull(v)))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `ntk` does, of which examples, in which parts.
+
+    Attributes:
+      sizes: N, and M or 0.
+      examples: Those of xs and ys, one after the other.
+      batch, batches: Examples whose factors are made at a time, and how often.
+      dtype: What factors are rounded to.
+    """
+
+    plan: Plan
+    parts: list[Part]
+    sizes: tuple[int, int]
+    examples: Any
+    batch: int
+    batches: int
+    chunk_bytes: int
+    dtype: Any
+    mesh: Mesh | None
+
+    def examples_of(self, number: int) -> Any:
+        """Those of a batch; the last example fills up the last batch."""
+        rows = np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), sum(self.sizes) - 1)
+        return jax.device_put(jax.tree.map(lambda x: x[rows], self.examples), _shared_out(self.mesh))
+
+    def filler(self, part: Part) -> Callable[..., tuple[Array, Any]]:
+        """(held, params, examples, piece, batch) → values of the function, and held with these examples' factors."""
+
+        def fill(held: Any, params: Any, examples: Any, piece: Array, batch: Array) -> tuple[Array, Any]:
+            values, made = make_factors(self.plan, part, params, examples, piece, self.dtype)
+            if held is None:
+                return constrain(values, self.mesh), jax.tree.map(lambda new: new[None], made)
+
+            def put(old: Array, new: Array) -> Array:
+                updated: Array = jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
+                return updated
+
+            return constrain(values, self.mesh), jax.tree.map(put, held, made)
+
+        return jax.jit(fill, donate_argnums=0)
+
+    def contraction(self, part: Part, leaf: Leaf, gradients: list[Factor], output: Output) -> tuple[Any, ...]:
+        """Arguments of `_contract` after the first."""
+        first = part.size if part.pieces > 1 and not part.stacked else leaf.first
+        layers = leaf.layers and gradients[0].right.shape[-3]
+        return self.sizes, first, layers, output, self.chunk_bytes, self.mesh
+
+
+def _prepare(f: Function, params: Any, xs: Any, ys: Any | None, factors: str, memory_limit: int | None) -> _Job:
+    """Check what is given, and plan.
+
+    Raises:
+      InputError: see `ntk`.
+    """
     n, m = _examples(xs, "xs"), 0 if ys is None else _examples(ys, "ys")
     if ys is not None and jax.tree.map(_one, xs) != jax.tree.map(_one, ys):
         raise InputError("xs and ys hold examples of different shapes or types; give both the same fields and lengths.")
@@ -80,47 +192,17 @@ def ntk(
     dtype = None if factors == "exact" else jnp.bfloat16
     plan = make_plan(f, params, jax.tree.map(lambda x: x[0], xs), None if dtype is None else 2)
     parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size)
-    batches = -(-(n + m) // batch)
-    chunk_bytes = min(int(limit * (1 - _HELD)), _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]))
     examples = jax.tree.map(np.asarray, xs) if ys is None else jax.tree.map(lambda x, y: np.concatenate([x, y]), xs, ys)
-    kernel, done = _Kernel(params, plan, output, (n, m or n), by_parameter=by_parameter), 0
-    for part in parts:
-        fill = _filler(plan, part, dtype, mesh)
-        for piece in range(part.pieces):
-            held: Any = None if batches == 1 else _room(plan, part, params, examples, (batches, batch), dtype, mesh)
-            for i in range(batches):
-                rows = np.minimum(np.arange(i * batch, (i + 1) * batch), n + m - 1)  # the last one fills the last batch
-                some = jax.device_put(jax.tree.map(lambda x: x[rows], examples), _shared_out(mesh))  # noqa: B023
-                values, held = fill(held, params, some, jnp.asarray(piece), jnp.asarray(i))
-                _check_finite(values, i * batch, n)
-                done += 1
-                if progress is not None:
-                    progress(done, sum(part.pieces for part in parts) * batches)
-            for leaf, gradients in zip(part.leaves, held, strict=True):
-                size = part.size if part.pieces > 1 and not part.stacked else leaf.first
-                layers = leaf.layers and gradients[0].right.shape[-3]
-                found = _contract(gradients, (n, m), size, layers, output, chunk_bytes, mesh)
-                kernel.add(leaf, piece * part.size if part.stacked else 0, np.asarray(found))
-            del held
-    return kernel.result(symmetric=ys is None)
-
-
-def ntk_vp(f: Function, params: Any, xs: Any) -> Callable[[Array], Array]:
-    """v ↦ Θ v, without Θ: one backward and one forward product with the Jacobian, which is linearised once.
-
-    v and Θ v have the shape of f over the examples: [N, *outputs].
-    """
-    _, push = jax.linearize(lambda p: jax.vmap(f, in_axes=(None, 0))(p, xs), params)
-    pull = jax.linear_transpose(push, params)
-    return jax.jit(lambda v: push(*pull(v)))
+    chunk_bytes = min(int(limit * (1 - _HELD)), _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]))
+    return _Job(plan, parts, (n, m), examples, batch, -(-(n + m) // batch), chunk_bytes, dtype, mesh)
 
 
 class _Kernel:
     """The kernel as it is being summed over parameters."""
 
-    def __init__(self, params: Any, plan: Plan, output: Output, shape: tuple[int, int], *, by_parameter: bool) -> None:
+    def __init__(self, params: Any, plan: Plan, output: Output, *, by_parameter: bool) -> None:
         self.names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        self.plan, self.output, self.shape, self.by_parameter = plan, output, shape, by_parameter
+        self.plan, self.output, self.by_parameter = plan, output, by_parameter
         self.parts: dict[str, np.ndarray] = {}
 
     def add(self, leaf: Leaf, layer: int, part: np.ndarray) -> None:
@@ -163,35 +245,21 @@ def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Part
     return parts, batch * devices
 
 
-def _filler(plan: Plan, part: Part, dtype: Any, mesh: Mesh | None) -> Callable[..., tuple[Array, Any]]:
-    """(held, params, examples, piece, batch) → values of the function, and held with the factors of these examples."""
-
-    def fill(held: Any, params: Any, examples: Any, piece: Array, batch: Array) -> tuple[Array, Any]:
-        values, made = make_factors(plan, part, params, examples, piece, dtype)
-        if held is None:
-            return constrain(values, mesh), jax.tree.map(lambda new: new[None], made)
-
-        def put(old: Array, new: Array) -> Array:
-            updated: Array = jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
-            return updated
-
-        return constrain(values, mesh), jax.tree.map(put, held, made)
-
-    return jax.jit(fill, donate_argnums=0)
+def _room_shapes(job: _Job, part: Part, params: Any) -> Any:
+    """Shapes of the factors of all batches, [batches, batch, …]."""
+    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((job.batch, *x.shape[1:]), x.dtype), job.examples)
+    made = jax.eval_shape(lambda p, x: make_factors(job.plan, part, p, x, jnp.asarray(0), job.dtype)[1], params, some)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((job.batches, *leaf.shape), leaf.dtype), made)
 
 
-def _room(
-    plan: Plan, part: Part, params: Any, examples: Any, shape: tuple[int, int], dtype: Any, mesh: Mesh | None
-) -> Any:
-    """Zeros for the factors of all batches, [batches, batch, …], which the devices share."""
-    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shape[1], *x.shape[1:]), x.dtype), examples)
-    made = jax.eval_shape(lambda p, x: make_factors(plan, part, p, x, jnp.asarray(0), dtype)[1], params, some)
-    room = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((shape[0], *leaf.shape), leaf.dtype), made)
+def _room(job: _Job, part: Part, params: Any) -> Any:
+    """Zeros for the factors of all batches, which the devices share."""
+    room = _room_shapes(job, part, params)
 
     def zeros() -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), room)
 
-    return jax.jit(zeros, out_shardings=_shared_out(mesh, 1))()
+    return jax.jit(zeros, out_shardings=_shared_out(job.mesh, 1))()
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))

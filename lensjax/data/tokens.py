@@ -186,6 +186,11 @@ def tokenise(examples: Iterable[Example], tokenizer: Any, spec: TaskSpec, *, enc
     )
 
 
+def padding_token(tokenizer: Any) -> int:
+    """The token that rows are filled up with, which no loss and no attention sees."""
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+
+
 @dataclass(frozen=True)
 class _Encoded:
     """Token ids of a text, and the special tokens before and after it."""

@@ -1,25 +1,17 @@
 """A ranking as one self-contained HTML page."""
 
-import base64
-import hashlib
 import math
-import platform
 import re
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-import lensjax
 from lensjax.report import text
 from lensjax.report.curve_plot import BANDS, curves_figure
+from lensjax.report.html import Plot, render
 from lensjax.report.plots import (
     PALETTE,
     PLOTTED,
@@ -58,17 +50,6 @@ class Name:
         return self.org + self.rest
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One plot of the page: its figure as JSON, its text alternative and the note under it."""
-
-    id: str
-    title: str
-    json: Markup
-    label: str
-    note: str = ""
-
-
 def render_ranking(ranking: Ranking) -> str:
     """The ranking as one HTML page that needs no network: plots, styles and scripts are inside it.
 
@@ -76,22 +57,13 @@ def render_ranking(ranking: Ranking) -> str:
     families and the task's name may hold anything: they are escaped wherever they are shown, and the
     page's content security policy runs no script but the page's own and fetches nothing.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lensjax.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(count=text.count, grouped="{:,}".format)
-    return environment.get_template("ranking.html.j2").render(_context(ranking))
+    return render("ranking.html.j2", _context(ranking))
 
 
 def _context(ranking: Ranking) -> dict[str, object]:
     table, models = ranking.table, [Name.of(model) for model in ranking.table.models]
     rows = _rows(ranking, models)
     measured = table.sizes[(table.sizes > 0) & (table.sizes <= ranking.budget)]
-    scripts = {"plotly": get_plotlyjs().replace("\r\n", "\n"), "page": _asset("ranking.js")}
     plotted = plotted_models(ranking)
     return {
         "task": text.clean(table.task),
@@ -129,10 +101,6 @@ def _context(ranking: Ranking) -> dict[str, object]:
         "parameters": _parameters(ranking, models),
         "assumptions": [text.clean(sentence) for sentence in ranking.assumptions],
         "left_out": [(Name.of(model), text.clean(why)) for model, why in ranking.left_out],
-        "versions": _versions(),
-        "css": Markup(_asset("ranking.css")),
-        "scripts": {name: Markup(code) for name, code in scripts.items()},
-        "script_hashes": [_csp_hash(code) for code in scripts.values()],
     }
 
 
@@ -293,22 +261,3 @@ def _parameters(ranking: Ranking, models: list[Name]) -> dict[str, object] | Non
     values = list(ranking.parameters.values())
     rows = [(models[i], [text.significant(column[i]) for column in values]) for i in map(int, ranking.order)]
     return {"names": [text.clean(name) for name in ranking.parameters], "rows": rows}
-
-
-def _versions() -> list[tuple[str, str]]:
-    found = [("LensJAX", lensjax.__version__)]
-    for package in ("jax", "numpy", "plotly"):
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            found.append((package, "not installed"))
-    return [*found, ("Python", platform.python_version())]
-
-
-@cache
-def _asset(name: str) -> str:
-    return files("lensjax.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _csp_hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

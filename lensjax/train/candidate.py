@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from lensjax.data.batches import Lengths
+from lensjax.data.tokens import padding_token
 from lensjax.errors import InputError, shorten
 from lensjax.files import make_folder
 from lensjax.models import load, make_mesh
@@ -106,9 +107,7 @@ class Candidate:
         )
         self.weights = weights_fingerprint(find_folder(source))
         self.tokens = tokenise_all(examples, model, spec, out)
-        self.padding = next(
-            (t for t in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id) if t is not None), 0
-        )
+        self.padding = padding_token(model.tokenizer)
         self.shapes = model.with_params(shapes_of(model.params))
         self.programs = make_programs(self.shapes, training, self.mesh)
         self.step_flops, self.evaluation_flops = _flops(self)

@@ -125,7 +125,7 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     *train, validation, test = (Tokens.load(out / FOLDER / name) for name in on_first(make))
     held_out = [example_lengths(tokens, encoder_decoder) for tokens in (validation, test)]
     needed = [example_lengths(tokens, encoder_decoder) for tokens in train]
-    _check_fit(model, max(int(rows.max()) for rows in (*needed, *held_out) if rows.size))
+    check_fit(model, max(int(rows.max()) for rows in (*needed, *held_out) if rows.size))
     # Which examples share a batch depends on the short shape, so on nothing that another command could change.
     short, evaluation = choose_lengths(held_out)
     lengths = short, choose_lengths([*needed, *held_out])[1]
@@ -140,7 +140,7 @@ def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:
     return f"{told}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}"
 
 
-def _check_fit(model: Model, longest: int) -> None:
+def check_fit(model: Model, longest: int) -> None:
     """Raise InputError where a model has fewer positions than the longest row has tokens."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:

@@ -76,9 +76,7 @@ def test_parts_of_parameters_and_of_examples_do_not_change_it(tiny_config, wide,
         ntk(f, model.params, xs, ys, output=output, memory_limit=1)
     least = int(re.search("need ([0-9,]+)", str(refused.value))[1].replace(",", ""))
     calls = []
-    parts = ntk(
-        f, model.params, xs, ys, output=output, memory_limit=least, progress=lambda *done: calls.append(done)
-    )
+    parts = ntk(f, model.params, xs, ys, output=output, memory_limit=least, progress=lambda *done: calls.append(done))
     assert len(calls) > 20  # one example at a time, and more than one part
     assert calls == [(i, len(calls)) for i in range(1, len(calls) + 1)]
     assert_close(parts, theta, 1e-12)

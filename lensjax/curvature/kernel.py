@@ -1,0 +1,147 @@
+"""A model's kernel on examples of a task, and what it says of fine-tuning on them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from lensjax.curvature import functionals
+from lensjax.curvature.contract import Output
+from lensjax.curvature.dynamics import alignment, effective_rank, residual_loss, spectrum
+from lensjax.curvature.ntk import ntk, ntk_flops
+from lensjax.errors import InputError
+from lensjax.models.base import Model
+from lensjax.models.losses import IGNORED
+
+FunctionalName = Literal["loss", "target_logprob", "label_logits", "fisher_sketch"]
+SAMPLES = 32  # projections of a Fisher sketch
+LABELS = 16  # classes at most of label_logits
+_TIMES = 97
+_LEAST = 1e-6  # of the largest eigenvalue: directions below are not waited for
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What was measured of a model on N examples.
+
+    Attributes:
+      functional: Of what the kernel is, see `lensjax.curvature.functionals`.
+      theta: [N, N], for label_logits [N × labels, N × labels], with all labels of an example side by side.
+      standard_error: Of every entry where it is an estimate, as fisher_sketch is.
+      f0, y: Outputs of the model and what they should be, where there is a residual.
+      eigenvalues: Of Θ / N, largest first.
+      times: η t, of the residuals.
+      residuals: F(Θ, t), see `lensjax.curvature.dynamics.residual_loss`.
+      labels: Tokens that stand for the classes of label_logits.
+      flops: What computing the kernel took, see `ntk_flops`.
+    """
+
+    functional: FunctionalName
+    theta: Float[np.ndarray, "n n"]
+    standard_error: Float[np.ndarray, "n n"] | None
+    f0: Float[np.ndarray, " n"] | None
+    y: Float[np.ndarray, " n"] | None
+    eigenvalues: Float[np.ndarray, " n"]
+    times: Float[np.ndarray, " times"] | None
+    residuals: Float[np.ndarray, " times"] | None
+    labels: tuple[int, ...]
+    flops: int
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers that describe the kernel."""
+        known = self.f0 is not None and self.y is not None
+        return {
+            "functional": self.functional,
+            "size": len(self.theta),
+            "trace": float(np.trace(self.theta)),
+            "largest_eigenvalue": float(self.eigenvalues[0]),
+            "effective_rank": effective_rank(self.theta),
+            "target_alignment": alignment(self.theta, self.f0 - self.y) if known else None,  # type: ignore[operator]
+            "labels": list(self.labels),
+            "flops": self.flops,
+        }
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays there are, by name."""
+        names = ("theta", "standard_error", "f0", "y", "eigenvalues", "times", "residuals")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def measure_kernel(
+    model: Model,
+    batch: Mapping[str, np.ndarray[Any, Any]],
+    functional: FunctionalName = "loss",
+    *,
+    samples: int = SAMPLES,
+    memory_limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Kernel:
+    """The kernel of a model on N examples, its spectrum, and the residual of linearised training.
+
+    Targets are losses of 0 for "loss", and for "label_logits" one-hot vectors over the first target tokens that occur.
+    The others have no residual: "target_logprob" gives the kernel summed over target tokens, "fisher_sketch" an
+    unbiased estimate of the Fisher-weighted one.
+
+    Args:
+      model: At whose parameters the kernel is.
+      batch: {name: [N, time]}, see `lensjax.curvature.probes`.
+      samples: Random projections of "fisher_sketch".
+      memory_limit, progress: See `lensjax.curvature.ntk.ntk`.
+
+    Raises:
+      InputError: see `ntk`; or there are too many first target tokens for label_logits.
+    """
+    labels = _labels(model, batch) if functional == "label_logits" else ()
+    f = {
+        "loss": lambda: functionals.loss(model),
+        "target_logprob": lambda: functionals.target_logprob(model),
+        "label_logits": lambda: functionals.label_logits(model, labels),
+        "fisher_sketch": lambda: functionals.fisher_sketch(model, samples),
+    }[functional]()
+    outputs: dict[str, Output] = {"label_logits": "full", "fisher_sketch": "diagonal"}
+    output = outputs.get(functional, "trace")
+    flops = ntk_flops(f, model.params, batch, output=output, memory_limit=memory_limit)
+    found = ntk(f, model.params, batch, output=output, memory_limit=memory_limit, progress=progress)
+    error = f0 = y = times = residuals = None
+    if functional == "fisher_sketch":
+        error, found = found.std(axis=-1, ddof=1) / np.sqrt(samples), found.mean(axis=-1)
+    if functional == "label_logits":
+        size = len(found) * len(labels)
+        found = found.transpose(0, 2, 1, 3).reshape(size, size)
+    eigenvalues = spectrum(found)
+    if functional in ("loss", "label_logits"):
+        f0 = np.asarray(jax.jit(lambda p, x: jax.lax.map(lambda example: f(p, example), x))(model.params, batch))
+        y = np.zeros_like(f0)
+        if labels:
+            y[np.arange(len(y)), np.searchsorted(labels, _first_targets(model, batch))] = 1
+        f0, y = f0.reshape(-1), y.reshape(-1)
+        times = choose_times(eigenvalues)
+        residuals = np.asarray(residual_loss(found, f0, y, times))
+    return Kernel(functional, found, error, f0, y, eigenvalues, times, residuals, labels, flops)
+
+
+def choose_times(eigenvalues: Float[np.ndarray, " n"]) -> Float[np.ndarray, " times"]:
+    """Times η t from before the first direction is learnt to after the last one is, evenly spaced in their logs."""
+    kept = eigenvalues[eigenvalues > _LEAST * eigenvalues[0]]
+    if not kept.size:
+        raise InputError("The kernel is 0: the function does not depend on the parameters at any of these examples.")
+    return np.geomspace(0.01 / kept[0], 10 / kept[-1], _TIMES)
+
+
+def _first_targets(model: Model, batch: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    labels = np.asarray(batch["labels"])
+    first: np.ndarray[Any, Any] = labels[np.arange(len(labels)), (labels != IGNORED).argmax(axis=1)]
+    return first
+
+
+def _labels(model: Model, batch: Mapping[str, np.ndarray[Any, Any]]) -> tuple[int, ...]:
+    found = np.unique(_first_targets(model, batch))
+    if len(found) > LABELS:
+        raise InputError(
+            f"The targets begin with {len(found)} different tokens, and label_logits is for {LABELS} classes at most; "
+            "take another functional, such as loss."
+        )
+    return tuple(int(token) for token in found)
