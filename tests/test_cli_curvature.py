@@ -58,14 +58,15 @@ def test_other_functionals(save_sums, save_model, tmp_path):
 
 
 def test_bad_input_is_named(save_sums, save_model, fails, tmp_path):
-    spec, folder, out = save_sums(), save_model(), tmp_path / "out"
+    spec, folder, out = save_sums(), save_model(n_positions=16), tmp_path / "out"
     given = ["ntk", spec, "--model", folder, "--out", out]
     assert "0 examples are asked for" in fails(*given, "--examples", 0)
     assert "at most 360 examples to train on" in fails(*given, "--examples", 1000)
     assert "these examples need" in fails(*given, "--examples", 4, "--memory-limit", 1e-6)
     rows = [{"a": i, "b": j, "c": chr(97 + i)} for i in range(20) for j in range(20)]
     assert "label_logits is for 16 classes" in fails("ntk", save_sums(rows), *given[2:], "--functional", "label_logits")
-    assert "takes 8; lower max_prompt_tokens" in fails("ntk", spec, "--model", save_model(n_positions=8), "--out", out)
+    rows = [{"a": i, "b": 10**20, "c": i} for i in range(100)]
+    assert "takes 16; lower max_prompt_tokens" in fails("ntk", save_sums(rows), *given[2:], "--examples", 4)
     assert not any(out.iterdir())
 
 

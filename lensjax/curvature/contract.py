@@ -1,6 +1,7 @@
 """Kernels of one parameter from the factors of its gradients: Θ[n, m] = Σ_p ∂f(x_n)/∂p · ∂f(x_m)/∂p."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,8 @@ TAIL = {"trace": "", "diagonal": "k", "full": "kl"}  # axes of a kernel after th
 _EXACT = jax.lax.Precision.HIGHEST
 _PANEL = 64  # examples at least, of a panel of a symmetric kernel
 _PANELS = 8
+_FEW = 128  # examples
+_SHORT = 4096  # columns
 
 
 @jax.tree_util.register_dataclass
@@ -74,20 +77,30 @@ def contract_gradients(a: Array, b: Array, output: Output, mesh: Mesh | None = N
 
     Where `a` is `b`, about half of them are computed.
     """
-    n, kept = a.shape[0], {"trace": "", "diagonal": "k", "full": "k"}[output]
-    same, spec = a is b, f"n{kept}p,m{kept}p->nm{kept}" if output != "full" else "nkp,mlp->nmkl"
-    if mesh is None:
-        a = a.reshape(*a.shape[: 1 + len(kept)], -1)
-        b = a if same else b.reshape(*b.shape[: 1 + len(kept)], -1)
-    else:  # in one axis, pieces of several devices could not lie side by side
-        spec = spec.replace("p", "fs" if kept else "kfs")
-    panels = min(n // _PANEL, _PANELS) if same and mesh is None and output == "trace" else 1
+    if output == "trace" and mesh is None:
+        return _inner_products(a, b)
+    kept = "" if output == "trace" else "k"
+    spec = "nkp,mlp->nmkl" if output == "full" else f"n{kept}p,m{kept}p->nm{kept}"
+    if mesh is not None:  # in one axis, pieces of several devices could not lie side by side
+        return einsum(spec.replace("p", "fs" if kept else "kfs"), a, b)
+    return einsum(spec, *(x.reshape(*x.shape[:2], -1) for x in (a, b)))
+
+
+def _inner_products(a: Array, b: Array) -> Float[Array, "n m"]:
+    n, m, rows, second = a.shape[0], b.shape[0], math.prod(a.shape[1:-1]), a.shape[-1]
+    if max(n, m) <= _FEW and jax.default_backend() == "cpu":
+        # A product of few rows and very many columns takes twice as long as the sum of many short ones.
+        each = math.gcd(rows, max(1, _SHORT // second))
+        parts = [x.reshape(len(x), rows // each, each * second).swapaxes(0, 1) for x in ((a,) if a is b else (a, b))]
+        return einsum("pnk,pmk->pnm", parts[0], parts[-1]).sum(axis=0)
+    flat = a.reshape(n, -1)
+    panels = min(n // _PANEL, _PANELS) if a is b else 1
     if panels < 2:
-        return einsum(spec, a, b)
+        return einsum("np,mp->nm", flat, b.reshape(m, -1))
     edges = [n * i // panels for i in range(panels + 1)]
     kernel = jnp.zeros((n, n), _wide(a.dtype))
     for start, end in itertools.pairwise(edges):
-        panel = einsum(spec, a[start:end], a[start:])
+        panel = einsum("np,mp->nm", flat[start:end], flat[start:])
         kernel = kernel.at[start:end, start:].set(panel)
         kernel = kernel.at[end:, start:end].set(panel[:, end - start :].T)
     return kernel
