@@ -31,6 +31,21 @@ def residual_loss(
     Raises:
       InputError: the shapes do not match, or the kernel is not finite or not symmetric.
     """
+    rates, weights = residual_modes(theta, f0, y)
+    left: Array = jnp.exp(-2 * eta * jnp.asarray(t, weights.dtype)[..., None] * rates) @ weights
+    return left
+
+
+def residual_modes(
+    theta: Float[ArrayLike, "n n"], f0: Float[ArrayLike, " n"], y: Float[ArrayLike, " n"]
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Eigenvalues of Θ / N, and the squares of f₀ − y along the eigenvectors over N, so that F = Σ w exp(−2 η λ t).
+
+    What `lensjax.fit.residuals.stack_residuals` takes.
+
+    Raises:
+      InputError: see `residual_loss`.
+    """
     theta, f0, y = (jnp.asarray(x) for x in (theta, f0, y))
     n = f0.size
     if theta.shape != (n, n) or y.shape != f0.shape:
@@ -38,10 +53,7 @@ def residual_loss(
             f"theta, f0 and y have shapes {theta.shape}, {f0.shape} and {y.shape}; [n, n], [n] and [n] fit."
         )
     values, vectors = _eigh(theta)
-    weights = jnp.square(vectors.T @ (f0 - y)) / n
-    times = jnp.asarray(t, weights.dtype)
-    left: Array = jnp.exp(-2 * eta * times[..., None] * values / n) @ weights
-    return left
+    return jnp.maximum(values, 0) / n, jnp.square(vectors.T @ (f0 - y)) / n
 
 
 def spectrum(theta: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:

@@ -25,6 +25,7 @@ from lensjax.errors import InputError, listing, shorten
 from lensjax.fit.hierarchy import Observations, Scales, Slopes, Weights, condition, update_weights
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.posterior import Fitted, JointPosterior
+from lensjax.fit.residuals import Residuals, candidate_times
 from lensjax.fit.slopes import LAW_CENTRE, NOISE, PRIORS, SHAPES, SlopePrior, population_slopes, slope_priors
 
 LEAST_NOISE = 1e-4  # of log loss: none is known better
@@ -33,6 +34,9 @@ ROUNDS = 10  # of learning amplitudes, then weights
 EVALUATIONS = 10  # of the evidence in a round, at most
 MEMORY = 10  # steps that L-BFGS remembers
 ENOUGH = 1e-2  # rise of the log evidence in a step, in nats, that ends a round
+TIMES = 13  # at which log F is tried
+REFINEMENTS = 2  # between the best and its neighbours
+LOG_F = "log F"
 PADDING = 8  # curves are padded to a multiple of so many points, so that few shapes are compiled
 
 
@@ -89,6 +93,7 @@ def fit_joint(
     horizon: int,
     covariates: Mapping[str, Float[ArrayLike, " M"]] | None = None,
     settings: JointSettings | None = None,
+    residuals: Residuals | None = None,
 ) -> JointPosterior:
     """Fit all curves of a table at once.
 
@@ -103,6 +108,8 @@ def fit_joint(
       covariates: further numbers known of each model before fine-tuning, such as an NTK-derived log F; NaN
         where unknown.
       settings: ingredients to leave out or change.
+      residuals: of linearised training under each model's kernel. log F_i(t) is one more covariate; t is the same for
+        all models, and the one that makes the curves most probable (mean of the log evidence over the slope priors).
 
     Returns:
       The posterior over all curves up to the horizon.
@@ -121,9 +128,23 @@ def fit_joint(
     unit = int(table.sizes[(table.sizes > 0) & table.measured.any(axis=0)].min())
     octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
     with float64_on_cpu():
-        obs, centre = _observe(table, unit, covariates or {}, settings)
-        priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
-        fitted = jax.block_until_ready(_fit(obs, priors, settings))
+
+        def fit(extra: Mapping[str, Float[ArrayLike, " M"]]) -> _Fit:
+            obs, centre = _observe(table, unit, {**(covariates or {}), **extra}, settings)
+            priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
+            return _Fit(obs, centre, jax.block_until_ready(_fit(obs, priors, settings)))
+
+        time = None
+        if residuals is None:
+            found = fit({})
+        else:
+            if residuals.rates.shape[0] != len(table.models):
+                raise InputError(
+                    f"The residuals are of {residuals.rates.shape[0]} models, the table has {len(table.models)}; give "
+                    "one for each, None where it is not known."
+                )
+            time, found = _best_time(lambda t: fit({LOG_F: np.asarray(residuals.log_f(t))}), residuals)
+        obs, centre, fitted = found
     return JointPosterior(
         models=table.models,
         unit=unit,
@@ -133,7 +154,33 @@ def fit_joint(
         priors=settings.priors,
         dof=settings.dof,
         fitted=fitted,
+        time=time,
     )
+
+
+class _Fit(NamedTuple):
+    observations: Observations
+    centre: float
+    fitted: Fitted
+
+    @property
+    def evidence(self) -> float:
+        """Log evidence, averaged over the slope priors."""
+        return float(jnp.mean(self.fitted.given.evidence))
+
+
+def _best_time(fit: Callable[[float], _Fit], residuals: Residuals) -> tuple[float, _Fit]:
+    """The time of the greatest evidence, on a grid and then between its neighbours, and the fit with it."""
+    logs = list(np.log(candidate_times(residuals, TIMES)))
+    fits = [fit(float(np.exp(log))) for log in logs]
+    for _ in range(REFINEMENTS):
+        best = int(np.argmax([found.evidence for found in fits]))
+        for between in (best, best + 2):  # the grid grows by the first before the second is placed
+            if 0 < between < len(logs):
+                logs.insert(between, (logs[between - 1] + logs[between]) / 2)
+                fits.insert(between, fit(float(np.exp(logs[between]))))
+    best = int(np.argmax([found.evidence for found in fits]))
+    return float(np.exp(logs[best])), fits[best]
 
 
 def _observe(

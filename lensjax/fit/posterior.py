@@ -62,6 +62,7 @@ class JointPosterior:
       priors: names of the P slope priors that are averaged.
       dof: degrees of freedom of Student's t for jumps.
       fitted: what was learned, with a leading axis over priors.
+      time: that of the covariate log F(t), where there is one.
     """
 
     models: tuple[str, ...]
@@ -72,6 +73,7 @@ class JointPosterior:
     priors: tuple[str, ...]
     dof: float
     fitted: Fitted
+    time: float | None = None
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
