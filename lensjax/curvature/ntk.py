@@ -114,14 +114,47 @@ def ntk_flops(
     return total
 
 
-def ntk_vp(f: Function, params: Any, xs: Any) -> Callable[[Array], Array]:
-    """v ↦ Θ v, without Θ: one backward and one forward product with the Jacobian, which is linearised once.
+def ntk_vp(f: Function, params: Any, xs: Any, batch_size: int | None = None) -> Callable[[Array], Array]:
+    """v ↦ Θ v, without Θ: one backward and one forward product with the Jacobian.
 
     v and Θ v have the shape of f over the examples: [N, *outputs].
+
+    Args:
+      f, params, xs: See `ntk`.
+      batch_size: Examples at a time, of which each product computes the function anew, twice; by default all, with the
+        function linearised once, which takes memory in proportion to N.
+
+    Raises:
+      InputError: the arrays of xs do not have a leading axis of the same length.
     """
-    _, push = jax.linearize(lambda p: jax.vmap(f, in_axes=(None, 0))(p, xs), params)
-    pull = jax.linear_transpose(push, params)
-    return jax.jit(lambda v: push(*pull(v)))
+    n = _examples(xs, "xs")
+
+    def values(params: Any, examples: Any) -> Array:
+        return jax.vmap(f, in_axes=(None, 0))(params, examples)
+
+    if batch_size is None or batch_size >= n:
+        _, push = jax.linearize(lambda p: values(p, xs), params)
+        pull = jax.linear_transpose(push, params)
+        return jax.jit(lambda v: push(*pull(v)))
+    batches = -(-n // batch_size)
+    rows = np.minimum(np.arange(batches * batch_size), n - 1).reshape(batches, batch_size)
+    stacked = jax.tree.map(lambda x: np.asarray(x)[rows], xs)
+
+    @jax.jit
+    def product(v: Array) -> Array:
+        padded = jnp.zeros((batches * batch_size, *v.shape[1:]), v.dtype).at[:n].set(v)  # what is there twice gets 0
+
+        def add(total: Any, batch: tuple[Any, Array]) -> tuple[Any, None]:
+            (gradient,) = jax.vjp(lambda p: values(p, batch[0]), params)[1](batch[1])
+            return jax.tree.map(jnp.add, total, gradient), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        pulled, _ = jax.lax.scan(add, zeros, (stacked, padded.reshape(batches, batch_size, *v.shape[1:])))
+        pushed = jax.lax.map(lambda some: jax.jvp(lambda p: values(p, some), (params,), (pulled,))[1], stacked)
+        found: Array = pushed.reshape(-1, *v.shape[1:])[:n]
+        return found
+
+    return product
 
 
 @dataclass(frozen=True)
