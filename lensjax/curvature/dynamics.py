@@ -77,8 +77,14 @@ def alignment(theta: Float[np.ndarray, "n n"], target: Float[np.ndarray, " n"]) 
 
 
 def kernel_drift(before: Float[np.ndarray, "n n"], after: Float[np.ndarray, "n n"]) -> float:
-    """1 − cos between two kernels of the same examples (Fort et al. 2020): 0 where training changed the scale only."""
+    """1 − cos between two kernels of the same examples (Fort et al. 2020): 0 where training changed the scale only.
+
+    Raises:
+      InputError: their shapes differ.
+    """
     one, other = (np.asarray(x, np.float64) for x in (before, after))
+    if one.shape != other.shape:
+        raise InputError(f"The kernels have shapes {one.shape} and {other.shape}; give two of the same examples.")
     return float(1 - (one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 

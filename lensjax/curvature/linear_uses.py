@@ -54,7 +54,6 @@ class _Alias:
 
     leaf: int
     order: tuple[int, ...]
-    scanned: bool = False
 
 
 def find_uses(f: Function, params: Any, example: Any) -> tuple[ClosedJaxpr, dict[Key, Use], dict[int, int]]:
@@ -145,7 +144,7 @@ class _Walk:
             alias = aliases[0]
             if name == "transpose" and alias is not None:
                 order = tuple(alias.order[axis] for axis in params["permutation"])
-                return _bind(equation, inputs), {}, _Alias(alias.leaf, order, alias.scanned)
+                return _bind(equation, inputs), {}, _Alias(alias.leaf, order)
             if name in ("convert_element_type", "copy", "copy_p", "sharding_constraint") and alias is not None:
                 return _bind(equation, inputs), {}, alias
             if name == "dot_general" and len(touched) == 1:
@@ -188,7 +187,7 @@ class _Walk:
         use = Use(alias.leaf, "product", first, first == summed, rows, self.layers, y.shape, y.dtype)
         # y has the axes of its first factor before those of its second; a probe has rows first
         a = jnp.transpose(other, (*free, *contracted[1 - at])).reshape(rows, -1)
-        y, captured = self._probe(use, y, a, key, probes, rows_last=at == 0, axes=len(free))
+        y, captured = self._probe(use, y, a, key, probes, rows_last=at == 0)
         return [y], captured
 
     def _lookup(
@@ -206,11 +205,11 @@ class _Walk:
             return None
         rows = math.prod(ids.shape[:-1])
         use = Use(alias.leaf, "rows", (0,), True, rows, self.layers, y.shape, y.dtype)
-        y, captured = self._probe(use, y, ids.reshape(rows), key, probes, rows_last=False, axes=0)
+        y, captured = self._probe(use, y, ids.reshape(rows), key, probes, rows_last=False)
         return [y], captured
 
     def _probe(
-        self, use: Use, y: Any, captured: Any, key: Key, probes: Mapping[Key, Array], *, rows_last: bool, axes: int
+        self, use: Use, y: Any, captured: Any, key: Key, probes: Mapping[Key, Array], *, rows_last: bool
     ) -> tuple[Any, dict[Key, Array]]:
         """Add the probe, which is [rows, the other axes of the parameter], to y."""
         if not self.adds:
@@ -262,7 +261,7 @@ class _Walk:
                 self.otherwise.add(alias.leaf)
             if alias is not None and kept:
                 self.scanned[alias.leaf] = params["length"]
-            inside.append(_Alias(alias.leaf, tuple(range(len(alias.order) - 1)), True) if alias and kept else None)
+            inside.append(_Alias(alias.leaf, tuple(range(len(alias.order) - 1))) if alias and kept else None)
         closed = params["jaxpr"]
         own = {k: v for k, v in probes.items() if k[: len(key)] == key}
 

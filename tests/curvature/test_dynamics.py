@@ -65,3 +65,5 @@ def test_what_is_no_kernel_is_refused(problem):
         residual_loss(theta * np.nan, f0, y, 1.0)
     with pytest.raises(InputError, match="not symmetric"):
         residual_loss(np.triu(theta), f0, y, 1.0)
+    with pytest.raises(InputError, match=r"shapes \(6, 6\) and \(5, 5\)"):
+        kernel_drift(theta, theta[:5, :5])

@@ -9,9 +9,10 @@ import pytest
 
 import lensjax.models
 from lensjax.curvature import functionals
-from lensjax.curvature.ntk import ntk, ntk_vp
+from lensjax.curvature.ntk import ntk, ntk_flops, ntk_vp
 from lensjax.errors import InputError
 from lensjax.models.lora import add_lora, join, split_trainable
+from lensjax.train.flops import matmul_flops
 
 N, TIME = 4, 6
 QUICK = {"xla_backend_optimization_level": 0}
@@ -102,11 +103,15 @@ def test_devices_that_share_the_work_do_not_change_it(tiny_config, model_type, a
     assert_close(parts, ntk(f, one.params, xs, ys), 1e-5)
 
 
-def test_rounded_factors_are_near(tiny_config):
+def test_rounded_factors_and_models_of_half_precision_are_near(tiny_config):
     model = lensjax.models.from_config(tiny_config("llama"))
     f, xs = functionals.loss(model), make_examples(n=6)
     exact, rounded = ntk(f, model.params, xs), ntk(f, model.params, xs, factors="bfloat16")
     assert 0 < np.abs(rounded - exact).max() < 2e-2 * exact.max()
+    half = lensjax.models.from_config(tiny_config("llama"), dtype="bfloat16")
+    computed = ntk(functionals.loss(half), half.params, xs)
+    assert computed.dtype == np.float32
+    assert np.abs(computed - exact).max() < 0.15 * exact.max()  # what the model computes is rounded
 
 
 def test_float32_and_a_kernel_that_is_positive(tiny_config):
@@ -124,7 +129,18 @@ def test_products_with_vectors(tiny_config, wide):
     f, xs = functionals.label_logits(model, [5, 9]), make_examples()
     full = ntk(f, model.params, xs, output="full")
     v = np.random.default_rng(0).normal(size=(N, 2))
-    assert_close(ntk_vp(f, model.params, xs)(v), np.einsum("nmkl,ml->nk", full, v), 1e-10)
+    for batch_size in (None, 3):
+        assert_close(ntk_vp(f, model.params, xs, batch_size)(v), np.einsum("nmkl,ml->nk", full, v), 1e-10)
+
+
+def test_products_and_bytes_are_counted(tiny_config):
+    model = lensjax.models.from_config(tiny_config("gpt2"))
+    f, xs = functionals.loss(model), make_examples(n=6)
+    one, two = (ntk_flops(f, model.params, make_examples(n=n)) for n in (6, 12))
+    assert 1.9 * one < two < 4.1 * one  # between gradients, linear in N, and products of them
+    gradients = 6 * matmul_flops(jax.grad(f), model.params, {name: rows[0] for name, rows in xs.items()})
+    assert 0.5 * gradients < one < 3 * gradients
+    assert ntk_flops(f, model.params, xs, memory_limit=300_000) > one  # values are computed again for every part
 
 
 def test_any_function_of_any_pytree(wide):
