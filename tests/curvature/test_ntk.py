@@ -48,13 +48,27 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize("model_type", lensjax.models.supported())
 def test_every_family_has_the_kernel_of_its_dense_jacobian(tiny_config, wide, model_type):
-    model = lensjax.models.from_config(tiny_config(model_type), dtype="float64")
-    f, xs = functionals.loss(model), make_examples()
-    dense = jacobian(f, model.params, xs)[:, 0]
-    theta = ntk(f, model.params, xs)
+    config, xs = tiny_config(model_type), make_examples()
+    narrow, model = (lensjax.models.from_config(config, dtype=dtype) for dtype in ("float32", "float64"))
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float64), narrow.params)
+    f = functionals.loss(model)
+    dense = jacobian(f, params, xs)[:, 0]
+    theta = ntk(f, params, xs)
     assert_close(theta, dense @ dense.T, 1e-10)
     assert theta.dtype == np.float64
     np.testing.assert_array_equal(theta, theta.T)
+    rounded = ntk(functionals.loss(narrow), narrow.params, xs)
+    assert rounded.dtype == np.float32
+    assert_close(rounded, dense @ dense.T, 1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bart"])
+def test_padding_does_not_change_it(tiny_config, wide, model_type):
+    model = lensjax.models.from_config(tiny_config(model_type), dtype="float64")
+    f, xs = functionals.loss(model), make_examples()
+    filled = {"input_ids": 0, "labels": -100, "attention_mask": 0}
+    padded = {name: np.pad(rows, ((0, 0), (0, 3)), constant_values=filled[name]) for name, rows in xs.items()}
+    assert_close(ntk(f, model.params, padded), ntk(f, model.params, xs), 1e-10)
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "t5"])
@@ -93,14 +107,15 @@ def test_parts_of_parameters_sum_to_it(tiny_config, wide):
         assert_close(total, ntk(f, model.params, xs), 1e-12)
 
 
-@pytest.mark.parametrize(("model_type", "axes"), [("llama", "data=2,fsdp=2,tensor=2"), ("t5", "data=2,fsdp=4")])
-def test_devices_that_share_the_work_do_not_change_it(tiny_config, model_type, axes):
+@pytest.mark.parametrize(
+    ("model_type", "axes", "limit"), [("llama", "data=2,fsdp=2,tensor=2", None), ("gpt2", "data=2,fsdp=4", 216_000)]
+)
+def test_devices_that_share_the_work_do_not_change_it(tiny_config, model_type, axes, limit):
     mesh = lensjax.models.make_mesh(axes)
     one, eight = (lensjax.models.from_config(tiny_config(model_type), mesh=where) for where in (None, mesh))
-    f, xs, ys = functionals.loss(one), make_examples(n=11), make_examples(1, 3)
-    assert_close(ntk(functionals.loss(eight), eight.params, xs), ntk(f, one.params, xs), 1e-5)
-    parts = ntk(functionals.loss(eight), eight.params, xs, ys, memory_limit=360_000)
-    assert_close(parts, ntk(f, one.params, xs, ys), 1e-5)
+    xs, ys = make_examples(n=29), None if limit is None else make_examples(1, 3)
+    shared = ntk(functionals.loss(eight), eight.params, xs, ys, memory_limit=limit)
+    assert_close(shared, ntk(functionals.loss(one), one.params, xs, ys), 1e-5)
 
 
 def test_rounded_factors_and_models_of_half_precision_are_near(tiny_config):
@@ -114,13 +129,9 @@ def test_rounded_factors_and_models_of_half_precision_are_near(tiny_config):
     assert np.abs(computed - exact).max() < 0.15 * exact.max()  # what the model computes is rounded
 
 
-def test_float32_and_a_kernel_that_is_positive(tiny_config):
+def test_it_is_positive(tiny_config):
     model = lensjax.models.from_config(tiny_config("llama"))
-    f, xs = functionals.loss(model), make_examples(n=12)
-    theta = ntk(f, model.params, xs)
-    dense = jacobian(f, model.params, xs)[:, 0]
-    assert theta.dtype == np.float32
-    assert_close(theta, dense @ dense.T, 1e-5)
+    theta = ntk(functionals.loss(model), model.params, make_examples(n=12))
     assert np.linalg.eigvalsh(theta.astype(np.float64)).min() > -1e-5 * theta.max()
 
 
