@@ -1,0 +1,305 @@
+"""Lanczos' method on pytrees: vectors are never made one array, and lie on devices as parameters do."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+from numpy.typing import DTypeLike, NDArray
+
+from lensjax.curvature.streaming import Layout, laid_out, layout, wide
+from lensjax.errors import InputError
+
+Kind = Literal["normal", "signs"]
+_ROUNDING = 50  # times a type's precision: what is smaller beside a matrix is taken for rounding
+_CANCELLED = 0.7  # share of its norm that a vector must keep while it is made orthogonal, or else it is done again
+
+
+def draw(kind: Kind, key: Array, like: Any) -> Any:
+    """A random vector, in float32 or wider; the same on any number of devices."""
+    return _draw(kind, layout(like), key, like)
+
+
+def multiplied(product: Callable[[Any], Any], v: Any, like: Any) -> Any:
+    """A v, with v rounded to the types of `like`."""
+    rounded = jax.tree.map(lambda x, leaf: x.astype(jnp.result_type(leaf)), v, like)
+    return jax.tree.map(lambda x: x.astype(wide(x.dtype)), product(rounded))
+
+
+def norm(v: Any) -> float:
+    """The Euclidean norm.
+
+    Raises:
+      InputError: it is not finite.
+    """
+    return float(np.sqrt(finite(np.asarray(_dot(v, v), np.float64))))
+
+
+@jax.jit
+def scaled(v: Any, factor: float) -> Any:
+    """factor · v."""
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), v)
+
+
+def finite(values: NDArray[Any]) -> NDArray[Any]:
+    """The values.
+
+    Raises:
+      InputError: not all are finite.
+    """
+    if not np.isfinite(values).all():
+        raise InputError("A product is not finite; compute it for parameters and data whose loss is finite.")
+    return values
+
+
+class Basis:
+    """Orthonormal vectors with the shapes and shardings of parameters, stacked: leaves are [size, ...].
+
+    Attributes:
+      vectors: The pytree, of which the first `count` are in use; numbers of 16 bits are held as integers, as CPUs would
+        make float32 of the whole stack to take one vector from it.
+      rounding: What is smaller than this beside the norm of a matrix is taken for 0.
+    """
+
+    def __init__(self, like: Any, size: int, dtype: DTypeLike | None = None) -> None:
+        dtypes = [wide(jnp.result_type(leaf)) for leaf in jax.tree.leaves(like)]
+        self.rounding = _ROUNDING * max((float(jnp.finfo(each).eps) for each in dtypes), default=0.0)
+        self.count = 0
+        self.dtype = jnp.result_type(*dtypes)
+        held = None if dtype is None else jnp.dtype(dtype)
+        self.narrow = None if held is None or held.itemsize != 2 else held.name
+        self.vectors = _zeros(layout(like), size, held if self.narrow is None else jnp.dtype("uint16"), like)
+
+    def __getitem__(self, number: int) -> Any:
+        return _take(self.narrow, self.dtype.name, self.vectors, number)
+
+    def append(self, v: Any) -> None:
+        """Add a vector that is orthogonal to those before, and of norm 1."""
+        self.vectors = _put(self.narrow, self.vectors, self.count, v)
+        self.count += 1
+
+    def dots(self, v: Any) -> Float[np.ndarray, " count"]:
+        """Inner products with all vectors."""
+        return np.asarray(_dots(self.narrow, self.vectors, self.count, v), np.float64)[: self.count]
+
+    def orthogonalized(self, v: Any) -> tuple[Any, Float[np.ndarray, " count"], float]:
+        """v without its parts along the vectors, these parts, and the norm of what is left.
+
+        By modified Gram–Schmidt, twice where much of v is lost ("twice is enough", Parlett 1998, section 6.9).
+        """
+        after, total = norm(v), np.zeros(self.count)
+        if not self.count:
+            return v, total, after
+        for _ in range(3):
+            before = after
+            v, parts = _orthogonalized(self.narrow, self.vectors, self.count, v)
+            total += np.asarray(parts, np.float64)[: self.count]
+            after = norm(v)
+            if after > _CANCELLED * before:
+                break
+        return v, total, after
+
+    def rotated(self, weights: Float[np.ndarray, "count k"]) -> Any:
+        """Combinations of the vectors, stacked, in float32 or wider."""
+        return jax.tree.map(lambda leaf: _combined(self.narrow, leaf, jnp.asarray(weights.T)), self.vectors)
+
+    def rotate(self, weights: Float[np.ndarray, "count k"]) -> None:
+        """Keep combinations of the vectors in their place; a leaf at a time, so that little is held besides."""
+        leaves, structure = jax.tree.flatten(self.vectors)
+        self.vectors = None
+        for number, leaf in enumerate(leaves):
+            leaves[number] = _combined_in_place(self.narrow, leaf, jnp.asarray(weights.T))
+        self.vectors, self.count = jax.tree.unflatten(structure, leaves), weights.shape[1]
+
+
+class Lanczos:
+    """Lanczos' recursion with full reorthogonalisation: A Q = Q T + norm · next ⊗ e_last, a product at a time.
+
+    The next vector and the one before it are held as they are, besides the basis, whose type may be a narrow one. So
+    rounding the basis spoils the orthogonality of vectors a little, and not the recursion.
+
+    Attributes:
+      count: Vectors in the basis.
+      products: How many were taken.
+      norm: Of what is left of the last product; 0 where that is rounding only, and the vectors span an invariant space.
+      scale: The largest norm of a product so far: a lower bound on that of A.
+    """
+
+    def __init__(
+        self,
+        product: Callable[[Any], Any],
+        like: Any,
+        start: Any,
+        size: int,
+        dtype: DTypeLike | None = None,
+        *,
+        orthogonal: bool = True,
+    ) -> None:
+        self.product, self.like = product, like
+        self.basis = Basis(like, size if orthogonal else 0, dtype)
+        self.matrix = np.zeros((size, size))
+        self.count = self.products = 0
+        self.norm = self.scale = 0.0
+        self.orthogonal = orthogonal
+        self.begin(start)
+
+    def begin(self, start: Any) -> None:
+        """Go on from a vector, without its parts along the basis."""
+        q, _, length = self.basis.orthogonalized(start)
+        self.next, self.previous, self.norm = scaled(q, 1 / length), None, 0.0
+
+    def step(self) -> None:
+        """Take a product, and find the next vector.
+
+        Raises:
+          InputError: the product is not finite.
+        """
+        j, q = self.count, self.next
+        if self.orthogonal:
+            self.basis.append(q)
+        w = multiplied(self.product, q, self.like)
+        self.scale = max(self.scale, norm(w))
+        previous = q if self.previous is None else self.previous
+        w, along = _recurred(w, q, previous, 0.0 if self.previous is None else self.norm)
+        self.matrix[j, j] = along
+        if self.previous is not None:
+            self.matrix[j - 1, j] = self.norm
+        w, parts, left = self.basis.orthogonalized(w)
+        if self.orthogonal:
+            self.matrix[: j + 1, j] += parts
+        self.matrix[j, :j] = self.matrix[:j, j]
+        self.norm = left if left > self.basis.rounding * self.scale else 0.0
+        self.previous, self.next = q, scaled(w, 1 / self.norm) if self.norm else None
+        self.count += 1
+        self.products += 1
+
+    def ritz(self) -> tuple[Float[np.ndarray, " count"], Float[np.ndarray, "count count"]]:
+        """Eigenvalues of A on the span of the basis, and eigenvectors in it, as columns."""
+        values, vectors = np.linalg.eigh(self.matrix[: self.count, : self.count])
+        return values, vectors
+
+    def restart(self, values: Float[np.ndarray, " k"], vectors: Float[np.ndarray, "count k"]) -> None:
+        """Keep some Ritz vectors in place of the basis; the next product finds how the next vector couples to them."""
+        self.basis.rotate(vectors)
+        self.count = len(values)
+        self.matrix[:] = 0
+        self.matrix[np.arange(self.count), np.arange(self.count)] = values
+        self.previous = None
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(kind: Kind, how: Layout, key: Array, like: Any) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    sample = jax.random.normal if kind == "normal" else jax.random.rademacher
+    keys = jax.random.split(key, len(leaves))
+    drawn = [sample(each, x.shape, wide(jnp.result_type(x))) for each, x in zip(keys, leaves, strict=True)]
+    return laid_out(jax.tree.unflatten(structure, drawn), how)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(how: Layout, size: int, dtype: Any, like: Any) -> Any:
+    made = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), dtype or wide(jnp.result_type(x))), like)
+    stacked = tuple(None if each is None else NamedSharding(each.mesh, PartitionSpec(None, *each.spec)) for each in how)
+    return laid_out(made, stacked)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _put(narrow: str | None, vectors: Any, number: Int[Array, ""], v: Any) -> Any:
+    def put(stack: Array, x: Array) -> Array:
+        updated: Array = jax.lax.dynamic_update_index_in_dim(stack, _packed(narrow, x, stack.dtype), number, 0)
+        return updated
+
+    return jax.tree.map(put, vectors, v)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _take(narrow: str | None, dtype: str, vectors: Any, number: Int[Array, ""]) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), _at(narrow, vectors, number))
+
+
+@jax.jit
+def _dot(a: Any, b: Any) -> Float[Array, ""]:
+    products = jax.tree.map(lambda x, y: (x * y.astype(x.dtype)).sum(), a, b)
+    total: Array = sum(jax.tree.leaves(products), jnp.zeros(()))
+    return total
+
+
+@partial(jax.jit, static_argnums=0)
+def _dots(narrow: str | None, vectors: Any, count: Int[Array, ""], v: Any) -> Float[Array, " size"]:
+    size = jax.tree.leaves(vectors)[0].shape[0]
+    zeros = jnp.zeros(size, _dot(v, v).dtype)
+    dots: Array = jax.lax.fori_loop(0, count, lambda i, c: c.at[i].set(_dot(v, _at(narrow, vectors, i))), zeros)
+    return dots
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _orthogonalized(
+    narrow: str | None, vectors: Any, count: Int[Array, ""], v: Any
+) -> tuple[Any, Float[Array, " size"]]:
+    size = jax.tree.leaves(vectors)[0].shape[0]
+
+    def remove(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        left, parts = carry
+        q = _at(narrow, vectors, i)
+        part = _dot(left, q)
+        left = jax.tree.map(lambda x, y: x - part.astype(x.dtype) * y.astype(x.dtype), left, q)
+        return left, parts.at[i].set(part)
+
+    found: tuple[Any, Array] = jax.lax.fori_loop(0, count, remove, (v, jnp.zeros(size, _dot(v, v).dtype)))
+    return found
+
+
+@jax.jit
+def _recurred(w: Any, q: Any, previous: Any, coupling: float) -> tuple[Any, Float[Array, ""]]:
+    """w without its parts along the last vector and, as is known, the one before it; and the former part."""
+    along = _dot(w, q)
+
+    def less(x: Array, y: Array, z: Array) -> Array:
+        left: Array = x - along.astype(x.dtype) * y - jnp.asarray(coupling, x.dtype) * z
+        return left
+
+    return jax.tree.map(less, w, q, previous), along
+
+
+def _at(narrow: str | None, vectors: Any, i: Int[Array, ""]) -> Any:
+    return jax.tree.map(lambda stack: _unpacked(narrow, jax.lax.dynamic_index_in_dim(stack, i, 0, False)), vectors)
+
+
+def _packed(narrow: str | None, x: Array, dtype: Any) -> Array:
+    packed: Array = x.astype(dtype) if narrow is None else jax.lax.bitcast_convert_type(x.astype(narrow), dtype)
+    return packed
+
+
+def _unpacked(narrow: str | None, x: Array) -> Array:
+    """Numbers in float32 or wider."""
+    numbers: Array = x if narrow is None else jax.lax.bitcast_convert_type(x, narrow)
+    return numbers.astype(wide(numbers.dtype))
+
+
+@partial(jax.jit, static_argnums=0)
+def _combined(narrow: str | None, stack: Array, weights: Float[Array, "k count"]) -> Array:
+    """weights @ stack[:count], one after the other."""
+    one = jax.eval_shape(partial(_unpacked, narrow), stack)
+    weights = weights.astype(one.dtype)
+
+    def combine(row: Array) -> Array:
+        def add(i: Array, total: Array) -> Array:
+            new: Array = total + row[i] * _at(narrow, stack, i)
+            return new
+
+        total: Array = jax.lax.fori_loop(0, len(row), add, jnp.zeros(one.shape[1:], one.dtype))
+        return total
+
+    combined: Array = jax.lax.map(combine, weights)
+    return combined
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _combined_in_place(narrow: str | None, stack: Array, weights: Float[Array, "k count"]) -> Array:
+    combined = jax.lax.map(lambda row: _packed(narrow, _combined(narrow, stack, row[None])[0], stack.dtype), weights)
+    changed: Array = jax.lax.dynamic_update_slice_in_dim(stack, combined, 0, 0)
+    return changed

@@ -1,0 +1,291 @@
+"""Functions of parameters and a batch: traced once, checked, and averaged over data sets a batch at a time."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.sharding import NamedSharding
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from lensjax.curvature.linear_uses import find_uses
+from lensjax.errors import InputError
+from lensjax.models.base import Model
+from lensjax.models.sharding import path_name
+
+Function = Callable[[Any, Any], Any]
+Layout = tuple[NamedSharding | None, ...]
+
+
+def count_examples(batch: Any) -> float:
+    """Length of the leading axis of a batch's arrays: the weight of means over examples."""
+    lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)}
+    if len(lengths) != 1:
+        raise InputError("The arrays of a batch need a leading axis of examples, of the same length in all.")
+    return float(lengths.pop())
+
+
+def target_tokens(model: Model) -> Callable[[Any], float]:
+    """Counts the target tokens of a batch: the weight with which means of `model.loss` are means over all tokens."""
+    count = jax.jit(lambda params, batch: model.token_losses(params, batch)[1].sum())
+    return lambda batch: float(count(model.params, batch)) if count_examples(batch) else 0.0
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A data set as batches, of which one at a time is on the devices.
+
+    A product over it is Σ_b w_b H_b v / Σ_b w_b. It is that of the mean over the whole data set where the loss of a
+    batch is a mean over what its weight counts: by default examples, with `target_tokens(model)` target tokens.
+
+    Attributes:
+      batches: Read anew for every product: a list, or whatever can be iterated over again. Batches of one shape are
+        compiled once.
+      weight: Gives the weight of a batch; those of weight 0 are skipped.
+
+    Raises:
+      InputError: it can be read only once.
+    """
+
+    batches: Iterable[Any]
+    weight: Callable[[Any], float] = count_examples
+
+    def __post_init__(self) -> None:
+        if iter(self.batches) is self.batches:
+            raise InputError("batches can be read only once; give a list, or what can be iterated over again.")
+
+
+class Shares:
+    """The batches of a data set with the share of each in the mean, and whether their losses were seen to be finite.
+
+    A batch that is not `Batches` has all of it.
+
+    Raises:
+      InputError: there is nothing in it.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.batches: Iterable[Any] = data.batches if isinstance(data, Batches) else [data]
+        if isinstance(data, Batches):
+            weights = np.array([data.weight(batch) for batch in data.batches], np.float64)
+        else:
+            weights = np.array([0.0 if any(0 in np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)) else 1.0])
+        if not (weights.sum() > 0 and np.all(weights >= 0)):
+            raise InputError("The data hold no examples, or none with a weight; give batches that hold some.")
+        self.shares = weights / weights.sum()
+        self.checked = False
+
+    def __iter__(self) -> Iterator[tuple[int, float, Any]]:
+        """Number, share and batch, of those that have any."""
+        for number, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
+            if share > 0:
+                yield number, float(share), batch
+
+    def check(self, values: dict[int, Array]) -> None:
+        """Raise InputError where a batch's loss is not finite; what is traced, or was seen before, is not looked at."""
+        if self.checked or any(isinstance(value, jax.core.Tracer) for value in values.values()):
+            return
+        for number, value in values.items():
+            bad = np.flatnonzero(~np.isfinite(np.atleast_1d(np.asarray(value, np.float64))))
+            if bad.size:
+                example = f", example {bad[0]}" if np.ndim(value) else ""
+                raise InputError(f"The loss of batch {number}{example} is not finite; leave it out, or mend it.")
+        self.checked = True
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A function of parameters and a batch as traced, called with the arrays that it captured.
+
+    These are arguments, so that compiled code does not hold them: frozen parameters, say, beside adapters.
+    """
+
+    jaxpr: Any
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __call__(self, captured: Any, params: Any, batch: Any) -> Any:
+        flat = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*jax.tree.leaves((params, batch)))
+        return jax.tree.unflatten(self.structure, flat)
+
+
+_programs: WeakKeyDictionary[Function, dict[Any, tuple[Program, Any]]] = WeakKeyDictionary()
+
+
+def trace(f: Function, params: Any, batch: Any) -> tuple[Program, Any]:
+    """The program of f(params, batch), and the arrays that f captured.
+
+    A function traced for the same shapes before is not traced again, so other parameters and batches compile nothing.
+    """
+    leaves, structure = jax.tree.flatten((params, batch))
+    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    key = (structure, shapes, jax.config.read("jax_enable_x64"))
+    try:
+        known = _programs.setdefault(f, {})
+    except TypeError:  # neither hashable nor weakly referable
+        known = {}
+    if key in known:
+        return known[key]
+    closed, out = jax.make_jaxpr(f, return_shape=True)(params, batch)
+    values = jax.tree.leaves(out)
+    if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in values):
+        raise InputError("The function gives whole numbers; curvature is that of a floating-point function.")
+    program = Program(closed.jaxpr, jax.tree.structure(out), tuple(value.shape for value in values))
+    if not any(isinstance(x, jax.core.Tracer) for x in (*leaves, *closed.consts)):
+        known[key] = program, closed.consts
+    return program, closed.consts
+
+
+def traced(f: Function, params: Any, batch: Any, axes: int | None = -1) -> tuple[Program, Any]:
+    """`trace`, of a function whose value is checked to have so many axes; −1 is for one or none, None for any value."""
+    program, captured = trace(f, params, batch)
+    ranks = [len(shape) for shape in program.shapes]
+    if axes is not None and (len(ranks) != 1 or (ranks[0] != axes if axes >= 0 else ranks[0] > 1)):
+        wanted = {0: "a scalar", 1: "one loss for each example"}.get(axes, "a scalar or one loss for each example")
+        raise InputError(f"The function gives shapes {', '.join(map(str, program.shapes))}; {wanted} is needed.")
+    return program, captured
+
+
+def scanned_layers(f: Function, params: Any, batch: Any) -> tuple[int | None, ...]:
+    """For every leaf of the parameters the length of its leading axis, where a scan in f(params, batch) slices it."""
+    found = find_uses(f, params, batch)[2]
+    return tuple(found.get(number) for number in range(len(jax.tree.leaves(params))))
+
+
+def kept(push: Callable[[Any], Any], like: Any) -> Partial:
+    """A linear map of vectors as a pytree of the arrays that it keeps, which compiled code can return and be handed."""
+    closed = jax.make_jaxpr(push)(like)
+    return Partial(_Linear(closed.jaxpr, jax.tree.structure(like)), closed.consts)
+
+
+def mean(parts: Iterable[tuple[float, Any]]) -> Any:
+    """Σ share · part, summed in float32 or wider."""
+    total = None
+    for share, part in parts:
+        if share == 1:
+            return part
+        total = _add(total, part, share)
+        like = part
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), total, like)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _add(total: Any, part: Any, share: float) -> Any:
+    scaled = jax.tree.map(lambda x: share * x.astype(wide(x.dtype)), part)
+    return scaled if total is None else jax.tree.map(jnp.add, total, scaled)
+
+
+def gathered(compute: Callable[[Any], tuple[Array, Any]], batch: Any) -> Any:
+    """What is computed of batches: the mean of it if it is of scalars, and all examples' if not."""
+    data, values, found = Shares(batch), {}, []
+    for number, share, one in data:
+        value, forms = compute(one)
+        values[number] = value
+        found.append((share, forms))
+    data.check(values)
+    if any(value.ndim for value in values.values()):
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *(forms for _, forms in found))
+    return mean(found)
+
+
+def check_params(params: Any) -> None:
+    """Raise InputError where a parameter is not a floating-point array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            name = path_name(path) or "params"
+            raise InputError(f"Parameter {name} holds {dtype}; curvature needs floating-point parameters.")
+
+
+def check_vector(params: Any, v: Any) -> None:
+    """Raise InputError, naming the leaf, where a vector does not have the structure, shapes and types of params."""
+    wanted, given = _described(params), _described(v)
+    for name in wanted.keys() | given.keys():
+        if name not in given:
+            raise InputError(f"The vector has no leaf '{name}'; give it the structure of the parameters.")
+        if name not in wanted:
+            raise InputError(f"The vector has a leaf '{name}' and the parameters have not; give it their structure.")
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (params, v)]
+    if structures[0] != structures[1]:
+        raise InputError("The vector is made of other containers than the parameters; give it their structure.")
+    for name, (shape, dtype) in wanted.items():
+        if given[name] != (shape, dtype):
+            other = "{1}{0}".format(*given[name])
+            raise InputError(
+                f"Leaf '{name}' of the vector is {other} and the parameter {dtype}{shape}; make them alike."
+            )
+
+
+def layout(params: Any) -> Layout:
+    """How parameters lie on several devices; None for those that lie on one."""
+    shardings = [
+        None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None) for x in jax.tree.leaves(params)
+    ]
+    return tuple(s if isinstance(s, NamedSharding) and s.mesh.size > 1 else None for s in shardings)
+
+
+def laid_out(v: Any, how: Layout) -> Any:
+    """A vector whose leaves lie as parameters do."""
+    leaves, structure = jax.tree.flatten(v)
+    placed = [
+        leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
+        for leaf, sharding in zip(leaves, how, strict=True)
+    ]
+    return jax.tree.unflatten(structure, placed)
+
+
+@contextmanager
+def explained(forward: str, reverse: str) -> Iterator[None]:
+    """Say in a sentence what JAX cannot differentiate, and what can be used instead.
+
+    Args:
+      forward, reverse: What takes functions without a forward derivative, and without a backward one.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if "custom_vjp" in str(error) or "custom_lin" in str(error):
+            raise InputError(f"The function has a custom_vjp, so no forward derivative is known; {forward}.") from error
+        if "Reverse-mode differentiation does not work" in str(error):
+            raise InputError(f"The function has a loop that cannot be run backward; {reverse}.") from error
+        raise
+
+
+@partial(jax.jit, static_argnums=0)
+def layer_dots(layers: tuple[int | None, ...], a: Any, b: Any) -> list[Array]:
+    """Inner products leaf by leaf, or layer by layer."""
+    return [
+        (x.astype(wide(x.dtype)) * y).sum(axis=None if length is None else tuple(range(1, x.ndim)))
+        for length, x, y in zip(layers, jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
+
+
+def wide(dtype: Any) -> Any:
+    """The type in which sums are taken: float32 or wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): (np.shape(leaf), jnp.result_type(leaf)) for path, leaf in leaves}
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """A linear map of vectors, called with what it keeps."""
+
+    jaxpr: Any
+    structure: Any
+
+    def __call__(self, kept: Any, v: Any) -> Any:
+        flat = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, kept))(*jax.tree.leaves(v))
+        return jax.tree.unflatten(self.structure, flat)
