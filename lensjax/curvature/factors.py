@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, Int
 
 from lensjax.curvature.contract import Factor
@@ -67,17 +70,18 @@ class Part:
         return (self.size * leaf.width + leaf.besides) * leaf.itemsize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A function traced once, and how its parameters' gradients are had.
 
     Attributes:
+      jaxpr: Of the function, with what it captured as arguments.
       uses: Of the parameters that are only multiplied by or looked up in.
       outputs: Shape of the function's value.
       leaves: Of every parameter.
     """
 
-    closed: Any
+    jaxpr: Any
     uses: Mapping[Key, Use]
     outputs: tuple[int, ...]
     leaves: tuple[Leaf, ...]
@@ -94,28 +98,46 @@ class Plan:
         return tuple(leaf.number for leaf in self.leaves if leaf.number not in used)
 
 
-def make_plan(f: Function, params: Any, example: Any, itemsize: int | None = None) -> Plan:
-    """Trace f(params, example); factors are of so many bytes a number, or of their own type."""
-    closed, uses, layers = find_uses(f, params, example)
-    outputs = closed.out_avals[0].shape
-    count = math.prod(outputs)
-    leaves = []
-    for number, leaf in enumerate(jax.tree.leaves(params)):
-        shape = leaf.shape[1:] if number in layers else leaf.shape
-        own = [use for use in uses.values() if use.leaf == number]
-        made = Leaf(number, layers.get(number), math.prod(shape), count, 1, itemsize or leaf.dtype.itemsize, True)
-        if own:
-            first = math.prod(shape[axis] for axis in own[0].axes)
-            second = math.prod(shape) // max(first, 1)
-            width = besides = 0
-            for use in own:
-                outputs_left = use.kind == "product" and not use.summed_first
-                width += use.rows * (count if outputs_left else 1) if use.kind == "product" else 0
-                besides += use.rows * second * (1 if outputs_left else count)
-            size = itemsize or max(jnp.dtype(use.dtype).itemsize for use in own)
-            made = Leaf(number, layers.get(number), first, width, besides, size, width > 0)
-        leaves.append(made)
-    return Plan(closed, uses, outputs, tuple(leaves))
+_plans: WeakKeyDictionary[Function, dict[Any, tuple[Plan, list[Any]]]] = WeakKeyDictionary()
+
+
+def make_plan(f: Function, params: Any, example: Any, itemsize: int | None = None) -> tuple[Plan, list[Any]]:
+    """The plan of f(params, example), and the arrays that f captured; factors are of so many bytes a number.
+
+    A function traced for the same shapes before is not traced again, so that nothing is compiled anew.
+    """
+    leaves, structure = jax.tree.flatten((params, example))
+    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    key = (structure, shapes, itemsize, jax.config.read("jax_enable_x64"))
+    try:
+        known = _plans.setdefault(f, {})
+    except TypeError:  # neither hashable nor weakly referable
+        known = {}
+    if key not in known:
+        closed, uses, layers = find_uses(f, params, example)
+        made = [_leaf(n, leaf, closed, uses, layers, itemsize) for n, leaf in enumerate(jax.tree.leaves(params))]
+        known[key] = Plan(closed.jaxpr, uses, closed.out_avals[0].shape, tuple(made)), closed.consts
+    return known[key]
+
+
+def _leaf(
+    number: int, leaf: Any, closed: Any, uses: Mapping[Key, Use], layers: Mapping[int, int], itemsize: int | None
+) -> Leaf:
+    """How a parameter's gradients are had."""
+    count = math.prod(closed.out_avals[0].shape)
+    shape = leaf.shape[1:] if number in layers else leaf.shape
+    own = [use for use in uses.values() if use.leaf == number]
+    if not own:
+        return Leaf(number, layers.get(number), math.prod(shape), count, 1, itemsize or leaf.dtype.itemsize, True)
+    first = math.prod(shape[axis] for axis in own[0].axes)
+    second = math.prod(shape) // max(first, 1)
+    width = besides = 0
+    for use in own:
+        outputs_left = use.kind == "product" and not use.summed_first
+        width += use.rows * (count if outputs_left else 1) if use.kind == "product" else 0
+        besides += use.rows * second * (1 if outputs_left else count)
+    size = itemsize or max(jnp.dtype(use.dtype).itemsize for use in own)
+    return Leaf(number, layers.get(number), first, width, besides, size, width > 0)
 
 
 def make_parts(plan: Plan, examples: int, budget: int) -> list[Part]:
@@ -147,18 +169,19 @@ def _largest(leaves: tuple[Leaf, ...], pieces: Sequence[tuple[int, int]], exampl
 
 
 def make_factors(
-    plan: Plan, part: Part, params: Any, examples: Any, piece: Int[Array, ""], dtype: Any = None
+    plan: Plan, part: Part, captured: list[Any], params: Any, examples: Any, piece: Int[Array, ""], dtype: Any = None
 ) -> tuple[Float[Array, "n outputs"], list[list[Factor]]]:
     """Values of the function, and factors of the gradients of a piece of a part's parameters, in their order.
 
     A gradient that is formed as it is becomes one row: gradient ⊗ 1.
 
     Args:
+      captured: Arrays that the function captured.
       examples: Pytree of arrays with a leading axis of n.
       piece: Which one.
       dtype: Type that factors are rounded to.
     """
-    values, made = jax.vmap(lambda example: _one(plan, params, example))(examples)
+    values, made = jax.vmap(lambda example: _one(plan, captured, params, example))(examples)
 
     def taken(leaf: Leaf) -> list[Factor]:
         factors: list[Factor] = made[leaf.number]
@@ -171,16 +194,17 @@ def make_factors(
     return values, [taken(leaf) for leaf in part.leaves]
 
 
-def _one(plan: Plan, params: Any, example: Any) -> tuple[Array, list[list[Factor]]]:
+def _one(plan: Plan, captured: list[Any], params: Any, example: Any) -> tuple[Array, list[list[Factor]]]:
     """Values for one example, and the factors of every parameter without the axis of examples."""
     leaves, structure = jax.tree.flatten(params)
+    closed = ClosedJaxpr(plan.jaxpr, captured)
     probes = {key: jnp.zeros(_probe_shape(use), use.dtype) for key, use in plan.uses.items()}
 
     def g(probes: Any, direct: list[Array]) -> tuple[Array, Any]:
         mixed = list(leaves)
         for i, leaf in zip(plan.direct, direct, strict=True):
             mixed[i] = leaf
-        value, found = with_probes(plan.closed, plan.uses, jax.tree.unflatten(structure, mixed), probes, example)
+        value, found = with_probes(closed, plan.uses, jax.tree.unflatten(structure, mixed), probes, example)
         return value.reshape(plan.count), found
 
     value, pull, found = jax.vjp(g, probes, [leaves[i] for i in plan.direct], has_aux=True)

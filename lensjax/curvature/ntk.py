@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from lensjax.curvature.compiling import exact_options
 from lensjax.curvature.contract import TAIL, Factor, Output, constrain, contract
 from lensjax.curvature.factors import Leaf, Part, Plan, make_factors, make_parts, make_plan
 from lensjax.curvature.linear_uses import Function
@@ -72,11 +73,11 @@ def ntk(
     job = _prepare(f, params, xs, ys, factors, memory_limit)
     kernel, done = _Kernel(params, job.plan, output, by_parameter=by_parameter), 0
     for part in job.parts:
-        fill = job.filler(part)
         for piece in range(part.pieces):
             held: Any = None if job.batches == 1 else _room(job, part, params)
             for i in range(job.batches):
-                values, held = fill(held, params, job.examples_of(i), jnp.asarray(piece), jnp.asarray(i))
+                some = job.captured, params, job.examples_of(i), jnp.asarray(piece), jnp.asarray(i)
+                values, held = _filler()(job.plan, part, job.dtype, job.mesh, held, *some)
                 _check_finite(values, i * job.batch, job.sizes[0])
                 done += 1
                 if progress is not None:
@@ -105,8 +106,8 @@ def ntk_flops(
     job = _prepare(f, params, xs, ys, factors, memory_limit)
     total, some, zero = 0, job.examples_of(0), jnp.asarray(0)
     for part in job.parts:
-        fill = job.filler(part)
-        each = job.batches * matmul_flops(fill, None, params, some, zero, zero)
+        fill = partial(_fill, job.plan, part, job.dtype, job.mesh)
+        each = job.batches * matmul_flops(fill, None, job.captured, params, some, zero, zero)
         for leaf, gradients in zip(part.leaves, _room_shapes(job, part, params), strict=True):
             static = job.contraction(part, leaf, gradients, output)
             each += matmul_flops(lambda held, static=static: _contract(held, *static), gradients)
@@ -162,6 +163,7 @@ class _Job:
     """What `ntk` does, of which examples, in which parts.
 
     Attributes:
+      captured: Arrays that the function captured.
       sizes: N, and M or 0.
       examples: Those of xs and ys, one after the other.
       batch, batches: Examples whose factors are made at a time, and how often.
@@ -169,6 +171,7 @@ class _Job:
     """
 
     plan: Plan
+    captured: list[Any]
     parts: list[Part]
     sizes: tuple[int, int]
     examples: Any
@@ -182,22 +185,6 @@ class _Job:
         """Those of a batch; the last example fills up the last batch."""
         rows = np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), sum(self.sizes) - 1)
         return jax.device_put(jax.tree.map(lambda x: x[rows], self.examples), _shared_out(self.mesh))
-
-    def filler(self, part: Part) -> Callable[..., tuple[Array, Any]]:
-        """(held, params, examples, piece, batch) → values of the function, and held with these examples' factors."""
-
-        def fill(held: Any, params: Any, examples: Any, piece: Array, batch: Array) -> tuple[Array, Any]:
-            values, made = make_factors(self.plan, part, params, examples, piece, self.dtype)
-            if held is None:
-                return constrain(values, self.mesh), jax.tree.map(lambda new: new[None], made)
-
-            def put(old: Array, new: Array) -> Array:
-                updated: Array = jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
-                return updated
-
-            return constrain(values, self.mesh), jax.tree.map(put, held, made)
-
-        return jax.jit(fill, donate_argnums=0)
 
     def contraction(self, part: Part, leaf: Leaf, gradients: list[Factor], output: Output) -> tuple[Any, ...]:
         """Arguments of `_contract` after the first."""
@@ -222,12 +209,12 @@ def _prepare(f: Function, params: Any, xs: Any, ys: Any | None, factors: str, me
             )
     mesh = _mesh(params)
     limit = _free_memory() if memory_limit is None else memory_limit
-    dtype = None if factors == "exact" else jnp.bfloat16
-    plan = make_plan(f, params, jax.tree.map(lambda x: x[0], xs), None if dtype is None else 2)
+    dtype = None if factors == "exact" else "bfloat16"
+    plan, captured = make_plan(f, params, jax.tree.map(lambda x: x[0], xs), None if dtype is None else 2)
     parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size)
     examples = jax.tree.map(np.asarray, xs) if ys is None else jax.tree.map(lambda x, y: np.concatenate([x, y]), xs, ys)
     chunk_bytes = min(int(limit * (1 - _HELD)), _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]))
-    return _Job(plan, parts, (n, m), examples, batch, -(-(n + m) // batch), chunk_bytes, dtype, mesh)
+    return _Job(plan, captured, parts, (n, m), examples, batch, -(-(n + m) // batch), chunk_bytes, dtype, mesh)
 
 
 class _Kernel:
@@ -278,10 +265,42 @@ def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Part
     return parts, batch * devices
 
 
+def _fill(
+    plan: Plan,
+    part: Part,
+    dtype: Any,
+    mesh: Mesh | None,
+    held: Any,
+    captured: list[Any],
+    params: Any,
+    examples: Any,
+    piece: Array,
+    batch: Array,
+) -> tuple[Array, Any]:
+    """Values of the function, and `held` with the factors of a batch of examples."""
+    values, made = make_factors(plan, part, captured, params, examples, piece, dtype)
+    if held is None:
+        return constrain(values, mesh), jax.tree.map(lambda new: new[None], made)
+
+    def put(old: Array, new: Array) -> Array:
+        updated: Array = jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
+        return updated
+
+    return constrain(values, mesh), jax.tree.map(put, held, made)
+
+
+@cache
+def _filler() -> Callable[..., tuple[Array, Any]]:
+    """`_fill`, compiled for each plan and part once."""
+    return jax.jit(_fill, static_argnums=(0, 1, 2, 3), donate_argnums=4, compiler_options=exact_options())
+
+
 def _room_shapes(job: _Job, part: Part, params: Any) -> Any:
     """Shapes of the factors of all batches, [batches, batch, …]."""
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((job.batch, *x.shape[1:]), x.dtype), job.examples)
-    made = jax.eval_shape(lambda p, x: make_factors(job.plan, part, p, x, jnp.asarray(0), job.dtype)[1], params, some)
+    made = jax.eval_shape(
+        lambda p, x: make_factors(job.plan, part, job.captured, p, x, jnp.asarray(0), job.dtype)[1], params, some
+    )
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((job.batches, *leaf.shape), leaf.dtype), made)
 
 

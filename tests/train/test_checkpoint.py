@@ -166,6 +166,7 @@ def full_disk():
     return limit
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # writers whose event loop has gone
 def test_a_full_disk_is_said_in_one_sentence_and_the_checkpoint_before_is_kept(full_disk, opened, tmp_path, caplog):
     folder = tmp_path / "c"
     checkpoints = Checkpoints(folder)
