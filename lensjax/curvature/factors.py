@@ -215,9 +215,9 @@ def _one(plan: Plan, captured: list[Any], params: Any, example: Any) -> tuple[Ar
         row = gradient.reshape(plan.count, *layers, 1, plan.leaves[i].first)
         made[i].append(Factor(row, jnp.ones((*layers, 1, 1), row.dtype)))
     for key, use in plan.uses.items():
-        captured, delta = found[key], deltas[key]
+        row, delta = found[key], deltas[key]
         product = use.kind == "product" and not use.summed_first
-        made[use.leaf].append(Factor(delta, captured) if product else Factor(captured, delta))
+        made[use.leaf].append(Factor(delta, row) if product else Factor(row, delta))
     return value, made
 
 
