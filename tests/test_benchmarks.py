@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("computing", "loading", "compiling")  # of models.py, without a GPU
 FINETUNE_PARTS = ("trainer", "input", "ladder")  # of finetune.py, without a GPU
+NTK_PARTS = ("floor", "peers", "cost")  # of ntk.py, without a GPU
 
 
 # All in one process, which imports what they need once.
@@ -36,7 +37,7 @@ def made(tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "OMP_WAIT_POLICY": "passive",  # torch's threads leave the cores to others
     }
-    names = ["fit", "finetune"] + ["models"] * (find_spec("torch") is not None)
+    names = ["fit", "finetune", "ntk"] + ["models"] * (find_spec("torch") is not None)
     command = [sys.executable, "-c", RUN_ALL, *names]
     subprocess.run(command, check=True, cwd=folder, env=environment, timeout=600, stdout=subprocess.DEVNULL)
     return folder / "made"
@@ -59,12 +60,23 @@ def quick_finetune(made):
     return json.loads((made / "finetune.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def quick_ntk(made):
+    return json.loads((made / "ntk.json").read_text())
+
+
 @pytest.fixture
 def parts(monkeypatch):
     """The module that the benchmarks share."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # to be put back
     return importlib.import_module("parts")
+
+
+@pytest.fixture
+def ntk(parts):
+    """The benchmark of kernels, as a module."""
+    return importlib.import_module("ntk")
 
 
 def kinds(value):
@@ -295,6 +307,96 @@ def test_committed_finetune_results_are_of_a_full_run(quick_finetune):
         assert kinds(found["parts"][name] | unlike) == kinds(quick_finetune["parts"][name] | unlike)
     assert found["parts"]["trainer"]["batch"] == [8, 128]
     assert found["parts"]["ladder"]["rungs"] == [0, 200, 400, 800, 1600, 3200, 6400, 12800]
+    assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    assert '"/' not in text, "a path of the machine it ran on"
+
+
+def test_ntk_names_machine_and_versions_for_every_part(quick_ntk):
+    assert quick_ntk["quick"] is True
+    assert set(quick_ntk["parts"]) == set(NTK_PARTS)
+    for part in quick_ntk["parts"].values():
+        assert {"cpu", "cores", "memory_gb", "os", "load_at_start"} == set(part["machine"])
+        assert {"python", "jax", "flax", "transformers", "lensjax"} < set(part["versions"])
+
+
+def test_ntk_stands_beside_its_floor(quick_ntk):
+    part = quick_ntk["parts"]["floor"]
+    ours = part["lensjax"]
+    assert all(positive(ours[name]) for name in ("median_s", "peak_gb", "flops"))
+    assert part["floor_s"] == pytest.approx(part["gradients"]["median_s"] + part["contraction_s"], rel=1e-3)
+    assert ours["over_floor"] == pytest.approx(ours["median_s"] / part["floor_s"], rel=1e-3)
+
+
+def test_ntk_agrees_with_its_peers(quick_ntk):
+    part = quick_ntk["parts"]["peers"]
+    assert "neural-tangents" in part["missing"]  # quick runs install nothing
+    names = ["jax.jacrev, contraction", "ntk_vp, vector products"]
+    names += ["torch.func, contraction", "torch.func, vector products"] * (find_spec("torch") is not None)
+    case = part["transformer"]
+    assert case["max_relative_difference"] < 1e-5
+    assert case["wrong"] == []
+    assert case["best_peer"] in names
+    for name in names:
+        assert all(positive(case[name][key]) for key in ("median_s", "ratio_within_turns", "ratio_of_memory"))
+
+
+def test_ntk_cost_is_drawn(quick_ntk, made):
+    part = quick_ntk["parts"]["cost"]
+    for name in ("examples", "tokens", "width", "outputs"):
+        assert all(positive(point["median_s"]) for point in part[name]["points"])
+    assert "seconds" in (made / "ntk_cost.svg").read_text()
+
+
+def test_ntk_targets_are_judged_by_what_was_measured(quick_ntk):
+    assert len(quick_ntk["targets"]) == 3
+    assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick_ntk["targets"])
+
+
+def test_ntk_contenders_have_processes_of_their_own(ntk, tmp_path):
+    ntk.ntk_peers.write_case(ntk.Case("mlp", 3, 2, 4, width=5, layers=2, outputs=2), tmp_path)
+    plan = ntk.replace(ntk.QUICK, in_process=False)
+    kernels = {}
+    for name, rows in (("jax.jacrev, contraction", 3), ("ntk_vp, vector products", 2)):
+        with ntk.contender(name, tmp_path, plan) as run:
+            assert all(positive(run()["seconds"]) for _ in range(2))
+        kernels[rows] = ntk.np.load(ntk.ntk_peers.kernel_file(name, tmp_path))
+        assert kernels[rows].shape == (rows, rows)
+    assert ntk.difference(kernels[3], kernels[2]) < 1e-5
+    with ntk.contender("none", tmp_path, plan) as run, pytest.raises(RuntimeError, match="KeyError: 'none'"):
+        run()
+
+
+def test_ntk_goes_without_a_peer_that_cannot_be_installed(ntk, tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **settings):
+        raise subprocess.CalledProcessError(1, "pip", stderr="no such version")
+
+    monkeypatch.setattr(ntk.venv, "create", lambda *arguments, **settings: None)
+    monkeypatch.setattr(ntk.subprocess, "run", fail)
+    assert ntk.install_neural_tangents(tmp_path) == ""
+    assert "neural-tangents is skipped: no such version" in capsys.readouterr().out
+    (tmp_path / "installed.txt").write_text("\n".join(ntk.NEURAL_TANGENTS))
+    assert ntk.install_neural_tangents(tmp_path).startswith(str(tmp_path))  # as it was
+
+
+def test_committed_ntk_results_are_of_a_full_run(quick_ntk):
+    text = (RESULTS / "ntk.json").read_text()
+    found, parts = json.loads(text), quick_ntk["parts"]
+    assert found["quick"] is False
+    assert found["notes"] == quick_ntk["notes"]
+    assert set(NTK_PARTS) <= set(found["parts"])
+    for name in ("lensjax", "contraction"):
+        assert kinds(found["parts"]["floor"][name]) == kinds(parts["floor"][name])
+    assert found["parts"]["floor"]["batch"] == [64, 64]
+    for title, case in found["parts"]["peers"].items():
+        if title.startswith("transformer"):
+            assert case["max_relative_difference"] < 1e-4
+            shared = set(parts["peers"]["transformer"]) - {"wrong"}
+            assert kinds({key: case[key] for key in shared}) == kinds(parts["peers"]["transformer"])
+    for name in ("examples", "tokens", "width", "outputs"):
+        points = found["parts"]["cost"][name]["points"]
+        assert len(points) == 4
+        assert kinds(points) == kinds(parts["cost"][name]["points"])
+    assert (RESULTS / "ntk_cost.svg").exists()
     assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     assert '"/' not in text, "a path of the machine it ran on"
 
