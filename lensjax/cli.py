@@ -160,6 +160,7 @@ def _commands() -> tyro.extras.SubcommandApp:
     commands.command(cli_finetune.finetune)
     commands.command(cli_finetune.curve)
     commands.command(cli_curvature.ntk)
+    commands.command(cli_curvature.hessian)
     commands.command(data, name="data", help="Show a task's data.")
     commands.command(models, name="models", help="List, show, check and export language models.")
     return commands

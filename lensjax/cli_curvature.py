@@ -1,15 +1,20 @@
-"""`lensjax ntk`: curvature of a model on examples of a task."""
+"""`lensjax ntk` and `lensjax hessian`: curvature of a model on examples of a task."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lensjax.cli_data import SpecFile
+from lensjax.errors import InputError
 
 if TYPE_CHECKING:
+    from lensjax.curvature.hessian import Hessian
     from lensjax.curvature.kernel import Kernel
+    from lensjax.models.base import Model
 
 FunctionalName = Literal["loss", "target_logprob", "label_logits", "fisher_sketch"]
 DType = Literal["float32", "float64", "bfloat16"]
+BlockName = Literal["diagonal", "joint"]
 
 
 def ntk(
@@ -74,19 +79,128 @@ def ntk(
     with progress_bar("Measuring") as progress:
         limit = None if memory_limit is None else int(memory_limit * 1e9)
         kernel = measure_kernel(loaded, batch, functional, memory_limit=limit, progress=progress)
-    about = {
-        "task": task.name,
+    about = _about(task.name, model, loaded, batch, seed) | {"data": fingerprint(rows), "dtype": dtype}
+    if is_first():
+        _write_kernel(out, kernel, about | kernel.summary() | _cost(time.perf_counter() - began))
+
+
+def hessian(
+    spec: SpecFile,
+    model: str,
+    out: Path,
+    finetuned: tuple[Path, ...] = (),
+    examples: int = 64,
+    block: BlockName = "diagonal",
+    positive_steps: int | None = None,
+    loss_bound: float | None = None,
+    epsilon: float = 0.01,
+    top: int = 5,
+    steps: int = 16,
+    samples: int = 3,
+    products: int = 10,
+    batch_size: int = 16,
+    seed: int = 0,
+    dtype: DType = "float32",
+    mesh: str | None = None,
+) -> None:
+    """Measure the Hessian of a model's loss on a task, and the PAC-Bayes bound of models fine-tuned from it.
+
+    Writes to the folder OUT: hessian.json with the largest eigenvalues, and the traces of the whole and of each layer
+    with their standard errors; hessian.npz with these and the spectral density; hessian.html with figures. With
+    --finetuned also the terms of the bound of Ju, Li & Zhang (ICML 2022) for each of these models; with three or more
+    of different sizes, how the Hessian's term falls with the number of training examples, and in which phase each is.
+
+    Worked examples
+
+    $ lensjax hessian verses.yaml --model openai-community/gpt2 --out hessians/gpt2
+
+    $ lensjax hessian verses.yaml --model openai-community/gpt2 --finetuned results/gpt2 --out hessians/gpt2
+
+    Args:
+        spec: YAML file of the task.
+        model: Folder of a model, or its name on the Hugging Face hub.
+        out: Folder of the results.
+        finetuned: Folders of runs as `lensjax finetune` or `lensjax curve --save-models` writes them, or the model's
+            folder that holds several.
+        examples: How many training examples; the first of a seed, the same ones for every model.
+        block: Of each layer's quadratic form: diagonal, the layer's own block of the Hessian as in the theorem, or
+            joint, with its couplings to other layers as in the authors' released code.
+        positive_steps: Take the positive part of each block, as in the theorem, by Lanczos quadrature of so many steps;
+            that is as many products for every layer and example. Without it the form itself is taken, from 0 up.
+        loss_bound: What no example's loss exceeds, in nats; by default the largest that is measured.
+        epsilon: The bound's, any fixed number above 0.
+        top: How many eigenvalues.
+        steps: Products for each random vector of the spectral density.
+        samples: How many of these vectors.
+        products: For the trace of the whole, and again for those of the layers.
+        batch_size: Examples that are on the devices at a time.
+        seed: Of which examples these are, and of random vectors.
+        dtype: Type that the model computes in; parameters are held in float32 or float64, as what fine-tuning adds to
+            them is lost in less.
+        mesh: Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.
+    """
+    import time
+
+    import jax
+
+    from lensjax.curvature.bound import check_constants
+    from lensjax.curvature.hessian import measure_hessian
+    from lensjax.curvature.probes import probe_batch, probe_examples
+    from lensjax.curvature.rungs import find_runs, ladder_arrays, ladder_summary, measure_rungs, training_examples
+    from lensjax.data.spec import TaskSpec, read_spec
+    from lensjax.data.tasks import fingerprint
+    from lensjax.train.distributed import is_first, start_processes
+    from lensjax.train.spec import FinetuneSpec
+
+    task: TaskSpec = read_spec(spec, FinetuneSpec)
+    start_processes()
+    from lensjax.cli import progress_bar
+    from lensjax.files import make_folder
+    from lensjax.models import load, make_mesh
+
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    if batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}; give 1 or more.")
+    check_constants(0.0 if loss_bound is None else loss_bound, epsilon)
+    make_folder(out)
+    runs = find_runs(finetuned, model, seed)
+    rows = training_examples(task, runs, examples) if runs and examples > 0 else probe_examples(task, examples, seed)
+    held = "float64" if dtype == "float64" else "float32"
+    loaded = load(model, dtype=dtype, param_dtype=held, mesh=make_mesh(mesh or f"fsdp={jax.device_count()}"))
+    batch = probe_batch(loaded, task, rows)
+    batches = [{name: x[i : i + batch_size] for name, x in batch.items()} for i in range(0, examples, batch_size)]
+    about = _about(task.name, model, loaded, batch, seed) | {"data": fingerprint(rows), "dtype": dtype}
+    began = time.perf_counter()
+    ladder: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    if runs:
+        with progress_bar("Measuring fine-tuned models") as progress:
+            rungs = measure_rungs(loaded, batches, runs, block=block, positive_steps=positive_steps, progress=progress)
+        ladder = {"ladder": ladder_summary(rungs, loss_bound=loss_bound, epsilon=epsilon)}
+        arrays = ladder_arrays(rungs)
+    with progress_bar("Measuring the Hessian") as progress:
+        found = measure_hessian(
+            loaded, batches, top=top, steps=steps, samples=samples, products=products, seed=seed, progress=progress
+        )
+    about |= found.summary() | ladder | _cost(time.perf_counter() - began)
+    if is_first():
+        _write_hessian(out, found, found.arrays() | arrays, about)
+
+
+def _about(task: str, model: str, loaded: "Model", batch: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What was measured on what."""
+    import jax
+
+    return {
+        "task": task,
         "model": model,
         "family": loaded.family.model_type,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
-        "examples": examples,
+        "examples": len(next(iter(batch.values()))),
         "seed": seed,
-        "data": fingerprint(rows),
         "tokens": {name: values.shape[1] for name, values in batch.items()},
-        "dtype": dtype,
     }
-    if is_first():
-        _write(out, kernel, about | kernel.summary() | _cost(time.perf_counter() - began))
 
 
 def _cost(seconds: float) -> dict[str, Any]:
@@ -111,24 +225,45 @@ def _cost(seconds: float) -> dict[str, Any]:
     }
 
 
-def _write(out: Path, kernel: "Kernel", summary: dict[str, Any]) -> None:
+def _write_kernel(out: Path, kernel: "Kernel", summary: dict[str, Any]) -> None:
+    from lensjax.report.kernel_page import render_kernel
+
+    rank, size = summary["effective_rank"], summary["size"]
+    said = f"Effective rank {rank:.1f} of {size}, largest eigenvalue {summary['largest_eigenvalue']:.4g}."
+    _write(out, "kernel", kernel.arrays(), render_kernel(kernel, summary), summary, said)
+
+
+def _write_hessian(out: Path, found: "Hessian", arrays: dict[str, Any], summary: dict[str, Any]) -> None:
+    from lensjax.report.hessian_page import render_hessian
+
+    said = (
+        f"Largest eigenvalue {summary['eigenvalues'][0]:.4g}, trace {summary['trace']:.4g} "
+        f"± {summary['trace_standard_error']:.2g}."
+    )
+    ladder = summary.get("ladder")
+    if ladder is not None and ladder["decay"] is not None:
+        low, high = ladder["decay"]["beta2_interval"]
+        said += f" ΣH falls as n^(−β₂) with β₂ = {ladder['decay']['beta2']:.3f} ({low:.3f} to {high:.3f})."
+    _write(out, "hessian", arrays, render_hessian(found, summary), summary, said)
+
+
+def _write(out: Path, name: str, arrays: dict[str, Any], page: str, summary: dict[str, Any], said: str) -> None:
+    """Arrays, page and numbers to the folder, and a sentence to the terminal."""
     import io
     import json
 
     import numpy as np
 
     from lensjax.files import write_files
-    from lensjax.report.kernel_page import render_kernel
 
-    arrays = io.BytesIO()
-    np.savez_compressed(arrays, **kernel.arrays())
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
     contents: dict[Path, str | bytes] = {
-        out / "kernel.npz": arrays.getvalue(),
-        out / "kernel.html": render_kernel(kernel, summary),
-        out / "kernel.json": json.dumps(summary, indent=2, ensure_ascii=False) + "\n",
+        out / f"{name}.npz": packed.getvalue(),
+        out / f"{name}.html": page,
+        out / f"{name}.json": json.dumps(summary, indent=2, ensure_ascii=False) + "\n",
     }
     write_files(contents)
-    rank, size = summary["effective_rank"], summary["size"]
-    print(f"Effective rank {rank:.1f} of {size}, largest eigenvalue {summary['largest_eigenvalue']:.4g}.")
+    print(said)
     for path in contents:
         print(f"Wrote {path}")

@@ -1,18 +1,30 @@
-"""`lensjax ntk`, from outside."""
+"""`lensjax ntk` and `lensjax hessian`, from outside."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import lensjax.models
 from lensjax.cli import main
 from lensjax.curvature import functionals
+from lensjax.curvature.bound import layer_terms
 from lensjax.curvature.ntk import ntk
+from lensjax.curvature.probes import probe_batch, probe_examples
+from lensjax.curvature.rungs import Rung, ladder_summary
+from lensjax.data.spec import read_spec
+from lensjax.models import make_mesh
+from lensjax.train.ladder import measure_curve
+from lensjax.train.spec import FinetuneSpec
+
+SIZES = (12, 24, 48)
+FEW = ("--top", 2, "--steps", 3, "--samples", 2, "--products", 4)
 
 
-def run(*arguments):
-    main(["ntk", *map(str, arguments)])
+def run(*arguments, command="ntk"):
+    main([command, *map(str, arguments)])
 
 
 def test_kernel_spectrum_and_residual_are_written(save_sums, save_model, tmp_path, capsys):
@@ -71,13 +83,98 @@ def test_bad_input_is_named(save_sums, save_model, fails, tmp_path):
 
 
 def test_the_kernel_is_that_of_the_api(save_sums, save_model, tmp_path):
-    from lensjax.curvature.probes import probe_batch, probe_examples
-    from lensjax.data.spec import read_spec
-    from lensjax.train.spec import FinetuneSpec
-
     spec, folder = save_sums(), save_model()
     run(spec, "--model", folder, "--examples", 4, "--out", tmp_path / "out", "--mesh", "data=1,fsdp=8")
     model, task = lensjax.models.load(folder), read_spec(spec, FinetuneSpec)
     batch = probe_batch(model, task, probe_examples(task, 4))
     theta = ntk(functionals.loss(model), model.params, batch)
     np.testing.assert_allclose(np.load(tmp_path / "out" / "kernel.npz")["theta"], theta, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def ladder(save_sums, save_model, tmp_path, monkeypatch):
+    """A spec, a model, and the folder of what was fine-tuned from it, all on one device."""
+    mesh = make_mesh("fsdp=1", jax.devices()[:1])
+    monkeypatch.setattr(lensjax.models, "make_mesh", lambda _: mesh)
+    training = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 6}
+    spec, folder = save_sums(training=training), save_model(num_hidden_layers=1, hidden_size=16)
+    task = read_spec(spec, FinetuneSpec)
+    results = measure_curve(task, folder, tmp_path / "results", SIZES, save_models=True, mesh=mesh)
+    assert [result.status for result in results] == ["ok"] * len(SIZES)
+    return spec, folder, tmp_path / "results" / "model"
+
+
+def test_hessian_and_bound_are_written(ladder, tmp_path, capsys, fails):
+    spec, folder, runs = ladder
+    out = tmp_path / "out"
+    given = [spec, "--model", folder, "--out", out, "--examples", 10, "--batch-size", 5, "--block", "joint", *FEW]
+    run(*given, "--finetuned", runs, command="hessian")
+    said = capsys.readouterr().out
+    assert "Largest eigenvalue" in said
+    assert "with β₂ =" in said
+    assert {path.name for path in out.iterdir()} == {"hessian.npz", "hessian.html", "hessian.json"}
+    summary = json.loads((out / "hessian.json").read_text())
+    arrays = np.load(out / "hessian.npz", allow_pickle=False)
+    assert arrays["density_nodes"].shape == arrays["density_weights"].shape == (2, 3)
+    assert len(summary["layer_traces"]) == len(arrays["layers"]) == len(arrays["layer_traces"])
+    assert summary["products"] <= 30 + 6 + 4 + 4
+    assert summary["eigenvalues"][0] >= summary["eigenvalues"][1]
+    ladder = summary["ladder"]
+    assert [rung["examples"] for rung in ladder["rungs"]] == list(SIZES)
+    assert (ladder["block"], ladder["over"], ladder["positive_part"]) == ("joint", "examples", False)
+    np.testing.assert_allclose(arrays["rung_largest"].sum(axis=1), [r["sum_of_largest"] for r in ladder["rungs"]])
+    assert arrays["rung_forms"].shape == (len(SIZES), len(arrays["layers"]), 10)
+    assert ladder["decay"]["beta3"] == pytest.approx((ladder["decay"]["beta2"] + 1) / 2)
+    assert len(ladder["phases"]["as_bounded"]["phase"]) == len(SIZES)
+    page = (out / "hessian.html").read_text()
+    assert "Hessian of" in page
+    for name in ("density", "layers", "terms", "rows"):
+        assert f'id="{name}"' in page
+
+    # What is written is that of the API, here without batches, and of one run.
+    model, other = lensjax.models.load(folder), lensjax.models.load(runs / "examples-24-seed-0" / "model")
+    batch = probe_batch(model, task := read_spec(spec, FinetuneSpec), probe_examples(task, 10))
+
+    def losses(params, batch):
+        return model.loss(params, batch, "example")
+
+    terms = layer_terms(losses, model.params, other.params, batch, block="joint")
+    assert terms.layers == tuple(arrays["layers"])
+    np.testing.assert_allclose(arrays["rung_forms"][1], terms.forms, rtol=1e-3, atol=1e-5)
+    loss = jax.jit(model.loss)(other.params, batch)
+    assert ladder["rungs"][1]["train_loss"] == pytest.approx(float(loss), rel=1e-4)
+    ladder = ladder_summary([Rung(24, float(loss), 3.0, terms)], loss_bound=9)
+    assert (ladder["loss_bound"], ladder["loss_bound_is"], ladder["decay"]) == (9, "given", None)
+    assert "fine-tune on 3 or more" in ladder["not_fitted"]
+
+    # Bad input is named.
+    given = ["hessian", *given, "--finetuned"]
+    assert "smallest of the fine-tuned models was trained on 12" in fails(*given, runs, "--examples", 20)
+    assert "holds no run of seed 1" in fails(*given, runs, "--seed", 1)
+    assert "is of seed 0 and not 1" in fails(*given, runs / "examples-24-seed-0", "--seed", 1)
+    assert "--batch-size is 0" in fails(*given, runs, "--batch-size", 0)
+    assert "ε 0.0 and c 1.0" in fails(*given, runs, "--epsilon", 0)
+    assert "give block='diagonal' with positive_steps" in fails(*given, runs, "--positive-steps", 2)
+    moved = json.loads((runs / "model.json").read_text()) | {"weights": "others"}
+    (runs / "model.json").write_text(json.dumps(moved))
+    assert "whose weights are not those of" in fails(*given, runs)
+    (runs / "model.json").unlink()
+    wider = tmp_path / "wider"
+    shutil.copytree(runs / "examples-24-seed-0", wider)
+    shutil.rmtree(wider / "model")
+    assert "holds no model; run `lensjax curve` again" in fails(*given, wider)
+    result = json.loads((wider / "result.json").read_text())
+    shutil.copytree(folder, wider / "model")
+    (wider / "result.json").write_text(json.dumps(result | {"data": "others"}))
+    assert "was trained on other examples than those of the spec" in fails(*given, wider)
+
+
+def test_a_hessian_without_fine_tuned_models(save_sums, save_model, tmp_path, fails):
+    spec, folder, out = save_sums(), save_model(num_hidden_layers=1, hidden_size=16), tmp_path / "out"
+    given = [spec, "--model", folder, "--out", out, "--examples", 4, *FEW]
+    run(*given, command="hessian")
+    assert "ladder" not in json.loads((out / "hessian.json").read_text())
+    assert "Rungs" not in (out / "hessian.html").read_text()
+    assert "samples is 1; give 2 or more" in fails("hessian", *given, "--samples", 1)
+    assert "products is 5; give an even number" in fails("hessian", *given, "--products", 5)
+    assert "0 examples are asked for" in fails("hessian", *given, "--examples", 0)

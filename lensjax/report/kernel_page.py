@@ -5,11 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-from markupsafe import Markup
 
-from lensjax.report import text
-from lensjax.report.html import Plot, render
-from lensjax.report.plots import NO_EXTRA, PALETTE, base_layout, compact, figure_json
+from lensjax.report.figures import log_log, plot, render_figures
 
 if TYPE_CHECKING:
     from lensjax.curvature.kernel import Kernel
@@ -24,30 +21,19 @@ _WHAT = {
 
 def render_kernel(kernel: "Kernel", summary: Mapping[str, Any]) -> str:
     """The page; `summary` holds task, model, examples and what else is to be shown, see `Kernel.summary`."""
-    plots = [_plot("spectrum", "Spectrum", spectrum_figure(kernel), "Eigenvalues of Θ / N, largest first.")]
+    plots = [plot("spectrum", "Spectrum", spectrum_figure(kernel), "Eigenvalues of Θ / N, largest first.")]
     if kernel.times is not None:
         note = "Squared error per example that is left under gradient descent of the linearised model: F(Θ, t)."
-        plots.append(_plot("residual", "Residual", residual_figure(kernel), note))
-    facts = [(name.replace("_", " "), value) for name, value in summary.items() if isinstance(value, int | float | str)]
-    return render(
-        "kernel.html.j2",
-        {
-            "task": text.clean(summary["task"]),
-            "model": text.clean(summary["model"]),
-            "what": _WHAT[kernel.functional],
-            "examples": summary["examples"],
-            "rank": f"{summary['effective_rank']:.1f}",
-            "size": summary["size"],
-            "plots": plots,
-            "facts": [(name, f"{v:.6g}" if isinstance(v, float) else text.clean(str(v), 200)) for name, v in facts],
-        },
-    )
+        plots.append(plot("residual", "Residual", residual_figure(kernel), note))
+    rank = f"Effective rank {summary['effective_rank']:.1f} of {summary['size']:,}."
+    return render_figures("Neural tangent kernel", "kernel", _WHAT[kernel.functional], rank, plots, summary)
 
 
 def spectrum_figure(kernel: "Kernel") -> go.Figure:
     """Positive eigenvalues by rank, both on log axes."""
     values = kernel.eigenvalues[kernel.eigenvalues > 0]
-    return _log_log(np.arange(1, len(values) + 1), values, "rank", "eigenvalue of Θ / N")
+    line = np.arange(1, len(values) + 1), values
+    return log_log("rank", "eigenvalue of Θ / N", {"spectrum": line}, "lines")
 
 
 def residual_figure(kernel: "Kernel") -> go.Figure:
@@ -55,22 +41,4 @@ def residual_figure(kernel: "Kernel") -> go.Figure:
     assert kernel.times is not None
     assert kernel.residuals is not None
     shown = kernel.residuals > 1e-12 * kernel.residuals[0]
-    return _log_log(kernel.times[shown], kernel.residuals[shown], "η t", "F(Θ, t)")
-
-
-def _log_log(x: np.ndarray, y: np.ndarray, x_title: str, y_title: str) -> go.Figure:
-    figure = go.Figure(layout=base_layout(height=340, small=True))
-    figure.add_scatter(
-        x=compact(x),
-        y=compact(y),
-        mode="lines",
-        line={"color": PALETTE[0], "width": 2},
-        hovertemplate=f"{x_title} %{{x:.4~g}}<br>{y_title} %{{y:.4~g}}{NO_EXTRA}",
-        showlegend=False,
-    )
-    figure.update_xaxes(type="log", title_text=x_title).update_yaxes(type="log", title_text=y_title)
-    return figure
-
-
-def _plot(name: str, title: str, figure: go.Figure, note: str) -> Plot:
-    return Plot(name, title, Markup(figure_json(figure)), f"{title}: {note}", note)
+    return log_log("η t", "F(Θ, t)", {"residual": (kernel.times[shown], kernel.residuals[shown])}, "lines")

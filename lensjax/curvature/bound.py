@@ -1,0 +1,329 @@
+"""The PAC-Bayes bound on fine-tuning: its terms, measured for every layer of a pretrained and a fine-tuned model.
+
+With v_i = ŵ_i − w_i, a layer's fine-tuned minus its pretrained weight, and H_i the largest v_iᵀ ∇²_i⁺ ℓ v_i of any
+example (∇²⁺ the positive part of the layer's block of the Hessian), with probability 0.99 or more
+
+    L(f_ŵ) ≤ (1 + ε) L̂(f_ŵ) + (1 + ε) Σ_i √(C H_i) / √n + O(n^(−3/4))        (Ju, Li & Zhang, ICML 2022)
+
+for n training examples and losses of at most C. What is measured on some examples is at most the H_i of all that there
+could be. `lensjax.curvature.phases` fits how the terms fall with n.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lensjax.curvature.hvp import layer_forms
+from lensjax.curvature.streaming import (
+    Function,
+    Program,
+    Shares,
+    check_params,
+    layer_dots,
+    scanned_layers,
+    trace,
+    traced,
+    wide,
+)
+from lensjax.errors import InputError, shorten
+from lensjax.models.sharding import path_name
+
+Block = Literal["diagonal", "joint"]
+EPSILON = 0.01  # the theorem has "any fixed ε close to zero"
+REMAINDER = 1.0  # constant of the O(n^(−3/4)) term, which the theorem leaves open: 1 shows its rate only
+RATE = 0.75  # of that term
+_ROUNDING = 50  # times a type's precision: what is smaller beside a matrix is taken for rounding
+_AT_ONCE = 2**28  # bytes of vectors that examples computed at once may hold
+
+
+@dataclass(frozen=True)
+class LayerTerms:
+    """What a pretrained and a fine-tuned model give for each of l layers.
+
+    A layer is a leaf of the parameters; of leaves that a scan slices along their leading axis, each slice is one.
+
+    Attributes:
+      layers: Their names: the leaf's path, with the number of the slice, as in "layers/blocks/mlp/up/kernel[2]".
+      block: "diagonal", v_iᵀ H_ii v_i of the theorem, or "joint", Σ_j v_iᵀ H_ij v_j of the authors' released code.
+      over: Whether the N columns are "examples", as in the theorem, or "batches", as in that code.
+      forms: [l, N].
+      positive: [l, N], v_iᵀ (H_ii)₊ v_i, where it was asked for.
+      distances: [l], ‖v_i‖².
+      losses: [N], in nats.
+    """
+
+    layers: tuple[str, ...]
+    block: Block
+    over: Literal["examples", "batches"]
+    forms: Float[np.ndarray, "l N"]
+    positive: Float[np.ndarray, "l N"] | None
+    distances: Float[np.ndarray, " l"]
+    losses: Float[np.ndarray, " N"]
+
+    @property
+    def largest(self) -> Float[np.ndarray, " l"]:
+        """H_i: the largest over examples, from 0 up; of the positive part where that was measured."""
+        largest: Float[np.ndarray, " l"] = self._measured.max(axis=1, initial=0.0)
+        return largest
+
+    @property
+    def mean(self) -> Float[np.ndarray, " l"]:
+        """The mean over examples, of the positive part where that was measured."""
+        mean: Float[np.ndarray, " l"] = self._measured.mean(axis=1)
+        return mean
+
+    @property
+    def _measured(self) -> Float[np.ndarray, "l N"]:
+        return self.forms if self.positive is None else self.positive
+
+
+def difference(pretrained: Any, finetuned: Any) -> Any:
+    """v = ŵ − w, in the types of ŵ.
+
+    Raises:
+      InputError: the two do not have the same leaves, or one holds what is no floating-point number or not finite.
+    """
+    check_params(pretrained)
+    check_params(finetuned)
+    before, after = (
+        {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (pretrained, finetuned)
+    )
+    for name in sorted(before.keys() ^ after.keys()):
+        which = "pretrained" if name in before else "fine-tuned"
+        raise InputError(f"Only the {which} model has a parameter '{shorten(name)}'; give two of one architecture.")
+    for name, leaf in before.items():
+        if jnp.shape(leaf) != jnp.shape(after[name]):
+            raise InputError(
+                f"Parameter '{shorten(name)}' has shape {jnp.shape(leaf)} in the pretrained model and "
+                f"{jnp.shape(after[name])} in the fine-tuned one; give two of one architecture."
+            )
+    v = {name: _minus(leaf, before[name]) for name, leaf in after.items()}
+    for name, part in v.items():
+        if not bool(jnp.isfinite(part).all()):
+            raise InputError(f"Parameter '{shorten(name)}' is not finite in both models; give a pair that is.")
+    return jax.tree.unflatten(jax.tree.structure(finetuned), list(v.values()))
+
+
+def layer_terms(
+    losses: Function,
+    pretrained: Any,
+    finetuned: Any,
+    batch: Any,
+    *,
+    block: Block = "diagonal",
+    positive_steps: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LayerTerms:
+    """The forms of every layer along v = ŵ − w, at ŵ.
+
+    Args:
+      losses: (params, batch) → [examples], or a scalar: then each batch stands for one example.
+      pretrained, finetuned: Pytrees of parameters.
+      batch: A batch, or `Batches`, whose examples follow each other.
+      block: As for `LayerTerms`.
+      positive_steps: Measure v_iᵀ (H_ii)₊ v_i too, by Lanczos quadrature with so many steps from v_i, that is as many
+        products for every layer and example: ‖v_i‖² e₁ᵀ max(T, 0) e₁ (Golub & Meurant 2010, chapter 7). It is exact
+        with as many steps as the layer has parameters.
+      progress: Is told how many batches of how many are done.
+
+    Raises:
+      InputError: the models do not match, the block is unknown, the positive part is asked for of what is no block, or
+        there are no examples, or the loss of one is not finite.
+    """
+    if positive_steps is not None and block != "diagonal":
+        raise InputError("The positive part is that of a layer's own block; give block='diagonal' with positive_steps.")
+    if positive_steps is not None and positive_steps < 1:
+        raise InputError(f"positive_steps is {positive_steps}; give 1 or more.")
+    v = difference(pretrained, finetuned)
+    data, values = Shares(batch), {}
+    for number, _, one in data:
+        values[number] = _values(*traced(losses, finetuned, one), finetuned, one)
+    data.check(values)
+    layers = scanned_layers(losses, finetuned, one)
+    forms, positive = [], []
+    for done, (_, _, one) in enumerate(data):
+        found = layer_forms(losses, finetuned, one, v, block=block)
+        forms.append(_stacked(list(found.values()), layers))
+        if positive_steps is not None:
+            positive.append(_stacked(_positive_parts(losses, finetuned, one, v, layers, positive_steps), layers))
+        if progress is not None:
+            progress(done + 1, len(values))
+    return LayerTerms(
+        layer_names(finetuned, layers),
+        block,
+        "examples" if any(value.ndim for value in values.values()) else "batches",
+        np.concatenate(forms, axis=1),
+        np.concatenate(positive, axis=1) if positive else None,
+        _stacked(layer_dots(layers, v, v), layers)[:, 0],
+        np.concatenate([np.atleast_1d(np.asarray(value, np.float64)) for value in values.values()]),
+    )
+
+
+def layer_names(params: Any, layers: tuple[int | None, ...]) -> tuple[str, ...]:
+    """Paths of the leaves, and of those with layers, as `scanned_layers` gives them, of every slice."""
+    names: list[str] = []
+    for (path, _), length in zip(jax.tree_util.tree_leaves_with_path(params), layers, strict=True):
+        name = path_name(path)
+        names += [name] if length is None else [f"{name}[{i}]" for i in range(length)]
+    return tuple(names)
+
+
+def check_constants(loss_bound: float, epsilon: float = EPSILON, remainder: float = REMAINDER) -> None:
+    """Raise InputError where a constant of the bound cannot be what it is; see `bound_terms`."""
+    if not (0 <= loss_bound < np.inf and 0 < epsilon < np.inf and 0 <= remainder < np.inf):
+        raise InputError(
+            f"C is {loss_bound}, ε {epsilon} and c {remainder}; ε must be above 0, all of them finite, none below 0."
+        )
+
+
+@dataclass(frozen=True)
+class BoundTerms:
+    """The right-hand side of the bound, in nats: (1 + ε) L̂, (1 + ε) Σ √(C H_i) / √n, and c n^(−3/4)."""
+
+    empirical: float
+    hessian: float
+    remainder: float
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return self.empirical + self.hessian + self.remainder
+
+
+def bound_terms(
+    n: int,
+    train_loss: float,
+    largest: Float[np.ndarray, " l"],
+    loss_bound: float,
+    *,
+    epsilon: float = EPSILON,
+    remainder: float = REMAINDER,
+) -> BoundTerms:
+    """The three terms of the bound.
+
+    Args:
+      n: Training examples.
+      train_loss: L̂, the mean loss on them.
+      largest: H_i of every layer, see `LayerTerms.largest`.
+      loss_bound: C, what no loss exceeds. Cross-entropy has no such bound; the largest loss that was measured is the
+        least that it could be.
+      epsilon: ε, any fixed number above 0 (Ju, Li & Zhang, ICML 2022).
+      remainder: c of the O(n^(−3/4)) term, which the theorem leaves open.
+
+    Raises:
+      InputError: a number is not finite or has the wrong sign.
+    """
+    check_constants(loss_bound, epsilon, remainder)
+    numbers = np.array([n, train_loss, *largest])
+    if not (np.isfinite(numbers).all() and n >= 1 and numbers.min() >= 0):
+        raise InputError(
+            f"n is {n}, the training loss {train_loss}, the least H_i {min(largest)}; give finite numbers from 0 up, "
+            "and n from 1 up."
+        )
+    hessian = (1 + epsilon) * float(np.sqrt(loss_bound * np.asarray(largest)).sum()) / n**0.5
+    return BoundTerms((1 + epsilon) * train_loss, hessian, remainder * n**-RATE)
+
+
+def _stacked(parts: list[Array], layers: tuple[int | None, ...]) -> Float[np.ndarray, "l N"]:
+    """Leaf by leaf → layer by layer."""
+    rows = [np.asarray(part, np.float64).reshape(length or 1, -1) for part, length in zip(parts, layers, strict=True)]
+    return np.concatenate(rows)
+
+
+@jax.jit
+def _minus(x: Array, y: Array) -> Array:
+    kind = wide(jnp.promote_types(x.dtype, y.dtype))
+    return (x.astype(kind) - y.astype(kind)).astype(x.dtype)
+
+
+@partial(jax.jit, static_argnums=0)
+def _values(program: Program, captured: Any, params: Any, batch: Any) -> Array:
+    values: Array = program(captured, params, batch)
+    return values
+
+
+def _positive_parts(
+    losses: Function, params: Any, batch: Any, v: Any, layers: tuple[int | None, ...], steps: int
+) -> list[Array]:
+    """v_iᵀ (H_ii)₊ v_i of every leaf, [layers?, examples?]."""
+    program, captured = traced(losses, params, batch)
+    whole = program.shapes == ((),)
+    if not whole:
+        program, captured = trace(losses, params, jax.tree.map(lambda x: x[:1], batch))
+    return [
+        _positive(program, whole, number, length, steps, captured, params, batch, part)
+        for number, (length, part) in enumerate(zip(layers, jax.tree.leaves(v), strict=True))
+    ]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _positive(
+    program: Program,
+    whole: bool,
+    number: int,
+    layers: int | None,
+    steps: int,
+    captured: Any,
+    params: Any,
+    batch: Any,
+    v: Array,
+) -> Array:
+    leaves, structure = jax.tree.flatten(params)
+
+    def form(example: Any, layer: Array | None) -> Array:
+        def f(part: Array) -> Array:
+            leaf = part if layer is None else leaves[number].at[layer].set(part)
+            mixed = [leaf if i == number else other for i, other in enumerate(leaves)]
+            value: Array = program(captured, jax.tree.unflatten(structure, mixed), example)
+            return value.sum()
+
+        at, start = (leaves[number], v) if layer is None else (leaves[number][layer], v[layer])
+        return _quadrature(jax.linearize(jax.grad(f), at)[1], start, steps)
+
+    def forms(layer: Array | None) -> Array:
+        if whole:
+            return form(batch, layer)
+        held = 2 * steps * (v.size // (layers or 1)) * v.dtype.itemsize
+        each: Array = jax.lax.map(
+            lambda one: form(jax.tree.map(lambda x: x[None], one), layer), batch, batch_size=max(1, _AT_ONCE // held)
+        )
+        return each
+
+    found: Array = forms(None) if layers is None else jax.lax.map(forms, jnp.arange(layers))
+    return found
+
+
+def _quadrature(product: Callable[[Array], Array], v: Array, steps: int) -> Array:
+    """vᵀ A₊ v by Lanczos' method from v, fully reorthogonalised; a vector that is rounding only is made 0."""
+    steps = min(steps, v.size)
+    kind = wide(v.dtype)
+    rounding = _ROUNDING * jnp.finfo(kind).eps
+    length = jnp.linalg.norm(v.astype(kind).ravel())
+
+    def step(j: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        basis, matrix, q, scale = carry
+        basis = basis.at[j].set(q)
+        w = product(q.astype(v.dtype)).astype(kind)
+        scale = jnp.maximum(scale, jnp.linalg.norm(w.ravel()))
+        for _ in range(2):  # "twice is enough", as in `Basis.orthogonalized`
+            parts = jnp.tensordot(basis, w, axes=w.ndim, precision="highest")
+            w = w - jnp.tensordot(parts, basis, axes=1, precision="highest")
+            matrix = matrix.at[:, j].add(parts)
+        left = jnp.linalg.norm(w.ravel())
+        kept = left > rounding * scale
+        return basis, matrix, jnp.where(kept, w / jnp.where(kept, left, 1), 0), scale
+
+    begin = v.astype(kind) / jnp.where(length > 0, length, 1)
+    zeros = jnp.zeros((steps, *v.shape), kind), jnp.zeros((steps, steps), kind)
+    _, matrix, _, _ = jax.lax.fori_loop(0, steps, step, (*zeros, begin, jnp.zeros((), kind)))
+    upper = jnp.triu(matrix)
+    values, vectors = jnp.linalg.eigh(upper + jnp.triu(matrix, 1).T)
+    form: Array = length**2 * (jnp.square(vectors[0]) * jnp.maximum(values, 0)).sum()
+    return form
