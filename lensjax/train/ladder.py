@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,92 @@ def _from_search(candidate: Candidate, cell: Cell) -> Result | None:
     return None if found is None else Result.model_validate(found)
 
 
+class Curve:
+    """The runs of a model on subsets of a task's examples, in a folder that models measured with one spec share.
+
+    Runs that are on disk are read; the model is loaded for the first one that is not.
+
+    Args:
+      spec: The task, as `lensjax.data.spec.read_spec(path, FinetuneSpec)` reads it.
+      source: Folder or hub id of the model.
+      name: What results call the model, and its folder in `out`.
+      examples: Those of the largest run.
+      out: Folder of results.
+      mesh: Devices; all there are, along `fsdp`, where not given.
+      trackers: Where measurements go besides the log: "tensorboard", "wandb".
+      show: Whether to show progress on standard error.
+
+    Raises:
+      InputError: the name is no folder's, or `out` holds something else.
+    """
+
+    def __init__(
+        self,
+        spec: FinetuneSpec,
+        source: str,
+        name: str,
+        examples: Examples,
+        out: Path,
+        *,
+        mesh: Mesh | None = None,
+        trackers: Sequence[str] = (),
+        show: bool = False,
+    ) -> None:
+        check_name(name)
+        check_trackers(trackers)
+        self.spec, self.source, self.name, self.examples, self.out = spec, source, name, examples, out
+        self._mesh, self._trackers, self._show = mesh, trackers, show
+        open_folder(out, spec, examples.digest)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model's runs lie."""
+        return self.out / self.name
+
+    @cached_property
+    def candidate(self) -> Candidate:
+        """The model, ready to be fine-tuned.
+
+        Raises:
+          InputError: see `Candidate`; or the folder holds results of another model.
+        """
+        candidate = Candidate(self.spec, self.source, self.name, self.examples, self.out, self._mesh)
+        _claim(candidate)
+        return candidate
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        return Recorder(self.candidate.dtype, self.candidate.mesh.size, self._trackers, show=self._show)
+
+    @cached_property
+    def _is_ours(self) -> bool:
+        """Whether the folder holds results of this model."""
+
+        def check() -> bool:
+            claim = read_json(self.folder / CLAIM)
+            return claim is not None and claim.get("weights") == weights_fingerprint(find_folder(self.source))
+
+        return on_first(check)
+
+    def known(self, size: int, seed: int, *, save_model: bool = False, retry: bool = False) -> Result | None:
+        """The result of so many examples and a seed where it is on disk, and with it the model if that is asked for.
+
+        Args:
+          retry: Forget a run that failed.
+
+        Raises:
+          InputError: it is of other training examples.
+        """
+        return _known(self.examples, Cell.of(self.folder, size, seed), retry, save_model) if self._is_ours else None
+
+    def measure(self, size: int, seed: int, *, save_model: bool = False, retry: bool = False) -> Result:
+        """The result of so many examples and a seed; see `measure_curve`."""
+        found = self.known(size, seed, save_model=save_model, retry=retry)
+        if found is None:
+            (found,) = measure(self.candidate, [size], [seed], self._recorder, save_models=save_model, retry=retry)
+        return found
+
+
 def measure_curve(
     spec: FinetuneSpec,
     source: str | Path,
@@ -222,41 +309,30 @@ def measure_curve(
     checkpoint. Rows of all models go to curves.csv in `out`.
 
     Args:
-      spec: The task, as `lensjax.data.spec.read_spec(path, FinetuneSpec)` reads it.
-      source: Folder or hub id of the model.
+      spec, source, mesh, trackers, show: See `Curve`.
       out: Folder of results, which models measured with the same spec share.
       sizes: Numbers of training examples, such as `rungs(12_800)`.
       seeds: Of the choice and order of examples; one curve for each.
       name: What results call the model; the last part of its folder's or hub's name where not given.
-      mesh: Devices; all there are, along `fsdp`, where not given.
       save_models: Keep every fine-tuned model, in a folder that `transformers` opens.
       retry: Make runs again that failed.
-      trackers: Where measurements go besides the log: "tensorboard", "wandb".
-      show: Whether to show progress on standard error.
 
     Raises:
       InputError: something given cannot be used, or a file cannot be written.
       Stopped: the process was told to end by SIGTERM or SIGINT; the same call goes on.
     """
-    name = _model_name(str(source)) if name is None else name
+    name = model_name(str(source)) if name is None else name
     if "://" in str(out):
         raise InputError(f"{shorten(out)} is no folder; results need a file system, which all hosts see.")
-    if not re.fullmatch(r"[\w+-][\w.+ -]*", name) or name in (TOKENS, CURVES, SPEC):
-        raise InputError(f"'{shorten(name)}' cannot name a folder of results; give another name.")
+    check_name(name)
     if min(sizes, default=-1) < 0 or min(seeds, default=-1) < 0:
         raise InputError("Numbers of examples and seeds are whole numbers from 0 up, and at least one of each.")
     check_trackers(trackers)
     examples = read_examples(spec, sizes, seeds)
-    open_folder(Path(out), spec, examples.digest)
-    finished = _finished(str(source), Path(out) / name, examples, sizes, seeds, retry, save_models)
-    if finished is not None:
-        on_first(lambda: str(write_curves(Path(out))))
-        yield from finished
-        return
-    candidate = Candidate(spec, str(source), name, examples, Path(out), mesh)
-    _claim(candidate)
-    recorder = Recorder(candidate.dtype, candidate.mesh.size, trackers, show=show)
-    yield from measure(candidate, sizes, seeds, recorder, save_models=save_models, retry=retry)
+    curve = Curve(spec, str(source), name, examples, Path(out), mesh=mesh, trackers=trackers, show=show)
+    for seed, size in itertools.product(seeds, sizes):
+        yield curve.measure(size, seed, save_model=save_models, retry=retry)
+    on_first(lambda: str(write_curves(Path(out))))
 
 
 def measure(
@@ -288,30 +364,10 @@ def measure(
     on_first(lambda: str(write_curves(candidate.out)))
 
 
-def _finished(
-    source: str,
-    folder: Path,
-    examples: Examples,
-    sizes: Sequence[int],
-    seeds: Sequence[int],
-    retry: bool,
-    save_models: bool,
-) -> list[Result] | None:
-    """The results in a model's folder, if all are there and are this model's, so that it need not be loaded."""
-
-    def is_this_models() -> bool:
-        claim = read_json(folder / CLAIM)
-        return claim is not None and claim.get("weights") == weights_fingerprint(find_folder(source))
-
-    if not on_first(is_this_models):
-        return None
-    results = []
-    for seed, size in itertools.product(seeds, sizes):
-        found = _known(examples, Cell.of(folder, size, seed), retry, save_models)
-        if found is None:
-            return None
-        results.append(found)
-    return results
+def check_name(name: str) -> None:
+    """Raise InputError where a name cannot be that of a folder of a model's results."""
+    if not re.fullmatch(r"[\w+-][\w.+ -]*", name) or name in (TOKENS, CURVES, SPEC):
+        raise InputError(f"'{shorten(name)}' cannot name a folder of results; give another name.")
 
 
 def _claim(candidate: Candidate) -> None:
@@ -333,7 +389,7 @@ def _claim(candidate: Candidate) -> None:
     on_first(claim)
 
 
-def _model_name(source: str) -> str:
+def model_name(source: str) -> str:
     """The last part of a folder's or hub's name."""
     path = Path(os.path.expanduser(source))
     return path.resolve().name if path.exists() else source.rstrip("/").rsplit("/", 1)[-1]
