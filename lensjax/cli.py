@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lensjax import cli_curvature, cli_data, cli_finetune, cli_models
+from lensjax import cli_curvature, cli_data, cli_finetune, cli_models, cli_study
 from lensjax.errors import InputError
 from lensjax.files import check_writable
 
@@ -153,6 +153,7 @@ def _commands() -> tyro.extras.SubcommandApp:
     models.command(cli_models.check)
     models.command(cli_models.export)
     commands = tyro.extras.SubcommandApp()
+    commands.command(cli_study.run)
     commands.command(rank)
     commands.command(evaluate)
     data = tyro.extras.SubcommandApp()

@@ -1,7 +1,8 @@
 """`lensjax finetune` and `lensjax curve`: from a checkpoint and a task to points of a curve."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -111,7 +112,6 @@ def _measure(
     from lensjax.data.spec import read_spec
     from lensjax.train.distributed import is_first, start_processes
     from lensjax.train.ladder import measure_curve
-    from lensjax.train.loop import Stopped
     from lensjax.train.spec import FinetuneSpec
 
     task = read_spec(spec, FinetuneSpec)
@@ -133,21 +133,30 @@ def _measure(
         trackers=track,
         show=True,
     )
-    try:
+    with going_on_later():
         for result in results:
             failed |= result.status == "failed"
             if is_first():
                 print(_sentence(result), flush=True)
+    if is_first():
+        print(f"Wrote {out / 'curves.csv'}")
+    if failed:
+        sys.exit(1)
+
+
+@contextmanager
+def going_on_later() -> Iterator[None]:
+    """Within it, an end that was asked for exits in a sentence: the same command goes on."""
+    from lensjax.train.loop import Stopped
+
+    try:
+        yield
     except Stopped:
         print("lensjax: stopped; what was reached is saved, and the same command goes on from there.", file=sys.stderr)
         sys.exit(143)
     except KeyboardInterrupt:
         print("lensjax: interrupted; what was finished is kept, and the same command goes on.", file=sys.stderr)
         sys.exit(130)
-    if is_first():
-        print(f"Wrote {out / 'curves.csv'}")
-    if failed:
-        sys.exit(1)
 
 
 def _sentence(result: "Result") -> str:

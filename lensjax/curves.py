@@ -213,6 +213,15 @@ def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
         raise InputError(f"{where} is not UTF-8 text; save it as a CSV in UTF-8.") from error
     except (OSError, ValueError) as error:  # ValueError: no file can have this name
         raise InputError(f"Cannot read {where}: {getattr(error, 'strerror', error)}.") from error
+    return parse_curves(text, where, path.stem if task is None else task)
+
+
+def parse_curves(text: str, where: str, task: str) -> CurveTable:
+    """The curves in the text of a wide or tidy CSV, as `read_curves` reads it; `where` is what messages call it.
+
+    Raises:
+      InputError: naming the line and the column at fault.
+    """
     if "\0" in text:
         raise InputError(f"{where} is not text (it holds NUL characters); save it as a CSV in UTF-8.")
     rows = _rows(where, text)
@@ -222,7 +231,7 @@ def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
     columns = [name.strip().lower() for name in header]
     read = _read_tidy if set(_TIDY_COLUMNS) <= set(columns) else _read_wide
     sizes = read(builder := _Builder(where), f"{where} line {line}", columns, rows)
-    return builder.table(path.stem if task is None else task, sorted(sizes))
+    return builder.table(task, sorted(sizes))
 
 
 def _rows(where: str, text: str) -> Iterator[_Row]:

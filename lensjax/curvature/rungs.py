@@ -1,9 +1,9 @@
 """Models that were fine-tuned from one on a ladder of subsets, and the terms of the PAC-Bayes bound on every rung."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -118,6 +118,54 @@ class Rung:
     terms: LayerTerms
 
 
+def rung_arrays(rung: Rung) -> dict[str, Any]:
+    """A rung as named arrays, which `read_rung` reads; no object is among them."""
+    terms = rung.terms
+    return {
+        "examples": np.array(rung.examples),
+        "train_loss": np.array(rung.train_loss),
+        "test_loss": np.array(rung.test_loss),
+        "layers": np.array(terms.layers),
+        "block": np.array(terms.block),
+        "over": np.array(terms.over),
+        "forms": terms.forms,
+        "distances": terms.distances,
+        "losses": terms.losses,
+    } | ({} if terms.positive is None else {"positive": terms.positive})
+
+
+def read_rung(arrays: Mapping[str, Any]) -> Rung:
+    """A rung from the arrays that `rung_arrays` made of it."""
+    terms = LayerTerms(
+        layers=tuple(str(name) for name in arrays["layers"]),
+        block="diagonal" if str(arrays["block"]) == "diagonal" else "joint",
+        over="examples" if str(arrays["over"]) == "examples" else "batches",
+        forms=arrays["forms"],
+        positive=arrays.get("positive"),
+        distances=arrays["distances"],
+        losses=arrays["losses"],
+    )
+    return Rung(int(arrays["examples"]), float(arrays["train_loss"]), float(arrays["test_loss"]), terms)
+
+
+class RungLosses(NamedTuple):
+    """The losses of a model, for programs that are compiled once for all its rungs.
+
+    Attributes:
+      each: (params, batch) → [examples], in nats per target token.
+      mean: (params, batch) → the mean over target tokens, compiled.
+    """
+
+    each: Callable[[Any, Any], Any]
+    mean: Callable[[Any, Any], Any]
+
+
+def rung_losses(model: Model) -> RungLosses:
+    """The losses of a model's architecture; they hold none of its parameters."""
+    shapes = model.with_params(jax.eval_shape(lambda params: params, model.params))
+    return RungLosses(lambda params, batch: shapes.loss(params, batch, "example"), jax.jit(shapes.loss))
+
+
 def measure_rungs(
     model: Model,
     batches: Sequence[Batch],
@@ -125,6 +173,7 @@ def measure_rungs(
     *,
     block: Block = "diagonal",
     positive_steps: int | None = None,
+    losses: RungLosses | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Rung]:
     """The bound's ingredients for every fine-tuned model, read one at a time.
@@ -134,17 +183,15 @@ def measure_rungs(
       batches: {name: [N, time]} of training examples that all runs share.
       runs: See `find_runs`.
       block, positive_steps: See `layer_terms`.
+      losses: The model's, see `rung_losses`, where other calls had them compiled already.
       progress: Is told how many batches of how many are done.
 
     Raises:
       InputError: see `layer_terms`.
     """
     options, rungs = model.options, []
-    loss, tokens = jax.jit(model.loss), Shares(Batches(batches, target_tokens(model)))
-
-    def losses(params: Any, batch: Any) -> Any:
-        return model.loss(params, batch, "example")
-
+    each, mean = losses or rung_losses(model)
+    tokens = Shares(Batches(batches, target_tokens(model)))
     for number, run in enumerate(runs):
         finetuned = load(run.folder / MODEL, dtype=options.dtype, param_dtype=options.param_dtype, mesh=options.mesh)
 
@@ -153,7 +200,7 @@ def measure_rungs(
                 progress(before * total + done, len(runs) * total)
 
         terms = layer_terms(
-            losses,
+            each,
             model.params,
             finetuned.params,
             Batches(batches),
@@ -161,7 +208,7 @@ def measure_rungs(
             positive_steps=positive_steps,
             progress=advance,
         )
-        train_loss = sum(share * float(loss(finetuned.params, one)) for _, share, one in tokens)
+        train_loss = sum(share * float(mean(finetuned.params, one)) for _, share, one in tokens)
         assert run.result.loss is not None
         rungs.append(Rung(run.result.examples, train_loss, run.result.loss, terms))
     return rungs

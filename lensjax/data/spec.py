@@ -3,6 +3,7 @@
 import os
 import re
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -125,6 +126,7 @@ class TaskSpec(Strict):
 
 _TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 Spec = TypeVar("Spec", bound=TaskSpec)
+Fields = TypeVar("Fields", bound=BaseModel)
 
 
 def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
@@ -153,28 +155,52 @@ def template_fields(template: str) -> tuple[str, ...]:
 
 
 def read_spec(path: str | Path, kind: type[Spec]) -> Spec:
-    """Read a spec of the given kind from a YAML file; relative paths in it become relative to its folder.
+    """Read a task's spec of the given kind from a YAML file; relative paths in it become relative to its folder.
 
     Raises:
       InputError: the file cannot be read or is not YAML, or a field is missing, unknown or wrong; names it.
     """
     path = Path(path)
+    content = read_fields(path, "a task", "source and target")
+    content.setdefault("name", path.stem)
+    spec = validated(kind, content, path)
+    return spec.model_copy(update={"source": from_folder(spec.source, path.parent)})
+
+
+def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
+    """The fields of a YAML file.
+
+    Args:
+      path: The file.
+      what: What it describes, as in "a task".
+      least: The fields that it needs at least, as in "source and target".
+
+    Raises:
+      InputError: it cannot be read, is not YAML, or holds no fields.
+    """
     where = shorten(path, 200)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"Cannot read {where}: {why}; give the YAML file of a task.") from error
+        raise InputError(f"Cannot read {where}: {why}; give the YAML file of {what}.") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # as of 2024-13-45
         raise InputError(f"{where} is not YAML ({one_line(error, 200)}); mend it.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{where} holds no fields; write at least source and target.")
-    content.setdefault("name", path.stem)
+        raise InputError(f"{where} holds no fields; write at least {least}.")
+    return content
+
+
+def validated(kind: type[Fields], content: Mapping[str, Any], path: Path) -> Fields:
+    """The fields of a file as a model of the given kind.
+
+    Raises:
+      InputError: a field is missing, unknown or wrong; names it.
+    """
     try:
-        spec = kind.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first(error)}") from error
-    return spec.model_copy(update={"source": _from(spec.source, path.parent)})
+        raise InputError(f"{shorten(path, 200)}: {_first(error)}") from error
 
 
 def _first(error: ValidationError) -> str:
@@ -195,7 +221,7 @@ def _quoted(value: object) -> str:
     return "empty" if value is None else f"'{shorten(value)}'"
 
 
-def _from(source: Source, folder: Path) -> Source:
+def from_folder(source: Source, folder: Path) -> Source:
     """The source with paths taken from the folder of the spec."""
 
     def within(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -102,15 +103,19 @@ def write_curves(folder: Path) -> Path:
     path = folder / CURVES
     with locked(folder / LOCK):
         found = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
-        results = sorted((r for r in found if r is not None), key=lambda r: (r.model, r.seed, r.examples))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(Result.model_fields)
-        for result in results:
-            cells = result.model_dump().values()
-            writer.writerow(["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in cells])
-        write_files({path: text.getvalue()})
+        write_files({path: curves_csv([r for r in found if r is not None])})
     return path
+
+
+def curves_csv(results: Sequence[Result]) -> str:
+    """Results as tidy CSV text with a column for every field, by model, seed and number of examples."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Result.model_fields)
+    for result in sorted(results, key=lambda r: (r.model, r.seed, r.examples)):
+        cells = result.model_dump().values()
+        writer.writerow(["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in cells])
+    return text.getvalue()
 
 
 def read_json(path: Path) -> dict[str, object] | None:

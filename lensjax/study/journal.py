@@ -1,0 +1,176 @@
+"""The journal of a study: what was done, in order, as JSON lines that are only ever added to."""
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from lensjax.errors import InputError, shorten
+from lensjax.files import locked, write_files
+from lensjax.train.distributed import on_first
+from lensjax.train.results import LOCK
+
+JOURNAL = "journal.jsonl"
+QUARANTINE = "journal.quarantined.jsonl"  # lines that could not be read
+VERSION = 1
+
+CellKind = Literal["finetune", "ntk", "weights", "hessian"]
+
+
+class Cell(NamedTuple):
+    """A piece of work of a study, independent of all others but for the model that a Hessian is of.
+
+    Attributes:
+      kind: Of work.
+      model: Name of the candidate.
+      examples, seed: Of fine-tuning; 0 where there is none.
+    """
+
+    kind: CellKind
+    model: str
+    examples: int = 0
+    seed: int = 0
+
+    def __str__(self) -> str:
+        what = {"ntk": "kernel", "weights": "weight metrics"}.get(self.kind)
+        if what is not None:
+            return f"{self.model}, {what}"
+        kind = ", Hessian" if self.kind == "hessian" else ""
+        return f"{self.model}, {self.examples:,} examples, seed {self.seed}{kind}"
+
+
+class Entry(BaseModel):
+    """A line of the journal: how a cell ended, or what was decided.
+
+    Attributes:
+      version: Of the form of the journal.
+      study: Identity of the study.
+      time: When, in UTC.
+      cell: What was done; None of a decision.
+      status, error: Whether it came to its end, and if not, why.
+      seconds: Wall time that it took, loading and compiling included.
+      flops: Floating-point operations that it took, where they are counted.
+      decision: What was decided, in a sentence; "" of a cell.
+      basis: Hash of what a decision looked at.
+      eliminated: Candidates that are measured no further from here on.
+      stop: Whether measuring ends here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = VERSION
+    study: str
+    time: str
+    cell: Cell | None = None
+    status: Literal["ok", "failed"] = "ok"
+    error: str = ""
+    seconds: float = 0.0
+    flops: int = 0
+    decision: str = ""
+    basis: str = ""
+    eliminated: tuple[str, ...] = ()
+    stop: bool = False
+
+
+class Journal:
+    """The journal in a study's folder.
+
+    Attributes:
+      entries: Its lines so far, oldest first.
+      quarantined: How many lines could not be read; they were moved to a file beside it.
+
+    Raises:
+      InputError: it is another study's, or of a newer version, or cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, study: str) -> None:
+        self.path, self.study = folder / JOURNAL, study
+
+        def read() -> list[Any]:
+            with locked(folder / LOCK):
+                entries, damaged = _read(self.path)
+                _check(entries, study, self.path)
+                if damaged:
+                    self._set_aside(entries, damaged)
+            return [[entry.model_dump(mode="json") for entry in entries], len(damaged)]
+
+        found, self.quarantined = on_first(read)
+        self.entries = [Entry.model_validate(entry) for entry in found]
+
+    def add(self, **fields: object) -> Entry:
+        """Add a line, which is on disk when this returns.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+
+        def write() -> dict[str, Any]:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            entry = Entry.model_validate({"study": self.study, "time": now, **fields})
+            with locked(self.path.parent / LOCK), self.path.open("ab") as file:
+                file.write(entry.model_dump_json(exclude_defaults=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            return entry.model_dump(mode="json")
+
+        self.entries.append(Entry.model_validate(on_first(write)))
+        return self.entries[-1]
+
+    def last(self, cell: Cell, forgiven: int = 0) -> Entry | None:
+        """How a cell ended the last time it was tried; None where it was not.
+
+        Args:
+          forgiven: Failures among the first so many entries do not count.
+        """
+        for number in range(len(self.entries) - 1, -1, -1):
+            entry = self.entries[number]
+            if entry.cell == cell:
+                return None if entry.status == "failed" and number < forgiven else entry
+        return None
+
+    def _set_aside(self, entries: Sequence[Entry], damaged: Sequence[str]) -> None:
+        """Move lines that cannot be read out of the journal."""
+        beside = self.path.with_name(QUARANTINE)
+        earlier = beside.read_text(encoding="utf-8") if beside.exists() else ""
+        kept = "".join(entry.model_dump_json(exclude_defaults=True) + "\n" for entry in entries)
+        write_files({beside: earlier + "".join(line + "\n" for line in damaged), self.path: kept})
+
+
+def _check(entries: Sequence[Entry], study: str, path: Path) -> None:
+    if any(entry.study != study for entry in entries):
+        raise InputError(
+            f"{shorten(path, 400)} is the journal of another study; give the spec that it was made with, or a new "
+            "folder."
+        )
+
+
+def _read(path: Path) -> tuple[list[Entry], list[str]]:
+    """The lines of a journal, and those that are none."""
+    try:
+        lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise InputError(f"Cannot read {shorten(path, 400)}: {error.strerror}; mend its permissions.") from error
+    entries, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+            version = content.get("version", VERSION) if isinstance(content, dict) else VERSION
+            if isinstance(version, int) and version > VERSION:
+                raise InputError(
+                    f"{shorten(path, 400)} line {number} was written by a newer version of LensJAX (journal version "
+                    f"{version}, this one reads {VERSION}); update LensJAX."
+                )
+            entries.append(Entry.model_validate(content))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            damaged.append(line)
+    return entries, damaged

@@ -1,0 +1,304 @@
+"""What a study is, as its user writes it: the candidates, the task, the budget, and what is measured and decided."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+
+from lensjax.data.spec import Count, Strict, TaskSpec, from_folder, read_fields, read_spec, validated
+from lensjax.errors import InputError, listing, shorten
+from lensjax.selection import METHODS
+from lensjax.train.ladder import check_name, model_name, rungs
+from lensjax.train.prepare import FIRST_RUNG
+from lensjax.train.spec import FinetuneSpec, TrainingSpec
+
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Amount = Annotated[float, Field(ge=0)]
+LENSLLM = "lensllm"  # the method that needs kernels, and so is none of `METHODS`
+
+
+class Resources(Strict):
+    """What one cell takes of a Ray cluster.
+
+    Attributes:
+      cpus, gpus: Of each host.
+      custom: Further resources of each host by Ray's names, as in {TPU: 4}.
+      hosts: Hosts that compute a cell together, as one `jax.distributed` job.
+      retries: How often a cell is begun again whose worker or host died.
+    """
+
+    cpus: Amount = 1
+    gpus: Amount = 0
+    custom: dict[str, Amount] = Field(default_factory=dict)
+    hosts: Count = 1
+    retries: Annotated[int, Field(ge=0, strict=True)] = 2
+
+
+class CandidateSpec(Strict):
+    """A candidate.
+
+    Attributes:
+      source: Folder of a model, relative to that of the spec, or its name on the Hugging Face hub.
+      name: What results call it; the last part of its folder's or hub's name where not given.
+      training: Fields of `training` that are otherwise for this candidate.
+      mesh: Devices along each axis for this candidate, as in "fsdp=4,tensor=2".
+      resources: What its cells take of a Ray cluster.
+    """
+
+    source: str
+    name: str = ""
+    training: dict[str, Any] = Field(default_factory=dict)
+    mesh: str | None = None
+    resources: Resources | None = None
+
+
+class Budget(Strict):
+    """Where measuring ends; of several, whichever comes first.
+
+    Attributes:
+      examples: Largest number of training examples of a run.
+      flops: Floating-point operations of all fine-tuning and evaluation.
+      hours: Of the whole study's computing.
+    """
+
+    examples: Count | None = None
+    flops: PositiveFloat | None = None
+    hours: PositiveFloat | None = None
+
+    @field_validator("examples")
+    @classmethod
+    def _two_rungs(cls, value: int | None) -> int | None:
+        if value is not None and value < 2 * FIRST_RUNG:
+            raise ValueError(f"a curve needs two rungs, so give at least {2 * FIRST_RUNG}")
+        return value
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.examples is None and self.flops is None and self.hours is None:
+            raise ValueError("give examples, flops or hours")
+        return self
+
+
+class KernelEvidence(Strict):
+    """The neural tangent kernel of every candidate before fine-tuning; see `lensjax ntk`."""
+
+    examples: Count = 64
+    functional: Literal["loss", "label_logits"] = "loss"  # those with a residual
+
+
+class HessianEvidence(Strict):
+    """The terms of the PAC-Bayes bound at every fine-tuned model; see `lensjax hessian --finetuned`."""
+
+    examples: Annotated[int, Field(ge=1, le=FIRST_RUNG, strict=True)] = 32
+    block: Literal["diagonal", "joint"] = "joint"
+    positive_steps: Count | None = None
+
+
+class Evidence(Strict):
+    """What is measured of candidates besides their curves; true takes the defaults."""
+
+    ntk: KernelEvidence | None = KernelEvidence()
+    hessian: HessianEvidence | None = None
+    weights: bool = False
+
+    @field_validator("ntk", "hessian", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+class StopRule(Strict):
+    """When the decision counts as clear; either is enough.
+
+    Attributes:
+      probability_best: Of the first choice, at least.
+      expected_regret: Of the first choice, in nats per token, at most.
+    """
+
+    probability_best: Probability | None = None
+    expected_regret: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.probability_best is None and self.expected_regret is None:
+            raise ValueError("give probability_best or expected_regret")
+        return self
+
+
+class StudySpec(Strict):
+    """A study.
+
+    Attributes:
+      name: What it is called; the stem of the spec's file where not given.
+      candidates: Two or more models.
+      task: The task, or the file of its spec.
+      training: How candidates are fine-tuned; what the task's file says where not given.
+      budget: Where measuring ends; a number alone is of examples.
+      target: Number of training examples that the candidates are to be compared at; all that the task has where not
+        given.
+      seeds: Of the choice and order of training examples; losses are averaged over them.
+      evidence: What is measured besides curves.
+      method: Ranks the candidates: "lensllm", or one that `lensjax rank` knows.
+      strategy: What is measured next: "ladder" has all candidates on one rung before the next, "adaptive" the run that
+        promises the largest drop of regret for its cost.
+      eliminate_below: Candidates whose P(best) falls below this are measured no further.
+      stop_when: When measuring ends before the budget.
+      keep_models: Keep every fine-tuned model.
+      device: What to compute on; it is refused where JAX has another.
+      resources: What a cell takes of a Ray cluster.
+    """
+
+    name: str = ""
+    candidates: tuple[CandidateSpec, ...]
+    task: TaskSpec
+    training: TrainingSpec = TrainingSpec()
+    budget: Budget
+    target: Count | None = None
+    seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = (0,)
+    evidence: Evidence = Evidence()
+    method: str = "joint"
+    strategy: Literal["ladder", "adaptive"] = "ladder"
+    eliminate_below: Probability | None = None
+    stop_when: StopRule | None = None
+    keep_models: bool = False
+    device: Literal["any", "cpu", "gpu", "tpu"] = "any"
+    resources: Resources = Resources()
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _sources(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            value = [{"source": one} if isinstance(one, str) else one for one in value]
+        return value
+
+    @field_validator("candidates")
+    @classmethod
+    def _several(cls, value: tuple[CandidateSpec, ...]) -> tuple[CandidateSpec, ...]:
+        if len(value) < 2:
+            raise ValueError("a study compares two candidates or more")
+        return value
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _examples(cls, value: Any) -> Any:
+        return {"examples": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("give one seed or more, each once")
+        return value
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in (*METHODS, LENSLLM):
+            raise ValueError(f"choose from {listing((*METHODS, LENSLLM), 20)}")
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.method == LENSLLM and self.evidence.ntk is None:
+            raise ValueError("the method lensllm needs kernels; set evidence.ntk to true")
+        largest = self.budget.examples
+        if self.target is not None and largest is not None and self.target < largest:
+            raise ValueError(f"the target of {self.target} examples is below the budget of {largest}")
+        return self
+
+    def finetune_spec(self, candidate: CandidateSpec) -> FinetuneSpec:
+        """The task, and how a candidate is fine-tuned on it."""
+        training = TrainingSpec.model_validate(self.training.model_dump() | candidate.training)
+        return FinetuneSpec(**dict(self.task), training=training)
+
+    @property
+    def names(self) -> list[str]:
+        """The candidates' names."""
+        return [candidate.name for candidate in self.candidates]
+
+    def candidate(self, name: str) -> CandidateSpec:
+        """The candidate of a name."""
+        return next(candidate for candidate in self.candidates if candidate.name == name)
+
+    def ladder(self, available: int) -> list[int]:
+        """Numbers of training examples of runs, given how many examples there are.
+
+        Raises:
+          InputError: there are too few for two rungs.
+        """
+        bounds = [size for size in (self.budget.examples, self.target, available) if size is not None]
+        sizes = rungs(min(bounds))
+        if len(sizes) < 3:
+            raise InputError(
+                f"The task {shorten(self.task.name)} leaves {min(bounds):,} examples to train on, and a curve needs "
+                f"two rungs, {FIRST_RUNG} and {2 * FIRST_RUNG}; add rows, hold out fewer, or raise the target."
+            )
+        return sizes
+
+    @property
+    def identity(self) -> str:
+        """A hash of what makes it this study and no other; budgets, candidates and evidence may grow."""
+        content = [
+            self.name,
+            self.task.model_dump(mode="json", exclude={"source"}),
+            self.training.model_dump(mode="json"),
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_study(path: str | Path) -> StudySpec:
+    """Read a study from a YAML file; relative paths in it become relative to its folder.
+
+    Raises:
+      InputError: the file cannot be read or is not YAML, a field is missing, unknown or wrong, or two candidates have
+        one name; names it.
+    """
+    path = Path(path)
+    content = read_fields(path, "a study", "candidates, task and budget")
+    content.setdefault("name", path.stem)
+    task = content.get("task")
+    if isinstance(task, str):
+        found = read_spec(path.parent / os.path.expanduser(task), FinetuneSpec)
+        content["task"] = found.model_dump(exclude={"training"}, exclude_unset=True)
+        content.setdefault("training", found.training)
+    elif isinstance(task, dict):
+        content["task"] = {"name": content["name"], **task}
+    spec = validated(StudySpec, content, path)
+    if isinstance(task, dict):
+        source = from_folder(spec.task.source, path.parent)
+        spec = spec.model_copy(update={"task": spec.task.model_copy(update={"source": source})})
+    candidates = tuple(_placed(candidate, path) for candidate in spec.candidates)
+    for candidate in candidates:
+        _check(candidate, candidates, spec, path)
+    return spec.model_copy(update={"candidates": candidates})
+
+
+def _placed(candidate: CandidateSpec, path: Path) -> CandidateSpec:
+    """A candidate whose folder is taken from that of the spec, and that has a name."""
+    folder = path.parent / os.path.expanduser(candidate.source)
+    source = str(folder) if folder.is_dir() else candidate.source
+    return candidate.model_copy(update={"source": source, "name": candidate.name or model_name(source)})
+
+
+def _check(candidate: CandidateSpec, candidates: tuple[CandidateSpec, ...], spec: StudySpec, path: Path) -> None:
+    where = shorten(path, 200)
+    same = [other.source for other in candidates if other.name == candidate.name]
+    if len(same) > 1:
+        raise InputError(
+            f"{where}: two candidates are called {shorten(candidate.name)} ({listing(same)}); give one of them another "
+            "name."
+        )
+    try:
+        check_name(candidate.name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if candidate.training:
+        whole: Mapping[str, Any] = spec.training.model_dump() | candidate.training
+        try:
+            validated(TrainingSpec, whole, path)
+        except InputError as error:
+            raise InputError(f"{str(error)[:-1]} (of the candidate {shorten(candidate.name)}).") from error
