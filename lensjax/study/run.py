@@ -292,15 +292,16 @@ class _Runner:
         return float(sum(getattr(entry, unit) for entry in self.journal.entries if entry.cell is not None))
 
     def cost(self, model: str, size: int, unit: Unit = "flops") -> float:
-        """What a candidate's rung will take, in proportion to its largest smaller one; 0 where there is none."""
+        """What a candidate's rung will take, by the largest smaller one and what testing alone took; 0 without one."""
         took: dict[int, float] = {}
         for entry in self.journal.entries:
-            if entry.cell is not None and entry.cell.model == model and 0 < entry.cell.examples < size:
+            if entry.cell is not None and entry.cell.model == model and entry.cell.kind in ("finetune", "hessian"):
                 took[entry.cell.examples] = took.get(entry.cell.examples, 0.0) + getattr(entry, unit)
-        if not took:
+        largest = max((rung for rung in took if rung < size), default=0)
+        if not largest:
             return 0.0
-        largest = max(took)
-        return took[largest] * size / largest
+        fixed = min(took.get(0, 0.0), took[largest])
+        return fixed + (took[largest] - fixed) * size / largest
 
     def table(self, largest: int | None = None) -> CurveTable | None:
         """The curves so far, up to a number of examples."""

@@ -257,7 +257,7 @@ def read_study(path: str | Path) -> StudySpec:
       InputError: the file cannot be read or is not YAML, a field is missing, unknown or wrong, or two candidates have
         one name; names it.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # workers of a cluster have folders of their own
     content = read_fields(path, "a study", "candidates, task and budget")
     content.setdefault("name", path.stem)
     task = content.get("task")

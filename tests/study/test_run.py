@@ -1,0 +1,257 @@
+"""Running studies: every cell once, decisions, budgets, candidates that fail, and going on."""
+
+import csv
+import json
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lensjax.curves import read_curves
+from lensjax.errors import InputError
+from lensjax.files import locked
+from lensjax.study import decisions
+from lensjax.study.cells import evidence_file, read_evidence
+from lensjax.study.journal import Cell, Journal
+from lensjax.study.run import cells_left, run_study
+from lensjax.study.spec import StopRule, read_study
+from lensjax.train.loop import Stopped
+
+FAMILIES = ("gpt2", "llama", "opt", "t5")
+
+
+def curves(folder):
+    """The rows of curves.csv but for their times."""
+    with (folder / "curves.csv").open() as file:
+        return [row | {"seconds": ""} for row in csv.DictReader(file)]
+
+
+def ran(journal):
+    """The cells of a journal, in order."""
+    return [entry.cell for entry in journal.entries if entry.cell is not None]
+
+
+@pytest.fixture(scope="module")
+def finished(write_study, tmp_path_factory):
+    """The spec, the folder, the journal and the sentences of a study of four families on five rungs."""
+    folder = tmp_path_factory.mktemp("finished")
+    evidence = {"ntk": {"examples": 8}}
+    spec = read_study(write_study(folder, *FAMILIES, budget=1600, evidence=evidence))
+    said = []
+    return spec, folder / "study", run_study(spec, folder / "study", say=said.append), said
+
+
+def test_all_candidates_are_on_a_rung_before_the_next(finished):
+    _, folder, journal, said = finished
+    runs = [cell for cell in ran(journal) if cell.kind == "finetune"]
+    assert runs == [Cell("finetune", name, size) for size in (0, 200, 400, 800, 1600) for name in FAMILIES]
+    assert [cell for cell in ran(journal) if cell.kind == "ntk"] == [Cell("ntk", name) for name in FAMILIES]
+    assert all(entry.status == "ok" for entry in journal.entries)
+    table = read_curves(folder / "curves.csv")
+    assert sorted(table.models) == sorted(FAMILIES)
+    assert table.measured.all()
+    assert (table.column(1600) < table.column(0)).all()
+    assert [f"After {size:,} examples" in said[-1] for size in (800, 1600)] == [False, True]
+    assert len([entry for entry in journal.entries if entry.decision]) == 3
+    for name in FAMILIES:
+        summary, arrays = read_evidence(folder, Cell("ntk", name))
+        assert arrays["theta"].shape == (8, 8)
+        assert summary["asked"]["examples"] == 8
+
+
+def test_a_finished_study_has_nothing_left(finished, monkeypatch):
+    spec, folder, journal, _ = finished
+    assert cells_left(spec, folder) == []
+    before = (folder / "journal.jsonl").read_bytes()
+    monkeypatch.setattr(decisions, "fit_joint", None)  # what was decided is recalled
+    again = run_study(spec, folder)
+    assert again.entries == journal.entries
+    assert (folder / "journal.jsonl").read_bytes() == before
+
+
+def test_a_lost_journal_is_made_anew_from_results(finished, tmp_path):
+    spec, folder, journal, _ = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "journal.jsonl").unlink()
+    again = run_study(spec, tmp_path / "copy")
+    assert ran(again) == ran(journal)
+    assert curves(tmp_path / "copy") == curves(folder)
+    assert [e.decision for e in again.entries if e.decision] == [e.decision for e in journal.entries if e.decision]
+
+
+def test_other_evidence_is_measured_anew(finished, tmp_path):
+    spec, folder, _, _ = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    more = spec.model_copy(
+        update={
+            "evidence": spec.evidence.model_copy(update={"ntk": spec.evidence.ntk.model_copy(update={"examples": 9})})
+        }
+    )
+    assert cells_left(more, tmp_path / "copy") == [Cell("ntk", name) for name in FAMILIES]
+
+
+def test_limits_and_dry_runs(write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt"))
+    left = cells_left(spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert left == [Cell("finetune", name, size) for size in (0, 200, 400) for name in ("gpt2", "opt")]
+    said = []
+    assert ran(run_study(spec, tmp_path / "out", limit=2, say=said.append)) == left[:2]
+    assert said[-1] == "Stopped after 2 cells; the same command goes on."
+    assert cells_left(spec, tmp_path / "out") == left[2:]
+    assert ran(run_study(spec, tmp_path / "out", limit=4)) == left
+
+
+def test_a_candidate_that_fails_is_recorded_and_the_others_go_on(write_study, tmp_path, tiny_models):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_models("gpt2")[0], broken)
+    weights = broken / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    diverging = {
+        "source": tiny_models("opt")[0],
+        "name": "diverging",
+        "training": {"learning_rate": 1e30, "clip": 1e30},
+    }
+    candidates = [str(broken), *tiny_models("gpt2", "llama"), diverging]
+    spec = read_study(write_study(tmp_path, candidates=candidates))
+    out = tmp_path / "out"
+    journal = run_study(spec, out)
+    failed = {entry.cell: entry.error for entry in journal.entries if entry.status == "failed"}
+    assert set(failed) == {Cell("finetune", "broken"), Cell("finetune", "diverging", 200)}
+    assert "model.safetensors" in failed[Cell("finetune", "broken")]
+    assert "loss is" in failed[Cell("finetune", "diverging", 200)]
+    assert journal.last(Cell("finetune", "llama", 400)).status == "ok"
+    assert journal.last(Cell("finetune", "diverging", 400)) is None
+    assert ran(run_study(spec, out)) == ran(journal)  # failures are not tried again
+
+    weights.write_bytes(whole)
+    again = run_study(spec, out, retry=True)
+    assert again.last(Cell("finetune", "broken", 400)).status == "ok"
+    assert len([cell for cell in ran(again) if cell == Cell("finetune", "diverging", 200)]) == 2
+
+
+def test_losing_candidates_are_eliminated_and_a_clear_decision_ends_it(write_study, tmp_path, monkeypatch):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", "llama", budget=1600, eliminate_below=0.1))
+    chances = iter([{"gpt2": 0.5, "opt": 0.45, "llama": 0.05}, {"gpt2": 0.97, "opt": 0.02, "llama": 0.01}])
+
+    def standing(posterior, target):
+        known = next(chances)
+        chance = np.array([known[model] for model in posterior.models])
+        return decisions.Standing(posterior.models, chance, 1 - chance)
+
+    monkeypatch.setattr(decisions, "standing", standing)
+    stop = spec.model_copy(update={"stop_when": StopRule(probability_best=0.95)})
+    journal = run_study(stop, tmp_path / "out")
+    sizes = {name: [c.examples for c in ran(journal) if c.model == name] for name in stop.names}
+    assert sizes == {"gpt2": [0, 200, 400, 800], "opt": [0, 200, 400, 800], "llama": [0, 200, 400]}
+    last = journal.entries[-1]
+    assert last.stop
+    assert last.decision.endswith("the decision is clear.")
+    monkeypatch.setattr(decisions, "standing", None)
+    assert run_study(stop, tmp_path / "out").entries == journal.entries
+
+
+def test_a_budget_of_flops_ends_before_the_rung_that_would_pass_it(finished, write_study, tmp_path):
+    _, _, journal, _ = finished
+    took = sum(e.flops for e in journal.entries if e.cell and e.cell.kind == "finetune" and e.cell.examples <= 400)
+    spec = read_study(write_study(tmp_path, *FAMILIES, budget={"flops": 1.3 * took}))
+    shutil.copytree(finished[1] / "runs", tmp_path / "out" / "runs")
+    shutil.copy(finished[1] / "study.json", tmp_path / "out")
+    said = []
+    done = run_study(spec, tmp_path / "out", say=said.append)
+    assert {cell.examples for cell in ran(done)} == {0, 200, 400}
+    assert said[-1] == "The budget leaves no room for 800 examples."
+    entries = len(done.entries)
+    assert len(run_study(spec, tmp_path / "out").entries) == entries
+
+
+def test_the_adaptive_strategy_measures_what_promises_most(finished, tmp_path):
+    spec, folder, journal, _ = finished
+    spec = spec.model_copy(update={"strategy": "adaptive"})
+    shutil.copytree(folder / "runs", tmp_path / "out" / "runs")
+    shutil.copy(folder / "study.json", tmp_path / "out")
+    done = run_study(spec, tmp_path / "out")
+    runs = [cell for cell in ran(done) if cell.kind == "finetune"]
+    assert runs[:12] == [cell for cell in ran(journal) if cell.kind == "finetune"][:12]
+    assert len(set(runs)) == len(runs) <= 20
+    assert run_study(spec, tmp_path / "out").entries == done.entries
+
+
+def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", evidence={"ntk": False, "hessian": {"examples": 4}}))
+    out = tmp_path / "out"
+    journal = run_study(spec, out)
+    cells = [Cell("hessian", name, size) for size in (200, 400) for name in ("gpt2", "opt")]
+    assert [cell for cell in ran(journal) if cell.kind == "hessian"] == cells
+    for cell in cells:
+        summary, arrays = read_evidence(out, cell)
+        assert summary["sum_of_largest"] >= 0
+        assert arrays["forms"].shape == (len(arrays["layers"]), 4)
+    assert not list(out.rglob("model.safetensors"))  # fine-tuned models are not kept unless asked for
+    assert cells_left(spec, out) == []
+    evidence_file(out, cells[0]).unlink()
+    assert cells_left(spec, out) == [Cell("finetune", "gpt2", 200), cells[0]]
+    again = run_study(spec, out)
+    assert again.last(cells[0]).status == "ok"
+    np.testing.assert_array_equal(read_evidence(out, cells[0])[1]["layers"], arrays["layers"])
+
+
+def test_a_stopped_study_goes_on(write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt"))
+    out = tmp_path / "out"
+
+    def stop_after_three(sentence):
+        if len(Journal(out, spec.identity).entries) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(Stopped()))
+    try:
+        with pytest.raises(Stopped):
+            run_study(spec, out, say=stop_after_three)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(ran(run_study(spec, out))) == 6
+
+
+def test_folders_of_other_studies_are_refused(finished, write_study, tmp_path):
+    spec, folder, _, _ = finished
+    other = read_study(write_study(tmp_path, *FAMILIES, name="other"))
+    with pytest.raises(InputError, match=r"holds the study study, and this one has another name, task or training"):
+        run_study(other, folder)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="full is there already and holds something else; give a new folder"):
+        run_study(other, tmp_path / "full")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is there already and holds something else"):
+        run_study(other, tmp_path / "file")
+    with locked(folder / ".running"), pytest.raises(InputError, match="Another command runs the study in"):
+        run_study(spec, folder)
+
+
+def test_candidates_that_cannot_be_used_are_named_before_anything_is_measured(write_study, tmp_path, tiny_models):
+    plain = tmp_path / "no-end"
+    shutil.copytree(tiny_models("gpt2")[0], plain)
+    config = plain / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({k: v for k, v in settings.items() if k != "eos_token"}))
+    for candidates, sentence in (
+        ([*tiny_models("gpt2"), "nobody/nothing"], "The candidate nothing cannot be used: .*nobody/nothing"),
+        ([*tiny_models("gpt2"), str(plain)], "The candidate no-end cannot be used: .*end"),
+    ):
+        spec = read_study(write_study(tmp_path, candidates=candidates))
+        with pytest.raises(InputError, match=sentence):
+            run_study(spec, tmp_path / "out")
+        assert not list((tmp_path / "out").rglob("result.json"))
+
+
+def test_a_device_that_is_missing(write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", device="tpu"))
+    with pytest.raises(InputError, match="asks for a TPU and JAX has only found a CPU; install what it needs"):
+        run_study(spec, tmp_path / "out")
+    assert not Path(tmp_path / "out").exists()
