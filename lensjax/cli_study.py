@@ -1,5 +1,6 @@
-"""`lensjax study init`, `lensjax plan`, `lensjax run` and `lensjax report`: from candidates and data to a decision."""
+"""`lensjax study init` and `lensjax run`: from candidates and data to a decision."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,69 @@ from lensjax.errors import InputError
 StudyFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY.yaml")]
 StudyFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 LauncherName = Literal["local", "ray"]
+
+
+def init(
+    out: StudyFile = Path("study.yaml"),
+    candidates: tuple[str, ...] = (),
+    data: str = "",
+    prompt: str | None = None,
+    target: str = "",
+    budget: int = 1600,
+    full: int | None = None,
+) -> None:
+    """Write a study's file, with a comment for everything that can be changed in it.
+
+    What is not given is asked for on a terminal.
+
+    Worked examples
+
+    $ lensjax study init
+
+    $ lensjax study init verses.yaml --candidates openai-community/gpt2 google-t5/t5-small --data verses.jsonl
+    --prompt "English: {en} Spanish:" --target " {es}" --budget 12800
+
+    Args:
+        out: File to write.
+        candidates: Folders of models, relative to that of the file, or names on the Hugging Face hub.
+        data: JSONL, CSV or Parquet file of the rows, relative to the folder of the file.
+        prompt: Template of what a model is given, with fields of a row in braces.
+        target: Template of what it should say.
+        budget: Largest number of training examples of a run.
+        full: Number of examples that the winner will be trained on; all there are by default.
+    """
+    import tempfile
+
+    from lensjax.files import check_writable, write_files
+    from lensjax.study.init import study_text
+    from lensjax.study.spec import read_study
+
+    if out.exists():
+        raise InputError(f"{out} is there already; give another name, or remove it.")
+    check_writable([out])
+    candidates = candidates or tuple(_asked("Models, separated by spaces", "--candidates").split())
+    data = data or _asked("File of the rows", "--data")
+    prompt = _asked("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
+    target = target or _asked("Target, with fields of a row in braces", "--target")
+    text = study_text(out, candidates, data, prompt, target, budget, full)
+    with tempfile.TemporaryDirectory() as folder:  # what is wrong is said before anything is written
+        trial = Path(folder) / out.name
+        trial.write_text(text, encoding="utf-8")
+        try:
+            read_study(trial)
+        except InputError as error:
+            raise InputError(str(error).replace(f"{trial}: ", "")) from error
+    write_files({out: text})
+    print(f"Wrote {out}; see what it will cost with: lensjax plan {out}")
+
+
+def _asked(what: str, flag: str) -> str:
+    """What the user answers."""
+    if not sys.stdin.isatty():
+        raise InputError(f"{flag} is missing; give it, or answer on a terminal.")
+    from rich.prompt import Prompt
+
+    return Prompt.ask(what)
 
 
 def run(

@@ -1,0 +1,49 @@
+"""Kills `lensjax run` at random times and starts it again: python killed_study.py STUDY.yaml FOLDER KILLS SEED.
+
+FOLDER/whole is an unbroken run, FOLDER/broken one that was killed so often, each attempt a fork of this process.
+Prints how often it was killed, as JSON.
+"""
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+
+import jax
+from killed_runs import start, wait
+
+import lensjax.models.opt
+import lensjax.study.run  # noqa: F401
+
+
+def run(spec: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
+    def command(name: str) -> list[str]:
+        return ["run", spec, "--out", str(folder / name)]
+
+    assert wait(start(command("whole")), 300) == 0
+    began = time.monotonic()
+    assert wait(start(command("warm")), 300) == 0  # its programs come from the cache
+    usual = time.monotonic() - began
+    chance = random.Random(seed)
+    killed = ended = 0
+    while killed < kills:
+        # A study that has come to its end is still started again, and must stay as it is.
+        status = wait(start(command("broken")), chance.uniform(0.1, 0.6) * usual)
+        assert status in (None, 0), f"a run ended with status {status}"
+        killed += status is None
+        ended += status == 0
+        if ended > kills:
+            break
+    assert wait(start(command("broken")), 300) == 0
+    return {"kills": killed, "ended": ended}
+
+
+if __name__ == "__main__":
+    spec, folder, kills, seed = sys.argv[1:]
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    print(json.dumps(run(spec, Path(folder), int(kills), int(seed))))

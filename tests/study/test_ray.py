@@ -1,0 +1,60 @@
+"""A study on a local Ray cluster gives what it gives in one process."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from lensjax.errors import InputError
+from lensjax.study.journal import Cell
+from lensjax.study.run import run_study
+from lensjax.study.spec import Resources, read_study
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Ray on this machine, with room for two workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("JAX_NUM_CPU_DEVICES", "8")  # as in this process
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
+def losses(folder):
+    with (folder / "curves.csv").open() as file:
+        return {(row["model"], row["examples"]): float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def test_two_workers_give_what_one_process_gives(cluster, write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", training={"learning_rate": [1e-3, 3e-3], "batch_size": 16}))
+    run_study(spec, tmp_path / "local")
+    journal = run_study(spec, tmp_path / "ray", launcher="ray")
+    assert {entry.status for entry in journal.entries} == {"ok"}
+    local, remote = losses(tmp_path / "local"), losses(tmp_path / "ray")
+    assert remote.keys() == local.keys()
+    np.testing.assert_allclose(list(remote.values()), [local[key] for key in remote], rtol=1e-6)
+
+
+def test_hosts_compute_a_cell_together(cluster, write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", resources={"hosts": 2}))
+    journal = run_study(spec, tmp_path / "out", launcher="ray", limit=1)
+    assert [(entry.cell, entry.error) for entry in journal.entries] == [(Cell("finetune", "gpt2", 0), "")]
+    (row,) = list(csv.DictReader((tmp_path / "out" / "curves.csv").read_text().splitlines()))
+    assert int(row["devices"]) == 2 * ray.get(ray.remote(_devices).remote())
+
+
+def _devices():
+    import jax
+
+    return jax.local_device_count()
+
+
+def test_cells_that_no_host_has_room_for_are_not_waited_for(cluster, write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt"))
+    spec = spec.model_copy(update={"resources": Resources(gpus=1)})
+    with pytest.raises(InputError, match=r"A cell takes 1 GPU, and the largest host of the Ray cluster has 0"):
+        run_study(spec, tmp_path / "out", launcher="ray")

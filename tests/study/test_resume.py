@@ -1,0 +1,33 @@
+"""A study that is killed at random moments comes to the same end as an unbroken one."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+KILLS = -(-int(os.environ.get("LENSJAX_TEST_KILLS", "10")) // 5)
+
+
+def test_a_study_that_is_killed_again_and_again_comes_to_the_same_end(write_study, tmp_path):
+    study = write_study(tmp_path, "gpt2", "opt", training={"learning_rate": [1e-3, 3e-3], "checkpoint_every": 4})
+    script = Path(__file__).with_name("killed_study.py")
+    command = [sys.executable, "-W", "error", script, study, tmp_path, str(KILLS), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["kills"] == KILLS
+    whole, broken = (curves(tmp_path / name) for name in ("whole", "broken"))
+    assert [row["examples"] for row in whole] == ["0", "200", "400"] * 2
+    assert broken == whole
+    assert decisions(tmp_path / "broken") == decisions(tmp_path / "whole")
+
+
+def curves(folder):
+    with (folder / "curves.csv").open() as file:
+        return [row | {"seconds": ""} for row in csv.DictReader(file)]
+
+
+def decisions(folder):
+    lines = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+    return [line["decision"] for line in lines if "decision" in line]
