@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensjax.curves import curve_table
 from lensjax.errors import InputError
@@ -44,6 +44,22 @@ class Losses:
     loss: Float[np.ndarray, "M G"]
     lower: Float[np.ndarray, "M G"]
     upper: Float[np.ndarray, "M G"]
+
+
+class JointMoments(NamedTuple):
+    """Log losses that C cells, and all M models at a target, would be measured to have, Gaussian under P priors.
+
+    Attributes:
+      target_mean, target_variance: of the models at the target.
+      cell_mean, cell_variance: of the cells.
+      covariance: of a cell with the models at the target.
+    """
+
+    target_mean: Float[Array, "P M"]
+    target_variance: Float[Array, "P M"]
+    cell_mean: Float[Array, "P C"]
+    cell_variance: Float[Array, "P C"]
+    covariance: Float[Array, "P C M"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +142,26 @@ class JointPosterior:
         losses = self.sample(examples, draws, seed)
         regret: np.ndarray = (losses - losses.min(axis=1, keepdims=True)).mean(axis=0)
         return regret
+
+    def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
+        """How C cells would be measured, and what they have to do with all models' losses at the target.
+
+        Log losses are less `centre`. Each number of cells C is compiled anew.
+
+        Args:
+          target: size at which losses of all models are asked for.
+          model, examples: a cell's position in `models`, and its size.
+
+        Raises:
+          InputError: a size is outside the fitted range.
+        """
+        sizes, size = np.unique(examples, return_inverse=True)
+        x = self._octaves(np.append(target, sizes))
+        x = np.pad(x, (0, -len(x) % _BLOCK), mode="edge")
+        with float64_on_cpu():
+            cells = jnp.asarray(model), jnp.asarray(size + 1)
+            found: JointMoments = _joint_moments(self.observations, self.fitted, jnp.asarray(x), *cells, self.dof)
+        return found
 
     def examples_needed(self, loss: float) -> Float[np.ndarray, "M 3"]:
         """Examples with which each model reaches a loss: median, optimistic and pessimistic (5 % and 95 %).
@@ -222,3 +258,42 @@ def _draws(
 
     draws: Array = jax.lax.map(one, (fitted, covariate_noise, family_noise, own_noise))
     return draws
+
+
+@jax.jit
+def _joint_moments(
+    obs: hierarchy.Observations,
+    fitted: Fitted,
+    x: Float[Array, " G"],
+    model: Int[Array, " C"],
+    size: Int[Array, " C"],
+    dof: float,
+) -> JointMoments:
+    """Of all models at the first of `x`, and of cells, each a model and a position in `x`."""
+    everyone = jnp.arange(obs.x.shape[0])
+    family = obs.family[model]
+
+    def one(f: Fitted) -> JointMoments:
+        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
+        shared, shared_covariance = hierarchy.shared_moments(obs, f.given)
+
+        def alone(model: Int[Array, " N"], size: Int[Array, " N"]) -> tuple[Array, Array, Array, Array]:
+            """Means, variances, and how losses follow the coefficients of families and of covariates."""
+            gain = ahead.gain[model, size]
+            mean = ahead.offset[model, size] + jnp.einsum("nq,nq->n", gain, shared[model])
+            variance = _variance(ahead.covariance[model, size, size], f.scales.noise, dof)
+            variance += jnp.einsum("nq,nqr,nr->n", gain, shared_covariance[model], gain)
+            direct = jnp.einsum("nk,nq->nkq", obs.covariates[model], gain).reshape(len(gain), -1)
+            through_family = jnp.einsum("nqk,nq->nk", f.given.family_gain[obs.family[model]], gain)
+            return mean, variance, gain, direct - through_family
+
+        target_mean, target_variance, target_gain, target_rise = alone(everyone, jnp.zeros_like(everyone))
+        cell_mean, cell_variance, cell_gain, cell_rise = alone(model, size)
+        covariance = cell_rise @ f.given.covariate_covariance @ target_rise.T
+        by_family = jnp.einsum("cq,cqr->cr", cell_gain, f.given.family_covariance[family]) @ target_gain.T
+        covariance += jnp.where(family[:, None] == obs.family, by_family, 0.0)
+        covariance += jnp.where(model[:, None] == everyone, ahead.covariance[model, size, 0][:, None], 0.0)
+        return JointMoments(target_mean, target_variance, cell_mean, cell_variance, covariance)
+
+    moments: JointMoments = jax.lax.map(one, fitted)
+    return moments

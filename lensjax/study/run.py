@@ -174,7 +174,8 @@ class _Runner:
         self.forgiven = len(journal.entries) if retry else 0  # failures before this do not count
         self.limit, self.computed = limit, 0
         self.target = spec.target or bench.available
-        self.eliminated: set[str] = set()
+        eliminating = spec.eliminate_below is not None
+        self.eliminated = {name for entry in journal.entries for name in entry.eliminated if eliminating}
 
     def ladder(self) -> None:
         """All candidates on one rung before the next."""
@@ -191,6 +192,13 @@ class _Runner:
             model, size = chosen
             if not self.affordable([model], size) or self.clear_after([model], size):
                 return
+        table = rankable(self.table())
+        if table is not None:
+            looked_at = f"advice {basis(self.spec, table)}"
+            if not any(entry.basis == looked_at for entry in self.journal.entries):
+                sentence = "No further run is expected to lower the regret."
+                self.journal.add(decision=sentence, basis=looked_at, stop=True)
+                self.say(sentence)
 
     def clear_after(self, models: list[str], size: int) -> bool:
         """Measure models on a rung, decide, and say whether the decision is clear."""
