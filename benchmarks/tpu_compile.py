@@ -11,7 +11,6 @@ Memory is the compiler's own account.
 import argparse
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -19,21 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not look for a TPU's metadata server
-
 import jax
-from jax.sharding import Mesh
 from machine import describe
 from transformers import LlamaConfig, T5Config
 
 from lensjax.data.batches import Lengths
+from lensjax.errors import InputError
 from lensjax.models import base, sharding
 from lensjax.models.options import make_options
+from lensjax.models.topology import CHIP_GB, abstract_model, topology_devices
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import make_programs, state_shapes
 
-CHIP_GB = {"v5e": 16, "v5p": 95, "v6e": 32}  # published memory per chip, in GB of 10^9 bytes
 LLAMA_7B = LlamaConfig(vocab_size=32000, max_position_embeddings=4096, intermediate_size=11008)  # as Llama 2 7B
 T5_11B = T5Config(d_model=1024, d_kv=128, d_ff=65536, num_layers=24, num_heads=128)  # as T5 v1.0 11B
 
@@ -75,11 +72,10 @@ BYTES = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1, "u32": 4, "f16": 2}
 
 def compile_case(case: Case) -> dict[str, Any]:
     """Compile for the pod; sizes are per chip, in GB of 10^9 bytes."""
-    from jax.experimental import topologies
-
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
-    model = abstract_model(case.config, sharding.make_mesh(case.mesh, chips))
-    sizes = dict(model.options.mesh.shape)
+    chips = topology_devices(case.topology)
+    mesh = sharding.make_mesh(case.mesh, chips)
+    model = abstract_model(case.config, make_options("bfloat16", "float32", remat="full", mesh=mesh))
+    sizes = dict(mesh.shape)
     examples = sizes["data"] * sizes["fsdp"]
     lengths = (case.time, case.time // 4) if model.family.encoder_decoder else (case.time,)
     start = time.perf_counter()
@@ -109,15 +105,6 @@ def compile_case(case: Case) -> dict[str, Any]:
         "largest_buffer": name,
         "largest_buffer_gb": largest / 1e9,
     }
-
-
-def abstract_model(config: Any, mesh: Mesh) -> base.Model:
-    """A model with shapes and shardings in place of parameters."""
-    options = make_options("bfloat16", "float32", remat="full", mesh=mesh)
-    family, graphdef, shapes = base.abstract(config, options)
-    placed = base.placement(shapes, family, config, options)
-    params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placed)
-    return base.Model(family, config, options, params, graphdef)
 
 
 def lower_pass(model: base.Model, examples: int, lengths: Lengths) -> Any:
@@ -153,11 +140,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only try the script on tiny models")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        sys.exit("This needs the TPU compiler: pip install libtpu")
     cases, results = QUICK if arguments.quick else CASES, {}
+    try:
+        topology_devices(cases[0].topology)
+    except InputError as error:  # says what to install
+        sys.exit(str(error))
     if arguments.out is not None and arguments.out.exists() and arguments.case is not None:
         results = json.loads(arguments.out.read_text(encoding="utf-8"))
     for number in range(len(cases)) if arguments.case is None else arguments.case:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lensjax import cli_curvature, cli_data, cli_finetune, cli_models, cli_study
+from lensjax import cli_curvature, cli_data, cli_finetune, cli_models, cli_next, cli_plan, cli_report, cli_study
 from lensjax.errors import InputError
 from lensjax.files import check_writable
 
@@ -56,7 +56,7 @@ def rank(
     from lensjax.report.table import print_ranking, ranking_csv, ranking_json
     from lensjax.selection.ranking import rank as rank_models
 
-    table = _table(curves)
+    table = read_table(curves)
     if budget is None:
         sizes = [int(size) for size in table.sizes if 0 < size <= target]
         budget = max(sizes, default=target)
@@ -112,7 +112,7 @@ def evaluate(
         divisors = [0]
     if divisors[0] < 1:
         raise InputError(f"--ratios is '{ratios}'; give whole numbers from 1 up, separated by commas, as in 8,16,32.")
-    tables = [_table(source) for source in curves]
+    tables = [read_table(source) for source in curves]
     with progress_bar("Evaluating") as progress:
         scores = backtest(tables, target, divisors, progress=progress)
     print_means(scores)
@@ -121,7 +121,7 @@ def evaluate(
         print(f"Wrote {path}")
 
 
-def _table(source: str) -> "CurveTable":
+def read_table(source: str) -> "CurveTable":
     """The table in a CSV file, a public benchmark or a simulation."""
     from lensjax.curves import read_curves
     from lensjax.datasets import rectified, simulated
@@ -152,15 +152,18 @@ def _commands() -> tyro.extras.SubcommandApp:
     models.command(cli_models.show)
     models.command(cli_models.check)
     models.command(cli_models.export)
-    commands = tyro.extras.SubcommandApp()
-    commands.command(cli_study.run)
-    commands.command(rank)
-    commands.command(evaluate)
     study = tyro.extras.SubcommandApp()
     study.command(cli_study.init)
-    commands.command(study, name="study", help="Begin a study.")
     data = tyro.extras.SubcommandApp()
     data.command(cli_data.show)
+    commands = tyro.extras.SubcommandApp()
+    commands.command(study, name="study", help="Begin a study.")
+    commands.command(cli_plan.plan)
+    commands.command(cli_study.run)
+    commands.command(cli_report.report)
+    commands.command(rank)
+    commands.command(evaluate)
+    commands.command(name="next")(cli_next.next_cells)
     commands.command(cli_finetune.finetune)
     commands.command(cli_finetune.curve)
     commands.command(cli_curvature.ntk)

@@ -114,6 +114,7 @@ def run(
     study = read_study(spec)
     folder = spec.with_suffix("") if out is None else out
     start_processes()
+    from lensjax.study.report import collect, write_findings
     from lensjax.study.run import cells_left, run_study
 
     def say(sentence: str) -> None:
@@ -126,3 +127,7 @@ def run(
         return
     with going_on_later():
         run_study(study, folder, launcher=launcher, retry=retry, limit=limit, show=True, say=say)
+    found = collect(study, folder)
+    for path in write_findings(found, folder):
+        say(f"Wrote {path}")
+    say(found.report.decision.sentence)

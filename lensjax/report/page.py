@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -57,10 +58,11 @@ def render_ranking(ranking: Ranking) -> str:
     families and the task's name may hold anything: they are escaped wherever they are shown, and the
     page's content security policy runs no script but the page's own and fetches nothing.
     """
-    return render("ranking.html.j2", _context(ranking))
+    return render("ranking.html.j2", ranking_context(ranking))
 
 
-def _context(ranking: Ranking) -> dict[str, object]:
+def ranking_context(ranking: Ranking) -> dict[str, Any]:
+    """What the template of a ranking shows."""
     table, models = ranking.table, [Name.of(model) for model in ranking.table.models]
     rows = _rows(ranking, models)
     measured = table.sizes[(table.sizes > 0) & (table.sizes <= ranking.budget)]

@@ -1,109 +1,11 @@
 """The page in a real browser: it draws, answers the mouse, fetches nothing, fits a phone and paper."""
 
-import base64
-import json
 import re
-import shutil
 import time
-from pathlib import Path
 
 import pytest
 
-from lensjax.report.page import render_ranking
-
 pytestmark = pytest.mark.browser
-
-_FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-
-
-class _Browser:
-    """A headless Chromium that opens rankings."""
-
-    def __init__(self, driver, folder: Path):
-        self.driver, self.folder, self.run = driver, folder, driver.execute_script
-
-    def cdp(self, command: str, **parameters):
-        return self.driver.execute_cdp_cmd(command, parameters)
-
-    def open(self, ranking, width: int = 1280, height: int = 900, mobile: bool = False) -> None:
-        """Show the page of `ranking` in a window of that size, its plots drawn, its logs empty before."""
-        page = self.folder / "ranking.html"
-        page.write_text(render_ranking(ranking), encoding="utf-8")
-        for kind in ("browser", "performance"):
-            self.driver.get_log(kind)
-        self.cdp(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=mobile,
-        )
-        self.driver.get(page.as_uri())
-        self.until("return [...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))")
-
-    def until(self, script: str, seconds: float = 10):
-        """The result of `script` once it is true."""
-        end = time.monotonic() + seconds
-        while not (found := self.run(script)):
-            assert time.monotonic() < end, f"not true after {seconds} s: {script}"
-            time.sleep(0.05)
-        return found
-
-    def errors(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] != "INFO"]
-
-    def requests(self) -> list[str]:
-        """Addresses the page asked for; what the browser fetches for its own start page is left out."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [request["request"]["url"] for request in sent if request["documentURL"].startswith("file:")]
-
-    def hover(self, plot: str, trace: int, point: int) -> str:
-        """Text of the hover label over one point."""
-        x, y = self.run(
-            """
-            const plot = document.getElementById(arguments[0]);
-            plot.scrollIntoView({block: "center"});
-            const {xaxis, yaxis} = plot._fullLayout, data = plot.data[arguments[1]];
-            const box = plot.getBoundingClientRect();
-            return [box.left + xaxis._offset + xaxis.d2p(data.x[arguments[2]]),
-                    box.top + yaxis._offset + yaxis.d2p(data.y[arguments[2]])];
-            """,
-            plot,
-            trace,
-            point,
-        )
-        label = f"return document.querySelector('#{plot} .hoverlayer .hovertext')?.textContent"
-        self.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
-        self.until(label.replace("return", "return !"))
-        for shift in (3, 0):
-            self.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x + shift, y=y)
-        return self.until(label)
-
-    def pdf(self) -> bytes:
-        return base64.b64decode(self.cdp("Page.printToPDF", preferCSSPageSize=True)["data"])
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and chromedriver):
-        pytest.skip("chromium and chromedriver are not both installed")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    folder = tmp_path_factory.mktemp("browser")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*_FLAGS.split(), f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
-    try:
-        yield _Browser(driver, folder)
-    finally:
-        driver.quit()
 
 
 def _marked(browser, plot: str, name: str) -> tuple[int, int]:

@@ -1,0 +1,184 @@
+"""What a study took, and what that is of fine-tuning every candidate on everything."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lensjax.study import schema
+from lensjax.study.cells import runs_folder
+from lensjax.study.progress import StudyState
+from lensjax.study.spec import CandidateSpec
+from lensjax.train.ladder import SEARCH
+from lensjax.train.results import Result, read_result
+
+CPU_WATTS = 85.0  # what CodeCarbon takes a processor for that it does not know
+
+# Watts of boards at their rated limit by pattern of `device_kind`; of TPUs, those of a chip that Google has published.
+_WATTS: Sequence[tuple[str, float]] = (
+    (r"cpu", CPU_WATTS),
+    (r"TPU v2", 280 / 2),  # JAX's devices are the two cores of a chip of v2 and v3
+    (r"TPU v3", 450 / 2),
+    (r"TPU v4", 192),
+    (r"Tesla V100-SXM2.*", 300),
+    (r"Tesla V100-PCIE.*", 250),
+    (r"Tesla T4", 70),
+    (r"NVIDIA A100-SXM.*", 400),
+    (r"NVIDIA A100-PCIE.*", 250),
+    (r"NVIDIA A100 80GB PCIe", 300),
+    (r"NVIDIA A10", 150),
+    (r"NVIDIA L4", 72),
+    (r"NVIDIA L40S", 350),
+    (r"NVIDIA H100 PCIe", 350),
+    (r"NVIDIA H100 NVL", 400),
+    (r"NVIDIA H200 NVL", 600),
+    (r"NVIDIA (H100.* HBM3|H200)", 700),
+    (r"NVIDIA B200", 1000),
+    (r"NVIDIA GB200", 1200),
+)
+
+
+def watts(device: str) -> float | None:
+    """Power of one JAX device under full load, by its `device_kind`; None where it is not known.
+
+    Sources: NVIDIA's data sheets of V100, T4, A100, A10, L4, L40S, H100, H100 NVL, H200, DGX B200 and GB200 NVL72;
+    Jouppi et al., "A domain-specific supercomputer for training deep neural networks" (CACM 2020) for TPU v2 and v3,
+    and "TPU v4" (ISCA 2023) for v4, the largest that was measured. Of later TPUs no power is published. A slice of a
+    GPU (MIG) is not known.
+    """
+    found = (power for pattern, power in _WATTS if re.fullmatch(pattern, device))
+    return None if "MIG" in device else next(found, None)
+
+
+def study_cost(state: StudyState, out: Path) -> schema.Cost:
+    """What was spent by candidate and kind of work, and what was saved.
+
+    Raises:
+      InputError: a result cannot be read.
+    """
+    spec, good = state.spec, [result for result in state.results if result.status == "ok"]
+    spent = [*_cells(state), *(found for one in spec.candidates if (found := _searches(one, state, out)))]
+    power = {name: _power(name, state.results) for name in spec.names}
+    seconds = {name: sum(one.seconds for one in spent if one.model == name) for name in spec.names}
+    total = schema.Amount(
+        flops=sum(one.flops for one in spent), seconds=sum(seconds.values()), kwh=_energy(seconds, power)
+    )
+    runs = {name: _Runs([r for r in good if r.model == name], len(spec.seeds)) for name in spec.names}
+    known = [name for name in spec.names if runs[name].largest]
+    full, saved = None, None
+    if known and set(spec.names) <= {*known, *state.failed}:
+        took = {name: runs[name].seconds(state.target) for name in known}
+        full = schema.Amount(
+            flops=round(sum(runs[name].flops(state.target) for name in known)),
+            seconds=sum(took.values()),
+            kwh=_energy(took, power),
+        )
+        saved = 1 - total.flops / full.flops if full.flops else None
+    ladder = {name: {size: runs[name].flops(size) for size in state.sizes if size} for name in known}
+    skipped = (
+        ladder[name][size]
+        for name in known
+        for size in ladder[name]
+        if name not in state.failed
+        and size not in runs[name].measured
+        and (state.ended_by == "rule" or name in state.eliminated)
+    )
+    return schema.Cost(
+        spent=tuple(spent),
+        total=total,
+        full_tuning=full,
+        full_tuning_of=tuple(known),
+        share_saved=saved,
+        ladder_flops=round(sum(sum(sizes.values()) for sizes in ladder.values())),
+        skipped_flops=round(sum(skipped)),
+        energy=_assumption(state.results),
+    )
+
+
+class _Runs:
+    """What runs of a candidate take with all seeds: measured, or in proportion to its largest one."""
+
+    def __init__(self, results: Iterable[Result], seeds: int) -> None:
+        self.measured: dict[int, list[Result]] = defaultdict(list)
+        for result in results:
+            if result.examples:
+                self.measured[result.examples].append(result)
+        self.largest, self._seeds = max(self.measured, default=0), seeds
+
+    def flops(self, size: int) -> float:
+        return self._take(size, "flops")
+
+    def seconds(self, size: int) -> float:
+        return self._take(size, "seconds")
+
+    def _take(self, size: int, unit: str) -> float:
+        near = size if size in self.measured else self.largest
+        runs = self.measured[near]
+        mean = sum(getattr(result, unit) for result in runs) / len(runs)
+        return float(mean * self._seeds * size / near)
+
+
+def _cells(state: StudyState) -> list[schema.Spent]:
+    """What the journal's cells took, the tries that failed included."""
+    kinds = ("ntk", "weights", "finetune", "hessian")
+    entries = [(entry.cell, entry) for entry in state.journal if entry.cell is not None]
+    found = []
+    for name in state.spec.names:
+        for kind in kinds:
+            of_kind = [(cell, entry) for cell, entry in entries if (cell.model, cell.kind) == (name, kind)]
+            if of_kind:
+                took = {
+                    "cells": len({cell for cell, _ in of_kind}),
+                    "seconds": round(sum(entry.seconds for _, entry in of_kind), 3),
+                    "flops": sum(entry.flops for _, entry in of_kind),
+                }
+                found.append(schema.Spent.model_validate({"model": name, "kind": kind, **took}))
+    return found
+
+
+def _searches(candidate: CandidateSpec, state: StudyState, out: Path) -> schema.Spent | None:
+    """The runs that a learning rate was chosen by, but for one that counts as a rung's."""
+    folder = runs_folder(out, candidate) / candidate.name / SEARCH
+    found = [result for run in sorted(folder.glob("*")) if (result := read_result(run)) is not None]
+    own = [result for result in found if result not in state.results]
+    if not own:
+        return None
+    flops = sum(result.flops for result in own)
+    return schema.Spent(model=candidate.name, kind="learning_rates", cells=len(own), seconds=0, flops=flops)
+
+
+def _power(model: str, results: Sequence[Result]) -> float | None:
+    """Watts of the devices that a candidate, or else others, ran on; of a host's CPU JAX may make any number."""
+    own = [result for result in results if result.model == model] or results
+    used = {(result.device, 1 if result.device == "cpu" else result.devices) for result in own}
+    each = [(watts(device), count) for device, count in used]
+    known = [power * count for power, count in each if power is not None]
+    return max(known) if known and len(known) == len(each) else None
+
+
+def _energy(seconds: dict[str, float], power: dict[str, float | None]) -> float | None:
+    """kWh of candidates' seconds; None where a power is missing."""
+    joules = 0.0
+    for name, took in seconds.items():
+        each = power[name]
+        if took and each is None:
+            return None
+        joules += took * (each or 0.0)
+    return joules / 3.6e6
+
+
+def _assumption(results: Iterable[Result]) -> str:
+    """How energy is estimated, in a sentence."""
+    devices = sorted({result.device for result in results})
+    if not devices:
+        return "Energy is estimated once a run has ended, from the power of its devices."
+    unknown = [device for device in devices if watts(device) is None]
+    if unknown:
+        return f"Energy is not estimated: the power of {', '.join(unknown)} is not known."
+    each = ", ".join(
+        f"{CPU_WATTS:.0f} W, which CodeCarbon takes for processors that it does not know"
+        if device == "cpu"
+        else f"{watts(device):.0f} W each of {device}"
+        for device in devices
+    )
+    return f"Energy is wall time at the rated power of the devices ({each}), without their hosts and cooling."

@@ -1,0 +1,305 @@
+"""What a study will cost, before any training: operations, memory, hours, and what a smaller budget would save."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from rich import filesize
+
+from lensjax.errors import InputError, shorten
+from lensjax.models.sharding import make_mesh
+from lensjax.models.topology import topology_devices
+from lensjax.study.cells import Bench
+from lensjax.study.estimate import UTILISATION, AbstractCandidate, NoRoom, device_memory
+from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs, Seconds
+from lensjax.study.run import check_candidates, check_device
+from lensjax.study.spec import CandidateSpec, StudySpec
+from lensjax.train.prepare import Examples, read_examples
+from lensjax.train.spec import FinetuneSpec
+
+
+def make_plan(
+    spec: StudySpec,
+    *,
+    topology: str | None = None,
+    mesh: str | None = None,
+    timing: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Plan:
+    """What a study will cost, from its candidates' configurations and tokenizers alone.
+
+    Args:
+      spec: The study.
+      topology: TPU devices to plan for, such as "v5e:16x16", which need not be attached.
+      mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2"; what the spec says where not given.
+      timing: Time a few steps of every candidate, with random weights.
+      progress: Called with how many candidates are done, and of how many.
+
+    Raises:
+      InputError: the spec's task cannot be read, the topology or the mesh is none, or no candidate can be planned for.
+    """
+    if topology is None:
+        check_device(spec)
+    devices = jax.devices() if topology is None else topology_devices(topology)
+    if mesh is not None:
+        make_mesh(mesh, devices)
+    bench = Bench(spec, Path())
+    check_candidates(spec, bench)
+    planner = _Planner(spec, bench, devices, topology, mesh, timing and topology is None)
+    candidates = []
+    for done, candidate in enumerate(spec.candidates):
+        progress(done, len(spec.candidates))
+        candidates.append(planner.candidate(candidate))
+    if not any(one.rungs for one in candidates):
+        raise InputError(f"No candidate can be fine-tuned like this; of {candidates[0].model}: {candidates[0].problem}")
+    good = [one for one in candidates if not one.problem]
+    full = _sum(amount for one in good for amount in (_once(one), one.full_tuning))
+    budgets = tuple(_budget(good, size, full) for size in bench.sizes[2:])
+    reached = _reached(spec, budgets) if good else None
+    basis: Basis | None = None
+    if full.seconds is not None and good:
+        basis = "timed" if planner.timing else "peak"
+    plan = Plan(
+        study=spec.name,
+        task=spec.task.name,
+        target=planner.target,
+        device=devices[0].device_kind,
+        devices=len(devices),
+        topology=topology,
+        basis=basis,
+        utilisation=UTILISATION if basis == "peak" else None,
+        candidates=tuple(candidates),
+        budgets=budgets,
+        full_tuning=full,
+        reached=reached,
+        notes=tuple(_notes(spec, basis, planner.notes)),
+        sentence="",
+    )
+    return plan.model_copy(update={"sentence": _sentence(plan)})
+
+
+class _Planner:
+    """What planning for candidates has in common."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        bench: Bench,
+        devices: Sequence[object],
+        topology: str | None,
+        mesh: str | None,
+        timing: bool,
+    ) -> None:
+        self.spec, self.bench, self.topology, self.timing = spec, bench, topology, timing
+        self._devices, self._mesh = devices, mesh
+        self._examples: dict[str, Examples] = {}
+        self.target = spec.target or bench.available
+        self.notes: list[str] = []
+
+    def candidate(self, candidate: CandidateSpec) -> CandidatePlan:
+        """What a candidate costs, or why it cannot be fine-tuned."""
+        known = CandidatePlan(model=candidate.name, source=candidate.source)
+        try:
+            return self._planned(candidate, known)
+        except InputError as error:
+            return known.model_copy(update={"problem": str(error)})
+
+    def _planned(self, candidate: CandidateSpec, known: CandidatePlan) -> CandidatePlan:
+        mesh = make_mesh(self._mesh or candidate.mesh or f"fsdp={len(self._devices)}", self._devices)
+        spec = self.spec.finetune_spec(candidate)
+        examples = self._read(spec)
+        found = AbstractCandidate(spec, candidate.source, examples, mesh)
+        room, memory, problem, seconds = device_memory(mesh, self.topology), None, "", None
+        try:
+            memory = found.memory
+            if room is not None and memory.peak > room:
+                problem = _too_large(f"{_size(memory.peak)} of {_size(room)}", spec, mesh)
+        except NoRoom as error:
+            problem = _too_large(str(error), spec, mesh)
+        if not problem:
+            seconds = found.timed() if self.timing else found.from_peak()
+        costs = _Costs(found, seconds)
+        planned = known.model_copy(
+            update={
+                "problem": problem,
+                "family": found.model.family.model_type,
+                "parameters": found.parameters,
+                "dtype": found.dtype,
+                "mesh": dict(mesh.shape),
+                "lengths": (*found.shapes, found.tokens.evaluation_length),
+                "memory": memory,
+                "room": room,
+                "each": seconds,
+                "kernel": self._kernel(candidate, found, costs),
+                "search": self._search(spec, examples, costs),
+                "rungs": tuple(costs.runs([(seed, size) for seed in self.spec.seeds]) for size in self.bench.sizes),
+                "full_tuning": costs.runs([(seed, self.target) for seed in self.spec.seeds]),
+            }
+        )
+        return planned.model_copy(update={"total": _up_to(planned, self.bench.sizes[-1])})
+
+    def _read(self, spec: FinetuneSpec) -> Examples:
+        key = spec.model_dump_json()
+        if key not in self._examples:
+            self._examples[key] = read_examples(spec, self.bench.sizes, self.spec.seeds)
+        return self._examples[key]
+
+    def _search(self, spec: FinetuneSpec, examples: Examples, costs: "_Costs") -> Runs | None:
+        """The runs that find the learning rate, but for the one that is a rung's as well."""
+        tried = len(spec.training.learning_rates) if examples.search else 0
+        saved = self.spec.keep_models or self.spec.evidence.hessian is not None  # then a rung makes its own
+        if 0 in self.spec.seeds and examples.search in self.bench.sizes and not saved:
+            tried -= 1
+        return costs.runs([(0, examples.search)] * tried) if tried > 0 else None
+
+    def _kernel(self, candidate: CandidateSpec, found: AbstractCandidate, costs: "_Costs") -> Amount | None:
+        evidence = self.spec.evidence.ntk
+        if evidence is None:
+            return None
+        try:
+            probes = self.bench.probes(evidence.examples, self.spec.seeds[0])
+            flops = found.kernel_flops(self.spec.task, probes, evidence)
+        except InputError as error:
+            self.notes.append(f"The kernel of {candidate.name} cannot be computed: {error}")
+            return None
+        return Amount(flops=flops, seconds=costs.at_speed_of_steps(flops))
+
+
+class _Costs(NamedTuple):
+    """What runs of a candidate cost whose programs take so many seconds."""
+
+    candidate: AbstractCandidate
+    taken: Seconds | None
+
+    def runs(self, cells: Sequence[tuple[int, int]]) -> Runs:
+        """Runs of a seed and a number of examples each, of which the latter is the same for all."""
+        works = [self.candidate.work(seed, size) for seed, size in cells]
+        taken = self.taken
+        return Runs(
+            examples=cells[0][1],
+            runs=len(cells),
+            steps=sum(sum(work.steps) for work in works),
+            tokens=sum(work.tokens for work in works),
+            flops=sum(self.candidate.flops(work) for work in works),
+            seconds=None if taken is None else sum(self.candidate.seconds(work, taken) for work in works),
+        )
+
+    def at_speed_of_steps(self, flops: int) -> float | None:
+        """Seconds of other work, done as fast as training steps."""
+        if self.taken is None:
+            return None
+        return flops * self.taken.steps[1] / self.candidate.step_flops[self.candidate.shapes[1]]
+
+
+def _sum(amounts: Iterable[Amount | None]) -> Amount:
+    """All of them together; of seconds that are not known of one, nobody knows the sum."""
+    there = [amount for amount in amounts if amount is not None]
+    seconds = [amount.seconds for amount in there]
+    known = [one for one in seconds if one is not None]
+    total = sum(known) if len(known) == len(seconds) else None
+    return Amount(flops=sum(amount.flops for amount in there), seconds=total)
+
+
+def _once(one: CandidatePlan) -> Amount:
+    """What is done once for all runs of a candidate."""
+    return Amount(seconds=None if one.each is None else one.each.preparing + one.each.compiling)
+
+
+def _up_to(one: CandidatePlan, largest: int) -> Amount:
+    """What a candidate would cost if that were its largest rung."""
+    return _sum([_once(one), one.kernel, one.search, *(runs for runs in one.rungs if runs.examples <= largest)])
+
+
+def _budget(candidates: Sequence[CandidatePlan], largest: int, full: Amount) -> BudgetPlan:
+    """What the study would cost if that were its largest rung."""
+    total = _sum(_up_to(one, largest) for one in candidates)
+    return BudgetPlan(examples=largest, share=total.flops / full.flops if full.flops else 0.0, **dict(total))
+
+
+def _reached(spec: StudySpec, budgets: Sequence[BudgetPlan]) -> int | None:
+    """The largest rung that certainly is within the budget; None where that sets examples alone, or hours unknown."""
+    flops, hours = spec.budget.flops, spec.budget.hours
+    if (flops is None and hours is None) or (hours is not None and budgets[-1].seconds is None):
+        return None
+    within = (
+        row.examples
+        for row in budgets
+        if (flops is None or row.flops <= flops) and (hours is None or (row.seconds or 0) <= 3600 * hours)
+    )
+    return max(within, default=0)
+
+
+def _too_large(needed: str, spec: FinetuneSpec, mesh: Mesh) -> str:
+    """Why a candidate does not fit, and what would help."""
+    training = spec.training
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    help_with = ["more devices along fsdp or tensor"]
+    if training.batch_size // training.accumulation > split:
+        help_with.append("a smaller batch_size or more accumulation")
+    if training.remat != "full":
+        help_with.append("remat full")
+    if training.method != "lora":
+        help_with.append("method lora")
+    needs = f"It needs {needed} of memory on each device" if needed else "It needs more memory than a device has"
+    return f"{needs}; what helps: {', '.join(help_with)}."
+
+
+def _size(size: int) -> str:
+    return filesize.decimal(size)
+
+
+def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Iterable[str]:
+    """What the numbers leave out."""
+    yield "FLOPs are those of matrix products, with all epochs; early stopping makes them fewer."
+    if basis == "timed":
+        yield "Hours are those of steps timed here, with compiling, and without reading weights."
+    elif basis == "peak":
+        yield f"Hours assume {100 * UTILISATION:.0f} % of the devices' published peak, and nothing for compiling."
+    if spec.evidence.ntk is not None and basis is not None:
+        yield "Kernels are taken to be as fast as training steps."
+    if spec.evidence.hessian is not None:
+        yield "Terms of the bound (evidence.hessian) are not counted."
+    yield from others
+
+
+def _sentence(plan: Plan) -> str:
+    """What it all comes to."""
+    left_out = [shorten(one.model) for one in plan.candidates if one.problem]
+    whole = plan.budgets[-1]
+    row = next((row for row in plan.budgets if row.examples == plan.reached), whole)
+    if len(left_out) == len(plan.candidates):
+        return "No candidate fits the devices."
+    start = "At most"
+    if plan.reached == 0:
+        start = "The budget may not be enough for two rungs; all of them are at most"
+    elif row is not whole:
+        start = f"Up to {row.examples:,} examples, which the budget is enough for, at most"
+    where = "on this device" if plan.devices == 1 else f"on these {plan.devices} devices"
+    where = where if plan.topology is None else f"on {plan.topology}"
+    hours = "" if row.seconds is None else f", about {duration(row.seconds)} {where}"
+    every = f"every candidate but {', '.join(left_out)}" if left_out else "every candidate"
+    return (
+        f"{start} {scientific(row.flops)} FLOPs{hours}; {percentage(row.share)} of fine-tuning {every} on all "
+        f"{plan.target:,} examples."
+    )
+
+
+def scientific(number: float) -> str:
+    """A number with two digits and its power of ten, as in 3.1e15."""
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it, as in 2.4 hours."""
+    for unit, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} seconds" if seconds >= 1.5 else "a second"
+
+
+def percentage(share: float) -> str:
+    """A share in percent with two digits."""
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"

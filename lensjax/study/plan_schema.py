@@ -1,0 +1,155 @@
+"""What a study will cost, as `lensjax plan --json` writes it; `Plan.model_json_schema()` is its JSON schema."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lensjax import __version__
+from lensjax.study.schema import Part
+
+Basis = Literal["timed", "peak"]
+
+
+class Amount(Part):
+    """Floating-point operations of matrix products, and wall seconds; None where they cannot be told."""
+
+    flops: int = 0
+    seconds: float | None = None
+
+
+class Runs(Amount):
+    """Runs of fine-tuning, at most: early stopping makes them shorter.
+
+    Attributes:
+      examples: Training examples of each.
+      runs: How many there are, of different seeds or learning rates.
+      steps, tokens: That they train for, all together.
+    """
+
+    examples: int
+    runs: int
+    steps: int
+    tokens: int
+
+
+class Memory(Part):
+    """Bytes on each device while a candidate is fine-tuned, as the compiler counts them.
+
+    Attributes:
+      arguments, outputs, temporaries, aliased: Of a training step; aliased outputs take the place of arguments.
+      step: What it takes: arguments + outputs + temporaries − aliased.
+      evaluation: What a batch of evaluation takes.
+      moments: Of the optimiser, which lie there while validating.
+      best: The best parameters so far, which are kept besides.
+      peak: The most there is at a time.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    aliased: int
+    step: int
+    evaluation: int
+    moments: int
+    best: int
+    peak: int
+
+
+class Seconds(Part):
+    """How long a candidate's programs take.
+
+    Attributes:
+      steps: A training step of the short and of the long shape.
+      evaluation: A batch of evaluation.
+      preparing: Tokenising, and tracing the model, once.
+      compiling: All programs, once.
+    """
+
+    steps: tuple[float, float]
+    evaluation: float
+    preparing: float = 0.0
+    compiling: float = 0.0
+
+
+class CandidatePlan(Part):
+    """What a candidate will cost.
+
+    Attributes:
+      model, source: Its name and where it lies.
+      problem: Why it cannot be fine-tuned like this, and what would help; "" where nothing is known to be wrong.
+      family, parameters, dtype, mesh: Its Hugging Face model_type, size, type computed in, and devices on each axis.
+      lengths: Of the short and long shape of training batches, and of batches of evaluation.
+      memory, room: Bytes that it takes of each device, and that each device has.
+      each: How long its programs take.
+      kernel: The neural tangent kernel, where evidence asks for it.
+      search: Runs that only find the learning rate.
+      rungs: Runs of the ladder, with all seeds.
+      total: All of these.
+      full_tuning: Runs on the target number of examples, with all seeds.
+    """
+
+    model: str
+    source: str
+    problem: str = ""
+    family: str = ""
+    parameters: int | None = None
+    dtype: str = ""
+    mesh: dict[str, int] = Field(default_factory=dict)
+    lengths: tuple[tuple[int, ...], ...] = ()
+    memory: Memory | None = None
+    room: int | None = None
+    each: Seconds | None = None
+    kernel: Amount | None = None
+    search: Runs | None = None
+    rungs: tuple[Runs, ...] = ()
+    total: Amount | None = None
+    full_tuning: Runs | None = None
+
+
+class BudgetPlan(Amount):
+    """What a study up to a rung costs.
+
+    Attributes:
+      examples: The largest rung.
+      share: Of the operations of FullTuning.
+    """
+
+    examples: int
+    share: float
+
+
+class Plan(Part):
+    """What a study will cost, at most. Candidates with a problem count for nothing.
+
+    Attributes:
+      lensjax: Version.
+      study, task: Their names.
+      target: Number of examples that FullTuning fine-tunes every candidate on.
+      device, devices, topology: Kind and number of devices, and the TPU topology that they are of, where not attached.
+      basis: What seconds are from: steps timed on the devices, or a share of their published peak; None where there
+        are none.
+      utilisation: That share.
+      candidates: What each costs.
+      budgets: What studies up to each rung cost; the last is this one.
+      full_tuning: All candidates on the target, with all seeds and one learning rate.
+      reached: Largest rung that the budget in FLOPs and hours is enough for, at most; None where it has neither, and 0
+        where it is not enough for two rungs.
+      notes: What the numbers leave out.
+      sentence: All of it in a sentence.
+    """
+
+    lensjax: str = __version__
+    study: str
+    task: str
+    target: int
+    device: str
+    devices: int
+    topology: str | None = None
+    basis: Basis | None
+    utilisation: float | None = None
+    candidates: tuple[CandidatePlan, ...]
+    budgets: tuple[BudgetPlan, ...]
+    full_tuning: Amount
+    reached: int | None = None
+    notes: tuple[str, ...] = ()
+    sentence: str

@@ -1,0 +1,285 @@
+"""What a study found so far, as a page and as files that programs read. Works while it runs, and after."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import lensjax
+from lensjax.curves import CurveTable
+from lensjax.errors import InputError, listing
+from lensjax.files import write_files
+from lensjax.report import text
+from lensjax.report.study_page import render_study
+from lensjax.report.table import ranking_csv, records
+from lensjax.selection.methods import Prediction
+from lensjax.selection.ranking import Ranking, rank
+from lensjax.study import evidence, schema
+from lensjax.study.cost import study_cost
+from lensjax.study.decisions import results_table
+from lensjax.study.lensllm import LensLLMFit, fit_study, ranked_by
+from lensjax.study.progress import StudyState, read_state
+from lensjax.study.schema import StudyReport
+from lensjax.study.spec import LENSLLM, StudySpec
+from lensjax.train.distributed import is_first
+from lensjax.train.results import CURVES, curves_csv
+
+REPORT, PAGE, RANKING = "report.json", "report.html", "ranking.csv"
+NLP_METRICS = "nlp_metrics"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A report, and what its files are made of besides.
+
+    Attributes:
+      report: Everything that was found.
+      ranking: The same as `report.ranking`, with fitted curves; None where there is none.
+      curves: The text of curves.csv.
+    """
+
+    report: StudyReport
+    ranking: Ranking | None
+    curves: str
+
+
+def write_report(spec: StudySpec, out: Path) -> list[Path]:
+    """Write report.html, report.json, ranking.csv and curves.csv to a study's folder, all of them or none.
+
+    Args:
+      spec: The study.
+      out: Its folder.
+
+    Raises:
+      InputError: a file of the study cannot be read, or one of these not written.
+    """
+    return write_findings(collect(spec, out), out)
+
+
+def write_findings(found: Findings, out: Path) -> list[Path]:
+    """See `write_report`.
+
+    Raises:
+      InputError: a file cannot be written.
+    """
+    header = ",".join(name for name in schema.Ranked.model_fields if name not in ("baselines", "law")) + "\n"
+    contents: dict[Path, str | bytes] = {
+        out / PAGE: render_study(found.report, found.ranking),
+        out / REPORT: found.report.model_dump_json(indent=2) + "\n",
+        out / RANKING: header if found.ranking is None else ranking_csv(found.ranking),
+        out / CURVES: found.curves,
+    }
+    if is_first():
+        write_files(contents)
+    return list(contents)
+
+
+def collect(spec: StudySpec, out: Path) -> Findings:
+    """Everything that a study found so far.
+
+    Raises:
+      InputError: a file of the study cannot be read.
+    """
+    state = read_state(spec, out)
+    curves = curves_csv(state.results)
+    table = results_table(curves, spec.task.name)
+    kernels, modes = evidence.kernels(state, out)
+    terms = evidence.bound_terms(state, out)
+    ranking, why = _rank(state, table)
+    fit, missing = (None, "there is no ranking yet.") if ranking is None else _lensllm(ranking, modes)
+    if ranking is not None:
+        ranking = _with_evidence(state, ranking, fit, missing, evidence.weight_scores(state, out))
+    budget = 0 if table is None else int(table.sizes[table.measured.any(axis=0)].max())
+    progress = state.tell()
+    report = StudyReport(
+        lensjax=lensjax.__version__,
+        study=spec.name,
+        task=spec.task.name,
+        method=spec.method if ranking is None else ranking.method,
+        strategy=spec.strategy,
+        budget=budget,
+        target=state.target,
+        decision=_decision(state, ranking, why),
+        progress=progress,
+        candidates=tuple(_candidates(state, table)),
+        ranking=() if ranking is None else tuple(_ranked(ranking)),
+        left_out={} if ranking is None else dict(ranking.left_out),
+        warnings=(*state.damage, *(() if ranking is None else ranking.warnings)),
+        assumptions=() if ranking is None else ranking.assumptions,
+        kernels=tuple(kernels),
+        bound_terms=tuple(terms),
+        phases=() if table is None else tuple(evidence.power_phases(table, terms)),
+        lensllm=None if fit is None else fit.told,
+        lensllm_missing=missing,
+        cost=study_cost(state, out),
+        failures=tuple(state.failure_list()),
+        eliminated=tuple(schema.Elimination(model=name, after=size) for name, size in state.eliminated.items()),
+        journal=tuple(schema.Entry(time=one.time, decision=one.decision) for one in state.journal if one.decision),
+        origin=_origin(state),
+    )
+    return Findings(report, ranking, curves)
+
+
+def _rank(state: StudyState, table: CurveTable | None) -> tuple[Ranking | None, str]:
+    """The candidates in order, or why there is no order yet."""
+    seen = None if table is None else table.up_to(state.target)
+    if seen is None or not seen.measured.any():
+        return None, "nothing was measured so far"
+    budget = int(seen.sizes[seen.measured.any(axis=0)].max())
+    method = "joint" if state.spec.method == LENSLLM else state.spec.method
+    try:
+        return rank(seen, budget, state.target, method), ""
+    except InputError as error:
+        return None, str(error)
+
+
+def _lensllm(ranking: Ranking, modes: Mapping[str, evidence.Modes]) -> tuple[LensLLMFit | None, str]:
+    """The LensLLM law of the ranked candidates, or why there is none."""
+    try:
+        return fit_study(ranking.table, ranking.target, modes), ""
+    except InputError as error:
+        return None, str(error)
+
+
+def _with_evidence(
+    state: StudyState, ranking: Ranking, fit: LensLLMFit | None, missing: str, scores: Mapping[str, float]
+) -> Ranking:
+    """A ranking with what evidence besides curves says, and what the study knows against it."""
+    models = ranking.table.models
+    beside = {}
+    if scores:
+        beside[NLP_METRICS] = Prediction(np.array([scores.get(name, np.nan) for name in models]), is_loss=False)
+    if fit is not None and state.spec.method == LENSLLM:
+        ranking = ranked_by(fit, ranking)
+    elif fit is not None:
+        beside[LENSLLM] = fit.prediction(ranking.target)
+    ranking = replace(ranking, baselines=ranking.baselines | beside)
+    cautions = _cautions(state, ranking, missing)
+    return replace(
+        ranking,
+        left_out=tuple(_left_out(state, ranking).items()),
+        warnings=(*cautions, *ranking.warnings),
+    )
+
+
+def _cautions(state: StudyState, ranking: Ranking, missing: str) -> list[str]:
+    """What the study knows against its own first choice."""
+    first = ranking.table.models[ranking.order[0]]
+    found = []
+    if state.spec.method == LENSLLM and ranking.method != LENSLLM:
+        found.append(f"{text.method_title(ranking.method)} ranks, for LensLLM could not be fitted: {missing}")
+    if first in state.failed:
+        found.append(f"{first} comes first, and a run of it failed: {state.failed[first].error}.")
+    if first in state.eliminated:
+        found.append(f"{first} comes first, and was eliminated after {state.eliminated[first]:,} examples.")
+    return found
+
+
+def _left_out(state: StudyState, ranking: Ranking) -> dict[str, str]:
+    """Candidates that are not in the ranking, and why."""
+    known, left = dict(ranking.left_out), {}
+    for name in state.spec.names:
+        if name not in ranking.table.models:
+            failed = state.failed.get(name)
+            left[name] = f"failed: {failed.error}" if failed else known.get(name, "nothing was measured yet")
+    return left
+
+
+def _ranked(ranking: Ranking) -> list[schema.Ranked]:
+    rows = []
+    for row, i in zip(records(ranking), ranking.order, strict=True):
+        baselines = {name: row.pop(name) for name in ranking.baselines}
+        law = {name: float(values[i]) for name, values in ranking.parameters.items()}
+        rows.append(schema.Ranked.model_validate({**row, "baselines": baselines, "law": law}))
+    return rows
+
+
+def _candidates(state: StudyState, table: CurveTable | None) -> list[schema.Candidate]:
+    found = []
+    for candidate in state.spec.candidates:
+        name = candidate.name
+        known = [result for result in state.results if result.model == name]
+        losses: dict[int, float] = {}
+        if table is not None and name in table.models:
+            row = table.loss[table.models.index(name)]
+            losses = {int(size): float(loss) for size, loss in zip(table.sizes, row, strict=True) if np.isfinite(loss)}
+        dropped: schema.State | None = (
+            "failed" if name in state.failed else "eliminated" if name in state.eliminated else None
+        )
+        found.append(
+            schema.Candidate(
+                name=name,
+                source=candidate.source,
+                family=known[0].family if known else None,
+                parameters=known[0].size if known else None,
+                state=dropped or ("measured" if losses else "waiting"),
+                losses=losses,
+            )
+        )
+    return found
+
+
+def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.Decision:
+    """The decision in one sentence, or what is known and left."""
+    progress = state.tell()
+    final = progress.ended_by is not None
+    if ranking is None:
+        return schema.Decision(sentence=_undecided(state, why), model=None, final=final)
+    names = [text.clean(ranking.table.models[i], 100) for i in ranking.order]
+    best = int(ranking.order[0])
+    prediction, method = ranking.prediction, text.method_title(ranking.method)
+    if prediction.is_loss:
+        said = f"predicted {text.number(prediction.score[best])} nats per token at {ranking.target:,} examples"
+        if prediction.lower is not None and prediction.upper is not None:
+            ends = text.number(prediction.lower[best]), text.number(prediction.upper[best])
+            said += f" (90 % interval {ends[0]} to {ends[1]})"
+    else:
+        said = f"{method} ranks it first of {len(names)} for {ranking.target:,} examples"
+    if ranking.probability_best is not None:
+        said += f", best of {len(names)} with probability {_probability(ranking.probability_best[best])}"
+    second = float(prediction.score[ranking.order[1]])
+    if np.isfinite(second):
+        said += f"; second {names[1]}" + (f" at {text.number(second)}" if prediction.is_loss else "")
+    start = "Fine-tune" if final else "So far, fine-tune"
+    left = "" if not progress.left else f", with {_cells(progress.left)} left"
+    sentence = f"{start} {names[0]}: {said}{left}."
+    return schema.Decision(sentence=sentence, model=ranking.table.models[best], final=final)
+
+
+def _undecided(state: StudyState, why: str) -> str:
+    progress = state.tell()
+    start = "No decision" if progress.ended_by else "No decision yet"
+    points = {(result.model, result.examples) for result in state.results if result.examples and result.loss}
+    enough = sum(sizes >= 2 for sizes in Counter(model for model, _ in points).values())
+    if state.results and enough < 2:
+        why = f"a ranking needs two candidates measured at two sizes above 0, and there {_are(enough)} so far"
+    sentence = f"{start}: {why.rstrip('.')}."
+    if state.failed:
+        sentence += f" Failed: {listing(list(state.failed))}."
+    if progress.left:
+        sentence += f" {_cells(progress.left)} of {progress.left + progress.done} are left."
+    return sentence
+
+
+def _are(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count or 'none'}"
+
+
+def _cells(count: int) -> str:
+    return f"{count:,} cell{'s' if count != 1 else ''}"
+
+
+def _probability(value: float) -> str:
+    return "over 0.99" if value > 0.99 else "under 0.01" if value < 0.01 else f"{value:.2f}"
+
+
+def _origin(state: StudyState) -> schema.Origin:
+    results = state.results
+    return schema.Origin(
+        lensjax=tuple(sorted({result.lensjax for result in results})),
+        jax=tuple(sorted({result.jax for result in results})),
+        devices=tuple(sorted({f"{result.devices} × {result.device}" for result in results})),
+        seeds=state.spec.seeds,
+    )

@@ -1,0 +1,278 @@
+"""What a study will cost: what runs then take, to the last operation and byte, and what is wrong with candidates."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lensjax.models
+from lensjax.curvature.kernel import measure_kernel
+from lensjax.curvature.probes import probe_batch, probe_examples
+from lensjax.data.batches import BatchPlan, fits
+from lensjax.errors import InputError
+from lensjax.models.hub import read_config
+from lensjax.models.lora import add_lora, split_trainable
+from lensjax.study import estimate, plan
+from lensjax.study.estimate import AbstractCandidate, NoRoom, Work, planned_work
+from lensjax.study.plan import duration, make_plan, percentage, scientific
+from lensjax.study.plan_schema import Plan
+from lensjax.study.spec import read_study
+from lensjax.train.flops import peak_flops
+from lensjax.train.ladder import SEARCH, measure_curve
+from lensjax.train.loop import planned_steps
+from lensjax.train.prepare import read_examples
+from lensjax.train.results import read_result
+from lensjax.train.spec import TrainingSpec
+from lensjax.train.step import make_programs
+
+FAMILIES = ("gpt2", "t5")
+PATIENT = {"learning_rate": [1e-4, 3e-3], "batch_size": 16, "epochs": 2, "patience": 1000, "evaluate_every": 5}
+
+
+@pytest.fixture(scope="module")
+def study(write_study, tmp_path_factory):
+    """A study whose runs never stop early, of two seeds and two learning rates."""
+    folder = tmp_path_factory.mktemp("planned")
+    return read_study(
+        write_study(folder, *FAMILIES, training=PATIENT, seeds=[0, 1], budget={"flops": 1e30, "examples": 400})
+    )
+
+
+@pytest.fixture(scope="module")
+def planned(study):
+    """Its plan, without any weights."""
+    return make_plan(study, timing=False)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=90),
+    batch_size=st.sampled_from([1, 4, 16]),
+    epochs=st.integers(1, 3),
+    max_steps=st.none() | st.integers(1, 40),
+    every=st.none() | st.integers(1, 7),
+)
+def test_work_is_that_of_the_loop(lengths, batch_size, epochs, max_steps, every):
+    spec = TrainingSpec(batch_size=batch_size, epochs=epochs, max_steps=max_steps, evaluate_every=every)
+    needed, short = np.array(lengths)[:, None], (12,)
+    batches = BatchPlan(fits(needed, short), batch_size, 3)
+    steps, between = planned_steps(spec, batches.steps_per_epoch)
+    taken = [batches[step] for step in range(steps)]
+    of_short = sum(is_short for is_short, _ in taken)
+    validations = sum(step % between == 0 or step == steps for step in range(1, steps + 1))
+    tokens = sum(int(needed[rows].sum()) for _, rows in taken)
+    assert planned_work(needed, short, spec, 3) == Work((of_short, steps - of_short), validations, tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_runs_take_what_was_planned(study, planned, family, tmp_path):
+    candidate = next(one for one in planned.candidates if one.model == family)
+    spec, sizes = study.finetune_spec(study.candidate(family)), [rung.examples for rung in candidate.rungs]
+    results = list(measure_curve(spec, candidate.source, tmp_path / "out", sizes, seeds=study.seeds))
+    for rung in candidate.rungs:
+        runs = [result for result in results if result.examples == rung.examples]
+        assert len(runs) == rung.runs == 2
+        for field in ("flops", "steps", "tokens"):
+            assert sum(getattr(run, field) for run in runs) == getattr(rung, field)
+    assert {result.size for result in results} == {candidate.parameters}
+    searched = [read_result(folder) for folder in (tmp_path / "out" / family / SEARCH).iterdir()]
+    of_rung = next(result for result in results if (result.examples, result.seed) == (200, 0))
+    assert candidate.search.runs == 1
+    assert candidate.search.flops == sum(run.flops for run in searched) - of_rung.flops
+
+
+def test_totals_add_up(study, planned):
+    for one in planned.candidates:
+        assert one.total.flops == one.search.flops + sum(rung.flops for rung in one.rungs)
+        assert one.full_tuning.examples == planned.target == 3200
+        steps, _ = planned_steps(TrainingSpec(**PATIENT), 3200 // 16)
+        assert one.full_tuning.steps == pytest.approx(2 * steps, rel=0.01)  # a batch may hold fewer
+        assert one.full_tuning.tokens == pytest.approx(8 * one.rungs[-1].tokens, rel=1e-9)
+    (row,) = planned.budgets
+    assert row.examples == planned.reached == 400
+    assert row.flops == sum(one.total.flops for one in planned.candidates)
+    assert planned.full_tuning.flops == sum(one.full_tuning.flops for one in planned.candidates)
+    assert row.share == row.flops / planned.full_tuning.flops
+    assert planned.basis is row.seconds is None
+    assert planned.sentence == (
+        f"At most {scientific(row.flops)} FLOPs; {percentage(row.share)} of fine-tuning every candidate on all 3,200 "
+        "examples."
+    )
+
+
+def test_a_plan_is_read_back(planned):
+    assert Plan.model_validate_json(planned.model_dump_json()) == planned
+    assert set(json.loads(planned.model_dump_json())) == set(Plan.model_json_schema()["properties"])
+
+
+def test_full_tuning_of_what_the_ladder_reaches_is_a_rung(study):
+    training = study.training.model_copy(update={"learning_rate": (1e-3,)})
+    found = make_plan(study.model_copy(update={"target": 400, "training": training}), timing=False)
+    for one in found.candidates:
+        assert one.full_tuning == one.rungs[-1]
+        assert one.search is None
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh", "settings"),
+    [("llama", "fsdp=4,tensor=2", {}), ("gpt2", "fsdp=8", {"method": "lora", "lora_rank": 2, "accumulation": 2})],
+)
+def test_memory_is_that_of_the_program_with_real_arrays(write_study, tmp_path, family, mesh, settings):
+    spec = read_study(write_study(tmp_path, family, "opt", training={"batch_size": 16, **settings}))
+    one = spec.candidates[0]
+    devices = lensjax.models.make_mesh(mesh)
+    finetuning = spec.finetune_spec(one)
+    found = AbstractCandidate(finetuning, one.source, read_examples(finetuning, [200], [0]), devices)
+    dtypes = {"dtype": "float32", "param_dtype": "float32"}
+    model = lensjax.models.load(one.source, mesh=devices, **dtypes)
+    model = add_lora(model, rank=2) if settings else model
+    programs = make_programs(model, finetuning.training, devices)
+    trained, frozen = split_trainable(model.params)
+    best = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(trained))
+    state = programs.start(trained)
+    moments = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.optimiser))
+    rows = found.rows(found.shapes[1], found.placement)
+    batch = found.placement.to_devices(rows)
+    compiled = programs.step.lower(state, frozen, batch, 0.0).compile().memory_analysis()
+    memory = found.memory
+    assert memory.arguments == compiled.argument_size_in_bytes
+    assert memory.outputs == compiled.output_size_in_bytes
+    assert memory.temporaries == compiled.temp_size_in_bytes
+    assert memory.aliased == compiled.alias_size_in_bytes > 0
+    assert (memory.best, memory.moments) == (best, moments)
+    assert memory.peak == max(memory.step, memory.evaluation + moments) + best
+
+
+def test_steps_are_timed_without_weights(write_study, tmp_path):
+    path = write_study(tmp_path, *FAMILIES, budget={"hours": 100, "examples": 400})
+    content = json.loads(json.dumps(read_study(path).model_dump(mode="json")))
+    for one in content["candidates"]:
+        shutil.copytree(one["source"], tmp_path / one["name"], ignore=shutil.ignore_patterns("*.safetensors"))
+    path.write_text(path.read_text().replace(str(Path(content["candidates"][0]["source"]).parent), str(tmp_path)))
+    found = make_plan(read_study(path))
+    assert found.basis == "timed"
+    assert found.reached == 400
+    for one in found.candidates:
+        assert one.source.startswith(str(tmp_path))
+        assert not one.problem
+        assert min(*one.each.steps, one.each.evaluation, one.each.preparing, one.each.compiling) > 0
+        runs = sum(rung.seconds for rung in one.rungs)
+        assert one.total.seconds == pytest.approx(runs + one.each.preparing + one.each.compiling)
+    assert found.budgets[-1].seconds == pytest.approx(sum(one.total.seconds for one in found.candidates))
+    assert " on these 8 devices; " in found.sentence
+
+
+def test_kernels_are_counted(write_study, tmp_path):
+    evidence = {"ntk": {"examples": 8, "functional": "loss"}}
+    spec = read_study(write_study(tmp_path, *FAMILIES, evidence=evidence))
+    found = make_plan(spec, timing=False).candidates[0]
+    devices = lensjax.models.make_mesh("fsdp=8")
+    model = lensjax.models.load(found.source, dtype="float32", param_dtype="float32", mesh=devices)
+    batch = probe_batch(model, spec.task, probe_examples(spec.task, 8))
+    assert found.kernel.flops == measure_kernel(model, batch).flops
+    assert found.total.flops == found.kernel.flops + sum(rung.flops for rung in found.rungs)
+
+
+def test_a_candidate_that_does_not_fit_is_named_and_left_out(study, planned, monkeypatch):
+    small, large = sorted(one.memory.peak for one in planned.candidates)
+    room = (small + large) // 2
+    monkeypatch.setattr(plan, "device_memory", lambda mesh, topology: room)
+    found = make_plan(study, timing=False)
+    (wrong,) = (one for one in found.candidates if one.problem)
+    (right,) = (one for one in found.candidates if not one.problem)
+    assert wrong.memory.peak > room == wrong.room
+    assert wrong.problem.startswith("It needs ")
+    assert wrong.problem.endswith(
+        "of memory on each device; what helps: more devices along fsdp or tensor, a smaller batch_size or more "
+        "accumulation, remat full, method lora."
+    )
+    assert found.budgets[-1].flops == right.total.flops
+    assert found.full_tuning.flops == right.full_tuning.flops
+    assert f"every candidate but {wrong.model} on all" in found.sentence
+
+
+def test_what_the_compiler_has_no_room_for_is_a_problem(study, monkeypatch):
+    class Full:
+        def lower(self, *arguments):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory. Used 21.40G of 15.75G hbm.")
+
+    monkeypatch.setattr(estimate, "make_programs", lambda *arguments: SimpleNamespace(step=Full(), losses=Full()))
+    monkeypatch.setattr(AbstractCandidate, "_flops", lambda self: (dict.fromkeys(self.shapes, 1), 1))
+    found = make_plan(study, timing=True)
+    assert all("It needs 21.40G of 15.75G of memory on each device" in one.problem for one in found.candidates)
+    assert found.sentence == "No candidate fits the devices."
+    with pytest.raises(NoRoom, match=r"21.40G of 15.75G"):
+        raise NoRoom("21.40G of 15.75G")
+
+
+def test_a_candidate_of_its_own_mesh_that_cannot_be_is_left_out(write_study, tiny_models, tmp_path):
+    odd, even = tiny_models("gpt2", "opt")
+    candidates = [{"source": odd, "mesh": "tensor=8"}, {"source": even}]
+    found = make_plan(read_study(write_study(tmp_path, candidates=candidates)), timing=False)
+    assert "tensor=8 does not divide the model's 4 attention heads" in found.candidates[0].problem
+    assert not found.candidates[1].problem
+    with pytest.raises(InputError, match="No candidate can be fine-tuned like this; of gpt2: tensor=8"):
+        make_plan(read_study(write_study(tmp_path, candidates=candidates)), timing=False, mesh="tensor=8")
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5e", "'v5e' is no TPU topology; write chip and shape as in v5e:16x16"),
+        ("v9:2x2", "the chip one of v4, v5e"),
+        ("v5e:2x2", "pip install libtpu"),
+    ],
+)
+def test_topologies_that_cannot_be_are_named(study, topology, message, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=message):
+        make_plan(study, topology=topology)
+
+
+@pytest.mark.parametrize(("mesh", "message"), [("fsdp=3", "3 devices and there are 8"), ("rows=8", "rows=8")])
+def test_meshes_that_cannot_be_are_named(study, mesh, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(study, mesh=mesh, timing=False)
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_pod_that_is_not_attached(study, planned):
+    found = make_plan(study, topology="v5e:2x2", mesh="fsdp=2,tensor=2")
+    assert (found.topology, found.devices, found.basis) == ("v5e:2x2", 4, "peak")
+    for here, there in zip(planned.candidates, found.candidates, strict=True):
+        assert there.room == 16 * 10**9
+        assert there.dtype == "bfloat16"
+        assert there.memory.best == pytest.approx(2 * here.memory.best, rel=0.2)  # of four devices and not of eight
+        assert [rung.flops for rung in there.rungs] == [rung.flops for rung in here.rungs]
+        seconds = there.rungs[-1].flops / (4 * 0.4 * 197e12)
+        assert there.rungs[-1].seconds == pytest.approx(seconds)
+    with pytest.raises(InputError, match="The TPU compiler does not know the topology v5e:3x7"):
+        make_plan(study, topology="v5e:3x7")
+
+
+def test_numbers_read_well():
+    assert [scientific(n) for n in (0, 7, 3.14e15, 9.96e9)] == ["0.0e0", "7.0e0", "3.1e15", "1.0e10"]
+    times = ["a second", "20 seconds", "2.5 minutes", "2.0 hours", "3.5 days"]
+    assert [duration(seconds) for seconds in (0.1, 20, 150, 7200, 302400)] == times
+    assert [percentage(share) for share in (0.0191, 0.68, 0.996, 1.87)] == ["1.9 %", "68 %", "100 %", "187 %"]
+
+
+def test_the_config_alone_gives_the_size(tiny_models):
+    from lensjax.models.options import make_options
+    from lensjax.models.topology import abstract_model
+
+    (source,) = tiny_models("llama")
+    model = abstract_model(read_config(Path(source)), make_options())
+    real = lensjax.models.load(source)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), real.params)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.params) == shapes
+    assert peak_flops(jax.devices()[0], "float32") is None  # so that plans without timing have no hours here

@@ -1,0 +1,75 @@
+"""`lensjax study init` and `lensjax run`, as a user sees them."""
+
+import json
+
+import pytest
+import yaml
+
+from lensjax.cli import main
+from lensjax.study.spec import read_study
+
+_ROWS = "".join(json.dumps({"a": f"{i:03}", "b": f"{i * i:06}"}) + "\n" for i in range(1000))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with rows."""
+    (tmp_path / "rows.jsonl").write_text(_ROWS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def begin(*arguments):
+    main(["study", "init", "mine.yaml", "--data", "rows.jsonl", "--prompt", "{a}: ", "--target", " {b}", *arguments])
+
+
+def test_what_init_writes_is_a_study(folder, capsys):
+    begin("--candidates", "org/one", "org/two", "--budget", "3200", "--full", "100000")
+    assert "lensjax plan mine.yaml" in capsys.readouterr().out
+    spec = read_study(folder / "mine.yaml")
+    assert spec.names == ["one", "two"]
+    assert (spec.task.prompt, spec.task.target) == ("{a}: ", " {b}")
+    assert (spec.budget.examples, spec.target) == (3200, 100_000)
+    text = (folder / "mine.yaml").read_text()
+    fields = set(yaml.safe_load(text))
+    assert {name for name in type(spec).model_fields if name in text} >= fields
+    text = text.replace("# eliminate_below", "eliminate_below").replace("# stop_when", "stop_when")
+    (folder / "mine.yaml").write_text(text)
+    assert read_study(folder / "mine.yaml").stop_when.probability_best == 0.95
+
+
+def test_init_says_what_is_missing_or_wrong(folder, fails):
+    init = ("study", "init", "mine.yaml", "--data", "rows.jsonl", "--prompt", "{a}")
+    assert "--candidates is missing; give it, or answer on a terminal" in fails(*init, "--target", "{b}")
+    assert "two candidates or more" in fails(*init, "--target", "{b}", "--candidates", "org/one")
+    said = fails(*init, "--target", "no field", "--candidates", "org/one", "org/two")
+    assert "task.target is 'no field': it names no field of a row" in said
+    assert not (folder / "mine.yaml").exists()
+    begin("--candidates", "org/one", "org/two")
+    assert "mine.yaml is there already" in fails(*init, "--target", "{b}", "--candidates", "org/one", "org/two")
+
+
+def test_run_says_what_it_does_and_writes_a_report(folder, save_model, capsys, fails):
+    spec = {
+        "candidates": [str(save_model()), {"source": "model", "name": "slow", "training": {"learning_rate": 1e-5}}],
+        "task": {"source": {"files": "rows.jsonl"}, "prompt": "{a}", "target": "{b}", "validation": 20, "test": 20},
+        "training": {"learning_rate": 3e-3, "batch_size": 16, "epochs": 1},
+        "budget": 400,
+        "target": 1600,
+        "evidence": {"ntk": False},
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(spec))
+    main(["run", "mine.yaml", "--dry-run"])
+    assert capsys.readouterr().out.splitlines()[0] == "model, 0 examples, seed 0"
+    assert not (folder / "mine").exists()
+    main(["run", "mine.yaml"])
+    said = capsys.readouterr().out.splitlines()
+    assert sum("test loss" in line for line in said) == 6
+    assert any(line.startswith("After 400 examples: model first") for line in said)
+    assert said[-1].startswith("Fine-tune model: predicted ")
+    names = {"curves.csv", "journal.jsonl", "ranking.csv", "report.html", "report.json", "study.json"}
+    assert names <= {path.name for path in (folder / "mine").iterdir()}
+    main(["report", "mine"])
+    assert said[-1] in capsys.readouterr().out
+    assert "--limit is 0; give 1 or more" in fails("run", "mine.yaml", "--limit", "0")
+    assert "holds no study; give the folder that `lensjax run` wrote" in fails("report", ".")
