@@ -34,6 +34,39 @@ settings.register_profile("lensjax", deadline=None, derandomize=True)
 settings.load_profile("lensjax")
 
 
+# Files that take minutes, the longest first. A worker of pytest-xdist takes a file whole, and one that began with such
+# a file near the end would work on while all others wait.
+_LONGEST = (
+    "train/test_resume.py",
+    "study/test_resume.py",
+    "study/test_ray.py",
+    "test_benchmarks.py",
+    "curvature/test_ntk.py",
+    "train/test_distributed.py",
+    "curvature/test_hvp.py",
+    "study/test_run.py",
+    "study/test_plan.py",
+    "train/test_step.py",
+    "models/test_sharding.py",
+    "models/test_base.py",
+    "train/test_overfit.py",
+    "models/test_switch_transformers.py",
+    "models/test_t5.py",
+    "fit/test_joint.py",
+    "train/test_ladder.py",
+    "test_cli_curvature.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # by which pytest-xdist begins with the files of the most tests instead
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 _SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _ROTARY = _SIZES | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
 _TINY: dict[str, dict[str, Any]] = {
@@ -90,6 +123,30 @@ def tiny_config() -> Callable[..., Any]:
         from transformers import AutoConfig
 
         return AutoConfig.for_model(model_type, **(_TINY[model_type] | _TOKENS | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., Any]:
+    """Makes a model with random parameters from NumPy, for which nothing has to be compiled.
+
+    Arguments after the configuration are those of `make_options`.
+    """
+
+    def make(config: Any, **settings: Any) -> Any:
+        import jax.numpy as jnp
+        import numpy as np
+
+        from lensjax.models.base import Model, abstract, placement
+        from lensjax.models.options import make_options
+
+        options = make_options(**settings)
+        family, graphdef, shapes = abstract(config, options)
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), shapes)
+        placed = jax.device_put(params, placement(shapes, family, config, options))
+        return Model(family, config, options, placed, graphdef)
 
     return make
 

@@ -198,5 +198,5 @@ def _rungs(
         raise InputError("A rung's size or value is not finite, or its size not above 0; leave that rung out.")
     if len(np.unique(sizes)) < LEAST_RUNGS:
         count = len(np.unique(sizes))
-        raise InputError(f"There are {count} sizes above 0; fine-tune on {LEAST_RUNGS} or more to fit how terms fall.")
+        raise InputError(f"Sizes above 0: {count}; fine-tune on {LEAST_RUNGS} or more to fit how terms fall.")
     return sizes, found

@@ -108,7 +108,7 @@ def rank(
     )
     if method == "joint":
         ranking = replace(ranking, **_beyond_losses(posterior, target))
-    return replace(ranking, warnings=_warnings(ranking, seen))
+    return replace(ranking, warnings=find_warnings(ranking, seen))
 
 
 def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tuple[tuple[str, str], ...]]:
@@ -191,7 +191,7 @@ def _assumptions(method: str) -> tuple[str, ...]:
     )
 
 
-def _warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
+def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     """Reasons to trust the ranking less, most serious first."""
     found = []
     points = seen.points()

@@ -11,7 +11,7 @@ from lensjax.fit.lensllm import VARIANTS, Estimate, LensLLMPosterior, Variant, f
 from lensjax.fit.residuals import stack_residuals
 from lensjax.selection.lensllm import compare_variants
 from lensjax.selection.methods import Prediction
-from lensjax.selection.ranking import Curves, Ranking, _warnings
+from lensjax.selection.ranking import Curves, Ranking, find_warnings
 from lensjax.study import schema
 from lensjax.study.evidence import Modes
 from lensjax.study.spec import LENSLLM
@@ -96,7 +96,7 @@ def ranked_by(fit: LensLLMFit, ranking: Ranking) -> Ranking:
             "The pretrained loss (D = 0) is not used.",
         ),
     )
-    return replace(ranking, warnings=_warnings(ranking, ranking.table.up_to(ranking.budget)))
+    return replace(ranking, warnings=find_warnings(ranking, ranking.table.up_to(ranking.budget)))
 
 
 def _interval(found: Estimate) -> schema.Interval:

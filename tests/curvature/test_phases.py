@@ -73,7 +73,7 @@ def test_transition_of_ats():
 
 
 def test_ladders_that_cannot_be_fitted_are_refused():
-    with pytest.raises(InputError, match="There are 2 sizes above 0; fine-tune on 3 or more"):
+    with pytest.raises(InputError, match="Sizes above 0: 2; fine-tune on 3 or more"):
         fit_decay([200, 400, 400], [1, 2, 3])
     with pytest.raises(InputError, match="not finite"):
         fit_decay(LADDER[:3], [1, np.nan, 3])

@@ -23,9 +23,9 @@ def make_batch(config, seed=0):
     return {"input_ids": np.where(seen, ids, 0), "attention_mask": seen.astype(np.int32), "labels": labels}
 
 
-def train(config, mesh, steps=3, lora=False, **settings):
+def train(model, steps=3, lora=False, **settings):
     """Parameters and losses after some steps at learning rate 0.01."""
-    model = lensjax.models.from_config(config, mesh=mesh, seed=1)
+    mesh = model.options.mesh
     model = add_lora(model, rank=2) if lora else model
     spec = TrainingSpec(batch_size=ROWS, epsilon=1e-3, **settings)  # Adam makes much of tiny differences
     programs = make_programs(model, spec, mesh)
@@ -34,11 +34,17 @@ def train(config, mesh, steps=3, lora=False, **settings):
     state = programs.start(trained)
     losses = []
     for step in range(steps):
-        batch = make_batch(config, step)
+        batch = make_batch(model.config, step)
         local = {key: rows[placement.local_rows()] for key, rows in batch.items()}
         state, metrics = programs.step(state, frozen, placement.to_devices(local), 0.01)
         losses.append(float(metrics.loss))
     return state, losses, frozen
+
+
+@pytest.fixture
+def make_model(tiny_config, random_model):
+    """A new model each time, as training takes over what its parameters are held in; the same for a family."""
+    return lambda model_type, mesh: random_model(tiny_config(model_type), mesh=mesh)
 
 
 def single():
@@ -51,26 +57,24 @@ def assert_same(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "t5"])
-def test_accumulation_computes_the_large_batch(tiny_config, model_type):
-    config = tiny_config(model_type)
-    expected, losses, _ = train(config, single())
-    found, accumulated, _ = train(config, single(), accumulation=4)
+def test_accumulation_computes_the_large_batch(make_model, model_type):
+    expected, losses, _ = train(make_model(model_type, single()))
+    found, accumulated, _ = train(make_model(model_type, single()), accumulation=4)
     np.testing.assert_allclose(accumulated, losses, rtol=1e-5)
     assert_same(found.params, expected.params, 2e-5)
 
 
-def test_eight_devices_compute_what_one_does(tiny_config):
-    config = tiny_config("llama")
-    expected, losses, _ = train(config, single())
+def test_eight_devices_compute_what_one_does(make_model):
+    expected, losses, _ = train(make_model("llama", single()))
     for axes, settings in (("data=2,fsdp=2,tensor=2", {}), ("fsdp=8", {"accumulation": 2})):
-        found, sharded, _ = train(config, lensjax.models.make_mesh(axes), **settings)
+        found, sharded, _ = train(make_model("llama", lensjax.models.make_mesh(axes)), **settings)
         np.testing.assert_allclose(sharded, losses, rtol=1e-5)
         assert_same(found.params, expected.params, 2e-5)
 
 
-def test_the_state_lies_as_its_parameters_do(tiny_config):
+def test_the_state_lies_as_its_parameters_do(make_model):
     mesh = lensjax.models.make_mesh("fsdp=4,tensor=2")
-    model = lensjax.models.from_config(tiny_config("llama"), mesh=mesh)
+    model = make_model("llama", mesh)
     spec = TrainingSpec(batch_size=ROWS)
     state = make_programs(model, spec, mesh).start(model.params)
     shapes = state_shapes(model, spec, mesh)
@@ -79,20 +83,18 @@ def test_the_state_lies_as_its_parameters_do(tiny_config):
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 24)
 
 
-def test_adapters_alone_are_trained(tiny_config):
-    state, losses, frozen = train(tiny_config("llama"), single(), steps=5, lora=True)
-    before = split_trainable(lensjax.models.from_config(tiny_config("llama"), seed=1).params)[0]
-    assert_same(frozen, before, 0)
+def test_adapters_alone_are_trained(make_model):
+    state, losses, frozen = train(make_model("llama", single()), steps=5, lora=True)
+    assert_same(frozen, make_model("llama", single()).params, 0)
     assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state.params)} == {"lora_a", "lora_b"}
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(state.params))
     assert losses[-1] != losses[0]
 
 
-def test_losses_are_those_of_each_example(tiny_config):
-    config = tiny_config("t5")
-    model = lensjax.models.from_config(config, mesh=single())
+def test_losses_are_those_of_each_example(make_model):
+    model = make_model("t5", single())
     programs = make_programs(model, TrainingSpec(), single())
-    batch = make_batch(config)
+    batch = make_batch(model.config)
     sums, counts = programs.losses(model.params, {}, batch)
     np.testing.assert_allclose(sums / counts, model.loss(model.params, batch, reduction="example"), rtol=1e-5)
     np.testing.assert_array_equal(counts, (batch["labels"] != -100).sum(axis=1))
