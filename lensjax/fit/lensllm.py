@@ -245,7 +245,7 @@ def fit_lensllm(
         curves, centre = _observe(table, used)
         priors = [_prior(variant, float(curves.middle), mean) for mean in means]
         features = [_feature(row, len(curves.y)) for row in log_f]
-        modes = []
+        modes: list[Mode] = []
         for given in zip(features, priors, strict=True):  # times are close, and so are modes
             modes.append(find_mode(curves, *given, modes[-1] if modes else prior_mode(len(curves.y))))
         evidences, roots = zip(*map(_laplace, modes), strict=True)

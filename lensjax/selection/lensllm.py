@@ -26,11 +26,14 @@ class Comparison:
       log_density: by variant, log predictive density of each measured log loss in nats, one step and two steps ahead;
         NaN for a model with too few sizes.
       log_error: by variant, log of the predicted loss over the measured one, likewise.
+      evidence: by variant, log marginal likelihood of all but the largest sizes, in nats. It may tell variants apart
+        whose predictions do not yet differ.
     """
 
     models: tuple[str, ...]
     log_density: dict[Variant, Float[np.ndarray, "M 2"]]
     log_error: dict[Variant, Float[np.ndarray, "M 2"]]
+    evidence: dict[Variant, float]
 
     @property
     def scores(self) -> dict[Variant, tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]]:
@@ -90,6 +93,7 @@ def compare_variants(
     nothing = np.full((len(table.models), len(STEPS)), np.nan)
     log_density: dict[Variant, np.ndarray] = {variant: nothing.copy() for variant in variants}
     log_error: dict[Variant, np.ndarray] = {variant: nothing.copy() for variant in variants}
+    evidence: dict[Variant, float] = {}
     for step, (seen, last) in enumerate(held):
         scored = last.measured.any(axis=1)
         if not scored.any():
@@ -97,10 +101,11 @@ def compare_variants(
         column = np.argmax(last.measured, axis=1)[scored]
         for variant in variants:
             posterior = fit_lensllm(seen, horizon, residuals, variant)
+            evidence.setdefault(variant, posterior.evidence)
             density, predicted = posterior.log_density(last), posterior.predict(last.sizes[column]).loss[scored]
             log_density[variant][scored, step] = density[scored, column]
             log_error[variant][scored, step] = np.log(np.diagonal(predicted) / last.loss[scored, column])
-    return Comparison(table.models, log_density, log_error)
+    return Comparison(table.models, log_density, log_error, evidence)
 
 
 def _hold_out(table: CurveTable, steps: int) -> tuple[CurveTable, CurveTable]:

@@ -46,7 +46,7 @@ def made_of(gains):
     """A comparison in which the NTK term adds so much to the log density of each model."""
     zero = np.zeros((len(gains), 2))
     gained = np.stack([gains, gains], axis=1)
-    return Comparison(tuple("abcdefgh"[: len(gains)]), {"tied": gained, "hierarchical": zero}, {})
+    return Comparison(tuple("abcdefgh"[: len(gains)]), {"tied": gained, "hierarchical": zero}, {}, {})
 
 
 def test_models_are_scored_where_sizes_are_left_to_fit(comparison):
@@ -64,6 +64,7 @@ def test_the_largest_sizes_are_predicted_from_those_before(study, comparison):
     seen = curve_table(table.models, table.sizes, loss)
     posterior = fit_lensllm(seen, HORIZON, variant="hierarchical")
     found = posterior.predict(np.array([800, 1600])).loss
+    assert comparison.evidence["hierarchical"] == posterior.evidence
     expected = np.log([found[0, 1] / table.loss[0, 5], found[1, 1] / table.loss[1, 5], found[2, 0] / table.loss[2, 4]])
     np.testing.assert_allclose(comparison.log_error["hierarchical"][:3, 0], expected, rtol=1e-6)
     assert np.all(np.abs(comparison.log_error["hierarchical"][:3]) < 0.1)
