@@ -52,6 +52,7 @@ NOTES = {
 class Plan:
     """How much is measured, of models of which size."""
 
+    families: tuple[str, ...]  # of `flops` and `memory`
     width: int
     layers: int
     shape: tuple[int, int]  # rows and tokens of a batch whose operations are counted
@@ -60,8 +61,8 @@ class Plan:
     turns: int
 
 
-FULL = Plan(width=768, layers=12, shape=(8, 128), small=192, steps=150, turns=3)
-QUICK = Plan(width=32, layers=3, shape=(4, 32), small=32, steps=4, turns=1)
+FULL = Plan(families=("gpt2", "llama", "t5"), width=768, layers=12, shape=(8, 128), small=192, steps=150, turns=3)
+QUICK = Plan(families=("gpt2",), width=32, layers=3, shape=(4, 32), small=32, steps=4, turns=1)
 
 
 def benchmark(
@@ -94,7 +95,8 @@ def flops(plan: Plan) -> Json:
     """Operations of steps and evaluations, ours and XLA's."""
     use_cpu()
     found: Json = {"layers": plan.layers, "batch": list(plan.shape)}
-    for family, make in FAMILIES.items():
+    for family in plan.families:
+        make = FAMILIES[family]
         with planned_for(make(plan.width, plan.layers), plan) as candidate:
             (planned,) = {candidate.step_flops[shape] for shape in candidate.shapes}
             evaluation = candidate.evaluation_flops
@@ -118,6 +120,8 @@ def memory(plan: Plan) -> Json:
         ("t5", "adapters"): {"method": "lora"},
     }
     for (family, name), settings in cases.items():
+        if family not in plan.families:
+            continue
         with planned_for(FAMILIES[family](plan.small, 2), plan, **settings) as candidate:
             found[f"{family}, {name}"] = compared_with(candidate.memory.step, real_bytes(candidate))
     return found

@@ -29,10 +29,10 @@ from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.train.candidate import MODEL
 from lensjax.train.candidate import Cell as Run
 from lensjax.train.distributed import is_first, on_first
-from lensjax.train.ladder import Curve
+from lensjax.train.ladder import SEARCH, Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples
-from lensjax.train.results import Result, read_json, read_result
+from lensjax.train.results import RESULT, Result, read_json, read_result
 
 EVIDENCE = "evidence"  # folder of what is measured besides curves
 _HELD = 8  # examples of a Hessian's product that are on the devices at a time
@@ -123,12 +123,15 @@ class Bench:
         return load_task(self.spec.task)
 
     def _finetune(self, cell: Cell) -> tuple[int, str]:
-        """FLOPs of a run, and why it failed."""
+        """FLOPs of a run, with those of the search for a learning rate where that was made for it, and why it failed."""
         terms = cell._replace(kind="hessian")
         needed = self.spec.evidence.hessian is not None and cell.examples > 0
         save = self.spec.keep_models or (needed and not on_first(lambda: is_current(self.spec, self.out, terms)))
-        result = self.curve(cell.model).measure(cell.examples, cell.seed, save_model=save, retry=self._retry)
-        return result.flops, result.error
+        curve = self.curve(cell.model)
+        before = on_first(lambda: len(_searched(curve.folder)))
+        result = curve.measure(cell.examples, cell.seed, save_model=save, retry=self._retry)
+        searched = on_first(lambda: sum(r.flops for r in _searched(curve.folder)[before:] if r != result))
+        return result.flops + searched, result.error
 
     def _evidence(self, cell: Cell) -> tuple[int, str]:
         """FLOPs of what is measured besides curves, and no error."""
@@ -195,6 +198,12 @@ class Bench:
         )
         total = {"examples": rung.examples, "sum_of_largest": float(rung.terms.largest.sum())}
         return total, rung_arrays(rung)
+
+
+def _searched(folder: Path) -> list[Result]:
+    """Runs that a candidate's learning rate was chosen by, oldest first."""
+    paths = sorted((folder / SEARCH).glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime_ns)
+    return [found for path in paths if (found := read_result(path.parent)) is not None]
 
 
 def runs_folder(out: Path, candidate: CandidateSpec) -> Path:

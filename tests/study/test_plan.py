@@ -245,13 +245,15 @@ def test_meshes_that_cannot_be_are_named(study, mesh, message):
 
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_pod_that_is_not_attached(study, planned):
+def test_a_pod_that_is_not_attached(study, planned, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # the TPU's compiler ends the process at flags that only others know
     found = make_plan(study, topology="v5e:2x2", mesh="fsdp=2,tensor=2")
     assert (found.topology, found.devices, found.basis) == ("v5e:2x2", 4, "peak")
     for here, there in zip(planned.candidates, found.candidates, strict=True):
         assert there.room == 16 * 10**9
         assert there.dtype == "bfloat16"
-        assert there.memory.best == pytest.approx(2 * here.memory.best, rel=0.2)  # of four devices and not of eight
+        assert there.memory.moments == 2 * there.memory.best + 4  # two of every parameter, and the count of steps
+        assert there.memory.peak > there.memory.step > 3 * there.memory.best
         assert [rung.flops for rung in there.rungs] == [rung.flops for rung in here.rungs]
         seconds = there.rungs[-1].flops / (4 * 0.4 * 197e12)
         assert there.rungs[-1].seconds == pytest.approx(seconds)
