@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from lensjax.train.distributed import is_first, on_first
 from lensjax.train.ladder import SEARCH, Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples
-from lensjax.train.results import RESULT, Result, read_json, read_result
+from lensjax.train.results import Result, read_json, read_result
 
 EVIDENCE = "evidence"  # folder of what is measured besides curves
 _HELD = 8  # examples of a Hessian's product that are on the devices at a time
@@ -123,15 +123,12 @@ class Bench:
         return load_task(self.spec.task)
 
     def _finetune(self, cell: Cell) -> tuple[int, str]:
-        """FLOPs of a run, with those of the search for a learning rate where that was made for it, and why it failed."""
+        """FLOPs of a run, and why it failed."""
         terms = cell._replace(kind="hessian")
         needed = self.spec.evidence.hessian is not None and cell.examples > 0
         save = self.spec.keep_models or (needed and not on_first(lambda: is_current(self.spec, self.out, terms)))
-        curve = self.curve(cell.model)
-        before = on_first(lambda: len(_searched(curve.folder)))
-        result = curve.measure(cell.examples, cell.seed, save_model=save, retry=self._retry)
-        searched = on_first(lambda: sum(r.flops for r in _searched(curve.folder)[before:] if r != result))
-        return result.flops + searched, result.error
+        result = self.curve(cell.model).measure(cell.examples, cell.seed, save_model=save, retry=self._retry)
+        return result.flops, result.error
 
     def _evidence(self, cell: Cell) -> tuple[int, str]:
         """FLOPs of what is measured besides curves, and no error."""
@@ -200,12 +197,6 @@ class Bench:
         return total, rung_arrays(rung)
 
 
-def _searched(folder: Path) -> list[Result]:
-    """Runs that a candidate's learning rate was chosen by, oldest first."""
-    paths = sorted((folder / SEARCH).glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime_ns)
-    return [found for path in paths if (found := read_result(path.parent)) is not None]
-
-
 def runs_folder(out: Path, candidate: CandidateSpec) -> Path:
     """Where `Curve`s of candidates lie: all that have no settings of their own share one."""
     return out / (f"runs-{candidate.name}" if candidate.training else "runs")
@@ -253,6 +244,17 @@ def read_results(spec: StudySpec, out: Path) -> list[Result]:
         runs = (read_result(run) for run in sorted(folder.glob("examples-*")))
         found += sorted((r for r in runs if r is not None), key=lambda r: (r.seed, r.examples))
     return [result for result in found if result.seed in spec.seeds]
+
+
+def read_searches(out: Path, candidate: CandidateSpec, results: Sequence[Result]) -> list[Result]:
+    """The runs that a candidate's learning rate was chosen by, but for those that count as a rung's.
+
+    Raises:
+      InputError: one cannot be read.
+    """
+    folder = runs_folder(out, candidate) / candidate.name / SEARCH
+    found = (read_result(run) for run in sorted(folder.glob("*")))
+    return [result for result in found if result is not None and result not in results]
 
 
 def read_evidence(out: Path, cell: Cell) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]] | None:

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lensjax.study import schema
-from lensjax.study.cells import runs_folder
+from lensjax.study.cells import read_searches
 from lensjax.study.progress import StudyState
 from lensjax.study.spec import CandidateSpec
-from lensjax.train.ladder import SEARCH
-from lensjax.train.results import Result, read_result
+from lensjax.train.results import Result
 
 CPU_WATTS = 85.0  # what CodeCarbon takes a processor for that it does not know
 
@@ -137,10 +136,8 @@ def _cells(state: StudyState) -> list[schema.Spent]:
 
 
 def _searches(candidate: CandidateSpec, state: StudyState, out: Path) -> schema.Spent | None:
-    """The runs that a learning rate was chosen by, but for one that counts as a rung's."""
-    folder = runs_folder(out, candidate) / candidate.name / SEARCH
-    found = [result for run in sorted(folder.glob("*")) if (result := read_result(run)) is not None]
-    own = [result for result in found if result not in state.results]
+    """The runs that a learning rate was chosen by, but for those that count as a rung's."""
+    own = read_searches(out, candidate, state.results)
     if not own:
         return None
     flops = sum(result.flops for result in own)

@@ -15,7 +15,7 @@ from lensjax.files import write_files
 from lensjax.models.family import family_of
 from lensjax.models.hub import find_folder, read_config, read_tokenizer
 from lensjax.selection import advice
-from lensjax.study.cells import Bench, Outcome, is_current, read_results, run_folder
+from lensjax.study.cells import Bench, Outcome, is_current, read_results, read_searches, run_folder
 from lensjax.study.decisions import basis, decide, rankable, results_table
 from lensjax.study.folder import running
 from lensjax.study.journal import Cell, Entry, Journal
@@ -208,13 +208,8 @@ class _Runner:
         return table is not None and self.decided(table)
 
     def compute(self, cells: Iterable[Cell]) -> None:
-        """Compute those cells that have not ended, of candidates of which no run failed."""
-        failed = self.failed
-        pending = [
-            cell
-            for cell in cells
-            if cell.model not in failed and not has_ended(self.spec, self.out, self.journal, cell, self.forgiven)
-        ]
+        """Compute those cells that are pending."""
+        pending = self.pending(cells)
         if self.limit is not None:
             pending, left_out = pending[: self.limit - self.computed], pending[self.limit - self.computed :]
         for cell, outcome in self.launch(pending):
@@ -230,6 +225,15 @@ class _Runner:
             self.say(self.sentence(cell, entry))
         if self.limit is not None and left_out:
             raise LimitReached
+
+    def pending(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those cells that have not ended, of candidates of which no run failed."""
+        failed, journal = self.failed, self.journal
+        return [
+            cell
+            for cell in cells
+            if cell.model not in failed and not has_ended(self.spec, self.out, journal, cell, self.forgiven)
+        ]
 
     @property
     def failed(self) -> set[str]:
@@ -281,13 +285,15 @@ class _Runner:
 
     def affordable(self, models: list[str], size: int) -> bool:
         """Whether the budget has room for a rung of some candidates, judged by what their smaller rungs took."""
+        left = {cell.model for stage in stages(self.spec, models, size) for cell in self.pending(stage)}
         budget = self.spec.budget
         limits: tuple[tuple[Unit, float | None], ...] = (
             ("flops", budget.flops),
             ("seconds", None if budget.hours is None else 3600 * budget.hours),
         )
         for unit, limit in limits:
-            if limit is not None and self.spent(unit) + sum(self.cost(model, size, unit) for model in models) > limit:
+            needed = sum(self.cost(model, size, unit) for model in left)
+            if limit is not None and left and self.spent(unit) + needed > limit:
                 sentence = f"The budget leaves no room for {size:,} examples."
                 if not self.journal.entries or self.journal.entries[-1].decision != sentence:
                     self.journal.add(decision=sentence)
@@ -296,8 +302,15 @@ class _Runner:
         return True
 
     def spent(self, unit: Unit) -> float:
-        """What cells took so far."""
-        return float(sum(getattr(entry, unit) for entry in self.journal.entries if entry.cell is not None))
+        """What was spent so far, on choosing learning rates too."""
+        cells = float(sum(getattr(entry, unit) for entry in self.journal.entries if entry.cell is not None))
+        return cells + (on_first(self.searches) if unit == "flops" else 0.0)
+
+    def searches(self) -> float:
+        """FLOPs of the runs that learning rates were chosen by."""
+        results = read_results(self.spec, self.out)
+        searches = (read_searches(self.out, candidate, results) for candidate in self.spec.candidates)
+        return float(sum(result.flops for found in searches for result in found))
 
     def cost(self, model: str, size: int, unit: Unit = "flops") -> float:
         """What a candidate's rung will take, by the largest smaller one and what testing alone took; 0 without one."""

@@ -14,10 +14,10 @@ from lensjax.curves import read_curves
 from lensjax.errors import InputError
 from lensjax.files import locked
 from lensjax.study import decisions
-from lensjax.study.cells import evidence_file, read_evidence
+from lensjax.study.cells import evidence_file, read_evidence, read_results, read_searches
 from lensjax.study.journal import Cell, Journal
 from lensjax.study.run import cells_left, run_study
-from lensjax.study.spec import StopRule, read_study
+from lensjax.study.spec import Budget, StopRule, read_study
 from lensjax.train.loop import Stopped
 
 FAMILIES = ("gpt2", "llama", "opt", "t5")
@@ -167,6 +167,22 @@ def test_a_budget_of_flops_ends_before_the_rung_that_would_pass_it(finished, wri
     assert said[-1] == "The budget leaves no room for 800 examples."
     entries = len(done.entries)
     assert len(run_study(spec, tmp_path / "out").entries) == entries
+
+
+def test_choosing_learning_rates_counts_for_the_budget(write_study, tmp_path):
+    training = {"learning_rate": [1e-3, 3e-3], "batch_size": 16, "epochs": 1}
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", training=training, budget={"flops": 1.0}))
+    out = tmp_path / "out"
+    journal = run_study(spec, out)  # a rung is begun while what it takes is not known
+    assert {cell.examples for cell in ran(journal)} == {0}
+    more = spec.model_copy(update={"budget": Budget(flops=1e15)})
+    run_study(more, out, limit=2)
+    results = read_results(spec, out)
+    for candidate in spec.candidates:
+        (search,) = read_searches(out, candidate, results)
+        (taken,) = (r for r in results if r.model == candidate.name and r.examples == 200)
+        assert {search.learning_rate, taken.learning_rate} == {1e-3, 3e-3}
+        assert search.flops > 0
 
 
 def test_the_adaptive_strategy_measures_what_promises_most(finished, tmp_path):
