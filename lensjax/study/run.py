@@ -65,17 +65,20 @@ def run_study(
         that the spec asks for is missing.
       Stopped: the process was told to end; the same call goes on.
     """
-    check_device(spec)
-    with running(spec, out) as journal, ExitStack() as stack:
+    with ExitStack() as stack:
+        cluster: Launcher | None = None
+        if launcher == "ray":
+            from lensjax.study.ray import ray_launcher
+
+            # Before JAX has threads, as Ray forks to start a cluster.
+            cluster = stack.enter_context(ray_launcher(spec, out, retry=retry))
+        check_device(spec)
+        journal = stack.enter_context(running(spec, out))
         if journal.quarantined:
             say(f"{journal.quarantined} damaged lines of the journal were set aside; what they told of is looked up.")
         bench = Bench(spec, out, show=show, retry=retry)
         check_candidates(spec, bench)
-        launch: Launcher = _local(bench)
-        if launcher == "ray":
-            from lensjax.study.ray import ray_launcher
-
-            launch = stack.enter_context(ray_launcher(spec, out, retry=retry))
+        launch = cluster or _local(bench)
         runner = _Runner(spec, out, bench, journal, launch, retry, limit, say)
         try:
             runner.adaptive() if spec.strategy == "adaptive" else runner.ladder()

@@ -1,6 +1,9 @@
 """A study on a local Ray cluster gives what it gives in one process."""
 
 import csv
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,18 +13,29 @@ from lensjax.study.journal import Cell
 from lensjax.study.run import run_study
 from lensjax.study.spec import Resources, read_study
 
+os.environ["RAY_AUTH_MODE"] = "disabled"  # the processes of this test have no token in common; read on importing Ray
 ray = pytest.importorskip("ray")
 
 
+# Ray forks to start a cluster, which a process whose JAX has threads should not do, so another one does.
+_START = """
+import ray, sys
+head = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+print(head.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """Ray on this machine, with room for two workers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("JAX_NUM_CPU_DEVICES", "8")  # as in this process
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "JAX_NUM_CPU_DEVICES": "8"}  # as in this process
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", _START], env=environment, **pipes) as head:
+        ray.init(address=head.stdout.readline().strip(), log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
+        head.communicate()
 
 
 def losses(folder):
