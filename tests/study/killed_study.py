@@ -1,7 +1,7 @@
 """Kills `lensjax run` at random times and starts it again: python killed_study.py STUDY.yaml FOLDER KILLS SEED.
 
-FOLDER/whole is an unbroken run, FOLDER/broken one that was killed so often, each attempt a fork of this process.
-Prints how often it was killed, as JSON.
+FOLDER/whole is an unbroken run; FOLDER/0, FOLDER/1 and so on are runs that were killed until they had come to their
+end, each attempt a fork of this process. Prints how many there were, as JSON.
 """
 
 import json
@@ -28,17 +28,14 @@ def run(spec: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
     assert wait(start(command("warm")), 300) == 0  # its programs come from the cache
     usual = time.monotonic() - began
     chance = random.Random(seed)
-    killed = ended = 0
+    killed = runs = 0
     while killed < kills:
-        # A study that has come to its end is still started again, and must stay as it is.
-        status = wait(start(command("broken")), chance.uniform(0.1, 0.6) * usual)
+        status = wait(start(command(str(runs))), chance.uniform(0.1, 0.6) * usual)
         assert status in (None, 0), f"a run ended with status {status}"
         killed += status is None
-        ended += status == 0
-        if ended > kills:
-            break
-    assert wait(start(command("broken")), 300) == 0
-    return {"kills": killed, "ended": ended}
+        runs += status == 0
+    assert wait(start(command(str(runs))), 300) == 0
+    return {"kills": killed, "runs": runs + 1}
 
 
 if __name__ == "__main__":
