@@ -43,7 +43,7 @@ seeds: [0]
 evidence:
   ntk: true  # the kernel of every pretrained model, which tells how fast it could learn
   hessian: false  # the terms of the PAC-Bayes bound at every fine-tuned model
-  weights: false  # heavy tails of the weights: pip install 'lensjax[weights]'
+  weights: false  # heavy tails of the weights (NLPmetrics)
 method: joint  # or lensllm, ats, sub_tuning, ...: what ranks; the others are shown beside it
 strategy: ladder  # or adaptive: always the run that promises most for its cost
 # eliminate_below: 0.01  # P(best) under which a candidate is measured no further
