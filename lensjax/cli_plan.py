@@ -127,21 +127,20 @@ def _rungs(found: "Plan") -> "Table":
 
 def _budgets(found: "Plan") -> "Table":
     """What smaller budgets would save."""
-    from lensjax.study.plan import percentage
+    from lensjax.report import text
 
-    rows = [(f"{row.examples:,}", *_amount(row), percentage(row.share)) for row in found.budgets]
+    rows = [(f"{row.examples:,}", *_amount(row), text.share(row.share)) for row in found.budgets]
     rows.append((f"FullTuning, all {found.target:,}", *_amount(found.full_tuning), ""))
     return _table("Budgets", ("largest rung", "FLOPs", "time", "of FullTuning"), rows)
 
 
 def _amount(amount: "Amount | None") -> tuple[str, str]:
     """Operations and time."""
-    from lensjax.report.text import DASH
-    from lensjax.study.plan import duration, scientific
+    from lensjax.report import text
 
     if amount is None:
-        return DASH, DASH
-    return scientific(amount.flops), DASH if amount.seconds is None else duration(amount.seconds)
+        return text.DASH, text.DASH
+    return text.flops(amount.flops), text.DASH if amount.seconds is None else text.duration(amount.seconds)
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":

@@ -119,7 +119,7 @@ def _facts(report: "StudyReport") -> list[tuple[str, str]]:
     dropped = (f"{states.count(state)} {state}" for state in ("eliminated", "failed") if state in states)
     spent = _amount(cost.total)
     if cost.full_tuning is not None and cost.full_tuning.flops:
-        spent += f", {_percent(cost.total.flops / cost.full_tuning.flops)} of FullTuning"
+        spent += f", {text.share(cost.total.flops / cost.full_tuning.flops)} of FullTuning"
     return [
         ("Measured", f"up to {text.count(report.budget)} examples" if report.budget else "nothing yet"),
         ("Target", f"{text.count(report.target)} examples"),
@@ -251,7 +251,9 @@ def _cost_table(report: "StudyReport") -> Table | None:
         took: dict[str, Spent] = {one.kind: one for one in report.cost.spent if one.model == candidate.name}
         if took:
             values = [
-                " · ".join(filter(None, (_duration(one.seconds), _flops(one.flops)))) if (one := took.get(kind)) else ""
+                " · ".join(filter(None, (text.duration(one.seconds), text.flops(one.flops))))
+                if (one := took.get(kind))
+                else ""
                 for kind in kinds
             ]
             rows.append((Name.of(candidate.name), values))
@@ -273,8 +275,9 @@ def _cost_notes(report: "StudyReport") -> list[str]:
         ]
     if cost.skipped_flops:
         notes.append(
-            f"Elimination and early stopping spared {_flops(cost.skipped_flops)} of the {_flops(cost.ladder_flops)} of "
-            f"the whole ladder, {_percent(cost.skipped_flops / cost.ladder_flops)}."
+            f"Elimination and early stopping spared {text.flops(cost.skipped_flops)} of the "
+            f"{text.flops(cost.ladder_flops)} of the whole ladder, "
+            f"{text.share(cost.skipped_flops / cost.ladder_flops)}."
         )
     if any(one.kind in ("hessian", "weights") for one in cost.spent):
         notes.append("FLOPs of Hessians and weight metrics are not counted; their time is.")
@@ -303,31 +306,11 @@ def _first(values: Sequence[float]) -> str:
 
 
 def _amount(amount: "Amount") -> str:
-    parts = [_flops(amount.flops), _duration(amount.seconds)]
+    parts = [text.flops(amount.flops), text.duration(amount.seconds)]
     if amount.kwh is not None:
         parts.append(f"about {amount.kwh:.2g} kWh")
     return ", ".join(filter(None, parts)) or "nothing"
 
 
-def _flops(value: int) -> str:
-    """FLOPs with a prefix of SI; nothing where none were counted."""
-    for unit, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g} {prefix}FLOP"
-    return f"{value} FLOP" if value else ""
-
-
-def _duration(seconds: float) -> str:
-    """Wall time in its two largest units; nothing where none passed."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds else ""
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _share(share: float) -> str:
-    return f"{_percent(share)} of" if share < 2 else f"{share:,.3g} times"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:,.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+    return f"{text.share(share)} of" if share < 2 else f"{share:,.3g} times"

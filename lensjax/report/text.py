@@ -95,3 +95,24 @@ def regret(value: float) -> str:
 def significant(value: float, digits: int = 4) -> str:
     """A number with a few significant digits, such as a law parameter."""
     return f"{value + 0.0:.{digits}g}".replace("-", "−") if math.isfinite(value) else DASH
+
+
+def share(part: float) -> str:
+    """A part of a whole in percent, with two digits where there would be fewer."""
+    return f"{100 * part:,.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"
+
+
+def duration(seconds: float) -> str:
+    """Wall time in its two largest units, as in 2 h 24 min; nothing where none passed."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds else ""
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def flops(operations: float) -> str:
+    """Floating-point operations with a prefix of SI; nothing where none were counted."""
+    for unit, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if operations >= unit:
+            return f"{operations / unit:.3g} {prefix}FLOP"
+    return f"{operations:.0f} FLOP" if operations else ""

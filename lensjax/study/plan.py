@@ -11,6 +11,7 @@ from rich import filesize
 from lensjax.errors import InputError, shorten
 from lensjax.models.sharding import make_mesh
 from lensjax.models.topology import topology_devices
+from lensjax.report import text
 from lensjax.study.cells import Bench
 from lensjax.study.estimate import UTILISATION, AbstractCandidate, NoRoom, device_memory
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs, Seconds
@@ -278,28 +279,9 @@ def _sentence(plan: Plan) -> str:
         start = f"Up to {row.examples:,} examples, which the budget is enough for, at most"
     where = "on this device" if plan.devices == 1 else f"on these {plan.devices} devices"
     where = where if plan.topology is None else f"on {plan.topology}"
-    hours = "" if row.seconds is None else f", about {duration(row.seconds)} {where}"
+    hours = "" if row.seconds is None else f", about {text.duration(row.seconds)} {where}"
     every = f"every candidate but {', '.join(left_out)}" if left_out else "every candidate"
     return (
-        f"{start} {scientific(row.flops)} FLOPs{hours}; {percentage(row.share)} of fine-tuning {every} on all "
+        f"{start} {text.flops(row.flops)}{hours}; {text.share(row.share)} of fine-tuning {every} on all "
         f"{plan.target:,} examples."
     )
-
-
-def scientific(number: float) -> str:
-    """A number with two digits and its power of ten, as in 3.1e15."""
-    mantissa, _, exponent = f"{number:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it, as in 2.4 hours."""
-    for unit, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.0f} seconds" if seconds >= 1.5 else "a second"
-
-
-def percentage(share: float) -> str:
-    """A share in percent with two digits."""
-    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"

@@ -19,9 +19,10 @@ from lensjax.data.batches import BatchPlan, fits
 from lensjax.errors import InputError
 from lensjax.models.hub import read_config
 from lensjax.models.lora import add_lora, split_trainable
+from lensjax.report import text
 from lensjax.study import estimate, plan
 from lensjax.study.estimate import AbstractCandidate, NoRoom, Work, planned_work
-from lensjax.study.plan import duration, make_plan, percentage, scientific
+from lensjax.study.plan import make_plan
 from lensjax.study.plan_schema import Plan
 from lensjax.study.spec import read_study
 from lensjax.train.flops import peak_flops
@@ -101,7 +102,7 @@ def test_totals_add_up(study, planned):
     assert row.share == row.flops / planned.full_tuning.flops
     assert planned.basis is row.seconds is None
     assert planned.sentence == (
-        f"At most {scientific(row.flops)} FLOPs; {percentage(row.share)} of fine-tuning every candidate on all 3,200 "
+        f"At most {text.flops(row.flops)}; {text.share(row.share)} of fine-tuning every candidate on all 3,200 "
         "examples."
     )
 
@@ -259,13 +260,6 @@ def test_a_pod_that_is_not_attached(study, planned, monkeypatch):
         assert there.rungs[-1].seconds == pytest.approx(seconds)
     with pytest.raises(InputError, match="The TPU compiler does not know the topology v5e:3x7"):
         make_plan(study, topology="v5e:3x7")
-
-
-def test_numbers_read_well():
-    assert [scientific(n) for n in (0, 7, 3.14e15, 9.96e9)] == ["0.0e0", "7.0e0", "3.1e15", "1.0e10"]
-    times = ["a second", "20 seconds", "2.5 minutes", "2.0 hours", "3.5 days"]
-    assert [duration(seconds) for seconds in (0.1, 20, 150, 7200, 302400)] == times
-    assert [percentage(share) for share in (0.0191, 0.68, 0.996, 1.87)] == ["1.9 %", "68 %", "100 %", "187 %"]
 
 
 def test_the_config_alone_gives_the_size(tiny_models):
