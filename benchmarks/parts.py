@@ -68,9 +68,10 @@ def run_parts(
                 measured = call(measures[part], plan)
             if measured is None:
                 console.print(f"{part} is skipped: JAX has no GPU here.")
-            else:
-                found["parts"][part] = described | measured
-    found["parts"] = {part: found["parts"][part] for part in measures if part in found["parts"]}
+                continue
+            known = found["parts"] | {part: described | measured}
+            found["parts"] = {name: known[name] for name in measures if name in known}
+            write(found, targets(found["parts"]), out)
     conclude(found, targets(found["parts"]), times_table(found["parts"], columns), out, console)
 
 
@@ -163,17 +164,22 @@ def ratios(peer: Json, ours: Json) -> Json:
 
 def conclude(found: Json, promised: list[Promise], times: Table, out: Path, console: Console) -> None:
     """Judge what was promised, write the file, and print two tables."""
+    write(found, promised, out)
+    goals = Table("", "at most", "measured", "met", box=SIMPLE, title="Targets")
+    for goal in found["targets"]:
+        measured = "" if goal["measured"] is None else f"{goal['measured']:.3g}"
+        goals.add_row(goal["what"], f"{goal['at_most']:g}", measured, {None: "", True: "yes", False: "no"}[goal["met"]])
+    console.print(times, goals, f"Wrote {out}")
+
+
+def write(found: Json, promised: list[Promise], out: Path) -> None:
+    """Judge what was promised, and write the file, so that what was measured is kept whatever comes."""
     found["targets"] = [
         {"what": what, "at_most": limit, "measured": value, "met": None if value is None else value <= limit}
         for what, limit, value in promised
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(rounded(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    goals = Table("", "at most", "measured", "met", box=SIMPLE, title="Targets")
-    for goal in found["targets"]:
-        measured = "" if goal["measured"] is None else f"{goal['measured']:.3g}"
-        goals.add_row(goal["what"], f"{goal['at_most']:g}", measured, {None: "", True: "yes", False: "no"}[goal["met"]])
-    console.print(times, goals, f"Wrote {out}")
 
 
 def rounded(value: Any) -> Any:
