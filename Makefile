@@ -1,14 +1,17 @@
 # `make demo` runs the main job, `make test` all tests; each first makes .venv with what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := --budget 12800 --target 1638400 --html build/report.html --json build/ranking.json
+DEMO := build/demo
 
 .PHONY: demo test lint types notebooks benchmark clean
 
 demo: .venv/.installed
-	mkdir -p build
-	$(BIN)/lensjax rank rectified:flan $(DEMO) || { \
-	  echo "Without the public curves, here are simulated ones."; $(BIN)/lensjax rank simulated $(DEMO); }
+	mkdir -p $(DEMO)
+	$(BIN)/lensjax data fetch spelling --out $(DEMO)
+	test -f $(DEMO)/study.yaml || cp experiments/pocket_zoo/demo.yaml $(DEMO)/study.yaml
+	$(BIN)/lensjax plan $(DEMO)/study.yaml
+	$(BIN)/lensjax run $(DEMO)/study.yaml
+	@echo "Open $(DEMO)/study/report.html; put your own data into $(DEMO)/study.yaml."
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -156,6 +156,7 @@ def _commands() -> tyro.extras.SubcommandApp:
     study.command(cli_study.init)
     data = tyro.extras.SubcommandApp()
     data.command(cli_data.show)
+    data.command(cli_data.fetch)
     commands = tyro.extras.SubcommandApp()
     commands.command(study, name="study", help="Begin a study.")
     commands.command(cli_plan.plan)
@@ -168,7 +169,7 @@ def _commands() -> tyro.extras.SubcommandApp:
     commands.command(cli_finetune.curve)
     commands.command(cli_curvature.ntk)
     commands.command(cli_curvature.hessian)
-    commands.command(data, name="data", help="Show a task's data.")
+    commands.command(data, name="data", help="Show a task's data, or fetch some to try.")
     commands.command(models, name="models", help="List, show, check and export language models.")
     return commands
 

