@@ -29,7 +29,8 @@ def next_cells(
 
     Reads the fine-tuning curves that were measured so far, and orders what could be measured next by how much it is
     expected to lower the regret of the choice, for what it costs: 6 × parameters × examples, or examples alone where
-    the file does not give the size of every model. Says what to choose, should nothing more be measured.
+    the file does not give the size of every model. Says what to choose, should nothing more be measured: the model of
+    the least expected loss, and so of the least expected regret, where `lensjax rank` orders by the median loss.
 
     Worked examples
 
@@ -170,7 +171,10 @@ def _sentence(found: dict[str, Any]) -> str:
             short = len({cell["model"] for cell in cells})
             models = f"{short} model{'s have' if short > 1 else ' has'}"
             return f"{start}: {models} fewer than the two sizes above 0 that a fit needs, and their cells come first."
-    regret = f"the expected regret of choosing {found['choice']} now is {found['expected_regret']:.4f} nats per token"
+    regret = (
+        f"the expected regret of choosing {found['choice']} now, whose expected loss is the least, is "
+        f"{found['expected_regret']:.4f} nats per token"
+    )
     if not cells:
         return f"Stop, or raise --max-examples: every model is measured {up_to}, and {regret}."
     if max(cell["expected_drop"] for cell in cells) < NEGLIGIBLE:

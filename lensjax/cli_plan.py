@@ -25,8 +25,8 @@ def plan(
     """Say what a study will cost, before any training.
 
     Of every candidate and rung: steps, tokens, FLOPs of fine-tuning with validation and test, memory on each device as
-    the compiler counts it, and time, from a few steps that are timed here; and what smaller budgets would save. Of
-    models only configuration and tokenizer are read.
+    the compiler counts it, and time, from a few steps that are timed here; FLOPs of kernels and of the bound's terms;
+    and what smaller budgets would save. Of models only configuration and tokenizer are read.
 
     Worked examples
 
@@ -116,6 +116,8 @@ def _rungs(found: "Plan") -> "Table":
         rows: list[tuple[str, ...]] = []
         if one.kernel is not None:
             rows.append(("kernel", "", "", "", *_amount(one.kernel)))
+        if one.terms is not None:
+            rows.append(("bound, each", "", "", "", *_amount(one.terms)))
         if one.search is not None:
             rows.append(row(one.search, f"{one.search.examples:,}, rates"))
         rows += [row(rung, f"{rung.examples:,}") for rung in one.rungs]

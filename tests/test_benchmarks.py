@@ -16,6 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("computing", "loading", "compiling")  # of models.py, without a GPU
 FINETUNE_PARTS = ("trainer", "input", "ladder")  # of finetune.py, without a GPU
 NTK_PARTS = ("floor", "peers", "cost")  # of ntk.py, without a GPU
+PLAN_PARTS = ("flops", "memory", "hours")  # of plan.py
 
 
 # All in one process, which imports what they need once.
@@ -37,7 +38,7 @@ def made(tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "OMP_WAIT_POLICY": "passive",  # torch's threads leave the cores to others
     }
-    names = ["fit", "finetune", "ntk"] + ["models"] * (find_spec("torch") is not None)
+    names = ["fit", "finetune", "ntk", "plan"] + ["models"] * (find_spec("torch") is not None)
     command = [sys.executable, "-c", RUN_ALL, *names]
     subprocess.run(command, check=True, cwd=folder, env=environment, timeout=600, stdout=subprocess.DEVNULL)
     return folder / "made"
@@ -63,6 +64,11 @@ def quick_finetune(made):
 @pytest.fixture(scope="module")
 def quick_ntk(made):
     return json.loads((made / "ntk.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def quick_plan(made):
+    return json.loads((made / "plan.json").read_text())
 
 
 @pytest.fixture
@@ -403,13 +409,58 @@ def test_committed_ntk_results_are_of_a_full_run(quick_ntk):
     assert '"/' not in text, "a path of the machine it ran on"
 
 
+def test_plan_names_machine_and_versions_for_every_part(quick_plan):
+    assert quick_plan["quick"] is True
+    assert list(quick_plan["parts"]) == list(PLAN_PARTS)
+    for part in quick_plan["parts"].values():
+        assert {"cpu", "cores", "memory_gb", "os", "load_at_start"} == set(part["machine"])
+        assert {"python", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "lensjax"} == set(part["versions"])
+
+
+def test_plans_stand_beside_what_they_foretell(quick_plan):
+    parts = quick_plan["parts"]
+    for what in ("step", "evaluation"):
+        case = parts["flops"][f"gpt2, {what}"]
+        assert 0.9 * case["measured"] < case["planned"] <= case["measured"]  # XLA counts elementwise work besides
+    assert parts["memory"]["gpt2, full"]["ratio"] == pytest.approx(1, abs=0.05)
+    (turn,) = parts["hours"]["turns"]
+    assert turn["ratio"] == pytest.approx(turn["planned"] / turn["measured"], rel=1e-3)
+    assert parts["hours"]["study"] == {
+        "planned_s": turn["planned"],
+        "median_s": turn["measured"],
+        "ratio": turn["ratio"],
+    }
+
+
+def test_plan_targets_are_judged_by_what_was_measured(quick_plan):
+    assert [goal["what"].partition(":")[0] for goal in quick_plan["targets"]] == list(PLAN_PARTS)
+    assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick_plan["targets"])
+
+
+def test_committed_plan_results_are_of_a_full_run(quick_plan):
+    text = (RESULTS / "plan.json").read_text()
+    found = json.loads(text)
+    assert found["quick"] is False
+    assert found["notes"] == quick_plan["notes"]
+    unlike = {"revision": None}  # git may be missing
+    for name in PLAN_PARTS:
+        quick, whole = (kinds(one["parts"][name]) | unlike for one in (quick_plan, found))
+        assert {key: whole[key] for key in quick} == quick  # which has fewer models
+    assert len(found["parts"]["hours"]["turns"]) == 3
+    assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    assert '"/' not in text, "a path of the machine it ran on"
+
+
 TPU_SIZES = ("arguments_gb", "outputs_gb", "temporaries_gb", "aliased_gb")
 
 
 def test_tpu_programs_compile_without_a_tpu(tmp_path):
     pytest.importorskip("libtpu")
     command = [sys.executable, str(ROOT / "benchmarks" / "tpu_compile.py"), "--quick", "--out", "found.json"]
-    subprocess.run(command, check=True, cwd=tmp_path, timeout=300, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # The TPU's compiler ends the process at flags that only others know, such as those of the tests.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=300, **quiet)
     found = json.loads((tmp_path / "found.json").read_text())
     committed = json.loads((RESULTS / "tpu_compile.json").read_text())
     assert [row["what"] for row in found.values()] == ["forward and backward", "training step"]

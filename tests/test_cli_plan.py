@@ -20,7 +20,7 @@ def save_study(tmp_path, save_sums, save_model):
             "task": task,
             "training": training | {"epochs": 2},
             "budget": {"examples": 400, "flops": 1e6},
-            "evidence": {"ntk": False, "hessian": True},
+            "evidence": {"ntk": False, "hessian": True, "weights": True},
         }
         path = tmp_path / "study.yaml"
         path.write_text(json.dumps(content | fields))  # which is YAML too
@@ -41,7 +41,7 @@ def test_a_plan_is_told_and_written(save_study, tmp_path, capsys, save_sums):
     assert found.reached == 0
     assert found.sentence.startswith("The budget may not be enough for two rungs; all of them are at most ")
     assert found.sentence in said
-    assert "Terms of the bound (evidence.hessian) are not counted." in said
+    assert "Weight metrics (evidence.weights) are not counted." in said
     rows = [line.split() for line in said.splitlines()]
     assert all([one.model] in [row[:1] for row in rows] for one in found.candidates)
     assert ["400", "1", "100"] in [row[:3] for row in rows]

@@ -33,6 +33,7 @@ from lensjax.curvature.streaming import (
 )
 from lensjax.errors import InputError, shorten
 from lensjax.models.sharding import path_name
+from lensjax.train.flops import matmul_flops
 
 Block = Literal["diagonal", "joint"]
 EPSILON = 0.01  # the theorem has "any fixed ε close to zero"
@@ -149,10 +150,10 @@ def layer_terms(
     layers = scanned_layers(losses, finetuned, one)
     forms, positive = [], []
     for done, (_, _, one) in enumerate(data):
-        found = layer_forms(losses, finetuned, one, v, block=block)
-        forms.append(_stacked(list(found.values()), layers))
-        if positive_steps is not None:
-            positive.append(_stacked(_positive_parts(losses, finetuned, one, v, layers, positive_steps), layers))
+        found, parts = _forms(losses, finetuned, one, v, layers, block, positive_steps)
+        forms.append(_stacked(found, layers))
+        if parts is not None:
+            positive.append(_stacked(parts, layers))
         if progress is not None:
             progress(done + 1, len(values))
     return LayerTerms(
@@ -164,6 +165,26 @@ def layer_terms(
         _stacked(layer_dots(layers, v, v), layers)[:, 0],
         np.concatenate([np.atleast_1d(np.asarray(value, np.float64)) for value in values.values()]),
     )
+
+
+def layer_terms_flops(
+    losses: Function, params: Any, batch: Any, *, block: Block = "diagonal", positive_steps: int | None = None
+) -> int:
+    """Floating-point operations of the matrix products of `layer_terms`, of which nothing is computed.
+
+    See `lensjax.train.flops.matmul_flops`.
+
+    Args:
+      losses, batch, block, positive_steps: See `layer_terms`.
+      params: Those of either model, or their shapes.
+    """
+
+    def compute(params: Any, batch: Any) -> Any:
+        layers = scanned_layers(losses, params, batch)
+        value = _values(*traced(losses, params, batch), params, batch)
+        return value, _forms(losses, params, batch, params, layers, block, positive_steps)
+
+    return sum(matmul_flops(compute, params, one) for _, _, one in Shares(batch))
 
 
 def layer_names(params: Any, layers: tuple[int | None, ...]) -> tuple[str, ...]:
@@ -247,6 +268,22 @@ def _minus(x: Array, y: Array) -> Array:
 def _values(program: Program, captured: Any, params: Any, batch: Any) -> Array:
     values: Array = program(captured, params, batch)
     return values
+
+
+def _forms(
+    losses: Function,
+    params: Any,
+    batch: Any,
+    v: Any,
+    layers: tuple[int | None, ...],
+    block: Block,
+    positive_steps: int | None,
+) -> tuple[list[Array], list[Array] | None]:
+    """The forms of every leaf along v, and with their positive parts, where they are asked for."""
+    forms = list(layer_forms(losses, params, batch, v, block=block).values())
+    if positive_steps is None:
+        return forms, None
+    return forms, _positive_parts(losses, params, batch, v, layers, positive_steps)
 
 
 def _positive_parts(

@@ -94,15 +94,7 @@ def measure_kernel(
     Raises:
       InputError: see `ntk`; or there are too many first target tokens for label_logits.
     """
-    labels = _labels(model, batch) if functional == "label_logits" else ()
-    f = {
-        "loss": lambda: functionals.loss(model),
-        "target_logprob": lambda: functionals.target_logprob(model),
-        "label_logits": lambda: functionals.label_logits(model, labels),
-        "fisher_sketch": lambda: functionals.fisher_sketch(model, samples),
-    }[functional]()
-    outputs: dict[str, Output] = {"label_logits": "full", "fisher_sketch": "diagonal"}
-    output = outputs.get(functional, "trace")
+    f, output, labels = _function(model, batch, functional, samples)
     flops = ntk_flops(f, model.params, batch, output=output, memory_limit=memory_limit)
     found = ntk(f, model.params, batch, output=output, memory_limit=memory_limit, progress=progress)
     error = f0 = y = times = residuals = None
@@ -116,11 +108,21 @@ def measure_kernel(
         f0 = np.asarray(jax.jit(lambda p, x: jax.lax.map(lambda example: f(p, example), x))(model.params, batch))
         y = np.zeros_like(f0)
         if labels:
-            y[np.arange(len(y)), np.searchsorted(labels, _first_targets(model, batch))] = 1
+            y[np.arange(len(y)), np.searchsorted(labels, _first_targets(batch))] = 1
         f0, y = f0.reshape(-1), y.reshape(-1)
         times = choose_times(eigenvalues)
         residuals = np.asarray(residual_loss(found, f0, y, times))
     return Kernel(functional, found, error, f0, y, eigenvalues, times, residuals, labels, flops)
+
+
+def kernel_flops(model: Model, batch: Mapping[str, np.ndarray[Any, Any]], functional: FunctionalName = "loss") -> int:
+    """What computing the kernel will take, see `Kernel.flops`; the model may be abstract.
+
+    Raises:
+      InputError: see `measure_kernel`.
+    """
+    f, output, _ = _function(model, batch, functional, SAMPLES)
+    return ntk_flops(f, model.params, batch, output=output)
 
 
 def choose_times(eigenvalues: Float[np.ndarray, " n"]) -> Float[np.ndarray, " times"]:
@@ -131,14 +133,26 @@ def choose_times(eigenvalues: Float[np.ndarray, " n"]) -> Float[np.ndarray, " ti
     return np.geomspace(0.01 / kept[0], 10 / kept[-1], _TIMES)
 
 
-def _first_targets(model: Model, batch: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def _function(
+    model: Model, batch: Mapping[str, np.ndarray[Any, Any]], functional: FunctionalName, samples: int
+) -> tuple[functionals.Functional, Output, tuple[int, ...]]:
+    """A functional of a model, what of its kernel is measured, and the tokens of its classes."""
+    if functional == "label_logits":
+        labels = _labels(batch)
+        return functionals.label_logits(model, labels), "full", labels
+    if functional == "fisher_sketch":
+        return functionals.fisher_sketch(model, samples), "diagonal", ()
+    return (functionals.loss if functional == "loss" else functionals.target_logprob)(model), "trace", ()
+
+
+def _first_targets(batch: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     labels = np.asarray(batch["labels"])
     first: np.ndarray[Any, Any] = labels[np.arange(len(labels)), (labels != IGNORED).argmax(axis=1)]
     return first
 
 
-def _labels(model: Model, batch: Mapping[str, np.ndarray[Any, Any]]) -> tuple[int, ...]:
-    found = np.unique(_first_targets(model, batch))
+def _labels(batch: Mapping[str, np.ndarray[Any, Any]]) -> tuple[int, ...]:
+    found = np.unique(_first_targets(batch))
     if len(found) > LABELS:
         raise InputError(
             f"The targets begin with {len(found)} different tokens, and label_logits is for {LABELS} classes at most; "

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lensjax.curvature.bound import EPSILON, REMAINDER, Block, LayerTerms, bound_terms, layer_terms
+from lensjax.curvature.bound import (
+    EPSILON,
+    REMAINDER,
+    Block,
+    LayerTerms,
+    bound_terms,
+    layer_terms,
+    layer_terms_flops,
+)
 from lensjax.curvature.phases import LEVEL, Phases, find_phases, fit_decay, residual_transition
 from lensjax.curvature.streaming import Batches, Shares, target_tokens
 from lensjax.data.spec import TaskSpec
@@ -19,6 +27,7 @@ from lensjax.models.base import Batch, Model
 from lensjax.models.hub import find_folder
 from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.candidate import MODEL
+from lensjax.train.flops import matmul_flops
 from lensjax.train.ladder import CLAIM
 from lensjax.train.results import Result, read_json, read_result
 
@@ -212,6 +221,20 @@ def measure_rungs(
         assert run.result.loss is not None
         rungs.append(Rung(run.result.examples, train_loss, run.result.loss, terms))
     return rungs
+
+
+def rung_flops(
+    model: Model,
+    batches: Sequence[Batch],
+    *,
+    block: Block = "diagonal",
+    positive_steps: int | None = None,
+    losses: RungLosses | None = None,
+) -> int:
+    """Floating-point operations that `measure_rungs` takes for one run; see `layer_terms_flops`."""
+    each, mean = losses or rung_losses(model)
+    terms = layer_terms_flops(each, model.params, Batches(batches), block=block, positive_steps=positive_steps)
+    return terms + sum(matmul_flops(mean, model.params, one) for one in batches)
 
 
 def ladder_summary(

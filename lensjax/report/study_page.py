@@ -279,8 +279,8 @@ def _cost_notes(report: "StudyReport") -> list[str]:
             f"{text.flops(cost.ladder_flops)} of the whole ladder, "
             f"{text.share(cost.skipped_flops / cost.ladder_flops)}."
         )
-    if any(one.kind in ("hessian", "weights") for one in cost.spent):
-        notes.append("FLOPs of Hessians and weight metrics are not counted; their time is.")
+    if any(one.kind == "weights" for one in cost.spent):
+        notes.append("FLOPs of weight metrics are not counted; their time is.")
     return [*notes, text.clean(cost.energy)]
 
 

@@ -72,8 +72,8 @@ class Advice:
 
     Attributes:
       cells: the best to measure next first.
-      choice: the model of least expected loss at the target, which is that of least expected regret; None while
-        cells are needed.
+      choice: the model of least expected loss at the target, which is that of least expected regret; a ranking, by
+        medians, may put another first. None while cells are needed.
       regret: its expected loss above the best model's, in nats per token; None while cells are needed.
       regret_error: standard error of `regret`, which is estimated from draws.
     """

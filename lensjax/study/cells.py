@@ -15,7 +15,7 @@ import numpy as np
 
 from lensjax.curvature.kernel import measure_kernel
 from lensjax.curvature.probes import probe_batch
-from lensjax.curvature.rungs import FinetuneRun, RungLosses, measure_rungs, rung_arrays, rung_losses
+from lensjax.curvature.rungs import FinetuneRun, RungLosses, measure_rungs, rung_arrays, rung_flops, rung_losses
 from lensjax.data.spec import Strict
 from lensjax.data.tasks import Example, Task, fingerprint, load_task
 from lensjax.errors import InputError, one_line
@@ -45,7 +45,7 @@ class Outcome:
     Attributes:
       error: Why it failed; "" where it did not.
       seconds: Wall time, loading and compiling included.
-      flops: That it took, where they are counted.
+      flops: That it took, which are not counted of weight metrics.
     """
 
     error: str = ""
@@ -185,15 +185,14 @@ class Bench:
         batch = probe_batch(model, self.spec.task, self.probes(settings.examples, cell.seed))
         starts = range(0, settings.examples, _HELD)
         batches = [{name: rows[start : start + _HELD] for name, rows in batch.items()} for start in starts]
-        (rung,) = measure_rungs(
-            model,
-            batches,
-            [FinetuneRun(folder, result)],
-            block=settings.block,
-            positive_steps=settings.positive_steps,
-            losses=self._losses.setdefault(candidate.name, rung_losses(model)),
-        )
-        total = {"examples": rung.examples, "sum_of_largest": float(rung.terms.largest.sum())}
+        how: dict[str, Any] = {
+            "block": settings.block,
+            "positive_steps": settings.positive_steps,
+            "losses": self._losses.setdefault(candidate.name, rung_losses(model)),
+        }
+        (rung,) = measure_rungs(model, batches, [FinetuneRun(folder, result)], **how)
+        flops = rung_flops(model, batches, **how)  # what was traced for the terms is not traced again
+        total = {"examples": rung.examples, "sum_of_largest": float(rung.terms.largest.sum()), "flops": flops}
         return total, rung_arrays(rung)
 
 

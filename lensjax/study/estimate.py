@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from lensjax.curvature import functionals
-from lensjax.curvature.ntk import ntk_flops
+from lensjax.curvature.kernel import kernel_flops
 from lensjax.curvature.probes import probe_batch
+from lensjax.curvature.rungs import rung_flops
 from lensjax.data.batches import BatchPlan, Lengths, collate, example_lengths, fits
 from lensjax.data.spec import TaskSpec
 from lensjax.data.tasks import Example
@@ -27,17 +27,16 @@ from lensjax.data.tokens import padding_token
 from lensjax.models.base import Model, initialise
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import add_lora, split_trainable
-from lensjax.models.losses import IGNORED
 from lensjax.models.options import make_options
 from lensjax.models.topology import CHIP_GB, abstract_model, add_abstract_lora, device_bytes
 from lensjax.study.plan_schema import Memory, Seconds
-from lensjax.study.spec import KernelEvidence
-from lensjax.train.flops import matmul_flops, peak_flops
+from lensjax.study.spec import HessianEvidence, KernelEvidence
+from lensjax.train.flops import peak_flops
 from lensjax.train.loop import planned_steps
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples, tokenise_all
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
-from lensjax.train.step import as_counted, make_programs, state_shapes
+from lensjax.train.step import make_programs, program_flops, state_shapes
 
 UTILISATION = 0.4  # share of the published peak that is assumed where nothing is timed
 _LEAST, _MOST, _LONG = 3, 30, 2.0  # calls of a program that are timed, and seconds after which they are enough
@@ -109,7 +108,9 @@ class AbstractCandidate:
             self.trained, self.frozen = split_trainable(self.model.params)
             self.state = state_shapes(self.model, training, mesh)
             self.programs: Any = make_programs(self.model, training, mesh)
-            self.step_flops, self.evaluation_flops = self._flops()
+            of_step, of_losses = program_flops(self.model, training, mesh)
+            self.step_flops = {shape: of_step(self.placement.shapes(shape)) for shape in set(self.shapes)}
+            self.evaluation_flops = of_losses(self.evaluation_placement.shapes(self.tokens.evaluation_length))
 
     @property
     def shapes(self) -> tuple[Lengths, Lengths]:
@@ -226,32 +227,30 @@ class AbstractCandidate:
         """Operations of the neural tangent kernel; on devices that are not attached, those that one of ours would do.
 
         Raises:
-          InputError: the memory does not suffice for it.
+          InputError: the memory does not suffice for it, or see `lensjax.curvature.kernel.measure_kernel`.
         """
-        mesh = self.mesh if self._attached else None
-        model = abstract_model(self.model.config, make_options("float32", mesh=mesh), self.model.folder)
+        model = self._for_evidence
+        return kernel_flops(model, probe_batch(model, task, examples), evidence.functional)
+
+    def terms_flops(self, task: TaskSpec, examples: list[Example], evidence: HessianEvidence) -> int:
+        """Operations of the terms of the bound at a fine-tuned model.
+
+        Raises:
+          InputError: see `lensjax.curvature.bound.layer_terms`.
+        """
+        model = self._for_evidence
         batch = probe_batch(model, task, examples)
-        if evidence.functional == "loss":
-            return ntk_flops(functionals.loss(model), model.params, batch)
-        labels = np.asarray(batch["labels"])
-        first = labels[np.arange(len(labels)), (labels != IGNORED).argmax(axis=1)]
-        f = functionals.label_logits(model, [int(token) for token in np.unique(first)])
-        return ntk_flops(f, model.params, batch, output="full")
+        return rung_flops(model, [batch], block=evidence.block, positive_steps=evidence.positive_steps)
+
+    @property
+    def _for_evidence(self) -> Model:
+        """The model as its curvature is measured."""
+        mesh = self.mesh if self._attached else None
+        return abstract_model(self.model.config, make_options("float32", mesh=mesh), self.model.folder)
 
     @property
     def _attached(self) -> bool:
         return self.mesh.devices.flat[0] in jax.devices()
-
-    def _flops(self) -> tuple[Mapping[Lengths, int], int]:
-        """Of a training step of each shape of batch, and of a batch of evaluation."""
-        model = as_counted(self.model)
-        programs = make_programs(model, self.training, self.mesh)
-        steps = {
-            shape: matmul_flops(programs.step, self.state, self.frozen, self.placement.shapes(shape), 0.0)
-            for shape in set(self.shapes)
-        }
-        batch = self.evaluation_placement.shapes(self.tokens.evaluation_length)
-        return steps, matmul_flops(programs.losses, self.trained, self.frozen, batch)
 
     def _compile(self, program: Any, *arguments: Any) -> Any:
         with self._measuring("compiling"):

@@ -134,6 +134,7 @@ class _Planner:
                 "room": room,
                 "each": seconds,
                 "kernel": self._kernel(candidate, found, costs),
+                "terms": self._terms(candidate, found, costs),
                 "search": self._search(spec, examples, costs),
                 "rungs": tuple(costs.runs([(seed, size) for seed in self.spec.seeds]) for size in self.bench.sizes),
                 "full_tuning": costs.runs([(seed, self.target) for seed in self.spec.seeds]),
@@ -159,11 +160,30 @@ class _Planner:
         evidence = self.spec.evidence.ntk
         if evidence is None:
             return None
-        try:
+
+        def count() -> int:
             probes = self.bench.probes(evidence.examples, self.spec.seeds[0])
-            flops = found.kernel_flops(self.spec.task, probes, evidence)
+            return found.kernel_flops(self.spec.task, probes, evidence)
+
+        return self._counted(f"The kernel of {candidate.name}", costs, count)
+
+    def _terms(self, candidate: CandidateSpec, found: AbstractCandidate, costs: "_Costs") -> Amount | None:
+        evidence = self.spec.evidence.hessian
+        if evidence is None:
+            return None
+
+        def count() -> int:
+            probes = (self.bench.probes(evidence.examples, seed) for seed in self.spec.seeds)
+            return sum(found.terms_flops(self.spec.task, examples, evidence) for examples in probes)
+
+        return self._counted(f"What the bound on {candidate.name} needs", costs, count)
+
+    def _counted(self, what: str, costs: "_Costs", count: Callable[[], int]) -> Amount | None:
+        """What evidence takes, of which a note says why where it cannot be computed."""
+        try:
+            flops = count()
         except InputError as error:
-            self.notes.append(f"The kernel of {candidate.name} cannot be computed: {error}")
+            self.notes.append(f"{what} cannot be computed: {error}")
             return None
         return Amount(flops=flops, seconds=costs.at_speed_of_steps(flops))
 
@@ -210,7 +230,8 @@ def _once(one: CandidatePlan) -> Amount:
 
 def _up_to(one: CandidatePlan, largest: int) -> Amount:
     """What a candidate would cost if that were its largest rung."""
-    return _sum([_once(one), one.kernel, one.search, *(runs for runs in one.rungs if runs.examples <= largest)])
+    rungs = [runs for runs in one.rungs if runs.examples <= largest]
+    return _sum([_once(one), one.kernel, one.search, *rungs, *(one.terms for runs in rungs if runs.examples)])
 
 
 def _budget(candidates: Sequence[CandidatePlan], largest: int, full: Amount) -> BudgetPlan:
@@ -258,10 +279,10 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
         yield "Hours are those of steps timed here, with compiling, and without reading weights."
     elif basis == "peak":
         yield f"Hours assume {100 * UTILISATION:.0f} % of the devices' published peak, and nothing for compiling."
-    if spec.evidence.ntk is not None and basis is not None:
-        yield "Kernels are taken to be as fast as training steps."
-    if spec.evidence.hessian is not None:
-        yield "Terms of the bound (evidence.hessian) are not counted."
+    if (spec.evidence.ntk or spec.evidence.hessian) and basis is not None:
+        yield "Kernels and terms of the bound are taken to be as fast as training steps."
+    if spec.evidence.weights:
+        yield "Weight metrics (evidence.weights) are not counted."
     yield from others
 
 

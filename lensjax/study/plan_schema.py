@@ -82,6 +82,7 @@ class CandidatePlan(Part):
       memory, room: Bytes that it takes of each device, and that each device has.
       each: How long its programs take.
       kernel: The neural tangent kernel, where evidence asks for it.
+      terms: Those of the bound on each rung above 0, with all seeds, where evidence asks for them.
       search: Runs that only find the learning rate.
       rungs: Runs of the ladder, with all seeds.
       total: All of these.
@@ -100,6 +101,7 @@ class CandidatePlan(Part):
     room: int | None = None
     each: Seconds | None = None
     kernel: Amount | None = None
+    terms: Amount | None = None
     search: Runs | None = None
     rungs: tuple[Runs, ...] = ()
     total: Amount | None = None

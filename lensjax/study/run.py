@@ -288,15 +288,16 @@ class _Runner:
 
     def affordable(self, models: list[str], size: int) -> bool:
         """Whether the budget has room for a rung of some candidates, judged by what their smaller rungs took."""
-        left = {cell.model for stage in stages(self.spec, models, size) for cell in self.pending(stage)}
+        left = sorted({cell.model for stage in stages(self.spec, models, size) for cell in self.pending(stage)})
         budget = self.spec.budget
-        limits: tuple[tuple[Unit, float | None], ...] = (
-            ("flops", budget.flops),
-            ("seconds", None if budget.hours is None else 3600 * budget.hours),
-        )
-        for unit, limit in limits:
-            needed = sum(self.cost(model, size, unit) for model in left)
-            if limit is not None and left and self.spent(unit) + needed > limit:
+        limits: dict[Unit, float | None] = {
+            "flops": budget.flops,
+            "seconds": None if budget.hours is None else 3600 * budget.hours,
+        }
+        for unit, limit in limits.items():
+            if limit is None or not left:
+                continue
+            if self.spent(unit) + sum(self.cost(model, size, unit) for model in left) > limit:
                 sentence = f"The budget leaves no room for {size:,} examples."
                 if not self.journal.entries or self.journal.entries[-1].decision != sentence:
                     self.journal.add(decision=sentence)
@@ -307,25 +308,38 @@ class _Runner:
     def spent(self, unit: Unit) -> float:
         """What was spent so far, on choosing learning rates too."""
         cells = float(sum(getattr(entry, unit) for entry in self.journal.entries if entry.cell is not None))
-        return cells + (on_first(self.searches) if unit == "flops" else 0.0)
+        return cells + (self.searches(self.spec.names, unit) if unit == "flops" else 0.0)  # whose seconds are in cells
 
-    def searches(self) -> float:
-        """FLOPs of the runs that learning rates were chosen by."""
-        results = read_results(self.spec, self.out)
-        searches = (read_searches(self.out, candidate, results) for candidate in self.spec.candidates)
-        return float(sum(result.flops for found in searches for result in found))
+    def searches(self, models: Iterable[str], unit: Unit) -> float:
+        """What the runs took that learning rates were chosen by."""
+
+        def add() -> float:
+            results = read_results(self.spec, self.out)
+            found = (read_searches(self.out, self.spec.candidate(model), results) for model in models)
+            return float(sum(getattr(result, unit) for searches in found for result in searches))
+
+        return on_first(add)
 
     def cost(self, model: str, size: int, unit: Unit = "flops") -> float:
-        """What a candidate's rung will take, by the largest smaller one and what testing alone took; 0 without one."""
-        took: dict[int, float] = {}
-        for entry in self.journal.entries:
-            if entry.cell is not None and entry.cell.model == model and entry.cell.kind in ("finetune", "hessian"):
-                took[entry.cell.examples] = took.get(entry.cell.examples, 0.0) + getattr(entry, unit)
-        largest = max((rung for rung in took if rung < size), default=0)
+        """What a candidate's rung will take, by the largest smaller one; 0 without one.
+
+        What testing alone took stays as it is, and so do the terms of the bound, which are measured on as many examples
+        on every rung. Of cells that were computed again the last time counts.
+        """
+        last = {e.cell: e for e in self.journal.entries if e.cell is not None and e.cell.model == model}
+
+        def took(kind: str, examples: int) -> float:
+            own = (entry for cell, entry in last.items() if (cell.kind, cell.examples) == (kind, examples))
+            return float(sum(getattr(entry, unit) for entry in own))
+
+        largest = max((cell.examples for cell in last if cell.kind == "finetune" and cell.examples < size), default=0)
         if not largest:
             return 0.0
-        fixed = min(took.get(0, 0.0), took[largest])
-        return fixed + (took[largest] - fixed) * size / largest
+        run = took("finetune", largest)
+        if unit == "seconds" and largest == self.bench.sizes[1]:
+            run = max(0.0, run - self.searches([model], unit))  # which the first rung alone waits for
+        fixed = min(took("finetune", 0), run)
+        return fixed + (run - fixed) * size / largest + took("hessian", largest)
 
     def table(self, largest: int | None = None) -> CurveTable | None:
         """The curves so far, up to a number of examples."""

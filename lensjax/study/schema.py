@@ -209,7 +209,7 @@ class Spent(Part):
       model, kind: The candidate, and the kind of work; "learning_rates" are runs that only the choice of one needed.
       cells: How many.
       seconds: Wall time; that of "learning_rates" is in that of "finetune".
-      flops: Where they are counted, which they are not of "hessian" and "weights".
+      flops: Where they are counted, which they are not of "weights".
     """
 
     model: str
@@ -223,7 +223,7 @@ class Amount(Part):
     """An amount of computing.
 
     Attributes:
-      flops: Floating-point operations of fine-tuning, evaluation and kernels.
+      flops: Floating-point operations of fine-tuning, evaluation, kernels and Hessians.
       seconds: Wall time.
       kwh: Energy in kWh; None where a device's power is not known.
     """

@@ -61,7 +61,7 @@ class Budget(Strict):
 
     Attributes:
       examples: Largest number of training examples of a run.
-      flops: Floating-point operations of all fine-tuning and evaluation.
+      flops: Floating-point operations of all that is measured, weight metrics excepted.
       hours: Of the whole study's computing.
     """
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from lensjax.data.batches import Lengths
 from lensjax.data.tokens import padding_token
 from lensjax.errors import InputError, shorten
 from lensjax.files import make_folder
@@ -24,14 +22,13 @@ from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.distributed import is_first, on_first, wait_for_all
 from lensjax.train.evaluate import Evaluation, evaluate
-from lensjax.train.flops import matmul_flops
 from lensjax.train.loop import Diverged, Progress, Run, fine_tune
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples, tokenise_all
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import Result, write_curves, write_result
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
-from lensjax.train.step import as_counted, make_programs, shapes_of, state_shapes
+from lensjax.train.step import make_programs, program_flops, shapes_of
 
 CHECKPOINTS, MODEL = "checkpoints", "model"  # folders of a run
 _NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
@@ -110,7 +107,9 @@ class Candidate:
         self.padding = padding_token(model.tokenizer)
         self.shapes = model.with_params(shapes_of(model.params))
         self.programs = make_programs(self.shapes, training, self.mesh)
-        self.step_flops, self.evaluation_flops = _flops(self)
+        of_step, of_losses = program_flops(self.shapes, training, self.mesh)
+        self.step_flops = cache(lambda lengths: of_step(self.placement.shapes(lengths)))
+        self.evaluation_flops = of_losses(self.evaluation_placement.shapes(self.tokens.evaluation_length))
 
     @property
     def folder(self) -> Path:
@@ -255,21 +254,6 @@ class Candidate:
             jax=jax.__version__,
             error=error,
         )
-
-
-def _flops(candidate: Candidate) -> tuple[Callable[[Lengths], int], int]:
-    """Floating-point operations of a training step, by the lengths of its batch, and of a batch of evaluation."""
-    model = as_counted(candidate.shapes)
-    programs = make_programs(model, candidate.spec.training, candidate.mesh)
-    trained, frozen = split_trainable(model.params)
-    state = state_shapes(model, candidate.spec.training, candidate.mesh)
-
-    @cache
-    def step(lengths: Lengths) -> int:
-        return matmul_flops(programs.step, state, frozen, candidate.placement.shapes(lengths), 0.0)
-
-    batch = candidate.evaluation_placement.shapes(candidate.tokens.evaluation_length)
-    return step, matmul_flops(programs.losses, trained, frozen, batch)
 
 
 def _compute_dtype(spec: TrainingSpec) -> str:

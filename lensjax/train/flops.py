@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 from numpy.typing import DTypeLike
 
 # Dense TFLOP/s of matrix units by pattern of `device_kind`, in the types that they take.
@@ -38,10 +39,11 @@ _GPUS: Sequence[tuple[str, dict[str, float]]] = (
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     """Floating-point operations of the matrix products and convolutions of function(*args): 2 per multiply–add.
 
-    They are counted from the function's jaxpr, so nothing is computed, and `args` may be `jax.ShapeDtypeStruct`s. A
-    scan counts as often as it has steps, so does a `fori_loop` with constant bounds, and what a backward pass computes
-    anew counts again. Of the branches of a `cond` the largest counts. The body of a `while_loop`, whose number of steps
-    is not known, counts once. What `shard_map` spreads over devices counts for each of them.
+    They are counted from the function's jaxpr, so nothing is computed, and `args` may be `jax.ShapeDtypeStruct`s. What
+    no result depends on is not counted, as compilers leave it out. A scan counts as often as it has steps, so does a
+    `fori_loop` with constant bounds, and what a backward pass computes anew counts again. Of the branches of a `cond`
+    the largest counts. The body of a `while_loop`, whose number of steps is not known, counts once. What `shard_map`
+    spreads over devices counts for each of them.
 
     Norms, softmaxes and other elementwise work are not counted, nor are decompositions and solutions of linear systems,
     nor kernels that JAX cannot see into: Pallas's, and cuDNN's attention, for which count a model with "xla" attention.
@@ -50,7 +52,9 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     Returns:
       FLOPs, as an exact integer.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(needed)
 
 
 def peak_flops(device: Any, dtype: DTypeLike) -> float | None:

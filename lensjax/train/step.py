@@ -14,10 +14,12 @@ from jaxtyping import Array, Float
 from lensjax.models.base import Model, Params
 from lensjax.models.layers import Attention, Stack
 from lensjax.models.lora import join, split_trainable
+from lensjax.train.flops import matmul_flops
 from lensjax.train.optimiser import clip, make_optimiser
 from lensjax.train.spec import TrainingSpec
 
 Arrays = Mapping[str, Array]
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 @jax.tree_util.register_dataclass
@@ -129,6 +131,22 @@ def state_shapes(model: Model, spec: TrainingSpec, mesh: Mesh) -> State:
         transform_non_params=lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=everywhere),
     )
     return State(trained, placed)
+
+
+def program_flops(
+    model: Model, spec: TrainingSpec, mesh: Mesh
+) -> tuple[Callable[[Shapes], int], Callable[[Shapes], int]]:
+    """Floating-point operations of `Programs.step` and of `Programs.losses`, by the shapes of a batch.
+
+    `model` may be abstract; what is counted of it, `as_counted` says.
+    """
+    counted = as_counted(model)
+    programs = make_programs(counted, spec, mesh)
+    state, (trained, frozen) = state_shapes(counted, spec, mesh), split_trainable(counted.params)
+    return (
+        lambda batch: matmul_flops(programs.step, state, frozen, batch, 0.0),
+        lambda batch: matmul_flops(programs.losses, trained, frozen, batch),
+    )
 
 
 def shapes_of(tree: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from lensjax.curvature.bound import bound_terms, difference, layer_terms
+from lensjax.curvature.bound import bound_terms, difference, layer_terms, layer_terms_flops
 from lensjax.curvature.streaming import Batches
 from lensjax.errors import InputError
 
@@ -96,6 +96,20 @@ def test_a_pair_of_one_model_has_terms_of_zero(pair):
     assert not found.forms.any()
     assert not found.positive.any()
     assert not found.distances.any()
+
+
+def test_operations_are_counted_without_computing(pair):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), pair.after)
+    forward = 2 * N * (DEPTH * WIDTH**2 + WIDTH)
+    # The loss takes 1; a product 3 to go forward, 3 backward, and 2 for what is linear in it of the weights' gradients.
+    joint = layer_terms_flops(losses, shapes, pair.batch, block="joint")
+    assert joint == (1 + 8) * forward
+    assert layer_terms_flops(losses, shapes, Batches([pair.batch] * 2), block="joint") == 2 * joint
+    line = {"w": pair.after["out"]}
+    assert layer_terms_flops(lambda p, x: jnp.tanh(x @ p["w"]), line, pair.batch["x"]) == (1 + 2) * 2 * N * WIDTH
+    forms, one, two = (layer_terms_flops(losses, shapes, pair.batch, positive_steps=k) for k in (None, 1, 2))
+    assert one - forms > 4 * forward  # a gradient at least, of every layer
+    assert two > one
 
 
 def test_pairs_that_do_not_match_are_named(pair):

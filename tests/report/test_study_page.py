@@ -65,7 +65,7 @@ def report_of(names, ranking=None, *, text="plain", **changes):
         },
         "lensllm_missing": "",
         "cost": {
-            "spent": [*spent, {"model": names[0], "kind": "hessian", "cells": 1, "seconds": 30.0, "flops": 0}],
+            "spent": [*spent, {"model": names[0], "kind": "weights", "cells": 1, "seconds": 30.0, "flops": 0}],
             "total": {"flops": 10**17, "seconds": 7230.0, "kwh": 1.234},
             "full_tuning": {"flops": 10**18, "seconds": 3615.0, "kwh": None},
             "full_tuning_of": names[:-1],
@@ -128,7 +128,7 @@ def test_every_part_is_there(whole):
         "would take 1 EFLOP, 1 h 0 min, in proportion",
         "The study took 10 % of those FLOPs, and 2 times that time",
         "spared 10 PFLOP of the 200 PFLOP of the whole ladder, 5 %",
-        "FLOPs of Hessians and weight metrics are not counted",
+        "FLOPs of weight metrics are not counted",
         "Eliminated after 1,600 examples.",
         "2030-01-02 03:04",
         "seeds 0, 1",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import lensjax.models
 from lensjax.curvature.kernel import measure_kernel
 from lensjax.curvature.probes import probe_batch, probe_examples
+from lensjax.curvature.rungs import rung_flops
 from lensjax.data.batches import BatchPlan, fits
 from lensjax.errors import InputError
 from lensjax.models.hub import read_config
@@ -180,6 +181,19 @@ def test_kernels_are_counted(write_study, tmp_path):
     assert found.total.flops == found.kernel.flops + sum(rung.flops for rung in found.rungs)
 
 
+def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):
+    evidence = {"ntk": False, "hessian": {"examples": 4}}
+    spec = read_study(write_study(tmp_path, *FAMILIES, evidence=evidence, seeds=[0, 1]))
+    found = make_plan(spec, timing=False).candidates[0]
+    model = lensjax.models.load(found.source, dtype="float32", param_dtype="float32")
+    batches = [probe_batch(model, spec.task, probe_examples(spec.task, 4, seed)) for seed in spec.seeds]
+    assert found.terms.flops == sum(rung_flops(model, [batch], block="joint") for batch in batches)
+    halves = [{name: rows[part] for name, rows in batches[0].items()} for part in (slice(2), slice(2, 4))]
+    assert rung_flops(model, halves, block="joint") == rung_flops(model, batches[:1], block="joint")
+    assert [rung.examples for rung in found.rungs] == [0, 200, 400]
+    assert found.total.flops == 2 * found.terms.flops + sum(rung.flops for rung in found.rungs)
+
+
 def test_a_candidate_that_does_not_fit_is_named_and_left_out(study, planned, monkeypatch):
     small, large = sorted(one.memory.peak for one in planned.candidates)
     room = (small + large) // 2
@@ -207,7 +221,6 @@ def test_what_the_compiler_has_no_room_for_is_a_problem(study, monkeypatch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory. Used 21.40G of 15.75G hbm.")
 
     monkeypatch.setattr(estimate, "make_programs", lambda *arguments: SimpleNamespace(step=Full(), losses=Full()))
-    monkeypatch.setattr(AbstractCandidate, "_flops", lambda self: (dict.fromkeys(self.shapes, 1), 1))
     found = make_plan(study, timing=True)
     assert all("It needs 21.40G of 15.75G of memory on each device" in one.problem for one in found.candidates)
     assert found.sentence == "No candidate fits the devices."

@@ -14,11 +14,13 @@ from lensjax.curves import read_curves
 from lensjax.errors import InputError
 from lensjax.files import locked
 from lensjax.study import decisions
-from lensjax.study.cells import evidence_file, read_evidence, read_results, read_searches
+from lensjax.study.cells import Bench, evidence_file, read_evidence, read_results, read_searches, runs_folder
 from lensjax.study.journal import Cell, Journal
-from lensjax.study.run import cells_left, run_study
+from lensjax.study.run import _Runner, cells_left, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
+from lensjax.train.ladder import SEARCH
 from lensjax.train.loop import Stopped
+from lensjax.train.results import Result, write_result
 
 FAMILIES = ("gpt2", "llama", "opt", "t5")
 
@@ -169,6 +171,55 @@ def test_a_budget_of_flops_ends_before_the_rung_that_would_pass_it(finished, wri
     assert len(run_study(spec, tmp_path / "out").entries) == entries
 
 
+def test_a_budget_of_hours_ends_before_the_rung_that_would_pass_it(finished, tmp_path):
+    spec, folder, journal, _ = finished
+    seconds = {0: 60.0, 200: 600.0, 400: 1140.0}
+    spent = 4 * (sum(seconds.values()) + 15)
+    needed = 4 * (60 + (1140 - 60) * 2)  # a test of the model, and twice the rest
+
+    def run(limit):
+        out = tmp_path / str(limit)
+        shutil.copytree(folder, out)
+        (out / "journal.jsonl").unlink()
+        made = Journal(out, spec.identity)
+        for entry in journal.entries[: journal.entries.index(journal.last(Cell("finetune", FAMILIES[0], 800)))]:
+            fields = entry.model_dump(exclude={"study", "time"})
+            if entry.cell is not None:
+                fields["seconds"] = 15.0 if entry.cell.kind == "ntk" else seconds[entry.cell.examples]
+            made.add(**fields)
+        said = []
+        hours = spec.model_copy(update={"budget": Budget(hours=limit / 3600)})
+        return ran(run_study(hours, out, limit=1, say=said.append))[-1].examples, said[-1]
+
+    assert run(spent + needed - 1) == (400, "The budget leaves no room for 800 examples.")
+    assert run(spent + needed + 1) == (800, "Stopped after 1 cells; the same command goes on.")
+
+
+def test_a_rung_is_expected_to_take_what_the_one_before_it_lets_expect(write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt"))
+    journal, bench = Journal(tmp_path, spec.identity), Bench(spec, tmp_path)
+    runner = _Runner(spec, tmp_path, bench, journal, lambda cells: iter([]), False, None, lambda sentence: None)
+
+    def took(kind, size, seconds):
+        journal.add(cell=Cell(kind, "gpt2", size), seconds=seconds, flops=round(1e6 * seconds))
+
+    took("finetune", 0, 60)
+    assert runner.cost("gpt2", 200) == 0  # nothing is known of training
+    took("finetune", 200, 900)
+    took("finetune", 200, 600)  # again
+    took("hessian", 200, 30)
+    assert runner.cost("gpt2", 400, "seconds") == 60 + 2 * 540 + 30
+    search = runs_folder(tmp_path, spec.candidates[0]) / "gpt2" / SEARCH / "0.001"
+    search.mkdir(parents=True)
+    made = {"model": "gpt2", "examples": 200, "loss": 1.0, "seed": 0, "size": 1, "family": "gpt2", "seconds": 240}
+    write_result(search, Result(**made, lensjax="", jax=""))
+    assert runner.cost("gpt2", 400, "seconds") == 60 + 2 * (540 - 240) + 30
+    assert runner.cost("gpt2", 400) == 1e6 * (60 + 2 * 540 + 30)  # of which the search's are not
+    took("finetune", 400, 700)
+    took("hessian", 400, 31)
+    assert runner.cost("gpt2", 800, "seconds") == 60 + 2 * 640 + 31
+
+
 def test_choosing_learning_rates_counts_for_the_budget(write_study, tmp_path):
     training = {"learning_rate": [1e-3, 3e-3], "batch_size": 16, "epochs": 1}
     spec = read_study(write_study(tmp_path, "gpt2", "opt", training=training, budget={"flops": 1.0}))
@@ -206,6 +257,7 @@ def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_p
     for cell in cells:
         summary, arrays = read_evidence(out, cell)
         assert summary["sum_of_largest"] >= 0
+        assert summary["flops"] == journal.last(cell).flops > 0
         assert arrays["forms"].shape == (len(arrays["layers"]), 4)
     assert not list(out.rglob("model.safetensors"))  # fine-tuned models are not kept unless asked for
     assert cells_left(spec, out) == []

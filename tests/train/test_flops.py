@@ -36,6 +36,11 @@ def with_vjp(x: Any) -> Any:
     return x @ x
 
 
+def with_gradient(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    value, pull = jax.vjp(function, x)
+    return value, pull(x)
+
+
 with_jvp.defjvp(lambda primals, tangents: (with_jvp(*primals), tangents[0]))
 with_vjp.defvjp(lambda x: (with_vjp(x), x), lambda x, gradient: (gradient @ x @ x,))
 
@@ -48,11 +53,13 @@ with_vjp.defvjp(lambda x: (with_vjp(x), x), lambda x, gradient: (gradient @ x @ 
         (jax.jit(lambda x: jax.jit(lambda y: y @ y)(x) @ x), 2),
         (with_jvp, 1),
         (with_vjp, 1),
-        (lambda x: jax.vjp(with_vjp, x)[1](x), 3),
-        (lambda x: jax.vjp(jax.checkpoint(lambda y: jnp.sin(y @ y) @ y), x)[1](x), 7),  # 2, of which 1 again, and 4
+        (lambda x: with_gradient(with_vjp, x), 3),
+        (lambda x: with_gradient(with_vjp, x)[1], 2),  # which does not need the value
+        (lambda x: with_gradient(jax.checkpoint(lambda y: jnp.sin(y @ y) @ y), x), 7),  # 2, of which 1 again, and 4
         (lambda x: lax.cond(x[0, 0] > 0, lambda y: y @ y @ y, lambda y: y @ y, x), 2),
         (lambda x: lax.switch(1, [lambda y: y, lambda y: y @ y, lambda y: y + 1], x), 1),
         (lambda x: lax.scan(lambda c, _: (c @ c, None), x, None, length=7), 7),
+        (lambda x: lax.scan(lambda c, _: (c @ c, c @ c @ c), x, None, length=7)[0], 7),
         (lambda x: lax.scan(lambda c, _: (lax.fori_loop(0, 5, lambda _, y: y @ y, c), None), x, None, length=3), 15),
         (lambda x: lax.while_loop(lambda y: (y @ y)[0, 0] < 1, lambda y: y @ y, x), 2),
         (lambda x: jax.vmap(lambda y: x @ y)(x), 1 / 4 * 4),
@@ -86,7 +93,7 @@ def test_convolutions() -> None:
     forward = 2 * (2 * 12 * 7 * 7) * (6 * 3 * 4)
     assert matmul_flops(convolve, x, kernel) == forward
     assert matmul_flops(lambda x, kernel: convolve(x, kernel, 3), x, abstract(12, 2, 3, 4)) == forward // 3
-    assert matmul_flops(jax.grad(lambda kernel, x: convolve(x, kernel).sum()), kernel, x) == 2 * forward
+    assert matmul_flops(jax.value_and_grad(lambda kernel, x: convolve(x, kernel).sum()), kernel, x) == 2 * forward
 
 
 def test_ragged_products() -> None:
