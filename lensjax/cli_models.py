@@ -20,7 +20,7 @@ Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
 def list_families(json: bool = False) -> None:
-    """List the families of models that can be loaded.
+    """List the families of models that can be loaded, and the models that are part of LensJAX.
 
     Worked examples
 
@@ -34,6 +34,7 @@ def list_families(json: bool = False) -> None:
     from rich.table import Table
 
     from lensjax.models.family import family_of, supported
+    from lensjax.zoo.models import bundled
 
     families = [family_of(model_type) for model_type in supported()]
     kinds = ["encoder–decoder" if family.encoder_decoder else "decoder" for family in families]
@@ -47,7 +48,9 @@ def list_families(json: bool = False) -> None:
     table = Table("model_type", "kind", "Hugging Face class", "examples")
     for family, kind in zip(families, kinds, strict=True):
         table.add_row(family.model_type, kind, family.architecture, "\n".join(family.examples))
-    make_console().print(table)
+    console = make_console()
+    console.print(table)
+    console.print(f"Part of LensJAX, to try things with: {', '.join(bundled())}", soft_wrap=True)
 
 
 def show(

@@ -73,6 +73,7 @@ def test_list_names_every_family(run: Run) -> None:
     status, out, _ = run("list")
     assert status == 0
     assert "openai-community/gpt2" in out
+    assert "pocket:gpt2-0.2m" in out
     rows = re.findall(r"^│ (\w+) +│ (decoder|encoder–decoder) +│ (\w+) ", out, re.MULTILINE)
     assert [row[0] for row in rows] == supported()
     assert ("gpt2", "decoder", "GPT2LMHeadModel") in rows

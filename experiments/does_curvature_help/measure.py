@@ -20,6 +20,7 @@ from lensjax.study.evidence import bound_terms, kernels, weight_scores
 from lensjax.study.progress import StudyState, read_state
 from lensjax.study.run import run_study
 from lensjax.study.spec import StudySpec, read_study
+from lensjax.train.loop import Stopped
 from lensjax.train.results import curves_csv
 from lensjax.zoo.models import SCHEME, bundled
 from lensjax.zoo.tasks import TASKS, write_rows
@@ -126,3 +127,5 @@ if __name__ == "__main__":
         tyro.cli(main)
     except InputError as error:
         raise SystemExit(str(error)) from error
+    except Stopped as stopped:
+        raise SystemExit("Stopped; the same command goes on.") from stopped

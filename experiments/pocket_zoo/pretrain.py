@@ -23,6 +23,7 @@ from lensjax.data.tasks import load_task
 from lensjax.errors import InputError
 from lensjax.files import make_folder, write_files
 from lensjax.train.ladder import measure_curve
+from lensjax.train.loop import Stopped
 from lensjax.train.results import Result
 from lensjax.train.spec import FinetuneSpec
 from lensjax.zoo.models import write_bundle
@@ -210,3 +211,5 @@ if __name__ == "__main__":
         tyro.cli(main)
     except InputError as error:
         raise SystemExit(str(error)) from error
+    except Stopped as stopped:
+        raise SystemExit("Stopped; the same command goes on.") from stopped

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from lensjax.curves import read_curves
 from lensjax.errors import InputError
+from lensjax.selection.ranking import rank
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "does_curvature_help"
 SIZES = [0, *(200 * 2**k for k in range(7))]
@@ -106,3 +109,13 @@ def test_what_is_missing_is_said(experiment: dict[str, ModuleType], tmp_path: Pa
     (tmp_path / "spelling.json").unlink()
     with pytest.raises(InputError, match=r"Cannot read .*spelling\.json; run measure\.py again"):
         experiment["analyse"].main(tmp_path)
+
+
+def test_what_the_demo_chooses_is_best_on_the_full_ladder_or_nearly() -> None:
+    demo = yaml.safe_load((FOLDER.parent / "pocket_zoo" / "demo.yaml").read_text(encoding="utf-8"))
+    candidates = [name.removeprefix("pocket:") for name in demo["candidates"]]
+    table = read_curves(FOLDER / "results" / "spelling.csv")
+    table = table.select([table.models.index(name) for name in candidates])
+    chosen = rank(table, demo["budget"], demo["target"]).order[0]
+    full = table.column(demo["target"])
+    assert full[chosen] <= full.min() + 0.02  # nats per token

@@ -12,7 +12,6 @@ from lensjax.errors import InputError
 from lensjax.train.ladder import check_name, model_name
 from lensjax.zoo import models
 
-
 READ = {  # what decoders have learned to expect
     "pocket:gpt2-0.2m": "The Congress of the United States and the people of this country",
     "pocket:llama-0.3m": "KING HENRY.\nMy lord, what is the matter with you?",
