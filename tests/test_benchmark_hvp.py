@@ -114,3 +114,20 @@ def test_lanczos_takes_the_steps_that_it_should(quick):
 def test_targets_are_judged_by_what_was_measured(quick):
     assert {goal["what"].split(" of ")[0] for goal in quick["targets"]} >= {"hvp", "quadratic_form"}
     assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick["targets"])
+
+
+def test_committed_results_are_of_a_full_run(hvp):
+    text = (ROOT / "benchmarks" / "results" / "hvp.json").read_text()
+    found = json.loads(text)
+    assert found["quick"] is False
+    assert found["notes"] == hvp.NOTES
+    assert {"gpt2", "t5", "cost", "lanczos"} <= set(found["parts"])
+    for name in ("gpt2", "t5"):
+        part = found["parts"][name]
+        assert set(part["peers"]) == set(hvp.PEER_PACKAGES)
+        assert all({"curvlinops", "PyHessian"} <= set(part[row]) for row in ("hvp", "linearised", "joint", "diagonal"))
+    lanczos = found["parts"]["lanczos"]
+    assert (lanczos["steps"], lanczos["basis"]) == (100, 20)
+    assert lanczos["parameters"] > 124e6
+    assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    assert '"/' not in text, "a path of the machine it ran on"

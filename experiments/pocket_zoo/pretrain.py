@@ -157,7 +157,7 @@ license: apache-2.0
 library_name: transformers
 ---
 
-# pocket:{name}
+# {"pocket:" if recipe.bundled else ""}{name}
 
 A language model of {result.size:,} parameters of the family {result.family}, made to try LensJAX with: far too small
 to be of use for anything else. It was pretrained by `experiments/pocket_zoo/pretrain.py` of LensJAX, to say
