@@ -28,6 +28,7 @@ from lensjax.zoo.tasks import TASKS, write_rows
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "pocket_zoo" / "build" / "models"
 TRAINING = {"learning_rate": [1e-3, 3e-3], "batch_size": 32, "epochs": 8, "patience": 2}  # the same for all
+HELD_OUT = {"validation": 500, "test": 2000}  # examples
 PROBES = 32  # training examples that kernels and Hessians are measured on
 
 
@@ -43,8 +44,7 @@ def study_content(task: str, models: Sequence[str], folder: Path, largest: int, 
             "source": {"files": str(folder / f"{task}.jsonl")},
             "prompt": packaged.prompt,
             "target": packaged.target,
-            "validation": 500,
-            "test": 2000,
+            **HELD_OUT,
             "max_prompt_tokens": packaged.max_prompt_tokens,
             "max_target_tokens": packaged.max_target_tokens,
         },

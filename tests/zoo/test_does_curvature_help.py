@@ -23,7 +23,7 @@ MODELS = [f"m{i}" for i in range(6)]
 
 @pytest.fixture(scope="module")
 def experiment() -> Any:
-    names = ("evidence", "analyse")
+    names = ("evidence", "analyse", "measure")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield {name: importlib.import_module(name) for name in names}
@@ -98,8 +98,33 @@ def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
     named = ("joint", "AtS", "SubTuning", "ZeroShot", "ModelSize", "NLPmetrics", "LensLLM, tied", "LensLLM, free")
     assert all(name in report for name in named)
     assert report.count("0.30 (0.20 to 0.40)") == 12
-    assert "75.9% of FullTuning saved" in report
+    assert "76.5% of FullTuning saved" in report
     assert (results / "answers.svg").exists()
+
+
+@pytest.mark.usefixtures("dictionary")
+def test_measuring_leaves_curves_and_evidence_and_goes_on(
+    experiment: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure = experiment["measure"]
+    monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 20})
+    monkeypatch.setattr(measure, "TRAINING", {"learning_rate": 1e-3, "max_steps": 3})
+    monkeypatch.setattr(measure, "PROBES", 3)
+    how = {"models": ("gpt2-0.2m", "llama-0.3m"), "folder": tmp_path / "build", "results": tmp_path / "results"}
+    measure.main(tasks=("spelling",), largest=400, **how)
+    table = read_curves(tmp_path / "results" / "spelling.csv")
+    assert table.measured.all()
+    assert table.sizes.tolist() == [0, 200, 400]
+    found = json.loads((tmp_path / "results" / "spelling.json").read_text(encoding="utf-8"))
+    assert [kernel["model"] for kernel in found["kernels"]] == list(how["models"])
+    assert [terms["examples"] for terms in found["bound"]] == [[200, 400]] * 2
+    assert set(found["weights"]) == set(how["models"])
+    capsys.readouterr()
+    measure.main(tasks=("spelling",), largest=400, **how)
+    assert "examples" not in capsys.readouterr().out  # nothing is left to measure
 
 
 def test_what_is_missing_is_said(experiment: dict[str, ModuleType], tmp_path: Path) -> None:
