@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-KILLS = -(-int(os.environ.get("LENSJAX_TEST_KILLS", "10")) // 5)
+KILLS = -(-int(os.environ.get("LENSJAX_TEST_KILLS", "5")) // 5)
 
 
 def test_a_study_that_is_killed_again_and_again_comes_to_the_same_end(write_study, tmp_path):

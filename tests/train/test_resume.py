@@ -121,7 +121,7 @@ def test_a_run_of_eight_devices_goes_on_with_four(setting):
         np.testing.assert_allclose(found[name], whole[name], rtol=0, atol=1e-6)
 
 
-KILLS = int(os.environ.get("LENSJAX_TEST_KILLS", "10"))  # a hundred take five minutes
+KILLS = int(os.environ.get("LENSJAX_TEST_KILLS", "5"))  # a hundred take five minutes
 LAST = Path("examples-200-seed-0")
 
 
