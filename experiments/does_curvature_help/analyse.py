@@ -28,7 +28,6 @@ from lensjax.zoo.tasks import TASKS
 
 HERE = Path(__file__).parent
 SHOWN = ("pearson", "relative_accuracy", "regret", "log_rmse", "coverage90")
-Scores = Mapping[tuple[str, int], Any]  # by task and budget
 
 
 def variants_answer(scores: Mapping[tuple[str, int], Mapping[Variant, VariantScore]]) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Packages as they are installed, but with hardly anything in them."""
 
+import importlib
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +35,21 @@ WORDNET = """\
 02084071 05 n 02 domestic_dog 0 dog 0 001 @ 02083346 n 0000 | of the genus Canis; a pet; "the dog barked"
 12345678 28 n 01 noon 0 000 | the middle of the day
 """
+
+
+@pytest.fixture(scope="session")
+def imported() -> Callable[..., AbstractContextManager[dict[str, ModuleType]]]:
+    """Imports modules of an experiment's folder, which import each other as a script's do, and forgets them after."""
+
+    @contextmanager
+    def modules(folder: Path, *names: str) -> Iterator[dict[str, ModuleType]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(folder))
+            yield {name: importlib.import_module(name) for name in names}
+        for name in names:
+            del sys.modules[name]
+
+    return modules
 
 
 @pytest.fixture

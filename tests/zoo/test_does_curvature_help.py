@@ -1,9 +1,7 @@
 """`experiments/does_curvature_help`: the answers, from made-up measurements whose answers are known."""
 
 import csv
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,13 +20,9 @@ MODELS = [f"m{i}" for i in range(6)]
 
 
 @pytest.fixture(scope="module")
-def experiment() -> Any:
-    names = ("evidence", "analyse", "measure")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield {name: importlib.import_module(name) for name in names}
-    for name in names:
-        del sys.modules[name]
+def experiment(imported: Any) -> Any:
+    with imported(FOLDER, "evidence", "analyse", "measure") as modules:
+        yield modules
 
 
 def write_measurements(folder: Path, task: str, seed: int) -> None:

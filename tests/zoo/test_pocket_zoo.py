@@ -1,8 +1,6 @@
 """`experiments/pocket_zoo`: what models are pretrained on, and that pretraining runs and goes on."""
 
-import importlib
 import random
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,14 +16,9 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "pocket_zoo"
 
 
 @pytest.fixture(scope="module")
-def experiment() -> Any:
-    """Imports its modules, which import each other as a script's do."""
-    names = ("corpora", "zoo", "pretrain")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield {name: importlib.import_module(name) for name in names}
-    for name in names:
-        del sys.modules[name]
+def experiment(imported: Any) -> Any:
+    with imported(FOLDER, "corpora", "zoo", "pretrain") as modules:
+        yield modules
 
 
 @pytest.fixture(scope="module")
