@@ -13,8 +13,8 @@ import transformers
 import lensjax.models
 from lensjax.data.spec import read_spec
 from lensjax.train.candidate import Candidate
-from lensjax.train.ladder import open_folder
 from lensjax.train.prepare import read_examples
+from lensjax.train.runs import open_folder
 from lensjax.train.spec import FinetuneSpec
 
 RATE = 1e-4

@@ -28,8 +28,8 @@ from lensjax.models.hub import find_folder
 from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.candidate import MODEL
 from lensjax.train.flops import matmul_flops
-from lensjax.train.ladder import CLAIM
 from lensjax.train.results import Result, read_json, read_result
+from lensjax.train.runs import CLAIM
 
 _FITTED = ("examples", "sum_of_largest", "gap", "test_loss")
 

@@ -29,10 +29,11 @@ from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.train.candidate import MODEL
 from lensjax.train.candidate import Cell as Run
 from lensjax.train.distributed import is_first, on_first
-from lensjax.train.ladder import SEARCH, Curve
+from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.results import Result, read_json, read_result
+from lensjax.train.runs import SEARCH
 
 EVIDENCE = "evidence"  # folder of what is measured besides curves
 _HELD = 8  # examples of a Hessian's product that are on the devices at a time

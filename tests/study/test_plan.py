@@ -27,10 +27,11 @@ from lensjax.study.plan import make_plan
 from lensjax.study.plan_schema import Plan
 from lensjax.study.spec import read_study
 from lensjax.train.flops import peak_flops
-from lensjax.train.ladder import SEARCH, measure_curve
+from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import planned_steps
 from lensjax.train.prepare import read_examples
 from lensjax.train.results import read_result
+from lensjax.train.runs import SEARCH
 from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import make_programs
 

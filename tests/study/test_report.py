@@ -22,8 +22,8 @@ from lensjax.study.journal import Cell, Journal
 from lensjax.study.report import collect, write_findings, write_report
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import StudySpec
-from lensjax.train.ladder import SEARCH
 from lensjax.train.results import Result, write_result
+from lensjax.train.runs import SEARCH
 
 CANDIDATES = ("alpha", "beta", "gamma")
 RUNGS, TARGET = (200, 400, 800), 6400

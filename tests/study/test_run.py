@@ -18,9 +18,9 @@ from lensjax.study.cells import Bench, evidence_file, read_evidence, read_result
 from lensjax.study.journal import Cell, Journal
 from lensjax.study.run import _Runner, cells_left, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
-from lensjax.train.ladder import SEARCH
 from lensjax.train.loop import Stopped
 from lensjax.train.results import Result, write_result
+from lensjax.train.runs import SEARCH
 
 FAMILIES = ("gpt2", "llama", "opt", "t5")
 

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,19 @@ import jax
 import numpy as np
 import pytest
 
+import lensjax.models
 from lensjax.data.batches import choose_lengths, example_lengths
 from lensjax.data.spec import read_spec
 from lensjax.data.tasks import Example
 from lensjax.data.tokens import tokenise
+from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.distributed import stopping_on_signals
 from lensjax.train.loop import Progress, Run, fine_tune
 from lensjax.train.placement import BatchPlacement
+from lensjax.train.prepare import read_examples
+from lensjax.train.recorder import Recorder
+from lensjax.train.runs import open_folder
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import make_programs
 
@@ -220,3 +225,27 @@ def make_trial(tiny_config: Callable[..., Any], number_tokens: Callable[..., Any
 def with_identity() -> Callable[..., Run]:
     """A run whose checkpoints say that they are of something else."""
     return lambda run, **changes: replace(run, identity={**run.identity, **changes})
+
+
+@pytest.fixture
+def prepare(
+    make_spec: Callable[..., FinetuneSpec], pretrained: Callable[[str], Path], tmp_path: Path
+) -> Callable[..., tuple[Candidate, Recorder]]:
+    """Makes a candidate of the numbers task and its recorder; arguments are those of `make_spec`."""
+
+    def make(
+        sizes: Sequence[int],
+        model_type: str = "gpt2",
+        out: str = "out",
+        seeds: Sequence[int] = (0,),
+        name: str = "tiny",
+        **settings: Any,
+    ) -> tuple[Candidate, Recorder]:
+        spec = make_spec(**settings)
+        examples = read_examples(spec, sizes, seeds)
+        open_folder(tmp_path / out, spec, examples.digest)
+        mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1])
+        candidate = Candidate(spec, str(pretrained(model_type)), name, examples, tmp_path / out, mesh)
+        return candidate, Recorder(candidate.dtype, 1)
+
+    return make

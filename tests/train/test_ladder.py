@@ -7,30 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-import lensjax.models
 from lensjax.curves import read_curves
 from lensjax.errors import InputError
-from lensjax.files import locked
-from lensjax.train.candidate import Candidate
-from lensjax.train.ladder import choose_rate, measure, open_folder, rungs
-from lensjax.train.prepare import read_examples
-from lensjax.train.recorder import Recorder
-from lensjax.train.results import Result, read_result, write_curves, write_result
-
-
-@pytest.fixture
-def prepare(make_spec, pretrained, tmp_path):
-    """Makes a candidate of the numbers task and its recorder; arguments are those of `make_spec`."""
-
-    def make(sizes, model_type="gpt2", out="out", seeds=(0,), name="tiny", **settings):
-        spec = make_spec(**settings)
-        examples = read_examples(spec, sizes, seeds)
-        open_folder(tmp_path / out, spec, examples.digest)
-        mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1])
-        candidate = Candidate(spec, str(pretrained(model_type)), name, examples, tmp_path / out, mesh)
-        return candidate, Recorder(candidate.dtype, 1)
-
-    return make
+from lensjax.train.ladder import measure, rungs
+from lensjax.train.results import read_result, write_curves
 
 
 def test_rungs_double_from_200():
@@ -92,12 +72,6 @@ def test_a_run_that_diverges_is_a_failed_row_and_others_go_on(prepare, tmp_path)
     assert list(measure(candidate, [0, 200], (0,), recorder)) == results  # and not tried again
 
 
-def test_every_learning_rate_may_fail(prepare):
-    candidate, recorder = prepare([200], learning_rate=[1e30, 1e31], clip=1e30, warmup=0)
-    with pytest.raises(InputError, match=r"tiny: training failed with every .* because the .*; mend that"):
-        choose_rate(candidate, recorder)
-
-
 def test_adapters_are_merged_in_what_is_saved(prepare):
     import torch
     from transformers import AutoModelForSeq2SeqLM
@@ -116,23 +90,6 @@ def test_adapters_are_merged_in_what_is_saved(prepare):
     assert total / result.test_tokens == pytest.approx(result.loss, rel=1e-5)
 
 
-def test_folders_of_other_specs_are_refused(make_spec, tmp_path):
-    spec = make_spec()
-    open_folder(tmp_path / "out", spec, "zero")
-    open_folder(tmp_path / "out", spec, "one")  # nothing came of the other
-    (tmp_path / "out" / "tiny" / "examples-0-seed-0").mkdir(parents=True)
-    open_folder(tmp_path / "out", spec, "one")
-    with pytest.raises(InputError, match="out holds results of another spec"):
-        open_folder(tmp_path / "out", spec, "two")
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / ".lensjax-x.part").touch()  # as where a first command was killed
-    open_folder(tmp_path / "begun", spec, "one")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(InputError, match="full is there already and holds something else"):
-        open_folder(tmp_path / "full", spec, "one")
-
-
 def test_a_damaged_result_is_named(tmp_path):
     run = tmp_path / "tiny" / "examples-0-seed-0"
     run.mkdir(parents=True)
@@ -147,20 +104,3 @@ def test_the_order_of_examples_depends_on_no_other_rung_or_seed(prepare):
     other, _ = prepare([0, 200, 400], out="other", seeds=(0, 3))
     assert one.tokens.lengths[0] == other.tokens.lengths[0]
     assert one.fingerprint(one.cell(200, 0, 0.1)) == other.fingerprint(other.cell(200, 0, 0.1))
-
-
-def test_results_of_other_training_examples_are_refused(prepare):
-    candidate, recorder = prepare([200])
-    cell = candidate.cell(200, 0, 3e-3)
-    cell.folder.mkdir(parents=True)
-    write_result(cell.folder, Result(model="tiny", examples=200, loss=1.0, seed=0, size=1, family="gpt2", data="other"))
-    with pytest.raises(InputError, match="holds a result of other training examples than the source has now"):
-        list(measure(candidate, [200], (0,), recorder))
-
-
-def test_a_run_that_another_command_makes_is_left_to_it(prepare):
-    candidate, recorder = prepare([200])
-    folder = candidate.cell(200, 0, 3e-3).folder
-    folder.mkdir(parents=True)
-    with locked(folder / ".lock"), pytest.raises(InputError, match="Another command is making"):
-        list(measure(candidate, [200], (0,), recorder))

@@ -10,10 +10,11 @@ import lensjax.models
 from lensjax.errors import InputError
 from lensjax.files import locked
 from lensjax.train.candidate import Candidate
-from lensjax.train.ladder import choose_rate, measure, measure_curve, open_folder
+from lensjax.train.ladder import measure, measure_curve
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import Result, write_result
+from lensjax.train.runs import open_folder
 
 
 @pytest.fixture
@@ -88,22 +89,6 @@ def test_of_two_specs_in_a_new_folder_the_first_that_runs_has_it(make_spec, pret
     assert list(out.glob("*/examples-*")) == [one.cell(0, 0, 0.0).folder]
 
 
-def test_what_a_killed_search_left_is_removed(make_spec, pretrained, mesh, tmp_path):
-    spec = make_spec(test=8, validation=4, learning_rate=[1e-3, 1e-2])
-    examples = read_examples(spec, [200], [0])
-    candidate = Candidate(spec, str(pretrained("gpt2")), "tiny", examples, tmp_path / "out", mesh)
-    about = {"model": "tiny", "examples": 200, "seed": 0, "size": 1, "family": "gpt2", "loss": 1.0}
-    left = []
-    for rate in (1e-3, 1e-2):  # killed between writing the last result and removing its checkpoints
-        run = candidate.folder / "learning_rates" / f"{rate:g}"
-        left.append(run / "checkpoints" / "9")
-        left[-1].mkdir(parents=True)
-        data = examples.fingerprint(0, 200)
-        write_result(run, Result(**about, learning_rate=rate, validation_loss=1 / rate, data=data))
-    assert choose_rate(candidate, Recorder(candidate.dtype, 1)) == 1e-2
-    assert not any(folder.parent.exists() for folder in left)
-
-
 def test_folders_are_opened_one_command_at_a_time(make_spec, tmp_path):
     spec, out = make_spec(), tmp_path / "out"
     out.mkdir()
@@ -122,3 +107,37 @@ def test_a_file_of_the_name_that_is_no_spec_is_not_written_over(make_spec, tmp_p
     with pytest.raises(InputError, match="is there already and holds something else"):
         open_folder(tmp_path, make_spec(), "one")
     assert (tmp_path / "spec.json").read_text() == "[1, 2]"
+
+
+def test_folders_of_other_specs_are_refused(make_spec, tmp_path):
+    spec = make_spec()
+    open_folder(tmp_path / "out", spec, "zero")
+    open_folder(tmp_path / "out", spec, "one")  # nothing came of the other
+    (tmp_path / "out" / "tiny" / "examples-0-seed-0").mkdir(parents=True)
+    open_folder(tmp_path / "out", spec, "one")
+    with pytest.raises(InputError, match="out holds results of another spec"):
+        open_folder(tmp_path / "out", spec, "two")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".lensjax-x.part").touch()  # as where a first command was killed
+    open_folder(tmp_path / "begun", spec, "one")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="full is there already and holds something else"):
+        open_folder(tmp_path / "full", spec, "one")
+
+
+def test_results_of_other_training_examples_are_refused(prepare):
+    candidate, recorder = prepare([200])
+    cell = candidate.cell(200, 0, 3e-3)
+    cell.folder.mkdir(parents=True)
+    write_result(cell.folder, Result(model="tiny", examples=200, loss=1.0, seed=0, size=1, family="gpt2", data="other"))
+    with pytest.raises(InputError, match="holds a result of other training examples than the source has now"):
+        list(measure(candidate, [200], (0,), recorder))
+
+
+def test_a_run_that_another_command_makes_is_left_to_it(prepare):
+    candidate, recorder = prepare([200])
+    folder = candidate.cell(200, 0, 3e-3).folder
+    folder.mkdir(parents=True)
+    with locked(folder / ".lock"), pytest.raises(InputError, match="Another command is making"):
+        list(measure(candidate, [200], (0,), recorder))

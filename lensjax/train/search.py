@@ -1,0 +1,95 @@
+"""The search for a model's learning rate, on the first rung of its ladder."""
+
+import json
+import math
+import shutil
+from typing import Any
+
+from lensjax.errors import InputError
+from lensjax.files import make_folder, write_files
+from lensjax.train.candidate import MODEL, Candidate, Cell
+from lensjax.train.distributed import on_first
+from lensjax.train.recorder import LOG, Recorder
+from lensjax.train.results import Result, read_json, read_result, write_curves, write_result
+from lensjax.train.runs import SEARCH, known_result, make_run
+
+
+def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False, save_model: bool = False) -> float:
+    """The learning rate of the lowest validation loss on the first rung, found once for a model and kept in its folder.
+
+    Args:
+      retry: Make runs again that failed.
+      save_model: Keep the model that was trained with it, for that rung to take.
+
+    Raises:
+      InputError: training fails with every one of them, or the folder cannot be read or written.
+    """
+    rates = candidate.spec.training.learning_rates
+    if len(rates) == 1:
+        return rates[0]
+    path = candidate.folder / "learning_rate.json"
+    cells = [_search_cell(candidate, rate) for rate in rates]
+    kept = on_first(lambda: read_json(path))
+    if kept is not None and kept.get("data") == candidate.fingerprint(cells[0]):
+        return float(str(kept["learning_rate"]))
+    results = [
+        known_result(candidate.examples, cell, retry) or make_run(candidate, cell, recorder, save_model)
+        for cell in cells
+    ]
+    found = {r.learning_rate: r.validation_loss for r in results if r.status == "ok" and r.validation_loss is not None}
+    if not found:
+        raise InputError(
+            f"{candidate.name}: training failed with every learning rate tried ({', '.join(map(str, rates))}), with "
+            f"{rates[-1]} because {results[-1].error}; mend that in the spec, and use --retry."
+        )
+    best = min(rates, key=lambda rate: found.get(rate, math.inf))
+
+    def keep() -> None:
+        for cell in cells:
+            if cell.rate != best:
+                shutil.rmtree(cell.folder / MODEL, ignore_errors=True)
+        content = {
+            "learning_rate": best,
+            "examples": candidate.examples.search,
+            "seed": 0,
+            "data": candidate.fingerprint(cells[0]),
+            "validation_losses": {f"{rate:g}": found.get(rate) for rate in rates},
+        }
+        write_files({path: json.dumps(content, indent=2) + "\n"})
+
+    on_first(keep)
+    return best
+
+
+def _search_cell(candidate: Candidate, rate: float) -> Cell:
+    """The run that tries a learning rate."""
+    return Cell(candidate.examples.search, 0, rate, candidate.folder / SEARCH / f"{rate:g}")
+
+
+def result_of_search(candidate: Candidate, cell: Cell, save_model: bool) -> Result | None:
+    """The result that the search for a learning rate has found already, if it is of this run.
+
+    Args:
+      save_model: Take its model too; one without a model is not what is asked for.
+    """
+    searched = _search_cell(candidate, cell.rate)
+    if (searched.examples, searched.seed) != (cell.examples, cell.seed) or not cell.examples:
+        return None
+
+    def take() -> dict[str, Any] | None:
+        found = read_result(searched.folder)
+        model, place = searched.folder / MODEL, cell.folder / MODEL
+        if found is None or (save_model and not (model.exists() or place.exists())):
+            return None
+        make_folder(cell.folder)
+        if save_model and not place.exists():
+            model.rename(place)
+        shutil.rmtree(model, ignore_errors=True)
+        log = searched.folder / LOG
+        write_files({cell.folder / LOG: log.read_text(encoding="utf-8")} if log.exists() else {})
+        write_result(cell.folder, found)
+        write_curves(candidate.out)
+        return found.model_dump(mode="json")
+
+    found = on_first(take)
+    return None if found is None else Result.model_validate(found)
