@@ -112,6 +112,7 @@ FULL = Plan(
         "transformer, loss": Case("loss", 64, 4, 64, **SMALL),
         "transformer, 8 labels": Case("labels", 16, 4, 64, outputs=8, **SMALL),
         "transformer, loss of 16 tokens": Case("loss", 64, 8, 16, **SMALL),
+        "transformer, loss of 512 examples": Case("loss", 512, 4, 32, **SMALL),
         "mlp": Case("mlp", 16, 4, 784, width=1024, layers=3, outputs=10),
     },
     repeats=3,

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,10 +15,11 @@ Output = Literal["full", "trace", "diagonal"]
 TAIL = {"trace": "", "diagonal": "k", "full": "kl"}  # axes of a kernel after those of the examples
 
 _EXACT = jax.lax.Precision.HIGHEST
-_PANEL = 64  # examples at least, of a panel of a symmetric kernel
-_PANELS = 8
-_FEW = 128  # examples
-_SHORT = 4096  # columns
+_PANEL = 128  # rows at least, of a panel of a symmetric product
+_PANELS = 4
+_FEW = 64  # examples
+_SHORT = 2048  # columns
+_GRAM_SPEED = 2  # times as many operations a second as where gradients are formed, whose products are smaller
 
 
 @jax.tree_util.register_dataclass
@@ -67,43 +68,15 @@ class Factor:
         left = jax.lax.dynamic_slice_in_dim(self.left, start, size, axis=-1)
         return Factor(jnp.where(start + jnp.arange(size) >= number * size, left, 0), self.right)
 
+    def left_tiles(self, size: int, first: int) -> Array:
+        """The left side of so many of the `first` rows of the matrix at a time, [tiles, …]."""
+        if self.looks_up:
+            return self.left - size * jnp.arange(-(-first // size)).reshape(-1, *[1] * self.left.ndim)
+        return _tiles(self.left, size)
+
     def rounded(self, dtype: Any) -> "Factor":
         """The factor in another floating-point type."""
         return Factor(self.left if self.looks_up else self.left.astype(dtype), self.right.astype(dtype))
-
-
-def contract_gradients(a: Array, b: Array, output: Output, mesh: Mesh | None = None) -> Array:
-    """Products of gradients [examples, outputs, first, second]: [n, m], [n, m, outputs] or [n, m, outputs, outputs].
-
-    Where `a` is `b`, about half of them are computed.
-    """
-    if output == "trace" and mesh is None:
-        return _inner_products(a, b)
-    kept = "" if output == "trace" else "k"
-    spec = "nkp,mlp->nmkl" if output == "full" else f"n{kept}p,m{kept}p->nm{kept}"
-    if mesh is not None:  # in one axis, pieces of several devices could not lie side by side
-        return einsum(spec.replace("p", "fs" if kept else "kfs"), a, b)
-    return einsum(spec, *(x.reshape(*x.shape[:2], -1) for x in (a, b)))
-
-
-def _inner_products(a: Array, b: Array) -> Float[Array, "n m"]:
-    n, m, rows, second = a.shape[0], b.shape[0], math.prod(a.shape[1:-1]), a.shape[-1]
-    if max(n, m) <= _FEW and jax.default_backend() == "cpu":
-        # A product of few rows and very many columns takes twice as long as the sum of many short ones.
-        each = math.gcd(rows, max(1, _SHORT // second))
-        parts = [x.reshape(len(x), rows // each, each * second).swapaxes(0, 1) for x in ((a,) if a is b else (a, b))]
-        return einsum("pnk,pmk->pnm", parts[0], parts[-1]).sum(axis=0)
-    flat = a.reshape(n, -1)
-    panels = min(n // _PANEL, _PANELS) if a is b else 1
-    if panels < 2:
-        return einsum("np,mp->nm", flat, b.reshape(m, -1))
-    edges = [n * i // panels for i in range(panels + 1)]
-    kernel = jnp.zeros((n, n), _wide(a.dtype))
-    for start, end in itertools.pairwise(edges):
-        panel = einsum("np,mp->nm", flat[start:end], flat[start:])
-        kernel = kernel.at[start:end, start:].set(panel)
-        kernel = kernel.at[end:, start:end].set(panel[:, end - start :].T)
-    return kernel
 
 
 def contract(
@@ -117,46 +90,117 @@ def contract(
       chunk_bytes: What the gradients formed at a time may take on a device.
       mesh: Devices that share the work.
     """
-    if len(a) == 1 and a[0].rows > 1 and _gram_cost(a[0], b[0], output) < _form_cost(a, b, first, output):
-        return _gram(a[0], b[0], output, mesh)
+    if len(a) == 1 and a[0].rows > 1 and _gram_cost(a[0], b[0], output) < _GRAM_SPEED * _form_cost(a, b, first, output):
+        return _gram(a[0], a[0] if a is b else b[0], output, chunk_bytes, mesh)
     return _form(a, b, first, output, chunk_bytes, mesh)
 
 
 def _form(
     a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int, mesh: Mesh | None
 ) -> Array:
-    """Form gradients of some rows of the matrix at a time, shared out over the devices, and contract them."""
+    """Form gradients of a tile of the matrix at a time, its rows shared out over the devices, and contract them."""
     n, outputs, second = _sizes(a[0])
     m = b[0].right.shape[0]
     dtype = _wide(a[0].right.dtype)
     devices = 1 if mesh is None else mesh.size
-    row_bytes = dtype.itemsize * outputs * second * (n if a is b else n + m)
-    chunk = min(first, max(1, chunk_bytes // row_bytes) * devices)
+    each = dtype.itemsize * outputs * (n if a is b else n + m)
+    tile = _tile(first, second, max(1, chunk_bytes // each) * devices, devices)
     shape = {"trace": (n, m), "diagonal": (n, m, outputs), "full": (n, m, outputs, outputs)}[output]
+    spread = mesh is not None and tile[0] % devices == 0
+    sides = [a] if a is b else [a, b]
     if mesh is not None:
-        spread = chunk % devices == 0
-        same, a = a is b, [_spread(factor, mesh, spread) for factor in a]
-        b = a if same else [_spread(factor, mesh, spread) for factor in b]
+        sides = [[_spread(factor, mesh, spread) for factor in side] for side in sides]
+    lefts = [[factor.left_tiles(tile[0], first) for factor in side] for side in sides]
+    rights = [[_tiles(factor.right, tile[1]) for factor in side] for side in sides]
 
-    def gradient(factors: Sequence[Factor], i: Array) -> Array:
-        formed = _gradient(factors, i, chunk, first)
-        return formed if mesh is None or not spread else constrain(formed, mesh, 2)
+    def gradient(left: list[Array], right: list[Array]) -> Array:
+        formed = _gradient([Factor(*pair) for pair in zip(left, right, strict=True)], *tile)
+        return constrain(formed, mesh, 2) if spread else formed
 
-    def add(total: Array, i: Array) -> tuple[Array, None]:
-        formed = gradient(a, i)
-        return total + contract_gradients(formed, formed if a is b else gradient(b, i), output, mesh), None
+    def strip(total: Array, left: list[list[Array]]) -> tuple[Array, None]:
+        def add(total: Array, right: list[list[Array]]) -> tuple[Array, None]:
+            formed = [gradient(*pair) for pair in zip(left, right, strict=True)]
+            return total + _products(formed[0], formed[-1], output, mesh), None
 
-    total: Array = jax.lax.scan(add, jnp.zeros(shape, dtype), jnp.arange(-(-first // chunk)))[0]
+        return jax.lax.scan(add, total, rights)[0], None
+
+    total: Array = jax.lax.scan(strip, jnp.zeros(shape, dtype), lefts)[0]
     return total
 
 
-def _gradient(factors: Sequence[Factor], number: Array, chunk: int, first: int) -> Float[Array, "n outputs f s"]:
-    """Gradients of a chunk of the rows of a matrix."""
-    n, outputs, second = _sizes(factors[0])
-    total = jnp.zeros((n, outputs, chunk, second), _wide(factors[0].right.dtype))
-    for factor in (each.piece(number, chunk, first) for each in factors):
+def _tiles(x: Float[Array, "*axes length"], size: int) -> Float[Array, "tiles *axes {size}"]:
+    """The last axis in pieces of one size, the last of them filled up with zeros."""
+    count = -(-x.shape[-1] // size)
+    padded = jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, count * size - x.shape[-1])])
+    return jnp.moveaxis(padded.reshape(*x.shape[:-1], count, size), -2, 0)
+
+
+def _tile(first: int, second: int, numbers: int, devices: int) -> tuple[int, int]:
+    """Rows and columns of at most so many numbers of a matrix, about as many rows as columns, or half as many.
+
+    Gradients are sums of outer products: the longer one side of a tile, the more of the other is read for a number.
+    """
+    columns = min(second, max(_power_of_two(math.isqrt(2 * numbers)), numbers // first))
+    rows = min(first, max(numbers // columns, 1))
+    return rows if rows == first else max(_power_of_two(rows) // devices, 1) * devices, columns
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one that is not greater."""
+    return 1 << (number.bit_length() - 1)
+
+
+def _products(a: Array, b: Array, output: Output, mesh: Mesh | None) -> Array:
+    """Products of gradients [examples, outputs, first, second]: [n, m], [n, m, outputs] or [n, m, outputs, outputs]."""
+    kept = "" if output == "trace" else "k"
+    spec = "nkp,mlp->nmkl" if output == "full" else f"n{kept}p,m{kept}p->nm{kept}"
+    if mesh is not None:  # in one axis, pieces of several devices could not lie side by side
+        return einsum(spec.replace("p", "fs" if kept else "kfs"), a, b)
+    if output == "trace" and max(len(a), len(b)) <= _FEW and jax.default_backend() == "cpu":
+        return _short_products(a, b)
+    one = a.reshape(*a.shape[: 1 + len(kept)], -1)
+    other = one if a is b else b.reshape(*b.shape[: 1 + len(kept)], -1)
+    return _by_panels(len(a), a is b, _PANEL, lambda rows, columns: einsum(spec, one[rows], other[columns]))
+
+
+def _short_products(a: Array, b: Array) -> Float[Array, "n m"]:
+    """Of few gradients with very many numbers, whose product takes twice as long as the sum of many short ones."""
+    rows, second = math.prod(a.shape[1:-1]), a.shape[-1]
+    each = math.gcd(rows, max(1, _SHORT // second))
+    parts = [x.reshape(len(x), rows // each, each * second).swapaxes(0, 1) for x in ((a,) if a is b else (a, b))]
+    return einsum("pnk,pmk->pnm", parts[0], parts[-1]).sum(axis=0)
+
+
+def _by_panels(n: int, symmetric: bool, least: int, product: Callable[[slice, slice], Array]) -> Array:
+    """The kernel of rows of examples and columns of examples; about half of it is computed where it is symmetric.
+
+    Args:
+      n: Examples of the rows.
+      least: Of them, in a panel.
+      product: The kernel of some rows and columns.
+    """
+    panels = min(n // least, _PANELS) if symmetric else 1
+    if panels < 2:
+        return product(slice(None), slice(None))
+    edges = [n * i // panels for i in range(panels + 1)]
+    kernel: Array | None = None
+    for start, end in itertools.pairwise(edges):
+        panel = product(slice(start, end), slice(start, None))
+        kernel = jnp.zeros((n, *panel.shape[1:]), panel.dtype) if kernel is None else kernel
+        turned = panel[:, end - start :].swapaxes(0, 1)
+        kernel = kernel.at[start:end, start:].set(panel)
+        kernel = kernel.at[end:, start:end].set(turned.swapaxes(2, 3) if turned.ndim == 4 else turned)
+    assert kernel is not None
+    return kernel
+
+
+def _gradient(factors: Sequence[Factor], first: int, second: int) -> Float[Array, "n outputs f s"]:
+    """Gradients of a matrix of so many rows and columns."""
+    n, outputs, _ = _sizes(factors[0])
+    total = jnp.zeros((n, outputs, first, second), _wide(factors[0].right.dtype))
+    for factor in factors:
         if factor.looks_up:
-            at = jnp.where((factor.left >= 0) & (factor.left < chunk), factor.left, chunk)  # out of bounds, and dropped
+            at = jnp.where((factor.left >= 0) & (factor.left < first), factor.left, first)  # out of bounds, and dropped
 
             def scatter(zeros: Array, ids: Array, rows: Array) -> Array:
                 return zeros.at[:, ids].add(rows.astype(zeros.dtype), mode="drop")
@@ -168,29 +212,41 @@ def _gradient(factors: Sequence[Factor], number: Array, chunk: int, first: int) 
     return total
 
 
-def _gram(a: Factor, b: Factor, output: Output, mesh: Mesh | None) -> Array:
-    """Σ over rows r of one example and s of the other of (left_r · left_s)(right_r · right_s), an example at a time."""
+def _gram(a: Factor, b: Factor, output: Output, chunk_bytes: int, mesh: Mesh | None) -> Array:
+    """Σ over rows r of one example and s of the other of (left_r · left_s)(right_r · right_s), of some at a time."""
+    symmetric = a is b and mesh is None
     if mesh is not None:
         a = jax.tree.map(lambda x: constrain(x, mesh), a)
         b = jax.tree.map(lambda x: constrain(x, mesh, 0), b)
 
-    def one(left: Array, right: Array) -> Array:
-        if a.looks_up:
-            inner = (left[None, :, None] == b.left[:, None, :]).astype(_wide(right.dtype))
-            return _weigh(inner, right, b.right, output)
-        if left.ndim == 2:
-            return _weigh(einsum("rf,msf->mrs", left, b.left), right, b.right, output)
-        return _weigh(einsum("rf,msf->mrs", right, b.right), left, b.left, output)
+    def products(rows: slice, columns: slice) -> Array:
+        left, right = b.left[columns], b.right[columns]
+        outputs = 1 if output == "trace" else _sizes(b)[1] ** (2 if output == "full" else 1)
+        each = a.rows * len(right) * b.rows * _wide(right.dtype).itemsize * (1 + outputs)
 
-    kernel: Array = jax.lax.map(lambda x: one(*x), (a.left, a.right))
-    return kernel
+        def one(example: tuple[Array, Array]) -> Array:
+            if a.looks_up:
+                inner = example[0][:, None, None] == left
+                return _weigh(inner.astype(_wide(right.dtype)), example[1], right, output)
+            if left.ndim == 3:
+                return _weigh(einsum("rf,msf->rms", example[0], left), example[1], right, output)
+            return _weigh(einsum("rf,msf->rms", example[1], right), example[0], left, output)
+
+        some = a.left[rows], a.right[rows]
+        at_once = max(1, chunk_bytes * (1 if mesh is None else mesh.size) // each)
+        found: Array = jax.lax.map(one, some, batch_size=min(at_once, len(some[0])))
+        return found
+
+    return _by_panels(len(a.right), symmetric, max(1, _PANEL // a.rows), products)
 
 
 def _weigh(inner: Array, one: Array, others: Array, output: Output) -> Array:
-    """Products of the sides with outputs, [outputs, r, q] and [m, outputs, s, q], weighted by inner [m, r, s]."""
-    if output == "full":
-        return einsum("mrs,mkrls->mkl", inner, einsum("krq,mlsq->mkrls", one, others))
-    return einsum(f"mrs,mkrs->m{TAIL[output]}", inner, einsum("krq,mksq->mkrs", one, others))
+    """Products of the sides with outputs, [outputs, r, q] and [m, outputs, s, q], weighted by inner [r, m, s]."""
+    if output == "trace":
+        return (inner * einsum("krq,mksq->rms", one, others)).sum(axis=(0, 2))
+    if output == "diagonal":
+        return (inner * einsum("krq,mksq->krms", one, others)).sum(axis=(1, 3)).T
+    return jnp.moveaxis((inner[:, None] * einsum("krq,mlsq->krlms", one, others)).sum(axis=(1, 4)), 2, 0)
 
 
 def _gram_cost(a: Factor, b: Factor, output: Output) -> float:

@@ -31,7 +31,7 @@ from lensjax.train.flops import matmul_flops
 _HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
 _WITH_BACKWARD = 3  # times the factors' memory is what making them takes
 _BATCH = 64  # examples at most whose factors are made at a time
-_CHUNK = {"cpu": 16 * 2**20, "gpu": 256 * 2**20}  # gradients formed at a time: on a CPU they stay in its cache
+_CHUNK = {"cpu": 8 * 2**20, "gpu": 256 * 2**20}  # gradients formed at a time: on a CPU they stay in its cache
 
 
 def ntk(
