@@ -26,15 +26,13 @@ from parts import RATIO, Json, Promise, Stopwatch, compared, run_parts, timed, u
 from spelling import RATE, SEED, candidate_on, numbers
 from transformers import GPT2Config, LlamaConfig
 
-import lensjax.models
 from lensjax.models.lora import split_trainable
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
-from lensjax.train.flops import matmul_flops, peak_flops
+from lensjax.train.flops import peak_flops
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.loop import Progress, Run, fine_tune
 from lensjax.train.recorder import Recorder
-from lensjax.train.step import as_counted, make_programs, state_shapes
 
 Part = Literal["trainer", "input", "ladder", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "transformers", "lensjax")
@@ -162,7 +160,7 @@ def gpu(plan: Plan) -> Json | None:
             theirs = hf_trainer.make_trainer(candidate, SEED, {"attn_implementation": "sdpa"}, **settings)
             contenders["Trainer, compiled"] = partial(hf_trainer.their_step, theirs, plan.warm_up)
         found = step_times(contenders, plan, shape)
-        flops = step_flops(candidate)
+        flops = candidate.step_flops(candidate.tokens.lengths[1])
     for times in (found[name] for name in contenders):
         times["utilisation"] = None if peak is None else flops / times["median_s"] / peak
     known = {"device": device.device_kind, "peak_flops": peak, "step_flops": float(flops)}
@@ -278,16 +276,6 @@ def about(candidate: Candidate, shape: tuple[int, int]) -> Json:
     installed = {name: version(name) for name in hf_trainer.PACKAGES if find_spec(name)}
     steps = candidate.spec.training.max_steps
     return {"peers": installed, "parameters": candidate.size, "batch": list(shape), "steps": steps}
-
-
-def step_flops(candidate: Candidate) -> int:
-    """FLOPs of the matrix products of a step, those of attention too, which cuDNN's kernel hides."""
-    training = candidate.spec.training.model_copy(update={"attention": "xla"})
-    plain = lensjax.models.load(candidate.source, dtype=candidate.dtype, param_dtype="float32", mesh=candidate.mesh)
-    model = as_counted(plain)
-    programs = make_programs(model, training, candidate.mesh)
-    state = state_shapes(model, training, candidate.mesh)
-    return matmul_flops(programs.step, state, {}, candidate.placement.shapes(candidate.tokens.lengths[1]), 0.0)
 
 
 def gpt2_config(plan: Plan, tokens: int) -> Any:

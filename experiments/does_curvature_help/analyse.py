@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from evidence import TaskEvidence, VariantScore, mean_and_error, method_scores, read_task, variant_scores
+from evidence import Place, TaskEvidence, VariantScore, mean_and_error, method_scores, read_task, variant_scores
 from scipy.stats import t as student
 
 from lensjax.curvature.phases import residual_transition
@@ -30,26 +30,24 @@ HERE = Path(__file__).parent
 SHOWN = ("pearson", "relative_accuracy", "regret", "log_rmse", "coverage90")
 
 
-def variants_answer(scores: Mapping[tuple[str, int], Mapping[Variant, VariantScore]]) -> dict[str, Any]:
+def variants_answer(scores: Mapping[Place, Mapping[Variant, VariantScore]]) -> dict[str, Any]:
     """What tying D_l to the kernels adds to the log density of the losses at the target, against every other variant.
 
-    Differences are means over a task's models, at a budget; over budgets they are averaged within tasks, so that the
-    tasks, of which there are few, are what the interval is over.
+    Differences are means over a task's models, at a budget; over budgets and targets they are averaged within tasks, so
+    that the tasks, of which there are few, are what the interval is over.
     """
-    tasks = sorted({task for task, _ in scores})
+    tasks = sorted({place.task for place in scores})
     found: dict[str, Any] = {}
     for other in VARIANTS[1:]:
         cells = {
-            (task, budget): mean_and_error(one["tied"].log_density - one[other].log_density)
-            for (task, budget), one in scores.items()
+            place: mean_and_error(one["tied"].log_density - one[other].log_density) for place, one in scores.items()
         }
-        by_task = [float(np.mean([mean for (of, _), (mean, _) in cells.items() if of == task])) for task in tasks]
+        by_task = [float(np.mean([mean for place, (mean, _) in cells.items() if place.task == task])) for task in tasks]
         mean, error = mean_and_error(by_task)
         reach = float(student.ppf(0.95, len(tasks) - 1)) * error if len(tasks) > 1 else float("nan")
         found[other] = {
             "cells": [
-                {"task": task, "budget": budget, "mean": mean, "standard_error": error}
-                for (task, budget), (mean, error) in cells.items()
+                {**place._asdict(), "mean": mean, "standard_error": error} for place, (mean, error) in cells.items()
             ],
             "by_task": dict(zip(tasks, by_task, strict=True)),
             "mean": mean,
@@ -58,14 +56,14 @@ def variants_answer(scores: Mapping[tuple[str, int], Mapping[Variant, VariantSco
     return found
 
 
-def left_out_answer(scores: Mapping[tuple[str, int], Mapping[Variant, VariantScore]]) -> list[dict[str, Any]]:
+def left_out_answer(scores: Mapping[Place, Mapping[Variant, VariantScore]]) -> list[dict[str, Any]]:
     """For each task the variant that the other tasks would choose, and what it loses there against the best."""
-    tasks = sorted({task for task, _ in scores})
+    tasks = sorted({place.task for place in scores})
     if len(tasks) < 2:
         return []
 
     def mean(variant: Variant, among: Sequence[str]) -> float:
-        return float(np.mean([np.mean(one[variant].log_density) for (task, _), one in scores.items() if task in among]))
+        return float(np.mean([np.mean(one[variant].log_density) for at, one in scores.items() if at.task in among]))
 
     found = []
     for task in tasks:
@@ -78,12 +76,13 @@ def left_out_answer(scores: Mapping[tuple[str, int], Mapping[Variant, VariantSco
 
 
 def phases_answer(tasks: Sequence[TaskEvidence]) -> dict[str, Any]:
-    """β₂ of every model and task, and where bound and losses see the power phase begin."""
-    rows = []
+    """β₂ of every model and task, and where bound and losses see the power phase begin, on its longest ladder."""
+    rows: list[dict[str, Any]] = []
     for task in tasks:
         for model, losses in zip(task.table.models, task.table.loss, strict=True):
             terms = task.bound.get(model)
-            if terms is None or terms["beta2"] is None:
+            known_already = any((row["task"], row["model"]) == (task.name, model) for row in rows)
+            if terms is None or terms["beta2"] is None or known_already:
                 continue
             known = np.isfinite(losses) & (task.table.sizes > 0)
             rows.append(
@@ -119,14 +118,14 @@ def _correlation(rows: Sequence[Mapping[str, Any]]) -> float:
 
 def report(
     tasks: Sequence[TaskEvidence],
-    variants: Mapping[tuple[str, int], Mapping[Variant, VariantScore]],
-    methods: Mapping[tuple[str, int], Mapping[str, Mapping[str, float]]],
+    variants: Mapping[Place, Mapping[Variant, VariantScore]],
+    methods: Mapping[Place, Mapping[str, Mapping[str, float]]],
     answers: Mapping[str, Any],
 ) -> str:
     """All of it as tables, with what they say."""
     lines = ["# Does curvature help to choose a model?", "", "## Curves", ""]
     for task in tasks:
-        lines += [f"### {task.name}", "", *_curves(task), ""]
+        lines += [f"### {task.title}", "", *_curves(task), ""]
     lines += ["## Does tying D_l to the kernel help?", "", *_variants(variants, answers), ""]
     lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
     lines += ["## How do the methods rank?", "", *_methods(tasks, methods, variants), ""]
@@ -146,16 +145,21 @@ def _curves(task: TaskEvidence) -> list[str]:
     return _table(["model", "size", *(f"{size:,}" for size in task.table.sizes)], rows)
 
 
-def _variants(
-    scores: Mapping[tuple[str, int], Mapping[Variant, VariantScore]], answers: Mapping[str, Any]
-) -> list[str]:
-    heading = ["task", "budget", *(f"{variant}: log density, log RMSE" for variant in VARIANTS), "b (90 %)"]
+def _variants(scores: Mapping[Place, Mapping[Variant, VariantScore]], answers: Mapping[str, Any]) -> list[str]:
+    heading = [
+        "task",
+        "models",
+        "target",
+        "budget",
+        *(f"{variant}: log density, log RMSE" for variant in VARIANTS),
+        "b (90 %)",
+    ]
     rows = []
-    for (task, budget), one in scores.items():
+    for place, one in scores.items():
         cells = [f"{np.mean(s.log_density):+.2f}, {s.metrics['log_rmse']:.3f}" for s in one.values()]
         slope = one["tied"].slope
         told = text.DASH if slope is None else f"{slope[0]:.2f} ({slope[1]:.2f} to {slope[2]:.2f})"
-        rows.append([task, f"{budget:,}", *cells, told])
+        rows.append([place.task, str(place.models), f"{place.target:,}", f"{place.budget:,}", *cells, told])
     lines = [*_table(heading, rows), ""]
     for other, found in answers["variants"].items():
         interval = found["interval90"]
@@ -196,16 +200,15 @@ def _phases(found: Mapping[str, Any]) -> list[str]:
 
 def _methods(
     tasks: Sequence[TaskEvidence],
-    methods: Mapping[tuple[str, int], Mapping[str, Mapping[str, float]]],
-    variants: Mapping[tuple[str, int], Mapping[Variant, VariantScore]],
+    methods: Mapping[Place, Mapping[str, Mapping[str, float]]],
+    variants: Mapping[Place, Mapping[Variant, VariantScore]],
 ) -> list[str]:
     lines = []
     for task in tasks:
-        for budget in task.budgets:
-            scores = dict(methods[task.name, budget])
-            scores |= {f"LensLLM, {v}": one.metrics for v, one in variants[task.name, budget].items()}
-            saved = 1 - task.cost(budget)
-            lines += [f"### {task.name}, budget {budget:,} of {task.target:,}: {saved:.1%} of FullTuning saved", ""]
+        for place in task.places:
+            scores = methods[place] | {f"LensLLM, {v}": one.metrics for v, one in variants[place].items()}
+            saved = 1 - task.cost(place.budget)
+            lines += [f"### {task.title}, budget {place.budget:,}: {saved:.1%} of FullTuning saved", ""]
             rows = [
                 [name if "," in name else text.method_title(name), *(_cell(found[metric]) for metric in SHOWN)]
                 for name, found in scores.items()
@@ -227,19 +230,19 @@ def figure(tasks: Sequence[TaskEvidence], answers: Mapping[str, Any]) -> plt.Fig
             above = task.table.sizes > 0
             axis.plot(task.table.sizes[above], losses[above], "o-", markersize=2, label=model)
         axis.set(
-            xscale="log", yscale="log", xlabel="training examples", title=f"{task.name}: test loss (nats per token)"
+            xscale="log", yscale="log", xlabel="training examples", title=f"{task.title}\ntest loss (nats per token)"
         )
         axis.legend(fontsize=5)
     cells = answers["variants"]["hierarchical"]["cells"]
-    for name in dict.fromkeys(cell["task"] for cell in cells):
-        of = [cell for cell in cells if cell["task"] == name]
+    for task in tasks:
+        of = [cell for cell in cells if (cell["task"], cell["target"]) == (task.name, task.target)]
         axes[-2].errorbar(
             [cell["budget"] for cell in of],
             [cell["mean"] for cell in of],
             [cell["standard_error"] for cell in of],
             fmt="o-",
             capsize=2,
-            label=name,
+            label=task.title,
         )
     axes[-2].axhline(0, color="grey", lw=0.5)
     axes[-2].set(xscale="log", xlabel="budget (examples)", title="log density, tied less hierarchical")
@@ -259,17 +262,16 @@ def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)
         results: Folder of TASK.csv and TASK.json, where the report goes too.
         tasks: Those of which there are measurements are taken.
     """
-    found = [read_task(results, task) for task in tasks if (results / f"{task}.csv").exists()]
+    found = [one for task in tasks if (results / f"{task}.csv").exists() for one in read_task(results, task)]
     if not found:
         raise InputError(f"{results} holds no measurements; run measure.py first.")
-    cells = [(task, budget) for task in found for budget in task.budgets]
-    variants = {(task.name, budget): variant_scores(task, budget) for task, budget in cells}
-    methods = {(task.name, budget): method_scores(task, budget) for task, budget in cells}
+    variants = {place: variant_scores(task, place.budget) for task in found for place in task.places}
+    methods = {place: method_scores(task, place.budget) for task in found for place in task.places}
     answers = {
         "variants": variants_answer(variants),
         "left_out": left_out_answer(variants),
         "phases": phases_answer(found),
-        "saved": {task.name: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in found},
+        "saved": {task.title: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in found},
     }
     figure(found, answers).savefig(results / "answers.svg", metadata={"Date": None})
     write_files(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -20,14 +20,26 @@ from lensjax.selection.metrics import evaluate
 RATIOS = (4, 8, 16, 32)  # target over budget
 
 
+LEAST_MODELS = 3
+
+
+class Place(NamedTuple):
+    """Where a prediction is made: on which task, of how many models' losses at a target, from which budget."""
+
+    task: str
+    models: int
+    target: int
+    budget: int
+
+
 @dataclass(frozen=True)
 class TaskEvidence:
-    """A task on which every model was measured up to the target.
+    """A task, and the models that were measured on it up to a target.
 
     Attributes:
       name: Of the task.
       table: Curves of M models.
-      target: Largest size that all were measured at.
+      target: In examples.
       residuals: Of their kernels.
       bound: Terms of the bound along the ladder, by model.
       weights: NLPmetrics' scores, NaN where unknown.
@@ -47,27 +59,48 @@ class TaskEvidence:
         """Budgets from which the target is predicted: those that hold two sizes above 0."""
         return [self.target // ratio for ratio in RATIOS if (self.table.sizes[1:] <= self.target // ratio).sum() >= 2]
 
+    @property
+    def places(self) -> list[Place]:
+        """One for every budget."""
+        return [Place(self.name, len(self.table.models), self.target, budget) for budget in self.budgets]
+
+    @property
+    def title(self) -> str:
+        """Task, number of models and target."""
+        return f"{self.name}, {len(self.table.models)} models to {self.target:,}"
+
     def cost(self, budget: int) -> float:
         """FLOPs of all runs up to a budget, as a share of those of fine-tuning every model on all of the target."""
         return sum(flops for size, flops in self.flops.items() if size <= budget) / self.flops[self.target]
 
 
-def read_task(folder: Path, name: str) -> TaskEvidence:
-    """Read a task's curves and evidence, of the models that were measured up to the largest size.
+def read_task(folder: Path, name: str) -> list[TaskEvidence]:
+    """Read a task's curves and evidence: of the models that were measured furthest, and of more that were less far.
 
     Raises:
-      InputError: a file is missing or not what `measure.py` writes, or fewer than three models are left.
+      InputError: a file is missing or not what `measure.py` writes, or it holds too little.
     """
     table = read_curves(folder / f"{name}.csv")
     try:
         content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read {folder / name}.json; run measure.py again.") from error
-    target = int(table.sizes[-1])
-    whole = np.flatnonzero(np.isfinite(table.column(target)))
-    if len(whole) < 3:
-        raise InputError(f"{folder / name}.csv holds fewer than three models at {target} examples; measure more.")
-    table = table.select(whole)
+    found: list[TaskEvidence] = []
+    for target in table.sizes[::-1]:
+        measured = np.flatnonzero(np.isfinite(table.column(target)))
+        if len(measured) >= max(LEAST_MODELS, len(found[-1].table.models) + 1 if found else 0):
+            one = _up_to(folder, table.select(measured).up_to(int(target)), name, content)
+            found += [one] if one.budgets else []
+    if not found:
+        raise InputError(
+            f"{folder / name}.csv holds too little: it takes two sizes above 0, and {RATIOS[0]} times the larger one, "
+            f"of {LEAST_MODELS} models; measure more."
+        )
+    return found
+
+
+def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any]) -> TaskEvidence:
+    """The evidence on models that were all measured at a table's largest size."""
     modes = {kernel["model"]: (np.array(kernel["rates"]), np.array(kernel["weights"])) for kernel in content["kernels"]}
     flops: dict[int, list[float]] = {}
     with (folder / f"{name}.csv").open(encoding="utf-8") as file:
@@ -78,7 +111,7 @@ def read_task(folder: Path, name: str) -> TaskEvidence:
     return TaskEvidence(
         name=name,
         table=table,
-        target=target,
+        target=int(table.sizes[-1]),
         residuals=stack_residuals([modes.get(model) for model in table.models]),
         bound={terms["model"]: terms for terms in content["bound"]},
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),

@@ -7,7 +7,7 @@ README.md beside this file.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
 
 
 def write_results(spec: StudySpec, out: Path, results: Path) -> None:
-    """Write a study's curves and evidence to where the analysis finds them."""
+    """Write a study's curves and evidence to where the analysis finds them, of candidates measured so far."""
     state = read_state(spec, out)
     make_folder(results)
     content = json.dumps(evidence(state, out), indent=1, ensure_ascii=False) + "\n"
@@ -109,11 +109,19 @@ def main(
     for task in tasks:
         if not (folder / f"{task}.jsonl").exists():
             write_rows(task, folder)
-        file = folder / f"{task}.yaml"
-        write_files({file: json.dumps(study_content(task, models, folder, largest, seeds), indent=2) + "\n"})
-        spec = read_study(file)
+        spec = study(task, models, folder, largest, seeds)
         run_study(spec, folder / task, say=lambda sentence: print(sentence, flush=True))
-        write_results(spec, folder / task, results)
+        before = [name for name in available() if (folder / task / "runs" / name).is_dir()]
+        spec = study(task, dict.fromkeys([*models, *before]), folder, largest, seeds)
+        reached = max(result.examples for result in read_results(spec, folder / task))
+        write_results(study(task, spec.names, folder, max(largest, reached), seeds), folder / task, results)
+
+
+def study(task: str, models: Iterable[str], folder: Path, largest: int, seeds: Sequence[int]) -> StudySpec:
+    """The study of some models, whose file is left in the folder."""
+    file = folder / f"{task}.yaml"
+    write_files({file: json.dumps(study_content(task, [*models], folder, largest, seeds), indent=2) + "\n"})
+    return read_study(file)
 
 
 def available() -> tuple[str, ...]:

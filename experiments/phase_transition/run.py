@@ -5,7 +5,6 @@
 See README.md beside this file.
 """
 
-import hashlib
 import json
 import platform
 import tempfile
@@ -30,6 +29,7 @@ from lensjax.files import make_folder, write_files
 from lensjax.train.ladder import measure_curve, rungs
 from lensjax.train.results import Result
 from lensjax.train.spec import FinetuneSpec
+from lensjax.zoo.tasks import place_of
 
 LONGEST = 12  # letters, and phonemes, of the words that are used
 PRETRAINING_SHARE = 0.6  # of the words
@@ -80,8 +80,7 @@ def words() -> list[dict[str, str]]:
 
 def is_for_pretraining(word: Mapping[str, str]) -> bool:
     """Whether a word is pretrained on, and then never fine-tuned or tested on."""
-    place = int.from_bytes(hashlib.sha256(word["letters"].encode()).digest()[:8], "big") / 2**64
-    return place < PRETRAINING_SHARE
+    return place_of(word["letters"]) < PRETRAINING_SHARE
 
 
 def write_task(path: Path, rows: Sequence[Mapping[str, str]], prompt: str, target: str, training: Any) -> FinetuneSpec:

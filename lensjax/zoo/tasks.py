@@ -20,9 +20,7 @@ Row = dict[str, str]
 _LONGEST_WORD = 14  # letters, and phonemes
 _LONGEST_VERSE = 240  # characters, in either language
 _LONGEST_GLOSS = 140  # characters
-KEPT_BACK = MappingProxyType(
-    {"spelling": 0.3, "verses": 0.3, "topics": 0.4}
-)  # of the words, of the books, of the senses
+KEPT_BACK = MappingProxyType({"spelling": 0.3, "verses": 0.3, "topics": 0.4})  # share of words, books, senses
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,14 @@ class PackagedTask:
     max_target_tokens: int
 
 
+def place_of(text: str) -> float:
+    """A number from 0 to 1 that its hash gives a text: those below a share are that share of all texts."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
 def is_kept_back(task: str, key: str) -> bool:
     """Whether what has this key is kept back from a task, for pretraining."""
-    place = int.from_bytes(hashlib.sha256(f"{task} {key}".encode()).digest()[:8], "big") / 2**64
-    return place < KEPT_BACK[task]
+    return place_of(f"{task} {key}") < KEPT_BACK[task]
 
 
 def spelling_rows() -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """Running studies: every cell once, decisions, budgets, candidates that fail, and going on."""
 
 import csv
+import importlib
 import json
 import shutil
 import signal
@@ -22,6 +23,7 @@ from lensjax.train.loop import Stopped
 from lensjax.train.results import Result, write_result
 from lensjax.train.runs import SEARCH
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FAMILIES = ("gpt2", "llama", "opt", "t5")
 
 
@@ -62,6 +64,21 @@ def test_all_candidates_are_on_a_rung_before_the_next(finished):
         summary, arrays = read_evidence(folder, Cell("ntk", name))
         assert arrays["theta"].shape == (8, 8)
         assert summary["asked"]["examples"] == 8
+
+
+def test_the_benchmark_of_overheads_accounts_for_all_of_a_study_s_time(finished, monkeypatch):
+    _, folder, journal, _ = finished
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    told = importlib.import_module("study").told(folder.with_suffix(".yaml"), 1000.0)
+    seconds = {name: of["median_s"] for name, of in told.items() if isinstance(of, dict)}
+    assert (told["runs"], told["cells"]) == (20, 24)
+    assert sum(seconds.values()) == pytest.approx(2 * 1000)  # the whole and its parts
+    kernels = [entry.seconds for entry in journal.entries if entry.cell is not None and entry.cell.kind == "ntk"]
+    assert seconds["curvature"] == pytest.approx(sum(kernels))
+    assert 0 < seconds["inside_runs"] < seconds["training"]
+    committed = json.loads((BENCHMARKS / "results" / "study.json").read_text())["parts"]
+    assert all(told.keys() <= part.keys() for part in committed.values())
+    assert all(0 < part["overhead"] < 1 for part in committed.values())
 
 
 def test_a_finished_study_has_nothing_left(finished, monkeypatch):
