@@ -5,9 +5,6 @@ DEMO := build/demo
 
 .PHONY: demo test lint types notebooks benchmark clean
 
-# What planning compiles, running need not compile again.
-demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/build/compiled
-demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 demo: .venv/.installed
 	mkdir -p $(DEMO)
 	$(BIN)/lensjax data fetch spelling --out $(DEMO)

@@ -260,7 +260,9 @@ def command_line(table: CurveTable, folder: Path, repeats: int) -> Json:
     commands = {"rank": ["rank", str(curves), "--target", str(TARGET)], "help": ["--help"]}
 
     def run(arguments: list[str]) -> None:
-        subprocess.run([sys.executable, "-m", "lensjax", *arguments], check=True, stdout=subprocess.DEVNULL)
+        cold = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+        command = [sys.executable, "-m", "lensjax", *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=cold)
 
     return {
         name: summary([timed(partial(run, arguments))[0] for _ in range(repeats)])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lensjax import cli_curvature, cli_data, cli_finetune, cli_models, cli_next, cli_plan, cli_report, cli_study
+from lensjax.compiled import keep_compiled_programs
 from lensjax.errors import InputError
 from lensjax.files import check_writable
 
@@ -176,6 +177,7 @@ def _commands() -> tyro.extras.SubcommandApp:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input exits with status 2 and one sentence on standard error."""
+    keep_compiled_programs()
     try:
         _commands().cli(
             prog="lensjax",

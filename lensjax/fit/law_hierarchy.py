@@ -118,6 +118,7 @@ def log_loss(theta: Float[Array, "*s 4"], log_d: Float[Array, "*s"], middle: Flo
     return found
 
 
+@jax.jit
 def natural(theta: Float[Array, "*s 4"], middle: Float[Array, ""]) -> dict[str, Float[Array, "*s"]]:
     """B, D_l, β and E of coordinates, D in examples and L in units of the constant that was taken off log L."""
     level, log_beta, log_d_l, logit_rho = jnp.moveaxis(theta, -1, 0)

@@ -73,7 +73,7 @@ B_SD = 1.0  # around 0, so that 1, the paper's, is as likely as not
 LOG_NOISE_SD = 0.8
 
 
-_stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))  # of trees, along a new first axis
+_stack = partial(jax.tree.map, lambda *leaves: np.stack(leaves))  # of trees, along a new first axis
 
 
 class Estimate(NamedTuple):
@@ -254,7 +254,7 @@ def fit_lensllm(
         places = (np.arange(POPULATIONS) + rng.random()) / POPULATIONS
         chosen = np.searchsorted(np.cumsum(softmax(evidences))[:-1], places)
         scores = [modes[k].u + roots[k] @ rng.standard_normal(NUMBERS) for k in chosen]
-        of = _stack(*(priors[k].population(u) for k, u in zip(chosen, scores, strict=True)))
+        of = _stack(*(priors[k] for k in chosen)).population(np.stack(scores))
         each = DRAWS // POPULATIONS
         noise = jnp.asarray(rng.standard_normal((POPULATIONS, each, len(curves.y), COORDINATES)))
         given, start = _stack(*((features[k], modes[k].models) for k in chosen))
