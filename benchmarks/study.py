@@ -1,9 +1,9 @@
 """What a study takes besides training, evaluation and curvature: the time of `lensjax run`, part by part.
 
-    python benchmarks/study.py [--parts demo hessians] [--quick] [--out FILE]
+    python benchmarks/study.py [--parts demo again hessians] [--quick] [--out FILE]
 
-Both are studies of the bundled models on the CPU: `make demo`, and one with Hessians and a choice of learning rates.
-Each is a process of its own that compiles all anew.
+They are studies of the bundled models on the CPU: that of `make demo`, the same once more, when the programs are kept
+that it compiled, and one with Hessians and a choice of learning rates. Each is a process of its own.
 """
 
 import json
@@ -27,14 +27,15 @@ from lensjax.study.cells import read_results, read_searches
 from lensjax.study.progress import read_state
 from lensjax.study.spec import read_study
 
-Part = Literal["demo", "hessians"]
+Part = Literal["demo", "again", "hessians"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "lensjax")
 COLUMNS = {"seconds": "median_s"}
 DEMO = Path(__file__).parents[1] / "experiments" / "pocket_zoo" / "demo.yaml"
 
 NOTES = {
     "studies": "`lensjax run` of models, training and evidence of experiments/pocket_zoo/demo.yaml, on spelling out "
-    "numbers; `hessians` has two learning rates to choose from, Hessians, and larger rungs",
+    "numbers; `again` finds the programs of `demo` compiled, the others find none; `hessians` has two learning rates "
+    "to choose from, Hessians, and larger rungs",
     "seconds": "of the whole process: `training` is what results say, tests and runs that chose learning rates "
     "included; `curvature` is of the cells of kernels, Hessians and weight metrics, loading and compiling included; "
     "`inside_runs` is what fine-tuning cells take besides, such as loading, tokenising, and saving models; "
@@ -48,16 +49,17 @@ class Plan:
     """Largest numbers of training examples, and how many models."""
 
     demo: int
+    again: int
     hessians: int
     models: int
 
 
-FULL = Plan(demo=800, hessians=1600, models=5)
-QUICK = Plan(demo=400, hessians=400, models=2)
+FULL = Plan(demo=800, again=800, hessians=1600, models=5)
+QUICK = Plan(demo=400, again=400, hessians=400, models=2)
 
 
 def benchmark(
-    parts: tuple[Part, ...] = ("demo", "hessians"),
+    parts: tuple[Part, ...] = ("demo", "again", "hessians"),
     quick: bool = False,
     out: Path = Path("benchmarks/results/study.json"),
 ) -> None:
@@ -97,14 +99,24 @@ def measure(part: Part, plan: Plan) -> Json:
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         file = folder / "study.yaml"
         file.write_text(yaml.safe_dump(content | {"target": content["budget"]}), encoding="utf-8")
-        command = [sys.executable, "-m", "lensjax", "run", str(file)]
-        settings = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        start = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
-        whole = time.perf_counter() - start
-        if ended.returncode:
-            raise SystemExit(ended.stderr)
-        return told(file, whole)
+        if part == "again":
+            seconds_of(file, folder / "before", folder)
+        return told(file, seconds_of(file, file.with_suffix(""), folder if part == "again" else None))
+
+
+def seconds_of(file: Path, out: Path, cache: Path | None) -> float:
+    """Wall time of running a study, with the user's cache in a folder, or without any."""
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "true" if cache else "false"}
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-m", "lensjax", "run", str(file), "--out", str(out)]
+    start = time.perf_counter()
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env=environment | settings | {"XDG_CACHE_HOME": str(cache)}
+    )
+    seconds = time.perf_counter() - start
+    if ended.returncode:
+        raise SystemExit(ended.stderr)
+    return seconds
 
 
 def told(file: Path, whole: float) -> Json:
@@ -141,6 +153,7 @@ def targets(parts: Mapping[str, Json]) -> list[Promise]:
 
 MEASURES: Mapping[Part, Callable[[Plan], Any]] = {
     "demo": partial(measure, "demo"),
+    "again": partial(measure, "again"),
     "hessians": partial(measure, "hessians"),
 }
 
