@@ -38,7 +38,7 @@ class Factor:
     @property
     def looks_up(self) -> bool:
         """Whether the left side is one-hot, given by its ids."""
-        return bool(jnp.issubdtype(self.left.dtype, jnp.integer))
+        return _are_ids(self.left)
 
     @property
     def rows(self) -> int:
@@ -82,7 +82,7 @@ class Factor:
 def contract(
     a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int, mesh: Mesh | None = None
 ) -> Array:
-    """The kernel of one matrix between two sets of examples, by whichever way takes fewer operations.
+    """The kernel of one matrix between two sets of examples, by whichever way should take less time.
 
     Args:
       a, b: One factor for each use of the matrix.
@@ -108,10 +108,9 @@ def _form(
     shape = {"trace": (n, m), "diagonal": (n, m, outputs), "full": (n, m, outputs, outputs)}[output]
     spread = mesh is not None and tile[0] % devices == 0
     sides = [a] if a is b else [a, b]
-    if mesh is not None:
-        sides = [[_spread(factor, mesh, spread) for factor in side] for side in sides]
     lefts = [[factor.left_tiles(tile[0], first) for factor in side] for side in sides]
-    rights = [[_tiles(factor.right, tile[1]) for factor in side] for side in sides]
+    lefts = jax.tree.map(lambda x: constrain(x, mesh, x.ndim - 1 if spread and not _are_ids(x) else None), lefts)
+    rights = [[constrain(_tiles(factor.right, tile[1]), mesh) for factor in side] for side in sides]
 
     def gradient(left: list[Array], right: list[Array]) -> Array:
         formed = _gradient([Factor(*pair) for pair in zip(left, right, strict=True)], *tile)
@@ -271,11 +270,8 @@ def _sizes(factor: Factor) -> tuple[int, int, int]:
     return int(factor.right.shape[0]), int(outputs), int(factor.right.shape[-1])
 
 
-def _spread(factor: Factor, mesh: Mesh, spread: bool) -> Factor:
-    """A factor whose left side is shared out along the first axis, and whose right side every device has."""
-    split = spread and not factor.looks_up and factor.left.shape[-1] % mesh.size == 0
-    left = constrain(factor.left, mesh, factor.left.ndim - 1) if split else constrain(factor.left, mesh)
-    return Factor(left, constrain(factor.right, mesh))
+def _are_ids(left: Array) -> bool:
+    return bool(jnp.issubdtype(left.dtype, jnp.integer))
 
 
 def constrain(x: Array, mesh: Mesh | None, axis: int | None = None) -> Array:

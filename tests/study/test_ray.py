@@ -44,7 +44,7 @@ def losses(folder):
 
 
 def test_two_workers_give_what_one_process_gives(cluster, write_study, tmp_path):
-    spec = read_study(write_study(tmp_path, "gpt2", "opt", training={"learning_rate": [1e-3, 3e-3], "batch_size": 16}))
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", training={"learning_rate": [1e-3, 3e-3], "epochs": 1}))
     run_study(spec, tmp_path / "local")
     journal = run_study(spec, tmp_path / "ray", launcher="ray")
     assert {entry.status for entry in journal.entries} == {"ok"}

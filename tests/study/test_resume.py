@@ -11,7 +11,9 @@ KILLS = -(-int(os.environ.get("LENSJAX_TEST_KILLS", "5")) // 5)
 
 
 def test_a_study_that_is_killed_again_and_again_comes_to_the_same_end(write_study, tmp_path):
-    study = write_study(tmp_path, "gpt2", "opt", training={"learning_rate": [1e-3, 3e-3], "checkpoint_every": 4})
+    study = write_study(
+        tmp_path, "gpt2", "opt", training={"learning_rate": [1e-3, 3e-3], "epochs": 2, "checkpoint_every": 4}
+    )
     script = Path(__file__).with_name("killed_study.py")
     command = [sys.executable, "-W", "error", script, study, tmp_path, str(KILLS), "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
