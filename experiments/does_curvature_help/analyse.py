@@ -10,24 +10,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from evidence import Place, TaskEvidence, VariantScore, mean_and_error, method_scores, read_task, variant_scores
+from evidence import (
+    GOOD,
+    SHOWN,
+    Place,
+    TaskEvidence,
+    VariantScore,
+    mean_and_error,
+    method_scores,
+    read_task,
+    variant_scores,
+)
 from scipy.stats import t as student
+from tables import figure, report
 
 from lensjax.curvature.phases import residual_transition
 from lensjax.errors import InputError
 from lensjax.files import write_files
 from lensjax.fit.lensllm import VARIANTS, Variant
-from lensjax.report import text
 from lensjax.zoo.tasks import TASKS
 
 HERE = Path(__file__).parent
-SHOWN = ("pearson", "relative_accuracy", "regret", "log_rmse", "coverage90")
 
 
 def variants_answer(scores: Mapping[Place, Mapping[Variant, VariantScore]]) -> dict[str, Any]:
@@ -116,143 +121,47 @@ def _correlation(rows: Sequence[Mapping[str, Any]]) -> float:
     return float(np.corrcoef(bound, losses)[0, 1]) if bound.std() > 0 and losses.std() > 0 else float("nan")
 
 
-def report(
-    tasks: Sequence[TaskEvidence],
-    variants: Mapping[Place, Mapping[Variant, VariantScore]],
-    methods: Mapping[Place, Mapping[str, Mapping[str, float]]],
-    answers: Mapping[str, Any],
-) -> str:
-    """All of it as tables, with what they say."""
-    lines = ["# Does curvature help to choose a model?", "", "## Curves", ""]
-    for task in tasks:
-        lines += [f"### {task.title}", "", *_curves(task), ""]
-    lines += ["## Does tying D_l to the kernel help?", "", *_variants(variants, answers), ""]
-    lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
-    lines += ["## How do the methods rank?", "", *_methods(tasks, methods, variants), ""]
-    return "\n".join(lines)
+def methods_answer(
+    tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, Mapping[str, float]]]
+) -> dict[str, Any]:
+    """Of every method, means over tasks, what it saves, and how often its intervals hold.
+
+    Means are over a task's budgets and targets first. What a method saves of FullTuning is by the smallest budget at
+    which, as at every larger one, its relative accuracy is good; 0 where there is none.
+    """
+    names = tasks and list(next(iter(scores.values())))
+    found: dict[str, Any] = {}
+    for name in names:
+        of = {place: one[name] for place, one in scores.items()}
+        metrics: dict[str, float | None] = {}
+        for metric in SHOWN:
+            by_task: dict[str, list[float]] = {}
+            for place, one in of.items():
+                by_task.setdefault(place.task, []).append(one[metric])
+            mean = float(np.mean([np.mean(values) for values in by_task.values()]))
+            metrics[metric] = mean if np.isfinite(mean) else None
+        saved = {}
+        for task in tasks:
+            saved[task.title] = 0.0
+            for place in task.places:  # the largest budget first
+                if of[place]["relative_accuracy"] < GOOD:
+                    break
+                saved[task.title] = 1 - task.cost(place.budget)
+        found[name] = {"metrics": metrics, "saved": saved, "coverage90": _coverage(tasks, of)}
+    return found
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
-
-
-def _curves(task: TaskEvidence) -> list[str]:
-    order = np.argsort(task.table.column(task.target))
-    rows = []
-    for i in order:
-        losses = (text.DASH if np.isnan(x) else f"{x:.3f}" for x in task.table.loss[i])
-        rows.append([task.table.models[i], text.count(task.table.parameters[i]), *losses])
-    return _table(["model", "size", *(f"{size:,}" for size in task.table.sizes)], rows)
-
-
-def _variants(scores: Mapping[Place, Mapping[Variant, VariantScore]], answers: Mapping[str, Any]) -> list[str]:
-    heading = [
-        "task",
-        "models",
-        "target",
-        "budget",
-        *(f"{variant}: log density, log RMSE" for variant in VARIANTS),
-        "b (90 %)",
-    ]
-    rows = []
-    for place, one in scores.items():
-        cells = [f"{np.mean(s.log_density):+.2f}, {s.metrics['log_rmse']:.3f}" for s in one.values()]
-        slope = one["tied"].slope
-        told = text.DASH if slope is None else f"{slope[0]:.2f} ({slope[1]:.2f} to {slope[2]:.2f})"
-        rows.append([place.task, str(place.models), f"{place.target:,}", f"{place.budget:,}", *cells, told])
-    lines = [*_table(heading, rows), ""]
-    for other, found in answers["variants"].items():
-        interval = found["interval90"]
-        over = "" if interval is None else f", 90 % interval over tasks {interval[0]:+.2f} to {interval[1]:+.2f}"
-        lines.append(f"- tied less {other}: {found['mean']:+.2f} nats per model{over}.")
-    lines += [
-        f"- {one['task']} left out: the other tasks choose {one['chosen']}, and {one['best']} is best there; that "
-        f"loses {one['lost']:.2f} nats per model."
-        for one in answers["left_out"]
-    ]
-    return lines
-
-
-def _phases(found: Mapping[str, Any]) -> list[str]:
-    count = len(found["ladders"])
-    rows = [
-        [
-            row["task"],
-            row["model"],
-            f"{row['beta2']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})",
-            text.DASH if row["bound_transition"] is None else f"{row['bound_transition']:,.0f}",
-            text.DASH if row["loss_transition"] is None else f"{row['loss_transition']:,}",
-        ]
-        for row in found["ladders"]
-    ]
-    heading = ["task", "model", "β₂ (90 %)", "transition by the bound", "power phase by AtS from"]
-    correlation = found["log_correlation"]
-    said = "" if correlation is None else f" Over those, log n of the two correlate at {correlation:.2f}."
-    return [
-        *_table(heading, rows),
-        "",
-        f"Of {count} ladders ΣH clearly falls with n in {found['falls']} and clearly rises in {found['rises']}; β₂ is "
-        f"clearly below 1/2 in {found['below_half']}, clearly above in {found['above_half']}. The bound sees a "
-        f"transition in {found['bound_sees_transition']}, AtS in {found['losses_see_transition']}, both in "
-        f"{found['both']}.{said}",
-    ]
-
-
-def _methods(
-    tasks: Sequence[TaskEvidence],
-    methods: Mapping[Place, Mapping[str, Mapping[str, float]]],
-    variants: Mapping[Place, Mapping[Variant, VariantScore]],
-) -> list[str]:
-    lines = []
+def _coverage(tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, float]]) -> dict[str, list[float]]:
+    """By the number of sizes that a fit saw: the share of 90 % intervals that held, and of how many."""
+    held: dict[str, list[float]] = {}
     for task in tasks:
         for place in task.places:
-            scores = methods[place] | {f"LensLLM, {v}": one.metrics for v, one in variants[place].items()}
-            saved = 1 - task.cost(place.budget)
-            lines += [f"### {task.title}, budget {place.budget:,}: {saved:.1%} of FullTuning saved", ""]
-            rows = [
-                [name if "," in name else text.method_title(name), *(_cell(found[metric]) for metric in SHOWN)]
-                for name, found in scores.items()
-            ]
-            lines += [*_table(["method", *SHOWN], rows), ""]
-    return lines
-
-
-def _cell(value: float) -> str:
-    return text.DASH if np.isnan(value) else f"{value:.3f}"
-
-
-def figure(tasks: Sequence[TaskEvidence], answers: Mapping[str, Any]) -> plt.Figure:
-    """Curves of every task; what the kernels add; β₂ of every ladder."""
-    plt.rcParams.update({"svg.hashsalt": "lensjax", "font.size": 8})
-    drawn, axes = plt.subplots(1, len(tasks) + 2, figsize=(3.2 * (len(tasks) + 2), 3.2), layout="constrained")
-    for axis, task in zip(axes, tasks, strict=False):
-        for model, losses in zip(task.table.models, task.table.loss, strict=True):
-            above = task.table.sizes > 0
-            axis.plot(task.table.sizes[above], losses[above], "o-", markersize=2, label=model)
-        axis.set(
-            xscale="log", yscale="log", xlabel="training examples", title=f"{task.title}\ntest loss (nats per token)"
-        )
-        axis.legend(fontsize=5)
-    cells = answers["variants"]["hierarchical"]["cells"]
-    for task in tasks:
-        of = [cell for cell in cells if (cell["task"], cell["target"]) == (task.name, task.target)]
-        axes[-2].errorbar(
-            [cell["budget"] for cell in of],
-            [cell["mean"] for cell in of],
-            [cell["standard_error"] for cell in of],
-            fmt="o-",
-            capsize=2,
-            label=task.title,
-        )
-    axes[-2].axhline(0, color="grey", lw=0.5)
-    axes[-2].set(xscale="log", xlabel="budget (examples)", title="log density, tied less hierarchical")
-    axes[-2].legend(fontsize=6)
-    for number, row in enumerate(answers["phases"]["ladders"]):
-        axes[-1].plot([row["lower"], row["upper"]], [number, number], "-", color="C0")
-        axes[-1].plot(row["beta2"], number, "o", color="C0", markersize=3)
-    axes[-1].axvline(0.5, color="grey", lw=0.5, ls="--")
-    axes[-1].set(xlabel="β₂ (90 % interval)", title="ΣH ∝ n^(−β₂)", yticks=[])
-    return drawn
+            share = scores[place]["coverage90"]
+            if np.isfinite(share):
+                one = held.setdefault(str(int((task.table.sizes[1:] <= place.budget).sum())), [0.0, 0.0])
+                one[0] += share * place.models
+                one[1] += place.models
+    return {sizes: [inside / count, count] for sizes, (inside, count) in sorted(held.items())}
 
 
 def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)) -> None:
@@ -266,18 +175,24 @@ def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)
     if not found:
         raise InputError(f"{results} holds no measurements; run measure.py first.")
     variants = {place: variant_scores(task, place.budget) for task in found for place in task.places}
-    methods = {place: method_scores(task, place.budget) for task in found for place in task.places}
+    methods = {
+        place: method_scores(task, place.budget)
+        | {f"LensLLM, {variant}": one.metrics for variant, one in variants[place].items()}
+        for task in found
+        for place in task.places
+    }
     answers = {
         "variants": variants_answer(variants),
         "left_out": left_out_answer(variants),
         "phases": phases_answer(found),
+        "methods": methods_answer(found, methods),
         "saved": {task.title: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in found},
     }
     figure(found, answers).savefig(results / "answers.svg", metadata={"Date": None})
     write_files(
         {
             results / "report.md": report(found, variants, methods, answers),
-            results / "answers.json": json.dumps(answers, indent=2, ensure_ascii=False) + "\n",
+            results / "answers.json": json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         }
     )
     print(f"Wrote {results / 'report.md'}")

@@ -21,7 +21,7 @@ MODELS = [f"m{i}" for i in range(6)]
 
 @pytest.fixture(scope="module")
 def experiment(imported: Any) -> Any:
-    with imported(FOLDER, "evidence", "analyse", "measure") as modules:
+    with imported(FOLDER, "evidence", "tables", "analyse", "measure") as modules:
         yield modules
 
 
@@ -85,6 +85,19 @@ def test_the_answers_are_those_that_were_put_in(results: Path) -> None:
     assert all(one["lost"] >= 0 for one in answers["left_out"])
     spent = sum(max(size, 10) for size in SIZES if size <= 1600)
     assert answers["saved"]["spelling, 6 models to 12,800"]["1600"] == pytest.approx(1 - spent / 12_800)
+
+
+def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> None:
+    answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
+    methods, titles = answers["methods"], ["spelling, 6 models to 12,800", "topics, 6 models to 12,800"]
+    full = {title: answers["saved"][title]["1600"] for title in titles}
+    assert methods["joint"]["saved"] == full  # curves as smooth as these are told apart
+    assert methods["LensLLM, tied"]["metrics"]["relative_accuracy"] > 0.911
+    assert methods["model_size"]["metrics"]["log_rmse"] is None
+    for name, found in methods.items():
+        places = found["coverage90"]
+        assert (places == {}) == (name != "joint" and "LensLLM" not in name)
+        assert all(sizes == "4" and 0 <= share <= 1 and count == 12 for sizes, (share, count) in places.items())
 
 
 def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:

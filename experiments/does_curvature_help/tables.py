@@ -1,0 +1,182 @@
+"""The answers as a report: tables in Markdown, and a figure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from evidence import GOOD, SHOWN, Place, TaskEvidence, VariantScore
+
+from lensjax.fit.lensllm import VARIANTS, Variant
+from lensjax.report import text
+
+
+def report(
+    tasks: Sequence[TaskEvidence],
+    variants: Mapping[Place, Mapping[Variant, VariantScore]],
+    methods: Mapping[Place, Mapping[str, Mapping[str, float]]],
+    answers: Mapping[str, Any],
+) -> str:
+    """All of it as tables, with what they say."""
+    lines = ["# Does curvature help to choose a model?", "", "## Curves", ""]
+    for task in tasks:
+        lines += [f"### {task.title}", "", *_curves(task), ""]
+    lines += ["## Does tying D_l to the kernel help?", "", *_variants(variants, answers), ""]
+    lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
+    lines += ["## How do the methods rank?", "", *_summary(tasks, answers["methods"]), ""]
+    lines += ["## How far can intervals be trusted?", "", *_coverage(answers["methods"]), ""]
+    lines += ["## Every budget", "", *_methods(tasks, methods), ""]
+    return "\n".join(lines)
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
+
+
+def _curves(task: TaskEvidence) -> list[str]:
+    order = np.argsort(task.table.column(task.target))
+    rows = []
+    for i in order:
+        losses = (text.DASH if np.isnan(x) else f"{x:.3f}" for x in task.table.loss[i])
+        rows.append([task.table.models[i], text.count(task.table.parameters[i]), *losses])
+    return _table(["model", "size", *(f"{size:,}" for size in task.table.sizes)], rows)
+
+
+def _variants(scores: Mapping[Place, Mapping[Variant, VariantScore]], answers: Mapping[str, Any]) -> list[str]:
+    heading = [
+        "task",
+        "models",
+        "target",
+        "budget",
+        *(f"{variant}: log density, log RMSE" for variant in VARIANTS),
+        "b (90 %)",
+    ]
+    rows = []
+    for place, one in scores.items():
+        cells = [f"{np.mean(s.log_density):+.2f}, {s.metrics['log_rmse']:.3f}" for s in one.values()]
+        slope = one["tied"].slope
+        told = text.DASH if slope is None else f"{slope[0]:.2f} ({slope[1]:.2f} to {slope[2]:.2f})"
+        rows.append([place.task, str(place.models), f"{place.target:,}", f"{place.budget:,}", *cells, told])
+    lines = [*_table(heading, rows), ""]
+    for other, found in answers["variants"].items():
+        interval = found["interval90"]
+        over = "" if interval is None else f", 90 % interval over tasks {interval[0]:+.2f} to {interval[1]:+.2f}"
+        lines.append(f"- tied less {other}: {found['mean']:+.2f} nats per model{over}.")
+    lines += [
+        f"- {one['task']} left out: the other tasks choose {one['chosen']}, and {one['best']} is best there; that "
+        f"loses {one['lost']:.2f} nats per model."
+        for one in answers["left_out"]
+    ]
+    return lines
+
+
+def _phases(found: Mapping[str, Any]) -> list[str]:
+    count = len(found["ladders"])
+    rows = [
+        [
+            row["task"],
+            row["model"],
+            f"{row['beta2']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})",
+            text.DASH if row["bound_transition"] is None else f"{row['bound_transition']:,.0f}",
+            text.DASH if row["loss_transition"] is None else f"{row['loss_transition']:,}",
+        ]
+        for row in found["ladders"]
+    ]
+    heading = ["task", "model", "β₂ (90 %)", "transition by the bound", "power phase by AtS from"]
+    correlation = found["log_correlation"]
+    said = "" if correlation is None else f" Over those, log n of the two correlate at {correlation:.2f}."
+    return [
+        *_table(heading, rows),
+        "",
+        f"Of {count} ladders ΣH clearly falls with n in {found['falls']} and clearly rises in {found['rises']}; β₂ is "
+        f"clearly below 1/2 in {found['below_half']}, clearly above in {found['above_half']}. The bound sees a "
+        f"transition in {found['bound_sees_transition']}, AtS in {found['losses_see_transition']}, both in "
+        f"{found['both']}.{said}",
+    ]
+
+
+def _name(method: str) -> str:
+    return method if "," in method else text.method_title(method)
+
+
+def _summary(tasks: Sequence[TaskEvidence], methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    heading = ["method", *SHOWN, *(f"saved, {task.title}" for task in tasks)]
+    rows = [
+        [_name(name), *map(_cell, found["metrics"].values()), *(f"{share:.1%}" for share in found["saved"].values())]
+        for name, found in methods.items()
+    ]
+    return [
+        "Means over tasks, and the share of FullTuning's FLOPs that is saved by the smallest budget at which, as at "
+        f"every larger one, relative accuracy is {GOOD:.1%} or better.",
+        "",
+        *_table(heading, rows),
+    ]
+
+
+def _coverage(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    given = {name: found["coverage90"] for name, found in methods.items() if found["coverage90"]}
+    columns = sorted({sizes for found in given.values() for sizes in found}, key=int)
+    rows = [
+        [
+            _name(name),
+            *(f"{found[sizes][0]:.0%} of {found[sizes][1]:.0f}" if sizes in found else "" for sizes in columns),
+        ]
+        for name, found in given.items()
+    ]
+    return [
+        "Losses at the target within their 90 % intervals, by the number of sizes above 0 that were fitted.",
+        "",
+        *_table(["method", *(f"{sizes} sizes" for sizes in columns)], rows),
+    ]
+
+
+def _methods(tasks: Sequence[TaskEvidence], methods: Mapping[Place, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    lines = []
+    for task in tasks:
+        for place in task.places:
+            saved = 1 - task.cost(place.budget)
+            lines += [f"### {task.title}, budget {place.budget:,}: {saved:.1%} of FullTuning saved", ""]
+            rows = [[_name(name), *(_cell(found[m]) for m in SHOWN)] for name, found in methods[place].items()]
+            lines += [*_table(["method", *SHOWN], rows), ""]
+    return lines
+
+
+def _cell(value: float | None) -> str:
+    return text.DASH if value is None or np.isnan(value) else f"{value:.3f}"
+
+
+def figure(tasks: Sequence[TaskEvidence], answers: Mapping[str, Any]) -> plt.Figure:
+    """Curves of every task; what the kernels add; β₂ of every ladder."""
+    plt.rcParams.update({"svg.hashsalt": "lensjax", "font.size": 8})
+    drawn, axes = plt.subplots(1, len(tasks) + 2, figsize=(3.2 * (len(tasks) + 2), 3.2), layout="constrained")
+    for axis, task in zip(axes, tasks, strict=False):
+        for model, losses in zip(task.table.models, task.table.loss, strict=True):
+            above = task.table.sizes > 0
+            axis.plot(task.table.sizes[above], losses[above], "o-", markersize=2, label=model)
+        axis.set(
+            xscale="log", yscale="log", xlabel="training examples", title=f"{task.title}\ntest loss (nats per token)"
+        )
+        axis.legend(fontsize=5)
+    cells = answers["variants"]["hierarchical"]["cells"]
+    for task in tasks:
+        of = [cell for cell in cells if (cell["task"], cell["target"]) == (task.name, task.target)]
+        axes[-2].errorbar(
+            [cell["budget"] for cell in of],
+            [cell["mean"] for cell in of],
+            [cell["standard_error"] for cell in of],
+            fmt="o-",
+            capsize=2,
+            label=task.title,
+        )
+    axes[-2].axhline(0, color="grey", lw=0.5)
+    axes[-2].set(xscale="log", xlabel="budget (examples)", title="log density, tied less hierarchical")
+    axes[-2].legend(fontsize=6)
+    for number, row in enumerate(answers["phases"]["ladders"]):
+        axes[-1].plot([row["lower"], row["upper"]], [number, number], "-", color="C0")
+        axes[-1].plot(row["beta2"], number, "o", color="C0", markersize=3)
+    axes[-1].axvline(0.5, color="grey", lw=0.5, ls="--")
+    axes[-1].set(xlabel="β₂ (90 % interval)", title="ΣH ∝ n^(−β₂)", yticks=[])
+    return drawn
