@@ -12,8 +12,10 @@ from jaxtyping import Float
 
 from lensjax.curves import CurveTable, read_curves
 from lensjax.errors import InputError
+from lensjax.fit.joint import JointSettings, fit_joint
 from lensjax.fit.lensllm import VARIANTS, LensLLMPosterior, Variant, fit_lensllm
 from lensjax.fit.residuals import Residuals, stack_residuals
+from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.methods import METHODS, Prediction
 from lensjax.selection.metrics import evaluate
 
@@ -149,10 +151,14 @@ def variant_scores(task: TaskEvidence, budget: int) -> dict[Variant, VariantScor
 
 
 def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]]:
-    """Every method's metrics at a budget, NLPmetrics' among them."""
+    """Every method's metrics at a budget, NLPmetrics' among them, and the joint fit's without wider intervals."""
     seen, true = task.table.up_to(budget), task.table.column(task.target)
     scores = {name: evaluate(method.predict(seen, task.target), true) for name, method in METHODS.items()}
-    return scores | {"nlp_metrics": evaluate(Prediction(task.weights, is_loss=False), true)}
+    modelled = fit_joint(seen, task.target, settings=JointSettings(widen=False))
+    return scores | {
+        "joint, not widened": evaluate(joint_prediction(modelled, task.target), true),
+        "nlp_metrics": evaluate(Prediction(task.weights, is_loss=False), true),
+    }
 
 
 def _prediction(fit: LensLLMPosterior, target: int) -> Prediction:

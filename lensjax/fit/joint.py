@@ -4,11 +4,12 @@ Per-model fits of a four-parameter law lose to a straight line, because five to 
 four parameters. Here models share what they have in common: see `lensjax.fit.hierarchy` for the model,
 `lensjax.fit.slopes` for its priors. Amplitudes, noise, jumps and the population's law are learned by maximum
 marginal likelihood under weak priors (L-BFGS of Optax), in turn with the weights that make noise and level
-jumps Student-t.
+jumps Student-t. What the same fit would have said of the largest sizes without them shows whether its intervals are
+wide enough; if not, they are widened.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,9 +23,10 @@ from jaxtyping import Float
 
 from lensjax.curves import CurveTable
 from lensjax.errors import InputError, listing, shorten
+from lensjax.fit.calibration import hold_out, widening
 from lensjax.fit.hierarchy import Observations, Scales, Slopes, Weights, condition, update_weights
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.posterior import Fitted, JointPosterior
+from lensjax.fit.posterior import Z90, Fitted, JointPosterior
 from lensjax.fit.residuals import Residuals, candidate_times
 from lensjax.fit.slopes import LAW_CENTRE, NOISE, PRIORS, SHAPES, SlopePrior, population_slopes, slope_priors
 
@@ -48,6 +50,7 @@ class JointSettings:
       priors: slope priors that are averaged, of `lensjax.fit.slopes.PRIORS`.
       family, size, level: whether a model's family, log size and loss level may explain its slopes.
       jumps: whether levels may jump between sizes.
+      widen: whether intervals are widened where those of a fit without the largest sizes were too narrow.
       dof: degrees of freedom of Student's t for noise and jumps, above 2; Gaussian as it grows.
       amplitude_sd: prior standard deviation of the log of every amplitude.
     """
@@ -57,6 +60,7 @@ class JointSettings:
     size: bool = True
     level: bool = True
     jumps: bool = True
+    widen: bool = True
     dof: float = 3.0
     amplitude_sd: float = 0.8
 
@@ -127,49 +131,54 @@ def fit_joint(
         raise InputError(f"The horizon of {horizon} examples lies below the measured {largest}; raise it.")
     unit = int(table.sizes[(table.sizes > 0) & table.measured.any(axis=0)].min())
     octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
-    with float64_on_cpu():
+    points, known, time = int(table.points().max()), dict(covariates or {}), None
 
-        def fit(extra: Mapping[str, Float[ArrayLike, " M"]]) -> _Fit:
-            obs, centre = _observe(table, unit, {**(covariates or {}), **extra}, settings)
+    def fit(table: CurveTable, known: Mapping[str, Float[ArrayLike, " M"]]) -> JointPosterior:
+        with float64_on_cpu():
+            obs, centre = _observe(table, unit, known, settings, points)
             priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
-            return _Fit(obs, centre, jax.block_until_ready(_fit(obs, priors, settings)))
+            fitted = jax.block_until_ready(_fit(obs, priors, replace(settings, widen=False)))  # one program for both
+        return JointPosterior(
+            models=table.models,
+            unit=unit,
+            horizon=horizon,
+            centre=centre,
+            observations=obs,
+            priors=settings.priors,
+            dof=settings.dof,
+            fitted=fitted,
+        )
 
-        time = None
-        if residuals is None:
-            found = fit({})
-        else:
-            if residuals.rates.shape[0] != len(table.models):
-                raise InputError(
-                    f"The residuals are of {residuals.rates.shape[0]} models, the table has {len(table.models)}; give "
-                    "one for each, None where it is not known."
-                )
-            time, found = _best_time(lambda t: fit({LOG_F: np.asarray(residuals.log_f(t))}), residuals)
-        obs, centre, fitted = found
-    return JointPosterior(
-        models=table.models,
-        unit=unit,
-        horizon=horizon,
-        centre=centre,
-        observations=obs,
-        priors=settings.priors,
-        dof=settings.dof,
-        fitted=fitted,
-        time=time,
-    )
-
-
-class _Fit(NamedTuple):
-    observations: Observations
-    centre: float
-    fitted: Fitted
-
-    @property
-    def evidence(self) -> float:
-        """Log evidence, averaged over the slope priors."""
-        return float(jnp.mean(self.fitted.given.evidence))
+    if residuals is None:
+        posterior = fit(table, known)
+    else:
+        if residuals.rates.shape[0] != len(table.models):
+            raise InputError(
+                f"The residuals are of {residuals.rates.shape[0]} models, the table has {len(table.models)}; give "
+                "one for each, None where it is not known."
+            )
+        time, posterior = _best_time(lambda t: fit(table, known | {LOG_F: np.asarray(residuals.log_f(t))}), residuals)
+        known[LOG_F] = np.asarray(residuals.log_f(time))
+    posterior = replace(posterior, time=time)
+    seen, last = hold_out(table)
+    if not (settings.widen and last.measured.any()):
+        return posterior
+    errors = _errors(fit(seen, known), last)
+    return replace(posterior, widening=widening(errors, settings.dof, settings.amplitude_sd))
 
 
-def _best_time(fit: Callable[[float], _Fit], residuals: Residuals) -> tuple[float, _Fit]:
+def _errors(posterior: JointPosterior, last: CurveTable) -> Float[np.ndarray, " M"]:
+    """How far the one loss of each model in `last` is from what was predicted, in standard deviations."""
+    scored = last.measured.any(axis=1)
+    column = np.argmax(last.measured, axis=1)[scored]
+    sizes, place = np.unique(last.sizes[column], return_inverse=True)
+    losses = posterior.predict(sizes)
+    middle, lower, upper = (np.log(x[scored, place]) for x in (losses.loss, losses.lower, losses.upper))
+    errors: np.ndarray = (np.log(last.loss[scored, column]) - middle) / ((upper - lower) / (2 * Z90))
+    return errors
+
+
+def _best_time(fit: Callable[[float], JointPosterior], residuals: Residuals) -> tuple[float, JointPosterior]:
     """The time of the greatest evidence, on a grid and then between its neighbours, and the fit with it."""
     logs = list(np.log(candidate_times(residuals, TIMES)))
     fits = [fit(float(np.exp(log))) for log in logs]
@@ -184,15 +193,15 @@ def _best_time(fit: Callable[[float], _Fit], residuals: Residuals) -> tuple[floa
 
 
 def _observe(
-    table: CurveTable, unit: int, extra: Mapping[str, ArrayLike], settings: JointSettings
+    table: CurveTable, unit: int, extra: Mapping[str, ArrayLike], settings: JointSettings, least: int = 0
 ) -> tuple[Observations, float]:
-    """The table as padded arrays, and the mean log loss taken off."""
+    """The table as arrays of at least so many points, padded, and the mean log loss taken off."""
     positive = table.sizes > 0
     octaves = np.log2(table.sizes[positive] / unit)
     log_loss, seeds = np.log(table.loss[:, positive]), table.seeds[:, positive]
     measured = np.isfinite(log_loss)
     points = measured.sum(axis=1)
-    width = int(-(-points.max() // PADDING) * PADDING)
+    width = -(-max(least, int(points.max())) // PADDING) * PADDING
     order = np.argsort(~measured, axis=1, kind="stable")  # measured first, by size
 
     def packed(values: np.ndarray) -> np.ndarray:

@@ -79,6 +79,8 @@ class JointPosterior:
       dof: degrees of freedom of Student's t for jumps.
       fitted: what was learned, with a leading axis over priors.
       time: that of the covariate log F(t), where there is one.
+      widening: how many times wider than modelled all that is said of losses is, as the largest measured ones ask for;
+        see `lensjax.fit.calibration.widening`.
     """
 
     models: tuple[str, ...]
@@ -90,6 +92,12 @@ class JointPosterior:
     dof: float
     fitted: Fitted
     time: float | None = None
+    widening: float = 1.0
+
+    @property
+    def evidence(self) -> float:
+        """Log marginal likelihood of the curves, in nats; its mean over the slope priors."""
+        return float(jnp.mean(self.fitted.given.evidence))
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
@@ -110,7 +118,7 @@ class JointPosterior:
             ]
         mean, variance = (np.concatenate(parts, axis=-1)[..., : len(x)] for parts in zip(*blocks, strict=True))
         middle = mean.mean(axis=0) + self.centre
-        half = Z90 * np.sqrt(variance.mean(axis=0) + mean.var(axis=0))
+        half = Z90 * self.widening * np.sqrt(variance.mean(axis=0) + mean.var(axis=0))
         return Losses(np.exp(middle), np.exp(middle - half), np.exp(middle + half))
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
@@ -128,7 +136,11 @@ class JointPosterior:
                 noise = [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
                 found = _draws(self.observations, self.fitted, x, self.dof, *noise)
                 blocks.append(np.asarray(found).swapaxes(0, 1).reshape(-1, models))
-        samples: np.ndarray = np.exp(np.concatenate(blocks)[:draws] + self.centre)
+        log_losses = np.concatenate(blocks)[:draws] + self.centre
+        if self.widening > 1:
+            middle = np.log(self.predict(examples).loss[:, 0])
+            log_losses = middle + self.widening * (log_losses - middle)
+        samples: np.ndarray = np.exp(log_losses)
         return samples
 
     def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
@@ -161,7 +173,18 @@ class JointPosterior:
         with float64_on_cpu():
             cells = jnp.asarray(model), jnp.asarray(size + 1)
             found: JointMoments = _joint_moments(self.observations, self.fitted, jnp.asarray(x), *cells, self.dof)
-        return found
+
+            def wider(mean: Array) -> Array:
+                middle = mean.mean(axis=0)
+                return middle + self.widening * (mean - middle)
+
+            return JointMoments(
+                target_mean=wider(found.target_mean),
+                target_variance=self.widening**2 * found.target_variance,
+                cell_mean=wider(found.cell_mean),
+                cell_variance=self.widening**2 * found.cell_variance,
+                covariance=self.widening**2 * found.covariance,
+            )
 
     def examples_needed(self, loss: float) -> Float[np.ndarray, "M 3"]:
         """Examples with which each model reaches a loss: median, optimistic and pessimistic (5 % and 95 %).

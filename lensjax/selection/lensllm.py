@@ -1,7 +1,7 @@
 """Does the NTK term of the LensLLM law help? Its variants, judged by the last losses that were measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -9,11 +9,11 @@ from scipy.special import stdtrit
 
 from lensjax.curves import CurveTable
 from lensjax.errors import InputError
+from lensjax.fit.calibration import FEWEST, hold_out
 from lensjax.fit.lensllm import VARIANTS, Variant, fit_lensllm
 from lensjax.fit.residuals import Residuals
 
 STEPS = (1, 2)  # held-out sizes of each model; the largest of them is predicted
-FEWEST = 2  # sizes that a fit needs of every model
 SURE = 0.95  # one-sided, of a difference that is called one
 
 
@@ -89,7 +89,7 @@ def compare_variants(
     """
     if not (table.points() > FEWEST).any():
         raise InputError("To hold out the largest size, a model needs three sizes above 0; measure another.")
-    held = [_hold_out(table, steps) for steps in STEPS]
+    held = [hold_out(table, steps) for steps in STEPS]
     nothing = np.full((len(table.models), len(STEPS)), np.nan)
     log_density: dict[Variant, np.ndarray] = {variant: nothing.copy() for variant in variants}
     log_error: dict[Variant, np.ndarray] = {variant: nothing.copy() for variant in variants}
@@ -106,16 +106,6 @@ def compare_variants(
             log_density[variant][scored, step] = density[scored, column]
             log_error[variant][scored, step] = np.log(np.diagonal(predicted) / last.loss[scored, column])
     return Comparison(table.models, log_density, log_error, evidence)
-
-
-def _hold_out(table: CurveTable, steps: int) -> tuple[CurveTable, CurveTable]:
-    """The table without some of the largest sizes of each model, and with the largest of those alone."""
-    curve = table.measured & (table.sizes > 0)
-    after = curve[:, ::-1].cumsum(axis=1)[:, ::-1]  # sizes from each on
-    long = (table.points() >= FEWEST + steps)[:, None]
-    seen = np.where(long & (after <= steps), np.nan, table.loss)
-    last = np.where(long & curve & (after == 1), table.loss, np.nan)
-    return replace(table, loss=seen), replace(table, loss=last)
 
 
 def _mean(values: Float[np.ndarray, "M ..."]) -> Float[np.ndarray, "..."]:

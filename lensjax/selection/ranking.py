@@ -15,6 +15,8 @@ from lensjax.fit.posterior import JointPosterior
 from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.methods import METHODS, Prediction
 
+WIDE = 1.2  # times that intervals are widened, from which on it is said
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -44,6 +46,7 @@ class Ranking:
       expected_regret: expected loss above the best candidate if this one is chosen, nats per token.
       curves: fitted curves from the smallest measured size to the target, where the method fits any.
       parameters: per-model law parameters by name, where the method has any.
+      widening: how many times wider than modelled the intervals are; see `lensjax.fit.calibration.widening`.
       left_out: (model, why) of candidates that could not be ranked.
       warnings: sentences a user must read before trusting the ranking.
       assumptions: sentences saying what the method assumed and how it was fitted.
@@ -60,6 +63,7 @@ class Ranking:
     expected_regret: Float[np.ndarray, " M"] | None = None
     curves: Curves | None = None
     parameters: dict[str, Float[np.ndarray, " M"]] = field(default_factory=dict)
+    widening: float = 1.0
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
@@ -170,6 +174,7 @@ def _beyond_losses(posterior: JointPosterior, target: int) -> dict[str, Any]:
         "expected_regret": (samples - samples.min(axis=1, keepdims=True)).mean(axis=0),
         "curves": Curves(sizes, losses.loss, losses.lower, losses.upper),
         "parameters": parameters,
+        "widening": posterior.widening,
     }
 
 
@@ -188,6 +193,7 @@ def _assumptions(method: str) -> tuple[str, ...]:
         "L = B / (D_l + D^β) + E, and slopes that drift about a constant in three ways.",
         "Noise and jumps of the level are Student-t with 3 degrees of freedom; intervals include those of a run "
         "that has not happened yet. The pretrained loss (D = 0) is not on the curve and is not used.",
+        "All intervals are widened where those of the same fit without the largest sizes were too narrow for them.",
     )
 
 
@@ -200,6 +206,13 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
         found.append(
             f"{few} of {len(points)} models were measured at fewer than 4 sizes (the least: {fewest}); their "
             "curves say little about where they bend."
+        )
+    if ranking.method == "joint" and int(points.max()) < 3:
+        found.append("No model was measured at three sizes, so that nothing shows whether intervals are wide enough.")
+    if ranking.widening > WIDE:
+        found.append(
+            "From the other sizes, losses at the largest would not have been foreseen as surely as the fit thinks; "
+            f"intervals are {ranking.widening:.1f} times as wide as modelled, and the order may still be wrong."
         )
     prediction, best = ranking.prediction, ranking.order[0]
     judged = prediction.score[np.isfinite(prediction.score)]

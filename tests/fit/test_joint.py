@@ -383,6 +383,50 @@ def test_robustness_is_that_of_jumps_and_student_s_t(task, predicted):
     assert log_gap(robust, predicted) < 0.3 * log_gap(after, before)
 
 
+# Widening -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def surprised(task):
+    """A fit of curves that leave their ways at the largest size."""
+    loss = task.table.loss.copy()
+    loss[:, -1] *= np.exp(0.3 * (-1.0) ** np.arange(8))
+    return fit_joint(replace(task.table, loss=loss), HORIZON)
+
+
+def test_intervals_widen_by_what_was_not_foreseen_at_the_largest_sizes(posterior, surprised):
+    assert posterior.widening == 1.0  # simulated as modelled
+    assert surprised.widening > 1.5
+    modelled = replace(surprised, widening=1.0)
+    wide, narrow = surprised.predict(SIZES), modelled.predict(SIZES)
+    np.testing.assert_array_equal(wide.loss, narrow.loss)
+    np.testing.assert_allclose(np.log(wide.upper / wide.loss), surprised.widening * np.log(narrow.upper / narrow.loss))
+    np.testing.assert_allclose(np.log(wide.lower / wide.loss), surprised.widening * np.log(narrow.lower / narrow.loss))
+
+
+def test_draws_and_moments_widen_alike(surprised):
+    modelled = replace(surprised, widening=1.0)
+    spread = [np.log(one.sample(HORIZON)).std(axis=0) for one in (surprised, modelled)]
+    np.testing.assert_allclose(spread[0], surprised.widening * spread[1], rtol=1e-9)
+    cells = np.arange(8), np.full(8, 51_200)
+    wide, narrow = (one.moments(HORIZON, *cells) for one in (surprised, modelled))
+    for name, power in {"target_variance": 2, "cell_variance": 2, "covariance": 2}.items():
+        scale = surprised.widening**power
+        expected = scale * np.asarray(getattr(narrow, name))
+        np.testing.assert_allclose(getattr(wide, name), expected, rtol=1e-9, atol=1e-12)
+    for name in ("target_mean", "cell_mean"):
+        one, other = np.asarray(getattr(wide, name)), np.asarray(getattr(narrow, name))
+        np.testing.assert_allclose(one.mean(axis=0), other.mean(axis=0), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(one.std(axis=0), surprised.widening * other.std(axis=0), rtol=1e-9, atol=1e-12)
+
+
+def test_intervals_may_be_left_as_modelled(task, posterior, monkeypatch):
+    monkeypatch.setattr(joint, "widening", lambda errors, *_: 2.0)
+    assert fit_joint(task.table, HORIZON).widening == 2.0
+    assert fit_joint(task.table, HORIZON, settings=JointSettings(widen=False)).widening == 1.0
+    assert fit_joint(task.table.up_to(400), HORIZON).widening == 1.0  # two sizes, of which none can be spared
+
+
 # Settings -----------------------------------------------------------------------------------------------------
 
 

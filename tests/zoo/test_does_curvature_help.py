@@ -96,7 +96,7 @@ def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> 
     assert methods["model_size"]["metrics"]["log_rmse"] is None
     for name, found in methods.items():
         places = found["coverage90"]
-        assert (places == {}) == (name != "joint" and "LensLLM" not in name)
+        assert (places == {}) == (not name.startswith(("joint", "LensLLM")))
         assert all(sizes == "4" and 0 <= share <= 1 and count == 12 for sizes, (share, count) in places.items())
 
 
