@@ -10,6 +10,7 @@ from lensjax.curves import CurveTable
 
 FEWEST = 2  # sizes that a fit needs of every model
 WIDENINGS = np.geomspace(1, 100, 1000)
+CLEARLY = 1.0  # nats by which the errors must be more probable for intervals to be widened
 
 
 def hold_out(table: CurveTable, steps: int = 1) -> tuple[CurveTable, CurveTable]:
@@ -34,7 +35,9 @@ def widening(errors: Float[np.ndarray, " M"], dof: float, sd: float) -> float:
       sd: prior standard deviation of the log of what is sought, which keeps it near 1 where errors are few.
 
     Returns:
-      The most probable scale of the errors, or 1 where that is smaller.
+      The most probable scale of the errors, where it is above 1 and they are clearly more probable by it, or 1.
     """
     log_density = student.logpdf(errors / WIDENINGS[:, None], dof).sum(axis=1) - len(errors) * np.log(WIDENINGS)
-    return float(WIDENINGS[np.argmax(log_density - 0.5 * (np.log(WIDENINGS) / sd) ** 2)])
+    log_density -= 0.5 * (np.log(WIDENINGS) / sd) ** 2
+    best = int(np.argmax(log_density))
+    return float(WIDENINGS[best]) if log_density[best] > log_density[0] + CLEARLY else 1.0

@@ -21,6 +21,11 @@ def test_errors_as_large_as_foreseen_or_smaller_widen_nothing():
     assert widening(0 * errors, DOF, SD) == 1.0
 
 
+def test_errors_that_may_be_chance_widen_nothing():
+    assert widening(np.array([2.4, -1.3, -1.6, -1.0, 0.1]), DOF, SD) == 1.0
+    assert widening(np.array([4.6, -3.3, -2.6, -4.7, -3.7]), DOF, SD) > 2.5
+
+
 def test_one_error_says_little_and_one_of_many_hardly_anything():
     assert 1 < widening(np.array([5.0]), DOF, SD) < 2.5
     calm = np.random.default_rng(2).standard_normal(30)
