@@ -45,7 +45,7 @@ class TaskEvidence:
       residuals: Of their kernels.
       bound: Terms of the bound along the ladder, by model.
       weights: NLPmetrics' scores, NaN where unknown.
-      flops: Of each model's runs, by size; means over seeds.
+      flops: Of all models' runs by size, each the mean over its seeds.
     """
 
     name: str
@@ -104,12 +104,11 @@ def read_task(folder: Path, name: str) -> list[TaskEvidence]:
 def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any]) -> TaskEvidence:
     """The evidence on models that were all measured at a table's largest size."""
     modes = {kernel["model"]: (np.array(kernel["rates"]), np.array(kernel["weights"])) for kernel in content["kernels"]}
-    flops: dict[int, list[float]] = {}
+    flops: dict[int, dict[str, list[float]]] = {}
     with (folder / f"{name}.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["model"] in table.models:
-                flops.setdefault(int(row["examples"]), []).append(float(row["flops"]))
-    seeds = max(map(len, flops.values())) / len(table.models)
+                flops.setdefault(int(row["examples"]), {}).setdefault(row["model"], []).append(float(row["flops"]))
     return TaskEvidence(
         name=name,
         table=table,
@@ -117,7 +116,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
         residuals=stack_residuals([modes.get(model) for model in table.models]),
         bound={terms["model"]: terms for terms in content["bound"]},
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
-        flops={size: sum(of) / seeds for size, of in flops.items()},
+        flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
     )
 
 

@@ -111,10 +111,13 @@ def main(
             write_rows(task, folder)
         spec = study(task, models, folder, largest, seeds)
         run_study(spec, folder / task, say=lambda sentence: print(sentence, flush=True))
-        before = [name for name in available() if (folder / task / "runs" / name).is_dir()]
-        spec = study(task, dict.fromkeys([*models, *before]), folder, largest, seeds)
+        runs = folder / task / "runs"
+        before = [name for name in available() if (runs / name).is_dir()]
+        sown = {int(run.name.rpartition("-")[2]) for run in runs.glob("*/examples-*-seed-*")}
+        every_seed = list(dict.fromkeys([*seeds, *sorted(sown)]))
+        spec = study(task, dict.fromkeys([*models, *before]), folder, largest, every_seed)
         reached = max(result.examples for result in read_results(spec, folder / task))
-        write_results(study(task, spec.names, folder, max(largest, reached), seeds), folder / task, results)
+        write_results(study(task, spec.names, folder, max(largest, reached), every_seed), folder / task, results)
 
 
 def study(task: str, models: Iterable[str], folder: Path, largest: int, seeds: Sequence[int]) -> StudySpec:

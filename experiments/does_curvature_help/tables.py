@@ -23,7 +23,7 @@ def report(
     """All of it as tables, with what they say."""
     lines = ["# Does curvature help to choose a model?", "", "## Curves", ""]
     for task in tasks:
-        lines += [f"### {task.title}", "", *_curves(task), ""]
+        lines += [f"### {task.title}", "", *_curves(task), "", *_seeds(task)]
     lines += ["## Does tying D_l to the kernel help?", "", *_variants(variants, answers), ""]
     lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
     lines += ["## How do the methods rank?", "", *_summary(tasks, answers["methods"]), ""]
@@ -43,6 +43,16 @@ def _curves(task: TaskEvidence) -> list[str]:
         losses = (text.DASH if np.isnan(x) else f"{x:.3f}" for x in task.table.loss[i])
         rows.append([task.table.models[i], text.count(task.table.parameters[i]), *losses])
     return _table(["model", "size", *(f"{size:,}" for size in task.table.sizes)], rows)
+
+
+def _seeds(task: TaskEvidence) -> list[str]:
+    """How far losses of one model and size are apart, where there are several seeds of any."""
+    table, told = task.table, []
+    for size, loss, sd, seeds in zip(table.sizes, table.loss.T, table.loss_sd.T, table.seeds.T, strict=True):
+        if (seeds > 1).any():
+            apart = np.sqrt(np.mean((sd / loss)[seeds > 1] ** 2))
+            told.append(f"{apart:.1%} at {size:,}")
+    return [f"Seeds differ by (standard deviation, over models): {', '.join(told)}.", ""] if told else []
 
 
 def _variants(scores: Mapping[Place, Mapping[Variant, VariantScore]], answers: Mapping[str, Any]) -> list[str]:
