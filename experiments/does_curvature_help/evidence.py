@@ -109,12 +109,16 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
         for row in csv.DictReader(file):
             if row["model"] in table.models:
                 flops.setdefault(int(row["examples"]), {}).setdefault(row["model"], []).append(float(row["flops"]))
+    bound: dict[str, Mapping[str, Any]] = {}
+    for terms in content["bound"]:  # a ladder for every seed, of which the longest counts
+        if len(terms["examples"]) > len(bound.get(terms["model"], {"examples": ()})["examples"]):
+            bound[terms["model"]] = terms
     return TaskEvidence(
         name=name,
         table=table,
         target=int(table.sizes[-1]),
         residuals=stack_residuals([modes.get(model) for model in table.models]),
-        bound={terms["model"]: terms for terms in content["bound"]},
+        bound=bound,
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
     )
