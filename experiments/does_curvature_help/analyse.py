@@ -18,6 +18,7 @@ from evidence import (
     Place,
     TaskEvidence,
     VariantScore,
+    interval_scores,
     mean_and_error,
     method_scores,
     read_task,
@@ -164,6 +165,25 @@ def _coverage(tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str,
     return {sizes: [inside / count, count] for sizes, (inside, count) in sorted(held.items())}
 
 
+def intervals_answer(tasks: Sequence[TaskEvidence]) -> list[dict[str, Any]]:
+    """Of the joint fit of single seeds, with and without wider intervals, by the number of sizes."""
+    scores = [score for task in tasks for score in interval_scores(task)]
+    found = []
+    for sizes, widened in sorted({(score.sizes, score.widened) for score in scores}):
+        of = [score for score in scores if (score.sizes, score.widened) == (sizes, widened)]
+        models = np.array([score.models for score in of])
+        found.append(
+            {
+                "sizes": sizes,
+                "widened": widened,
+                "losses": int(models.sum()),
+                "coverage90": float(np.average([score.coverage for score in of], weights=models)),
+                "log_density": float(np.average([score.log_density for score in of], weights=models)),
+            }
+        )
+    return found
+
+
 def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)) -> None:
     """Answer the questions from what was measured.
 
@@ -186,6 +206,7 @@ def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)
         "left_out": left_out_answer(variants),
         "phases": phases_answer(found),
         "methods": methods_answer(found, methods),
+        "intervals": intervals_answer(found),
         "saved": {task.title: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in found},
     }
     figure(found, answers).savefig(results / "answers.svg", metadata={"Date": None})

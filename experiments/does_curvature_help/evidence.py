@@ -3,17 +3,19 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import norm
 
 from lensjax.curves import CurveTable, read_curves
 from lensjax.errors import InputError
 from lensjax.fit.joint import JointSettings, fit_joint
 from lensjax.fit.lensllm import VARIANTS, LensLLMPosterior, Variant, fit_lensllm
+from lensjax.fit.posterior import Z90
 from lensjax.fit.residuals import Residuals, stack_residuals
 from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.methods import METHODS, Prediction
@@ -46,6 +48,7 @@ class TaskEvidence:
       bound: Terms of the bound along the ladder, by model.
       weights: NLPmetrics' scores, NaN where unknown.
       flops: Of all models' runs by size, each the mean over its seeds.
+      losses: Those of each seed alone; NaN where it was not measured.
     """
 
     name: str
@@ -55,6 +58,7 @@ class TaskEvidence:
     bound: Mapping[str, Mapping[str, Any]]
     weights: Float[np.ndarray, " M"]
     flops: Mapping[int, float]
+    losses: Mapping[int, Float[np.ndarray, "M S"]]
 
     @property
     def budgets(self) -> list[int]:
@@ -105,10 +109,14 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
     """The evidence on models that were all measured at a table's largest size."""
     modes = {kernel["model"]: (np.array(kernel["rates"]), np.array(kernel["weights"])) for kernel in content["kernels"]}
     flops: dict[int, dict[str, list[float]]] = {}
+    losses: dict[int, np.ndarray] = {}
     with (folder / f"{name}.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["model"] in table.models:
-                flops.setdefault(int(row["examples"]), {}).setdefault(row["model"], []).append(float(row["flops"]))
+            model, size, seed = row["model"], int(row["examples"]), int(row["seed"])
+            if model in table.models and size in table.sizes:
+                flops.setdefault(size, {}).setdefault(model, []).append(float(row["flops"]))
+                cell = table.models.index(model), list(table.sizes).index(size)
+                losses.setdefault(seed, np.full(table.loss.shape, np.nan))[cell] = float(row["loss"])
     bound: dict[str, Mapping[str, Any]] = {}
     for terms in content["bound"]:  # a ladder for every seed, of which the longest counts
         if len(terms["examples"]) > len(bound.get(terms["model"], {"examples": ()})["examples"]):
@@ -121,6 +129,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
         bound=bound,
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
+        losses=losses,
     )
 
 
@@ -162,6 +171,42 @@ def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]
         "joint, not widened": evaluate(joint_prediction(modelled, task.target), true),
         "nlp_metrics": evaluate(Prediction(task.weights, is_loss=False), true),
     }
+
+
+class IntervalScore(NamedTuple):
+    """How the joint fit of one seed's losses foresaw those at the target.
+
+    Attributes:
+      sizes: That were fitted, above 0.
+      widened: Whether intervals may be wider than modelled.
+      models: M.
+      coverage: Share of the M losses within their 90 % intervals.
+      log_density: Of a log loss at the target, Gaussian, in nats; the mean over models.
+    """
+
+    sizes: int
+    widened: bool
+    models: int
+    coverage: float
+    log_density: float
+
+
+def interval_scores(task: TaskEvidence) -> list[IntervalScore]:
+    """Of the joint fit with and without wider intervals, from every budget that a seed was measured up to."""
+    true, found = np.log(task.table.column(task.target)), []
+    for losses in task.losses.values():
+        for budget in task.budgets:
+            used = (task.table.sizes > 0) & (task.table.sizes <= budget)
+            if not np.isfinite(losses[:, used]).all():
+                continue
+            alone = replace(task.table, loss=losses, seeds=np.isfinite(losses).astype(np.int64)).up_to(budget)
+            for widened in (True, False):
+                fit = fit_joint(alone, task.target, settings=JointSettings(widen=widened)).predict(task.target)
+                middle, lower, upper = (np.log(x[:, 0]) for x in (fit.loss, fit.lower, fit.upper))
+                inside = float(np.mean((lower <= true) & (true <= upper)))
+                density = float(norm.logpdf(true, middle, (upper - lower) / (2 * Z90)).mean())
+                found.append(IntervalScore(int(used.sum()), widened, len(true), inside, density))
+    return found
 
 
 def _prediction(fit: LensLLMPosterior, target: int) -> Prediction:

@@ -28,6 +28,7 @@ def report(
     lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
     lines += ["## How do the methods rank?", "", *_summary(tasks, answers["methods"]), ""]
     lines += ["## How far can intervals be trusted?", "", *_coverage(answers["methods"]), ""]
+    lines += ["### The joint fit of one seed", "", *_intervals(answers["intervals"]), ""]
     lines += ["## Every budget", "", *_methods(tasks, methods), ""]
     return "\n".join(lines)
 
@@ -140,6 +141,19 @@ def _coverage(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "Losses at the target within their 90 % intervals, by the number of sizes above 0 that were fitted.",
         "",
         *_table(["method", *(f"{sizes} sizes" for sizes in columns)], rows),
+    ]
+
+
+def _intervals(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    given = {(one["sizes"], one["widened"]): one for one in found}
+    rows = []
+    for sizes in dict.fromkeys(one["sizes"] for one in found):
+        cells = (f"{given[sizes, w]['coverage90']:.0%}, {given[sizes, w]['log_density']:+.2f}" for w in (True, False))
+        rows.append([str(sizes), str(given[sizes, True]["losses"]), *cells])
+    return [
+        "Of each seed alone, as most are measured: losses within their 90 % intervals, and their log density.",
+        "",
+        *_table(["sizes", "losses", "joint", "joint, not widened"], rows),
     ]
 
 

@@ -104,6 +104,13 @@ def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> 
         assert all(sizes == "4" and 0 <= share <= 1 and count == 12 for sizes, (share, count) in places.items())
 
 
+def test_intervals_are_scored_for_seeds_that_were_measured_throughout(results: Path) -> None:
+    intervals = json.loads((results / "answers.json").read_text(encoding="utf-8"))["intervals"]
+    assert [(one["sizes"], one["widened"], one["losses"]) for one in intervals] == [(4, False, 12), (4, True, 12)]
+    assert all(0 <= one["coverage90"] <= 1 and np.isfinite(one["log_density"]) for one in intervals)
+    assert "| 4 | 12 | " in (results / "report.md").read_text(encoding="utf-8")
+
+
 def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
     report = (results / "report.md").read_text(encoding="utf-8")
     named = ("joint", "AtS", "SubTuning", "ZeroShot", "ModelSize", "NLPmetrics", "LensLLM, tied", "LensLLM, free")
