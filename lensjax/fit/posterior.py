@@ -97,7 +97,7 @@ class JointPosterior:
     @property
     def evidence(self) -> float:
         """Log marginal likelihood of the curves, in nats; its mean over the slope priors."""
-        return float(jnp.mean(self.fitted.given.evidence))
+        return float(np.mean(np.asarray(self.fitted.given.evidence)))
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
