@@ -42,24 +42,30 @@ def variants_answer(scores: Mapping[Place, Mapping[Variant, VariantScore]]) -> d
     Differences are means over a task's models, at a budget; over budgets and targets they are averaged within tasks, so
     that the tasks, of which there are few, are what the interval is over.
     """
-    tasks = sorted({place.task for place in scores})
+    tasks = {place.task for place in scores}
     found: dict[str, Any] = {}
     for other in VARIANTS[1:]:
         cells = {
             place: mean_and_error(one["tied"].log_density - one[other].log_density) for place, one in scores.items()
         }
-        by_task = [float(np.mean([mean for place, (mean, _) in cells.items() if place.task == task])) for task in tasks]
-        mean, error = mean_and_error(by_task)
+        by_task = _by_task({place: mean for place, (mean, _) in cells.items()})
+        mean, error = mean_and_error([*by_task.values()])
         reach = float(student.ppf(0.95, len(tasks) - 1)) * error if len(tasks) > 1 else float("nan")
         found[other] = {
             "cells": [
                 {**place._asdict(), "mean": mean, "standard_error": error} for place, (mean, error) in cells.items()
             ],
-            "by_task": dict(zip(tasks, by_task, strict=True)),
+            "by_task": by_task,
             "mean": mean,
             "interval90": None if len(tasks) < 2 else [mean - reach, mean + reach],
         }
     return found
+
+
+def _by_task(values: Mapping[Place, float]) -> dict[str, float]:
+    """Means over a task's budgets and targets."""
+    tasks = sorted({place.task for place in values})
+    return {task: float(np.mean([value for place, value in values.items() if place.task == task])) for task in tasks}
 
 
 def left_out_answer(scores: Mapping[Place, Mapping[Variant, VariantScore]]) -> list[dict[str, Any]]:
@@ -130,16 +136,12 @@ def methods_answer(
     Means are over a task's budgets and targets first. What a method saves of FullTuning is by the smallest budget at
     which, as at every larger one, its relative accuracy is good; 0 where there is none.
     """
-    names = tasks and list(next(iter(scores.values())))
     found: dict[str, Any] = {}
-    for name in names:
+    for name in next(iter(scores.values())):
         of = {place: one[name] for place, one in scores.items()}
         metrics: dict[str, float | None] = {}
         for metric in SHOWN:
-            by_task: dict[str, list[float]] = {}
-            for place, one in of.items():
-                by_task.setdefault(place.task, []).append(one[metric])
-            mean = float(np.mean([np.mean(values) for values in by_task.values()]))
+            mean = float(np.mean([*_by_task({place: one[metric] for place, one in of.items()}).values()]))
             metrics[metric] = mean if np.isfinite(mean) else None
         saved = {}
         for task in tasks:
@@ -159,7 +161,7 @@ def _coverage(tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str,
         for place in task.places:
             share = scores[place]["coverage90"]
             if np.isfinite(share):
-                one = held.setdefault(str(int((task.table.sizes[1:] <= place.budget).sum())), [0.0, 0.0])
+                one = held.setdefault(str(task.rungs(place.budget).sum()), [0.0, 0.0])
                 one[0] += share * place.models
                 one[1] += place.models
     return {sizes: [inside / count, count] for sizes, (inside, count) in sorted(held.items())}

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import norm
 
 from lensjax.curves import CurveTable, read_curves
 from lensjax.errors import InputError
-from lensjax.fit.joint import JointSettings, fit_joint
+from lensjax.fit.joint import fit_joint
 from lensjax.fit.lensllm import VARIANTS, LensLLMPosterior, Variant, fit_lensllm
-from lensjax.fit.posterior import Z90
 from lensjax.fit.residuals import Residuals, stack_residuals
 from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.methods import METHODS, Prediction
@@ -63,7 +62,7 @@ class TaskEvidence:
     @property
     def budgets(self) -> list[int]:
         """Budgets from which the target is predicted: those that hold two sizes above 0."""
-        return [self.target // ratio for ratio in RATIOS if (self.table.sizes[1:] <= self.target // ratio).sum() >= 2]
+        return [self.target // ratio for ratio in RATIOS if self.rungs(self.target // ratio).sum() >= 2]
 
     @property
     def places(self) -> list[Place]:
@@ -74,6 +73,11 @@ class TaskEvidence:
     def title(self) -> str:
         """Task, number of models and target."""
         return f"{self.name}, {len(self.table.models)} models to {self.target:,}"
+
+    def rungs(self, budget: int) -> Bool[np.ndarray, " S"]:
+        """Which of the table's sizes a fit from a budget sees."""
+        rungs: Bool[np.ndarray, " S"] = (self.table.sizes > 0) & (self.table.sizes <= budget)
+        return rungs
 
     def cost(self, budget: int) -> float:
         """FLOPs of all runs up to a budget, as a share of those of fine-tuning every model on all of the target."""
@@ -117,16 +121,14 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
                 flops.setdefault(size, {}).setdefault(model, []).append(float(row["flops"]))
                 cell = table.models.index(model), list(table.sizes).index(size)
                 losses.setdefault(seed, np.full(table.loss.shape, np.nan))[cell] = float(row["loss"])
-    bound: dict[str, Mapping[str, Any]] = {}
-    for terms in content["bound"]:  # a ladder for every seed, of which the longest counts
-        if len(terms["examples"]) > len(bound.get(terms["model"], {"examples": ()})["examples"]):
-            bound[terms["model"]] = terms
+    # Of a model's ladders, one for every seed, the longest counts, and of several the first.
+    ladders = sorted(content["bound"], key=lambda terms: len(terms["examples"]), reverse=True)
     return TaskEvidence(
         name=name,
         table=table,
         target=int(table.sizes[-1]),
         residuals=stack_residuals([modes.get(model) for model in table.models]),
-        bound=bound,
+        bound={terms["model"]: terms for terms in reversed(ladders)},
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
         losses=losses,
@@ -165,12 +167,14 @@ def variant_scores(task: TaskEvidence, budget: int) -> dict[Variant, VariantScor
 def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]]:
     """Every method's metrics at a budget, NLPmetrics' among them, and the joint fit's without wider intervals."""
     seen, true = task.table.up_to(budget), task.table.column(task.target)
-    scores = {name: evaluate(method.predict(seen, task.target), true) for name, method in METHODS.items()}
-    modelled = fit_joint(seen, task.target, settings=JointSettings(widen=False))
-    return scores | {
-        "joint, not widened": evaluate(joint_prediction(modelled, task.target), true),
-        "nlp_metrics": evaluate(Prediction(task.weights, is_loss=False), true),
+    said = {name: method.predict(seen, task.target) for name, method in METHODS.items() if name != "joint"}
+    fit = fit_joint(seen, task.target)
+    said |= {
+        "joint": joint_prediction(fit, task.target),
+        "joint, not widened": joint_prediction(replace(fit, widening=1.0), task.target),
+        "nlp_metrics": Prediction(task.weights, is_loss=False),
     }
+    return {name: evaluate(prediction, true) for name, prediction in said.items()}
 
 
 class IntervalScore(NamedTuple):
@@ -193,19 +197,19 @@ class IntervalScore(NamedTuple):
 
 def interval_scores(task: TaskEvidence) -> list[IntervalScore]:
     """Of the joint fit with and without wider intervals, from every budget that a seed was measured up to."""
-    true, found = np.log(task.table.column(task.target)), []
+    true, found = task.table.column(task.target), []
     for losses in task.losses.values():
         for budget in task.budgets:
-            used = (task.table.sizes > 0) & (task.table.sizes <= budget)
+            used = task.rungs(budget)
             if not np.isfinite(losses[:, used]).all():
                 continue
             alone = replace(task.table, loss=losses, seeds=np.isfinite(losses).astype(np.int64)).up_to(budget)
-            for widened in (True, False):
-                fit = fit_joint(alone, task.target, settings=JointSettings(widen=widened)).predict(task.target)
-                middle, lower, upper = (np.log(x[:, 0]) for x in (fit.loss, fit.lower, fit.upper))
-                inside = float(np.mean((lower <= true) & (true <= upper)))
-                density = float(norm.logpdf(true, middle, (upper - lower) / (2 * Z90)).mean())
-                found.append(IntervalScore(int(used.sum()), widened, len(true), inside, density))
+            fit = fit_joint(alone, task.target)
+            for widened, one in ((True, fit), (False, replace(fit, widening=1.0))):
+                foreseen = one.predict(task.target)
+                inside = (foreseen.lower[:, 0] <= true) & (true <= foreseen.upper[:, 0])
+                density = norm.logpdf(np.log(true), np.log(foreseen.loss[:, 0]), foreseen.log_sd[:, 0])
+                found.append(IntervalScore(int(used.sum()), widened, len(true), inside.mean(), density.mean()))
     return found
 
 

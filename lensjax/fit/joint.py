@@ -26,7 +26,7 @@ from lensjax.errors import InputError, listing, shorten
 from lensjax.fit.calibration import hold_out, widening
 from lensjax.fit.hierarchy import Observations, Scales, Slopes, Weights, condition, update_weights
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.posterior import Z90, Fitted, JointPosterior
+from lensjax.fit.posterior import Fitted, JointPosterior
 from lensjax.fit.residuals import Residuals, candidate_times
 from lensjax.fit.slopes import LAW_CENTRE, NOISE, PRIORS, SHAPES, SlopePrior, population_slopes, slope_priors
 
@@ -173,8 +173,8 @@ def _errors(posterior: JointPosterior, last: CurveTable) -> Float[np.ndarray, " 
     column = np.argmax(last.measured, axis=1)[scored]
     sizes, place = np.unique(last.sizes[column], return_inverse=True)
     losses = posterior.predict(sizes)
-    middle, lower, upper = (np.log(x[scored, place]) for x in (losses.loss, losses.lower, losses.upper))
-    errors: np.ndarray = (np.log(last.loss[scored, column]) - middle) / ((upper - lower) / (2 * Z90))
+    far = np.log(last.loss[scored, column]) - np.log(losses.loss[scored, place])
+    errors: np.ndarray = far / losses.log_sd[scored, place]
     return errors
 
 

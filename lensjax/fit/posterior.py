@@ -45,6 +45,12 @@ class Losses:
     lower: Float[np.ndarray, "M G"]
     upper: Float[np.ndarray, "M G"]
 
+    @property
+    def log_sd(self) -> Float[np.ndarray, "M G"]:
+        """Standard deviations of log losses, which are Gaussian."""
+        sd: np.ndarray = (np.log(self.upper) - np.log(self.lower)) / (2 * Z90)
+        return sd
+
 
 class JointMoments(NamedTuple):
     """Log losses that C cells, and all M models at a target, would be measured to have, Gaussian under P priors.
@@ -172,19 +178,10 @@ class JointPosterior:
         x = np.pad(x, (0, -len(x) % _BLOCK), mode="edge")
         with float64_on_cpu():
             cells = jnp.asarray(model), jnp.asarray(size + 1)
-            found: JointMoments = _joint_moments(self.observations, self.fitted, jnp.asarray(x), *cells, self.dof)
-
-            def wider(mean: Array) -> Array:
-                middle = mean.mean(axis=0)
-                return middle + self.widening * (mean - middle)
-
-            return JointMoments(
-                target_mean=wider(found.target_mean),
-                target_variance=self.widening**2 * found.target_variance,
-                cell_mean=wider(found.cell_mean),
-                cell_variance=self.widening**2 * found.cell_variance,
-                covariance=self.widening**2 * found.covariance,
+            found: JointMoments = _joint_moments(
+                self.observations, self.fitted, jnp.asarray(x), *cells, self.dof, self.widening
             )
+        return found
 
     def examples_needed(self, loss: float) -> Float[np.ndarray, "M 3"]:
         """Examples with which each model reaches a loss: median, optimistic and pessimistic (5 % and 95 %).
@@ -291,6 +288,7 @@ def _joint_moments(
     model: Int[Array, " C"],
     size: Int[Array, " C"],
     dof: float,
+    widening: float,
 ) -> JointMoments:
     """Of all models at the first of `x`, and of cells, each a model and a position in `x`."""
     everyone = jnp.arange(obs.x.shape[0])
@@ -318,5 +316,15 @@ def _joint_moments(
         covariance += jnp.where(model[:, None] == everyone, ahead.covariance[model, size, 0][:, None], 0.0)
         return JointMoments(target_mean, target_variance, cell_mean, cell_variance, covariance)
 
-    moments: JointMoments = jax.lax.map(one, fitted)
-    return moments
+    def wider(means: Float[Array, "P N"]) -> Float[Array, "P N"]:
+        middle = means.mean(axis=0)
+        return middle + widening * (means - middle)
+
+    modelled: JointMoments = jax.lax.map(one, fitted)
+    return JointMoments(
+        target_mean=wider(modelled.target_mean),
+        target_variance=widening**2 * modelled.target_variance,
+        cell_mean=wider(modelled.cell_mean),
+        cell_variance=widening**2 * modelled.cell_variance,
+        covariance=widening**2 * modelled.covariance,
+    )

@@ -46,14 +46,16 @@ def rectified_law(table: CurveTable, target: int) -> Prediction:
 def joint(table: CurveTable, target: int) -> Prediction:
     """The joint fitter of `lensjax.fit.joint`, over the models with two sizes above 0."""
     fitted = np.flatnonzero(table.points() >= 2)
-    found = np.full((3, len(table.models)), np.nan)
+    found, widening = np.full((3, len(table.models)), np.nan), 1.0
     if fitted.size:
         prediction = joint_prediction(fit_joint(table.select(fitted), target), target)
         found[:, fitted] = prediction.score, prediction.lower, prediction.upper
-    return Prediction(found[0], lower=found[1], upper=found[2])
+        widening = prediction.widening
+    return Prediction(found[0], lower=found[1], upper=found[2], widening=widening)
 
 
 def joint_prediction(posterior: JointPosterior, target: int) -> Prediction:
     """What a joint posterior says of the losses at `target` examples."""
     losses = posterior.predict(target)
-    return Prediction(losses.loss[:, 0], lower=losses.lower[:, 0], upper=losses.upper[:, 0])
+    lower, upper = losses.lower[:, 0], losses.upper[:, 0]
+    return Prediction(losses.loss[:, 0], lower=lower, upper=upper, widening=posterior.widening)

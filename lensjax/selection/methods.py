@@ -23,12 +23,14 @@ class Prediction:
       score: smaller is better; NaN where the method cannot judge the model.
       is_loss: whether `score` is a predicted test loss at the target (nats per token) or only an order.
       lower, upper: ends of the 90 % interval of the loss, where the method gives one.
+      widening: how many times wider than modelled that is; see `lensjax.fit.calibration.widening`.
     """
 
     score: Float[np.ndarray, " M"]
     is_loss: bool = True
     lower: Float[np.ndarray, " M"] | None = None
     upper: Float[np.ndarray, " M"] | None = None
+    widening: float = 1.0
 
 
 Method = Callable[[CurveTable, int], Prediction]

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from lensjax.curves import CurveTable
 from lensjax.errors import InputError, listing, shorten
+from lensjax.fit.calibration import FEWEST
 from lensjax.fit.joint import fit_joint
 from lensjax.fit.posterior import JointPosterior
 from lensjax.selection.baselines import joint_prediction
@@ -46,7 +47,6 @@ class Ranking:
       expected_regret: expected loss above the best candidate if this one is chosen, nats per token.
       curves: fitted curves from the smallest measured size to the target, where the method fits any.
       parameters: per-model law parameters by name, where the method has any.
-      widening: how many times wider than modelled the intervals are; see `lensjax.fit.calibration.widening`.
       left_out: (model, why) of candidates that could not be ranked.
       warnings: sentences a user must read before trusting the ranking.
       assumptions: sentences saying what the method assumed and how it was fitted.
@@ -63,7 +63,6 @@ class Ranking:
     expected_regret: Float[np.ndarray, " M"] | None = None
     curves: Curves | None = None
     parameters: dict[str, Float[np.ndarray, " M"]] = field(default_factory=dict)
-    widening: float = 1.0
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
@@ -174,7 +173,6 @@ def _beyond_losses(posterior: JointPosterior, target: int) -> dict[str, Any]:
         "expected_regret": (samples - samples.min(axis=1, keepdims=True)).mean(axis=0),
         "curves": Curves(sizes, losses.loss, losses.lower, losses.upper),
         "parameters": parameters,
-        "widening": posterior.widening,
     }
 
 
@@ -200,21 +198,20 @@ def _assumptions(method: str) -> tuple[str, ...]:
 def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     """Reasons to trust the ranking less, most serious first."""
     found = []
-    points = seen.points()
+    points, prediction, best = seen.points(), ranking.prediction, ranking.order[0]
     if (fewest := int(points.min())) < 4:
         few = int((points < 4).sum())
         found.append(
             f"{few} of {len(points)} models were measured at fewer than 4 sizes (the least: {fewest}); their "
             "curves say little about where they bend."
         )
-    if ranking.method == "joint" and int(points.max()) < 3:
+    if ranking.method == "joint" and points.max() <= FEWEST:
         found.append("No model was measured at three sizes, so that nothing shows whether intervals are wide enough.")
-    if ranking.widening > WIDE:
+    if prediction.widening > WIDE:
         found.append(
             "From the other sizes, losses at the largest would not have been foreseen as surely as the fit thinks; "
-            f"intervals are {ranking.widening:.1f} times as wide as modelled, and the order may still be wrong."
+            f"intervals are {prediction.widening:.1f} times as wide as modelled, and the order may still be wrong."
         )
-    prediction, best = ranking.prediction, ranking.order[0]
     judged = prediction.score[np.isfinite(prediction.score)]
     if prediction.lower is not None and prediction.upper is not None:
         width = float(np.median(prediction.upper - prediction.lower))

@@ -410,9 +410,8 @@ def test_draws_and_moments_widen_alike(surprised):
     np.testing.assert_allclose(spread[0], surprised.widening * spread[1], rtol=1e-9)
     cells = np.arange(8), np.full(8, 51_200)
     wide, narrow = (one.moments(HORIZON, *cells) for one in (surprised, modelled))
-    for name, power in {"target_variance": 2, "cell_variance": 2, "covariance": 2}.items():
-        scale = surprised.widening**power
-        expected = scale * np.asarray(getattr(narrow, name))
+    for name in ("target_variance", "cell_variance", "covariance"):
+        expected = surprised.widening**2 * np.asarray(getattr(narrow, name))
         np.testing.assert_allclose(getattr(wide, name), expected, rtol=1e-9, atol=1e-12)
     for name in ("target_mean", "cell_mean"):
         one, other = np.asarray(getattr(wide, name)), np.asarray(getattr(narrow, name))

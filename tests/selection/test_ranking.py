@@ -74,6 +74,19 @@ def test_a_weak_fit_is_said_aloud():
     assert "times beyond the budget" in said
 
 
+def test_intervals_that_could_not_be_checked_or_were_too_narrow_are_said_aloud(ranking):
+    said = "times as wide as modelled"
+    assert any("at three sizes" in warning for warning in rank(TABLE, 400, TARGET).warnings)
+    assert not any("at three sizes" in warning or said in warning for warning in ranking.warnings)
+    loss = TABLE.up_to(12_800).loss.copy()
+    loss[:, -1] *= np.exp(0.3 * (-1.0) ** np.arange(8))
+    found = rank(replace(TABLE.up_to(12_800), loss=loss), 12_800, TARGET)
+    assert found.prediction.widening > 1.2
+    assert any(f"{found.prediction.widening:.1f} {said}" in warning for warning in found.warnings)
+    by_ats = rank(replace(TABLE.up_to(12_800), loss=loss), 12_800, TARGET, "ats")
+    assert not any(said in warning for warning in by_ats.warnings)  # which has no intervals
+
+
 def test_equal_models_have_no_clear_winner():
     sizes = 200 * 2 ** np.arange(7)
     loss = np.tile(3 * sizes**-0.1, (6, 1)) * np.random.default_rng(0).lognormal(0, 0.005, (6, 7))
