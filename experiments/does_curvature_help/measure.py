@@ -2,26 +2,29 @@
 
     python experiments/does_curvature_help/measure.py [--tasks NAME …] [--models NAME …] [--largest 12800] …
 
-Stopped or killed, the same command goes on, and it may be given more tasks, models, seeds or examples later. See
-README.md beside this file.
+Stopped or killed, the same command goes on, and it may be given more tasks, models, seeds or examples later. What other
+machines have measured stays in the results. See README.md beside this file.
 """
 
+import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
+from pydantic import ValidationError
 
 from lensjax.errors import InputError
-from lensjax.files import make_folder, write_files
-from lensjax.study.cells import read_results
+from lensjax.files import locked, make_folder, write_files
+from lensjax.study.cells import read_results, runs_folder
 from lensjax.study.evidence import bound_terms, kernels, weight_scores
 from lensjax.study.progress import StudyState, read_state
 from lensjax.study.run import run_study
-from lensjax.study.spec import StudySpec, read_study
+from lensjax.study.spec import CandidateSpec, StudySpec, read_study
+from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
-from lensjax.train.results import curves_csv
+from lensjax.train.results import Result, curves_csv
 from lensjax.zoo.models import SCHEME, bundled
 from lensjax.zoo.tasks import TASKS, write_rows
 
@@ -77,29 +80,77 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
 
 
 def write_results(spec: StudySpec, out: Path, results: Path) -> None:
-    """Write a study's curves and evidence to where the analysis finds them, of candidates measured so far."""
-    state = read_state(spec, out)
+    """Write a study's curves and evidence, of candidates measured so far, to where the analysis finds them.
+
+    What is there of other runs stays, and of two ladders of a model and seed the longer one.
+
+    Raises:
+      InputError: the results there cannot be read, or are of other settings.
+    """
     make_folder(results)
-    content = json.dumps(evidence(state, out), indent=1, ensure_ascii=False) + "\n"
-    write_files(
-        {results / f"{spec.name}.csv": curves_csv(read_results(spec, out)), results / f"{spec.name}.json": content}
-    )
+    curves, told = results / f"{spec.name}.csv", results / f"{spec.name}.json"
+    measured, content = read_results(spec, out), evidence(read_state(spec, out), out)
+    with locked(results / ".lock"):
+        runs = {(run.model, run.examples, run.seed): run for run in [*_read_curves(curves, measured), *measured]}
+        content = _joined(_read_evidence(told), content)
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_files({curves: curves_csv([*runs.values()]), told: text})
+
+
+def _read_curves(file: Path, measured: Sequence[Result]) -> list[Result]:
+    """Results that were written before; they must be of the same settings and test set as what was measured now."""
+    if not file.exists():
+        return []
+    try:
+        with file.open(encoding="utf-8", newline="") as rows:
+            known = [Result.model_validate({k: v for k, v in row.items() if v}) for row in csv.DictReader(rows)]
+    except (OSError, ValueError, ValidationError) as error:
+        raise InputError(f"Cannot read {file}; remove it, or name another folder with --results.") from error
+    if {run.spec for run in known} - {run.spec for run in measured}:
+        raise InputError(f"{file} holds runs of other settings or test examples; name another folder with --results.")
+    return known
+
+
+def _read_evidence(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {"kernels": [], "bound": [], "weights": {}}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {file}; remove it, or name another folder with --results.") from error
+
+
+def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Evidence of two times: the later kernels and weights, and the longer ladders."""
+    ladders: dict[tuple[str, int], dict[str, Any]] = {}
+    for terms in [*before["bound"], *now["bound"]]:
+        known = ladders.setdefault((terms["model"], terms["seed"]), terms)
+        if len(terms["examples"]) >= len(known["examples"]):
+            ladders[terms["model"], terms["seed"]] = terms
+    kernels = {kernel["model"]: kernel for kernel in [*before["kernels"], *now["kernels"]]}
+    return {
+        "kernels": [*kernels.values()],
+        "bound": [*ladders.values()],
+        "weights": before["weights"] | now["weights"],
+    }
 
 
 def main(
     tasks: tuple[str, ...] = tuple(TASKS),
     models: tuple[str, ...] = (),
     largest: int = 12_800,
+    sizes: tuple[int, ...] = (),
     seeds: tuple[int, ...] = (0,),
     folder: Path = HERE / "build",
     results: Path = HERE / "results",
 ) -> None:
-    """Measure models on tasks; what was measured before in the same folder stays.
+    """Measure models on tasks; what was measured before stays.
 
     Args:
         tasks: Packaged tasks; see `lensjax data fetch`.
         models: Of the zoo; by default those that are part of LensJAX, and those that pretrain.py has made.
         largest: Rung of the ladder.
+        sizes: Runs of these numbers of examples alone instead of the ladder, without kernels and Hessians.
         seeds: Of the choice and order of training examples.
         folder: Where data, studies and runs are kept.
         results: Where TASK.csv and TASK.json are written.
@@ -109,15 +160,36 @@ def main(
     for task in tasks:
         if not (folder / f"{task}.jsonl").exists():
             write_rows(task, folder)
-        spec = study(task, models, folder, largest, seeds)
-        run_study(spec, folder / task, say=lambda sentence: print(sentence, flush=True))
-        runs = folder / task / "runs"
-        before = [name for name in available() if (runs / name).is_dir()]
-        sown = {int(run.name.rpartition("-")[2]) for run in runs.glob("*/examples-*-seed-*")}
-        every_seed = list(dict.fromkeys([*seeds, *sorted(sown)]))
-        spec = study(task, dict.fromkeys([*models, *before]), folder, largest, every_seed)
-        reached = max(result.examples for result in read_results(spec, folder / task))
-        write_results(study(task, spec.names, folder, max(largest, reached), every_seed), folder / task, results)
+        spec = study(task, models, folder, max(largest, *sizes, 0), seeds)
+        if sizes:
+            for candidate in spec.candidates:
+                measure_sizes(spec, candidate, folder / task, sizes)
+                write_measured(task, models, folder, largest, seeds, results)
+        else:
+            run_study(spec, folder / task, say=lambda sentence: print(sentence, flush=True))
+            write_measured(task, models, folder, largest, seeds, results)
+
+
+def measure_sizes(spec: StudySpec, candidate: CandidateSpec, out: Path, sizes: Sequence[int]) -> None:
+    """Fine-tune a candidate of a study on some numbers of examples, where the study would."""
+    how = spec.finetune_spec(candidate)
+    runs = runs_folder(out, candidate)
+    make_folder(runs.parent)
+    for result in measure_curve(how, candidate.source, runs, sizes, seeds=spec.seeds, name=candidate.name):
+        print(f"{result.model}, {result.examples:,} examples, seed {result.seed}: {result.loss}", flush=True)
+
+
+def write_measured(
+    task: str, models: Sequence[str], folder: Path, largest: int, seeds: Sequence[int], results: Path
+) -> None:
+    """Write the results of all models, sizes and seeds of a task that are in the folder."""
+    runs = folder / task / "runs"
+    before = [name for name in available() if (runs / name).is_dir()]
+    sown = {int(run.name.rpartition("-")[2]) for run in runs.glob("*/examples-*-seed-*")}
+    every_seed = list(dict.fromkeys([*seeds, *sorted(sown)]))
+    spec = study(task, dict.fromkeys([*models, *before]), folder, largest, every_seed)
+    reached = max(result.examples for result in read_results(spec, folder / task))
+    write_results(study(task, spec.names, folder, max(largest, reached), every_seed), folder / task, results)
 
 
 def study(task: str, models: Iterable[str], folder: Path, largest: int, seeds: Sequence[int]) -> StudySpec:

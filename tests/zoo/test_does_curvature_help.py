@@ -149,6 +149,22 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     table = read_curves(tmp_path / "results" / "spelling.csv")
     np.testing.assert_array_equal(table.seeds, [[2, 2, 2]] * 2)  # what was measured before stays
 
+    told = (tmp_path / "results" / "spelling.json").read_text(encoding="utf-8")
+    elsewhere = how | {"models": ("llama-0.3m", "t5-0.4m"), "folder": tmp_path / "elsewhere"}
+    measure.main(tasks=("spelling",), largest=400, sizes=(300,), **elsewhere)
+    joined = read_curves(tmp_path / "results" / "spelling.csv")
+    assert (joined.models, joined.sizes.tolist()) == ((*how["models"], "t5-0.4m"), [0, 200, 300, 400])
+    np.testing.assert_array_equal(joined.loss[:2, [0, 1, 3]], table.loss)  # as does what another machine has measured
+    assert np.isfinite(joined.loss[:, 2]).tolist() == [False, True, True]
+    assert (tmp_path / "results" / "spelling.json").read_text(encoding="utf-8") == told
+    monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 30})
+    elsewhere["folder"] = tmp_path / "another"
+    with pytest.raises(InputError, match=r"spelling\.csv holds runs of other settings or test examples; name another"):
+        measure.main(tasks=("spelling",), largest=400, sizes=(0,), **elsewhere)
+    (tmp_path / "results" / "spelling.csv").write_text("model,loss\nm,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"Cannot read .*spelling\.csv; remove it, or name another folder"):
+        measure.main(tasks=("spelling",), largest=400, sizes=(0,), **elsewhere)
+
 
 def test_what_is_missing_is_said(experiment: dict[str, ModuleType], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no measurements; run measure\.py first"):
