@@ -124,7 +124,7 @@ def evaluate(
 
 def read_table(source: str) -> "CurveTable":
     """The table in a CSV file, a public benchmark or a simulation."""
-    from lensjax.curves import read_curves
+    from lensjax.curve_files import read_curves
     from lensjax.datasets import rectified, simulated
 
     if source.startswith("rectified:"):

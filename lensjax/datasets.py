@@ -17,7 +17,8 @@ from urllib.error import HTTPError
 import numpy as np
 from platformdirs import user_cache_path
 
-from lensjax.curves import CurveTable, curve_table, read_curves
+from lensjax.curve_files import read_curves
+from lensjax.curves import CurveTable, curve_table
 from lensjax.errors import InputError, shorten
 from lensjax.files import write_files
 

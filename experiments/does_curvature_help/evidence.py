@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import norm
 
-from lensjax.curves import CurveTable, read_curves
+from lensjax.curve_files import read_curves
+from lensjax.curves import CurveTable
 from lensjax.errors import InputError
 from lensjax.fit.joint import fit_joint
 from lensjax.fit.lensllm import VARIANTS, LensLLMPosterior, Variant, fit_lensllm

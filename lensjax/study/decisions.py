@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lensjax.curves import CurveTable, parse_curves
+from lensjax.curve_files import parse_curves
+from lensjax.curves import CurveTable
 from lensjax.fit.joint import fit_joint
 from lensjax.fit.posterior import JointPosterior
 from lensjax.study.spec import StudySpec

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from lensjax.curves import curve_table, read_curves
+from lensjax.curve_files import read_curves
+from lensjax.curves import curve_table
 from lensjax.errors import InputError
 from lensjax.fit.per_model import MAX_ALPHA, MAX_BETA, MIN_ALPHA, MIN_BETA, fit_per_model
 from lensjax.laws import LAWS

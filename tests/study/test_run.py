@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensjax.curves import read_curves
+from lensjax.curve_files import read_curves
 from lensjax.errors import InputError
 from lensjax.files import locked
 from lensjax.study import decisions

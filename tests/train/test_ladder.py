@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lensjax.curves import read_curves
+from lensjax.curve_files import read_curves
 from lensjax.errors import InputError
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.results import read_result, write_curves

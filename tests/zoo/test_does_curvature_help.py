@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lensjax.curves import read_curves
+from lensjax.curve_files import read_curves
 from lensjax.errors import InputError
 from lensjax.selection.ranking import rank
 
