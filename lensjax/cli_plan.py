@@ -116,6 +116,8 @@ def _rungs(found: "Plan") -> "Table":
         rows: list[tuple[str, ...]] = []
         if one.kernel is not None:
             rows.append(("kernel", "", "", "", *_amount(one.kernel)))
+        if one.kernel_of_rung is not None:
+            rows.append(("kernel, each", "", "", "", *_amount(one.kernel_of_rung)))
         if one.terms is not None:
             rows.append(("bound, each", "", "", "", *_amount(one.terms)))
         if one.search is not None:

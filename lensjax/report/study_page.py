@@ -194,7 +194,13 @@ def _kernel_plots(report: "StudyReport") -> list[Plot]:
             (t, f) for t, f in zip(one.times, one.residuals, strict=True) if f > _FLAT * max(one.residuals, default=0)
         ]
         residuals.append((one.model, [t for t, _ in pairs], [f for _, f in pairs]))
-    return [
+    drifts: list[Line] = [
+        (one.model, one.examples, one.drift)
+        for model in ordered
+        for one in report.kernel_drifts
+        if one.model == model.model
+    ]
+    plots = [
         plot(
             "spectra",
             "NTK spectra",
@@ -208,6 +214,11 @@ def _kernel_plots(report: "StudyReport") -> list[Plot]:
             "Squared error per example that linearised training has left after a time t.",
         ),
     ]
+    if drifts:
+        figure = lines_figure("training examples", "1 − cos of kernels", drifts, ladder=True)
+        note = "How far fine-tuning on so many examples turns the kernel: 0 where linearised training would tell all."
+        plots.append(plot("drifts", "Drift of kernels", figure, note))
+    return plots
 
 
 def _kernels(report: "StudyReport") -> Table | None:

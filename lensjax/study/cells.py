@@ -125,9 +125,7 @@ class Bench:
 
     def _finetune(self, cell: Cell) -> tuple[int, str]:
         """FLOPs of a run, and why it failed."""
-        terms = cell._replace(kind="hessian")
-        needed = self.spec.evidence.hessian is not None and cell.examples > 0
-        save = self.spec.keep_models or (needed and not on_first(lambda: is_current(self.spec, self.out, terms)))
+        save = self.spec.keep_models or on_first(lambda: is_awaited(self.spec, self.out, cell))
         result = self.curve(cell.model).measure(cell.examples, cell.seed, save_model=save, retry=self._retry)
         return result.flops, result.error
 
@@ -144,7 +142,7 @@ class Bench:
             found = {"asked": asked, **summary}
             if is_first():
                 _write(path, found, arrays)
-        if cell.kind == "hessian" and not self.spec.keep_models and is_first():
+        if cell.examples and not self.spec.keep_models and is_first() and not is_awaited(self.spec, self.out, cell):
             shutil.rmtree(run_folder(self.out, candidate, cell) / MODEL, ignore_errors=True)
         flops = found.get("flops")
         return flops if isinstance(flops, int) else 0, ""
@@ -152,20 +150,28 @@ class Bench:
     def _asked(self, cell: Cell, candidate: CandidateSpec) -> dict[str, Any]:
         """What evidence depends on: settings, weights and examples."""
         weights = on_first(lambda: weights_fingerprint(find_folder(candidate.source)))
-        settings = getattr(self.spec.evidence, cell.kind)
         if cell.kind == "weights":
             return {"model": weights}
-        rows = self.probes(settings.examples, cell.seed)
-        return {"model": weights, "data": fingerprint(rows), **settings.model_dump(mode="json")}
+        rows = self.probes(getattr(self.spec.evidence, cell.kind).examples, cell.seed)
+        return {"model": weights, "data": fingerprint(rows), **_settings(self.spec, cell)}
 
-    def _load(self, candidate: CandidateSpec) -> Model:
+    def _load(self, candidate: CandidateSpec, source: str | Path = "") -> Model:
+        """The candidate, or a model that was fine-tuned from it."""
         mesh = make_mesh(candidate.mesh or f"fsdp={jax.device_count()}")
-        return load(candidate.source, dtype="float32", param_dtype="float32", mesh=mesh)
+        return load(source or candidate.source, dtype="float32", param_dtype="float32", mesh=mesh)
+
+    def _finetuned(self, cell: Cell, candidate: CandidateSpec) -> FinetuneRun:
+        """The run that a cell needs the model of."""
+        folder = run_folder(self.out, candidate, cell)
+        result = read_result(folder)
+        if result is None or not (folder / MODEL).is_dir():
+            raise InputError(f"There is no fine-tuned model in {folder}; run the study again with --retry.")
+        return FinetuneRun(folder, result)
 
     def _kernel(self, cell: Cell, candidate: CandidateSpec) -> tuple[dict[str, Any], Mapping[str, Any]]:
         settings = self.spec.evidence.ntk
         assert settings is not None
-        model = self._load(candidate)
+        model = self._load(candidate, self._finetuned(cell, candidate).folder / MODEL if cell.examples else "")
         batch = probe_batch(model, self.spec.task, self.probes(settings.examples, cell.seed))
         kernel = measure_kernel(model, batch, settings.functional)
         return kernel.summary(), kernel.arrays()
@@ -178,11 +184,7 @@ class Bench:
     def _hessian(self, cell: Cell, candidate: CandidateSpec) -> tuple[dict[str, Any], Mapping[str, Any]]:
         settings = self.spec.evidence.hessian
         assert settings is not None
-        folder = run_folder(self.out, candidate, cell)
-        result = read_result(folder)
-        if result is None or not (folder / MODEL).is_dir():
-            raise InputError(f"There is no fine-tuned model in {folder}; run the study again with --retry.")
-        model = self._load(candidate)
+        run, model = self._finetuned(cell, candidate), self._load(candidate)
         batch = probe_batch(model, self.spec.task, self.probes(settings.examples, cell.seed))
         starts = range(0, settings.examples, _HELD)
         batches = [{name: rows[start : start + _HELD] for name, rows in batch.items()} for start in starts]
@@ -191,7 +193,7 @@ class Bench:
             "positive_steps": settings.positive_steps,
             "losses": self._losses.setdefault(candidate.name, rung_losses(model)),
         }
-        (rung,) = measure_rungs(model, batches, [FinetuneRun(folder, result)], **how)
+        (rung,) = measure_rungs(model, batches, [run], **how)
         flops = rung_flops(model, batches, **how)  # what was traced for the terms is not traced again
         total = {"examples": rung.examples, "sum_of_largest": float(rung.terms.largest.sum()), "flops": flops}
         return total, rung_arrays(rung)
@@ -209,7 +211,7 @@ def run_folder(out: Path, candidate: CandidateSpec, cell: Cell) -> Path:
 
 def evidence_file(out: Path, cell: Cell) -> Path:
     """The JSON file of what was measured; arrays lie beside it, under the same name with .npz."""
-    name = f"hessian-{cell.examples}-seed-{cell.seed}" if cell.kind == "hessian" else cell.kind
+    name = f"{cell.kind}-{cell.examples}-seed-{cell.seed}" if cell.examples else cell.kind
     return out / EVIDENCE / cell.model / f"{name}.json"
 
 
@@ -221,15 +223,37 @@ def is_current(spec: StudySpec, out: Path, cell: Cell) -> bool:
     """
     if cell.kind == "finetune":
         folder = run_folder(out, spec.candidate(cell.model), cell)
-        model_needed = cell.examples > 0 and spec.evidence.hessian is not None
-        terms = cell._replace(kind="hessian")
-        there = not model_needed or (folder / MODEL).is_dir() or is_current(spec, out, terms)
+        there = (folder / MODEL).is_dir() or not is_awaited(spec, out, cell)
         return there and read_result(folder) is not None
     found = read_json(evidence_file(out, cell))
-    settings = getattr(spec.evidence, cell.kind)
-    wanted = settings.model_dump(mode="json") if isinstance(settings, Strict) else {}
     asked = {} if found is None else found.get("asked")
-    return found is not None and isinstance(asked, dict) and wanted.items() <= asked.items()
+    return found is not None and isinstance(asked, dict) and _settings(spec, cell).items() <= asked.items()
+
+
+def curvature_cells(spec: StudySpec, run: Cell) -> list[Cell]:
+    """The cells that need the model which a run leaves."""
+    hessian, ntk = spec.evidence.hessian, spec.evidence.ntk
+    cells = []
+    if run.examples and hessian is not None:
+        cells.append(run._replace(kind="hessian"))
+    if run.examples and ntk is not None and ntk.along_ladder and run.seed == spec.seeds[0]:
+        cells.append(run._replace(kind="ntk"))
+    return cells
+
+
+def is_awaited(spec: StudySpec, out: Path, run: Cell) -> bool:
+    """Whether the model of a run is needed by a cell whose result is not on disk.
+
+    Raises:
+      InputError: a result cannot be read.
+    """
+    return not all(is_current(spec, out, cell) for cell in curvature_cells(spec, run))
+
+
+def _settings(spec: StudySpec, cell: Cell) -> dict[str, Any]:
+    """What the spec says of how a cell's evidence is measured."""
+    settings = getattr(spec.evidence, cell.kind)
+    return settings.model_dump(mode="json", exclude={"along_ladder"}) if isinstance(settings, Strict) else {}
 
 
 def read_results(spec: StudySpec, out: Path) -> list[Result]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import TypeAdapter
 
-from lensjax.curvature.dynamics import residual_modes
+from lensjax.curvature.dynamics import kernel_drift, residual_modes
 from lensjax.curvature.phases import LEAST_RUNGS, residual_transition
 from lensjax.curvature.rungs import ladder_summary, read_rung
 from lensjax.curves import CurveTable
@@ -40,6 +40,34 @@ def kernels(state: StudyState, out: Path) -> tuple[list[schema.Kernel], dict[str
         rates, weights = residual_modes(arrays["theta"], arrays["f0"], arrays["y"])
         modes[name] = np.asarray(rates), np.asarray(weights)
     return found, modes
+
+
+def kernel_drifts(state: StudyState, out: Path) -> list[schema.KernelDrift]:
+    """How far fine-tuning moves kernels, along every ladder of which any were measured.
+
+    Rungs whose kernel is of another functional or of other examples than the candidate's are left out.
+
+    Raises:
+      InputError: a file of them cannot be read.
+    """
+    found, seed = [], state.spec.seeds[0]
+    for name in state.spec.names:
+        before = read_evidence(out, Cell("ntk", name, 0, seed))
+        rungs = [(size, read_evidence(out, Cell("ntk", name, size, seed))) for size in state.sizes if size]
+        like = [
+            (size, *after)
+            for size, after in rungs
+            if before is not None and after is not None and after[0].get("asked") == before[0].get("asked")
+        ]
+        if before is None or not like:
+            continue
+        told: dict[str, list[Any]] = {"examples": [size for size, _, _ in like], "drift": [], "growth": []}
+        for _, summary, arrays in like:
+            told["drift"].append(kernel_drift(before[1]["theta"], arrays["theta"]))
+            told["growth"].append(summary["trace"] / before[0]["trace"])
+        told |= {key: [summary[key] for _, summary, _ in like] for key in ("effective_rank", "target_alignment")}
+        found.append(schema.KernelDrift.model_validate({"model": name, "seed": seed, **told}))
+    return found
 
 
 def bound_terms(state: StudyState, out: Path) -> list[schema.BoundTerms]:

@@ -22,12 +22,12 @@ CellKind = Literal["finetune", "ntk", "weights", "hessian"]
 
 
 class Cell(NamedTuple):
-    """A piece of work of a study, independent of all others but for the model that a Hessian is of.
+    """A piece of work of a study, independent of all others but for the fine-tuned model that curvature is of.
 
     Attributes:
       kind: Of work.
       model: Name of the candidate.
-      examples, seed: Of fine-tuning; 0 where there is none.
+      examples, seed: Of fine-tuning; 0 examples are those of the pretrained model.
     """
 
     kind: CellKind
@@ -36,11 +36,10 @@ class Cell(NamedTuple):
     seed: int = 0
 
     def __str__(self) -> str:
-        what = {"ntk": "kernel", "weights": "weight metrics"}.get(self.kind)
-        if what is not None:
-            return f"{self.model}, {what}"
-        kind = ", Hessian" if self.kind == "hessian" else ""
-        return f"{self.model}, {self.examples:,} examples, seed {self.seed}{kind}"
+        what = {"finetune": "", "ntk": ", kernel", "weights": ", weight metrics", "hessian": ", Hessian"}[self.kind]
+        if self.kind != "finetune" and not self.examples:
+            return f"{self.model}{what}"
+        return f"{self.model}, {self.examples:,} examples, seed {self.seed}{what}"
 
 
 class Entry(BaseModel):

@@ -12,8 +12,9 @@ from lensjax.errors import InputError, shorten
 from lensjax.models.sharding import make_mesh
 from lensjax.models.topology import topology_devices
 from lensjax.report import text
-from lensjax.study.cells import Bench
+from lensjax.study.cells import Bench, curvature_cells
 from lensjax.study.estimate import UTILISATION, AbstractCandidate, NoRoom, device_memory
+from lensjax.study.journal import Cell
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs, Seconds
 from lensjax.study.run import check_candidates, check_device
 from lensjax.study.spec import CandidateSpec, StudySpec
@@ -133,9 +134,10 @@ class _Planner:
                 "memory": memory,
                 "room": room,
                 "each": seconds,
-                "kernel": self._kernel(candidate, found, costs),
+                "kernel": (kernel := self._kernel(candidate, found, costs)),
+                "kernel_of_rung": kernel if self._along_ladder else None,
                 "terms": self._terms(candidate, found, costs),
-                "search": self._search(spec, examples, costs),
+                "search": self._search(candidate, spec, examples, costs),
                 "rungs": tuple(costs.runs([(seed, size) for seed in self.spec.seeds]) for size in self.bench.sizes),
                 "full_tuning": costs.runs([(seed, self.target) for seed in self.spec.seeds]),
             }
@@ -148,13 +150,19 @@ class _Planner:
             self._examples[key] = read_examples(spec, self.bench.sizes, self.spec.seeds)
         return self._examples[key]
 
-    def _search(self, spec: FinetuneSpec, examples: Examples, costs: "_Costs") -> Runs | None:
+    def _search(self, candidate: CandidateSpec, spec: FinetuneSpec, examples: Examples, costs: "_Costs") -> Runs | None:
         """The runs that find the learning rate, but for the one that is a rung's as well."""
         tried = len(spec.training.learning_rates) if examples.search else 0
-        saved = self.spec.keep_models or self.spec.evidence.hessian is not None  # then a rung makes its own
+        awaited = any(curvature_cells(self.spec, Cell("finetune", candidate.name, examples.search)))
+        saved = self.spec.keep_models or awaited  # then a rung makes its own
         if 0 in self.spec.seeds and examples.search in self.bench.sizes and not saved:
             tried -= 1
         return costs.runs([(0, examples.search)] * tried) if tried > 0 else None
+
+    @property
+    def _along_ladder(self) -> bool:
+        evidence = self.spec.evidence.ntk
+        return evidence is not None and evidence.along_ladder
 
     def _kernel(self, candidate: CandidateSpec, found: AbstractCandidate, costs: "_Costs") -> Amount | None:
         evidence = self.spec.evidence.ntk
@@ -231,7 +239,8 @@ def _once(one: CandidatePlan) -> Amount:
 def _up_to(one: CandidatePlan, largest: int) -> Amount:
     """What a candidate would cost if that were its largest rung."""
     rungs = [runs for runs in one.rungs if runs.examples <= largest]
-    return _sum([_once(one), one.kernel, one.search, *rungs, *(one.terms for runs in rungs if runs.examples)])
+    each = [amount for runs in rungs if runs.examples for amount in (one.kernel_of_rung, one.terms)]
+    return _sum([_once(one), one.kernel, one.search, *rungs, *each])
 
 
 def _budget(candidates: Sequence[CandidatePlan], largest: int, full: Amount) -> BudgetPlan:

@@ -82,6 +82,7 @@ class CandidatePlan(Part):
       memory, room: Bytes that it takes of each device, and that each device has.
       each: How long its programs take.
       kernel: The neural tangent kernel, where evidence asks for it.
+      kernel_of_rung: That of the fine-tuned model of each rung above 0, where evidence asks for it.
       terms: Those of the bound on each rung above 0, with all seeds, where evidence asks for them.
       search: Runs that only find the learning rate.
       rungs: Runs of the ladder, with all seeds.
@@ -101,6 +102,7 @@ class CandidatePlan(Part):
     room: int | None = None
     each: Seconds | None = None
     kernel: Amount | None = None
+    kernel_of_rung: Amount | None = None
     terms: Amount | None = None
     search: Runs | None = None
     rungs: tuple[Runs, ...] = ()

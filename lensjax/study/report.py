@@ -86,7 +86,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     curves = curves_csv(state.results)
     table = results_table(curves, spec.task.name)
     kernels, modes = evidence.kernels(state, out)
-    terms = evidence.bound_terms(state, out)
+    drifts, terms = evidence.kernel_drifts(state, out), evidence.bound_terms(state, out)
     ranking, why = _rank(state, table)
     fit, missing = (None, "there is no ranking yet.") if ranking is None else _lensllm(ranking, modes)
     if ranking is not None:
@@ -109,6 +109,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
         warnings=(*state.damage, *(() if ranking is None else ranking.warnings)),
         assumptions=() if ranking is None else ranking.assumptions,
         kernels=tuple(kernels),
+        kernel_drifts=tuple(drifts),
         bound_terms=tuple(terms),
         phases=() if table is None else tuple(evidence.power_phases(table, terms)),
         lensllm=None if fit is None else fit.told,

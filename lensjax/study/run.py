@@ -15,7 +15,15 @@ from lensjax.files import write_files
 from lensjax.models.family import family_of
 from lensjax.models.hub import find_folder, read_config, read_tokenizer
 from lensjax.selection import advice
-from lensjax.study.cells import Bench, Outcome, is_current, read_results, read_searches, run_folder
+from lensjax.study.cells import (
+    Bench,
+    Outcome,
+    curvature_cells,
+    is_current,
+    read_results,
+    read_searches,
+    run_folder,
+)
 from lensjax.study.decisions import basis, decide, rankable, results_table
 from lensjax.study.folder import running
 from lensjax.study.journal import Cell, Entry, Journal
@@ -124,9 +132,8 @@ def stages(spec: StudySpec, models: Iterable[str], size: int) -> tuple[list[Cell
     if not size:
         first += [Cell("weights", model) for model in models if evidence.weights]
         first += [Cell("ntk", model, 0, spec.seeds[0]) for model in models if evidence.ntk is not None]
-    first += [Cell("finetune", model, size, seed) for model in models for seed in spec.seeds]
-    after = evidence.hessian is not None and size > 0
-    return first, [Cell("hessian", model, size, seed) for model in models for seed in spec.seeds if after]
+    runs = [Cell("finetune", model, size, seed) for model in models for seed in spec.seeds]
+    return first + runs, [cell for run in runs for cell in curvature_cells(spec, run)]
 
 
 def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]:
@@ -323,8 +330,8 @@ class _Runner:
     def cost(self, model: str, size: int, unit: Unit = "flops") -> float:
         """What a candidate's rung will take, by the largest smaller one; 0 without one.
 
-        What testing alone took stays as it is, and so do the terms of the bound, which are measured on as many examples
-        on every rung. Of cells that were computed again the last time counts.
+        What testing alone took stays as it is, and so do kernels and the terms of the bound, which are measured on as
+        many examples on every rung. Of cells that were computed again the last time counts.
         """
         last = {e.cell: e for e in self.journal.entries if e.cell is not None and e.cell.model == model}
 
@@ -339,7 +346,7 @@ class _Runner:
         if unit == "seconds" and largest == self.bench.sizes[1]:
             run = max(0.0, run - self.searches([model], unit))  # which the first rung alone waits for
         fixed = min(took("finetune", 0), run)
-        return fixed + (run - fixed) * size / largest + took("hessian", largest)
+        return fixed + (run - fixed) * size / largest + took("hessian", largest) + took("ntk", largest)
 
     def table(self, largest: int | None = None) -> CurveTable | None:
         """The curves so far, up to a number of examples."""

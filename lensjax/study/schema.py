@@ -125,6 +125,26 @@ class Kernel(Part):
     residuals: tuple[float, ...]
 
 
+class KernelDrift(Part):
+    """The kernels of models fine-tuned from a candidate, on the examples that its own is on.
+
+    Attributes:
+      model, seed: The ladder.
+      examples: Of each rung.
+      drift: 1 − cos between its kernel and the candidate's; see `lensjax.curvature.dynamics.kernel_drift`.
+      growth: Its trace over that of the candidate's.
+      effective_rank, target_alignment: Its own; see `lensjax.curvature.dynamics`.
+    """
+
+    model: str
+    seed: int
+    examples: tuple[int, ...]
+    drift: tuple[float, ...]
+    growth: tuple[float, ...]
+    effective_rank: tuple[float, ...]
+    target_alignment: tuple[float | None, ...]
+
+
 class BoundTerms(Part):
     """The terms of the PAC-Bayes bound along a candidate's ladder; see `lensjax.curvature.rungs`.
 
@@ -314,7 +334,7 @@ class StudyReport(Part):
       left_out: Why candidates are not in the ranking, by name.
       warnings: To be read before the ranking is trusted.
       assumptions: What the method assumed.
-      kernels, bound_terms, phases: Of candidates of which they were measured.
+      kernels, kernel_drifts, bound_terms, phases: Of candidates of which they were measured.
       lensllm: None where it could not be fitted.
       lensllm_missing: Why.
       cost: What was spent and saved.
@@ -340,6 +360,7 @@ class StudyReport(Part):
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
     kernels: tuple[Kernel, ...]
+    kernel_drifts: tuple[KernelDrift, ...]
     bound_terms: tuple[BoundTerms, ...]
     phases: tuple[PowerPhase, ...]
     lensllm: LensLLM | None

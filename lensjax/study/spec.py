@@ -84,10 +84,18 @@ class Budget(Strict):
 
 
 class KernelEvidence(Strict):
-    """The neural tangent kernel of every candidate before fine-tuning; see `lensjax ntk`."""
+    """The neural tangent kernel of every candidate before fine-tuning; see `lensjax ntk`.
+
+    Attributes:
+      examples: The first training examples of the first seed, which the kernel is on.
+      functional: Of what; of those with a residual.
+      along_ladder: Whether every model that is fine-tuned with the first seed has its kernel measured too, on the same
+        examples, which shows how far fine-tuning moves it.
+    """
 
     examples: Count = 64
-    functional: Literal["loss", "label_logits"] = "loss"  # those with a residual
+    functional: Literal["loss", "label_logits"] = "loss"
+    along_ladder: bool = False
 
 
 class HessianEvidence(Strict):

@@ -47,6 +47,11 @@ def report_of(names, ranking=None, *, text="plain", **changes):
             | {"eigenvalues": [3.0, 1.0, 0.0], "times": grid, "residuals": np.exp(-np.array(grid)).tolist()}
             for name in names
         ],
+        "kernel_drifts": [
+            {"model": name, "seed": 0, "examples": RUNGS, "drift": [0.1, 0.2, 0.3, 0.4], "growth": [2, 3, 4, 5]}
+            | {"effective_rank": [2.5] * 4, "target_alignment": [0.7] * 4}
+            for name in names
+        ],
         "bound_terms": [
             {"model": name, "seed": 0, "block": "joint", "measured_on": 8, "examples": RUNGS, "note": text}
             | {"sum_of_largest": [4, 3, 2, 1], "phases": [], "beta2": interval, "transition": None}
@@ -134,14 +139,14 @@ def test_every_part_is_there(whole):
         "seeds 0, 1",
     ):
         assert expected in said
-    assert {"curves", "terms", "spectra", "residuals", "agreement-0"} <= set(figures(page))
+    assert {"curves", "terms", "spectra", "residuals", "drifts", "agreement-0"} <= set(figures(page))
 
 
 def test_models_have_their_ranks_colour_in_every_figure(whole):
     report, ranking = whole
     drawn = figures(render_study(report, ranking))
     order = [ranking.table.models[i] for i in ranking.order]
-    for name in ("terms", "spectra", "residuals"):
+    for name in ("terms", "spectra", "residuals", "drifts"):
         colours = {trace["text"][0]: trace["line"]["color"] for trace in drawn[name]["data"]}
         curves = {
             trace["text"][0]: trace["line"]["color"]
@@ -179,7 +184,18 @@ def test_before_there_is_a_ranking():
 
 def test_the_barest_report():
     nothing = dict.fromkeys(
-        ("kernels", "bound_terms", "phases", "failures", "eliminated", "journal", "warnings", "assumptions"), ()
+        (
+            "kernels",
+            "kernel_drifts",
+            "bound_terms",
+            "phases",
+            "failures",
+            "eliminated",
+            "journal",
+            "warnings",
+            "assumptions",
+        ),
+        (),
     )
     amount = {"flops": 0, "seconds": 0.0, "kwh": None}
     cost = {"spent": (), "total": amount, "full_tuning": None, "full_tuning_of": (), "share_saved": None}

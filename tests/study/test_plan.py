@@ -179,7 +179,12 @@ def test_kernels_are_counted(write_study, tmp_path):
     model = lensjax.models.load(found.source, dtype="float32", param_dtype="float32", mesh=devices)
     batch = probe_batch(model, spec.task, probe_examples(spec.task, 8))
     assert found.kernel.flops == measure_kernel(model, batch).flops
-    assert found.total.flops == found.kernel.flops + sum(rung.flops for rung in found.rungs)
+    runs = sum(rung.flops for rung in found.rungs)
+    assert found.total.flops == found.kernel.flops + runs
+    along = read_study(write_study(tmp_path, *FAMILIES, evidence={"ntk": evidence["ntk"] | {"along_ladder": True}}))
+    found = make_plan(along, timing=False).candidates[0]
+    assert found.kernel_of_rung == found.kernel
+    assert found.total.flops == 3 * found.kernel.flops + runs  # before, and after 200 and 400 examples
 
 
 def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):

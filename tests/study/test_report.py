@@ -91,17 +91,19 @@ class Folder:
         self.journal.add(cell=cell, seconds=5.0, flops=flops)
         return path
 
-    def kernel(self, name):
+    def kernel(self, name, size=0, turned=0.0, examples=None):
+        """With a ladder's size, one that fine-tuning has doubled and turned."""
         rng = np.random.default_rng(CANDIDATES.index(name))
         root = rng.standard_normal((8, 12)).astype(np.float32)
         theta, f0 = root @ root.T, rng.uniform(1, 5, 8).astype(np.float32)
+        theta = (2 if size else 1) * ((1 - turned) * theta + turned * np.trace(theta) * np.eye(8, dtype=np.float32) / 8)
         values, y = spectrum(theta), np.zeros(8, np.float32)
         times = choose_times(values)
         kernel = Kernel(
             "loss", theta, None, f0, y, values, times, np.asarray(residual_loss(theta, f0, y, times)), (), 10**6
         )
-        asked = self.spec.evidence.ntk.model_dump(mode="json")
-        return self.evidence(Cell("ntk", name), asked, kernel.summary(), kernel.arrays(), kernel.flops)
+        asked = self.spec.evidence.ntk.model_dump(mode="json") | ({} if examples is None else {"examples": examples})
+        return self.evidence(Cell("ntk", name, size), asked, kernel.summary(), kernel.arrays(), kernel.flops)
 
     def hessian(self, name, size):
         """β₂ = −0.9 and C₃ = 0.01, so that the Hessian's term is 0.01 n^(−0.05), and a remainder equal to it at 500."""
@@ -414,6 +416,24 @@ def test_kernels_and_terms_are_as_they_were_measured(complete, found):
         assert terms.beta2.value == pytest.approx(-0.9)
         assert terms.beta2.lower <= terms.beta2.value <= terms.beta2.upper
     assert {phase.seen_in for phase in found.report.phases} == {"bound"}
+
+
+def test_drift_of_kernels_along_the_ladder(make, quick):
+    folder = make(evidence={"ntk": {"along_ladder": True}}, **quick)
+    folder.rungs(0, *RUNGS)
+    folder.kernel("alpha")
+    for turned, size in enumerate(RUNGS):
+        folder.kernel("alpha", size, turned / 4)
+    folder.kernel("beta", RUNGS[0])  # whose own is missing
+    folder.kernel("gamma")
+    folder.kernel("gamma", RUNGS[0], examples=7)  # which are others than its own is on
+    (drift,) = folder.report().kernel_drifts
+    assert (drift.model, drift.seed, drift.examples) == ("alpha", 0, RUNGS)
+    assert drift.drift[0] == pytest.approx(0, abs=1e-7)  # twice the kernel
+    assert np.all(np.diff(drift.drift) > 0.005)
+    assert drift.growth == pytest.approx([2] * len(RUNGS))
+    assert np.all(np.diff(drift.effective_rank) > 0)
+    assert None not in drift.target_alignment
 
 
 def test_phases_begin_where_the_terms_change_over(make, quick):

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lensjax.curvature.dynamics import kernel_drift
 from lensjax.curve_files import read_curves
 from lensjax.errors import InputError
 from lensjax.files import locked
 from lensjax.study import decisions
 from lensjax.study.cells import Bench, evidence_file, read_evidence, read_results, read_searches, runs_folder
+from lensjax.study.evidence import kernel_drifts
 from lensjax.study.journal import Cell, Journal
+from lensjax.study.progress import read_state
 from lensjax.study.run import _Runner, cells_left, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
 from lensjax.train.loop import Stopped
@@ -234,7 +237,9 @@ def test_a_rung_is_expected_to_take_what_the_one_before_it_lets_expect(write_stu
     assert runner.cost("gpt2", 400) == 1e6 * (60 + 2 * 540 + 30)  # of which the search's are not
     took("finetune", 400, 700)
     took("hessian", 400, 31)
-    assert runner.cost("gpt2", 800, "seconds") == 60 + 2 * 640 + 31
+    took("ntk", 0, 7)  # once, before fine-tuning
+    took("ntk", 400, 5)
+    assert runner.cost("gpt2", 800, "seconds") == 60 + 2 * 640 + 31 + 5
 
 
 def test_choosing_learning_rates_counts_for_the_budget(write_study, tmp_path):
@@ -283,6 +288,30 @@ def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_p
     again = run_study(spec, out)
     assert again.last(cells[0]).status == "ok"
     np.testing.assert_array_equal(read_evidence(out, cells[0])[1]["layers"], arrays["layers"])
+
+
+def test_kernels_are_measured_along_ladders(write_study, tmp_path):
+    evidence = {"ntk": {"examples": 4, "along_ladder": True}, "hessian": {"examples": 4}}
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", evidence=evidence, seeds=[0, 1]))
+    out = tmp_path / "out"
+    journal = run_study(spec, out)
+    kernels = [cell for cell in ran(journal) if cell.kind == "ntk"]
+    assert kernels == [Cell("ntk", name, size) for size in (0, 200, 400) for name in ("gpt2", "opt")]  # of seed 0
+    assert str(kernels[-1]) == "opt, 400 examples, seed 0, kernel"
+    assert not list(out.rglob("model.safetensors"))  # whichever was the last to need them
+    drifts = kernel_drifts(read_state(spec, out), out)
+    assert [(one.model, one.seed, one.examples) for one in drifts] == [
+        (name, 0, (200, 400)) for name in ("gpt2", "opt")
+    ]
+    theta = [read_evidence(out, Cell("ntk", "opt", size))[1]["theta"] for size in (0, 200, 400)]
+    assert drifts[1].drift == tuple(kernel_drift(theta[0], later) for later in theta[1:])
+    assert drifts[1].growth == pytest.approx([np.trace(later) / np.trace(theta[0]) for later in theta[1:]])
+    assert all(0 < drift < 1 for one in drifts for drift in one.drift)
+    evidence_file(out, Cell("ntk", "opt", 400)).unlink()
+    assert cells_left(spec, out) == [Cell("finetune", "opt", 400), Cell("ntk", "opt", 400)]
+    run_study(spec, out)
+    np.testing.assert_allclose(read_evidence(out, Cell("ntk", "opt", 400))[1]["theta"], theta[2], rtol=1e-4)
+    assert not list(out.rglob("model.safetensors"))
 
 
 def test_a_stopped_study_goes_on(write_study, tmp_path):
