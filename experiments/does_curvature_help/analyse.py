@@ -123,6 +123,22 @@ def phases_answer(tasks: Sequence[TaskEvidence]) -> dict[str, Any]:
     }
 
 
+def drifts_answer(tasks: Sequence[TaskEvidence]) -> dict[str, Any]:
+    """How far fine-tuning turns kernels, and what else it does to them: for each model and task, and over models."""
+    rows = {(task.name, model): one for task in tasks for model, one in task.drifts.items()}
+    by_task: dict[str, dict[str, float]] = {}
+    for task in dict.fromkeys(task for task, _ in rows):
+        of = [one for (name, _), one in rows.items() if name == task]
+        shared = sorted(set.intersection(*(set(one["examples"]) for one in of)))
+        at = {size: [one["drift"][one["examples"].index(size)] for one in of] for size in shared}
+        by_task[task] = {str(size): float(np.mean(drifts)) for size, drifts in at.items()}
+    return {
+        "ladders": [{"task": task, **one} for (task, _), one in rows.items()],
+        "by_task": by_task,
+        "rises": sum(bool(np.all(np.diff(one["drift"]) > 0)) for one in rows.values()),
+    }
+
+
 def _correlation(rows: Sequence[Mapping[str, Any]]) -> float:
     bound, losses = (np.log([row[name] for row in rows]) for name in ("bound_transition", "loss_transition"))
     return float(np.corrcoef(bound, losses)[0, 1]) if bound.std() > 0 and losses.std() > 0 else float("nan")
@@ -207,6 +223,7 @@ def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)
         "variants": variants_answer(variants),
         "left_out": left_out_answer(variants),
         "phases": phases_answer(found),
+        "drifts": drifts_answer(found),
         "methods": methods_answer(found, methods),
         "intervals": intervals_answer(found),
         "saved": {task.title: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in found},

@@ -46,6 +46,7 @@ class TaskEvidence:
       target: In examples.
       residuals: Of their kernels.
       bound: Terms of the bound along the ladder, by model.
+      drifts: How far kernels drift along the ladder, by model.
       weights: NLPmetrics' scores, NaN where unknown.
       flops: Of all models' runs by size, each the mean over its seeds.
       losses: Those of each seed alone; NaN where it was not measured.
@@ -56,6 +57,7 @@ class TaskEvidence:
     target: int
     residuals: Residuals
     bound: Mapping[str, Mapping[str, Any]]
+    drifts: Mapping[str, Mapping[str, Any]]
     weights: Float[np.ndarray, " M"]
     flops: Mapping[int, float]
     losses: Mapping[int, Float[np.ndarray, "M S"]]
@@ -130,6 +132,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
         target=int(table.sizes[-1]),
         residuals=stack_residuals([modes.get(model) for model in table.models]),
         bound={terms["model"]: terms for terms in reversed(ladders)},
+        drifts={drift["model"]: drift for drift in content["drifts"]},
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
         losses=losses,

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from lensjax.errors import InputError
 from lensjax.files import locked, make_folder, write_files
 from lensjax.study.cells import read_results, runs_folder
-from lensjax.study.evidence import bound_terms, kernels, weight_scores
+from lensjax.study.evidence import bound_terms, kernel_drifts, kernels, weight_scores
 from lensjax.study.progress import StudyState, read_state
 from lensjax.study.run import run_study
 from lensjax.study.spec import CandidateSpec, StudySpec, read_study
@@ -55,7 +55,11 @@ def study_content(task: str, models: Sequence[str], folder: Path, largest: int, 
         "budget": largest,
         "target": largest,
         "seeds": list(seeds),
-        "evidence": {"ntk": {"examples": PROBES}, "hessian": {"examples": PROBES}, "weights": True},
+        "evidence": {
+            "ntk": {"examples": PROBES, "along_ladder": True},
+            "hessian": {"examples": PROBES},
+            "weights": True,
+        },
     }
 
 
@@ -74,6 +78,7 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
             }
             for kernel in told
         ],
+        "drifts": [drift.model_dump(mode="json") for drift in kernel_drifts(state, out)],
         "bound": [terms.model_dump(mode="json") for terms in bound_terms(state, out)],
         "weights": weight_scores(state, out),
     }
@@ -113,7 +118,7 @@ def _read_curves(file: Path, measured: Sequence[Result]) -> list[Result]:
 
 def _read_evidence(file: Path) -> dict[str, Any]:
     if not file.exists():
-        return {"kernels": [], "bound": [], "weights": {}}
+        return {"kernels": [], "drifts": [], "bound": [], "weights": {}}
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -122,15 +127,20 @@ def _read_evidence(file: Path) -> dict[str, Any]:
 
 def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Evidence of two times: the later kernels and weights, and the longer ladders."""
-    ladders: dict[tuple[str, int], dict[str, Any]] = {}
-    for terms in [*before["bound"], *now["bound"]]:
-        known = ladders.setdefault((terms["model"], terms["seed"]), terms)
-        if len(terms["examples"]) >= len(known["examples"]):
-            ladders[terms["model"], terms["seed"]] = terms
+
+    def longer(name: str) -> list[dict[str, Any]]:
+        ladders: dict[tuple[str, int], dict[str, Any]] = {}
+        for ladder in [*before[name], *now[name]]:
+            known = ladders.setdefault((ladder["model"], ladder["seed"]), ladder)
+            if len(ladder["examples"]) >= len(known["examples"]):
+                ladders[ladder["model"], ladder["seed"]] = ladder
+        return [*ladders.values()]
+
     kernels = {kernel["model"]: kernel for kernel in [*before["kernels"], *now["kernels"]]}
     return {
         "kernels": [*kernels.values()],
-        "bound": [*ladders.values()],
+        "drifts": longer("drifts"),
+        "bound": longer("bound"),
         "weights": before["weights"] | now["weights"],
     }
 

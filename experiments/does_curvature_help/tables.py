@@ -25,6 +25,7 @@ def report(
     for task in tasks:
         lines += [f"### {task.title}", "", *_curves(task), "", *_seeds(task)]
     lines += ["## Does tying D_l to the kernel help?", "", *_variants(variants, answers), ""]
+    lines += ["## Does the kernel stay what it was?", "", *_drifts(answers["drifts"]), ""]
     lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
     lines += ["## How do the methods rank?", "", *_summary(tasks, answers["methods"]), ""]
     lines += ["## How far can intervals be trusted?", "", *_coverage(answers["methods"]), ""]
@@ -82,6 +83,31 @@ def _variants(scores: Mapping[Place, Mapping[Variant, VariantScore]], answers: M
         for one in answers["left_out"]
     ]
     return lines
+
+
+def _drifts(found: Mapping[str, Any]) -> list[str]:
+    heading = ["task", "model", "examples", "1 − cos", "trace grows", "effective rank", "alignment"]
+    ends = ("drift", "growth", "effective_rank", "target_alignment")
+    rows = [
+        [
+            one["task"],
+            one["model"],
+            f"{one['examples'][0]:,} to {one['examples'][-1]:,}",
+            *(f"{one[name][0]:.3g} to {one[name][-1]:.3g}" for name in ends),
+        ]
+        for one in found["ladders"]
+    ]
+    lines = [
+        "Between the kernel at the pretrained weights and at those that were fine-tuned on so many examples, on the "
+        "same training examples.",
+        "",
+        *_table(heading, rows),
+        "",
+    ]
+    for task, drifts in found["by_task"].items():
+        told = (f"{drift:.2f} at {int(size):,}" for size, drift in drifts.items())
+        lines.append(f"- {task}, mean over models: {', '.join(told)}.")
+    return [*lines, f"- It grows with every rung in {found['rises']} of {len(found['ladders'])} ladders."]
 
 
 def _phases(found: Mapping[str, Any]) -> list[str]:

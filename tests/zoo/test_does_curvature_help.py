@@ -59,6 +59,11 @@ def write_measurements(folder: Path, task: str, seed: int) -> None:
             for i, model in enumerate(MODELS)
             for seed, value in enumerate((0.3, 0.9))  # the second seed's ladder is shorter, and does not count
         ],
+        "drifts": [
+            {"model": model, "seed": 0, "examples": SIZES[1:4], "drift": [0.1, 0.2, 0.3 if i else 0.1]}
+            | {"growth": [2.0] * 3, "effective_rank": [4.0] * 3, "target_alignment": [0.5] * 3}
+            for i, model in enumerate(MODELS)
+        ],
         "weights": {model: float(i) for i, model in enumerate(MODELS)},
     }
     (folder / f"{task}.json").write_text(json.dumps(content))
@@ -80,6 +85,9 @@ def test_the_answers_are_those_that_were_put_in(results: Path) -> None:
     phases = answers["phases"]
     assert (len(phases["ladders"]), phases["below_half"], phases["falls"], phases["above_half"]) == (12, 12, 12, 0)
     assert phases["bound_sees_transition"] == 12
+    drifts = answers["drifts"]
+    assert (len(drifts["ladders"]), drifts["rises"]) == (12, 10)
+    assert drifts["by_task"]["topics"] == pytest.approx({"200": 0.1, "400": 0.2, "800": (5 * 0.3 + 0.1) / 6})
     for other in ("published", "hierarchical", "free"):
         cells = answers["variants"][other]["cells"]
         assert {(cell["task"], cell["budget"]) for cell in cells} == {("spelling", 1600), ("topics", 1600)}
@@ -140,6 +148,7 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     found = json.loads((tmp_path / "results" / "spelling.json").read_text(encoding="utf-8"))
     assert [kernel["model"] for kernel in found["kernels"]] == list(how["models"])
     assert [terms["examples"] for terms in found["bound"]] == [[200, 400]] * 2
+    assert [drift["examples"] for drift in found["drifts"]] == [[200, 400]] * 2
     assert set(found["weights"]) == set(how["models"])
     capsys.readouterr()
     measure.main(tasks=("spelling",), largest=400, **how)
