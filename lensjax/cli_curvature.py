@@ -1,6 +1,6 @@
 """`lensjax ntk` and `lensjax hessian`: curvature of a model on examples of a task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,9 @@ from lensjax.errors import InputError
 if TYPE_CHECKING:
     from lensjax.curvature.hessian import Hessian
     from lensjax.curvature.kernel import Kernel
+    from lensjax.curvature.rungs import FinetuneRun
+    from lensjax.data.spec import TaskSpec
+    from lensjax.data.tasks import Example
     from lensjax.models.base import Model
 
 FunctionalName = Literal["loss", "target_logprob", "label_logits", "fisher_sketch"]
@@ -21,6 +24,7 @@ def ntk(
     spec: SpecFile,
     model: str,
     out: Path,
+    finetuned: tuple[Path, ...] = (),
     examples: int = 128,
     functional: FunctionalName = "loss",
     seed: int = 0,
@@ -28,10 +32,11 @@ def ntk(
     mesh: str | None = None,
     memory_limit: float | None = None,
 ) -> None:
-    """Compute a model's exact empirical neural tangent kernel on examples of a task.
+    """Compute a model's exact empirical neural tangent kernel on examples of a task, and how far fine-tuning moves it.
 
     Writes to the folder OUT: kernel.npz with the kernel, its eigenvalues and the residual F(t) of linearised training;
-    kernel.html with figures of both; kernel.json with what it took and numbers that describe it.
+    kernel.html with figures of both; kernel.json with what it took and numbers that describe it. With --finetuned also
+    the kernels of these models on the same examples, and how far each has drifted from that of the model.
 
     Worked examples
 
@@ -39,10 +44,14 @@ def ntk(
 
     $ lensjax ntk topics.yaml --model path/to/model --examples 64 --functional label_logits --out kernels/mine
 
+    $ lensjax ntk verses.yaml --model openai-community/gpt2 --finetuned results/gpt2 --out kernels/gpt2
+
     Args:
         spec: YAML file of the task.
         model: Folder of a model, or its name on the Hugging Face hub.
         out: Folder of the results.
+        finetuned: Folders of runs as `lensjax finetune` or `lensjax curve --save-models` writes them, or the model's
+            folder that holds several.
         examples: How many training examples; the first of a seed, the same ones for every model.
         functional: What the kernel is of: the loss of each example, the log-probabilities of its target tokens, the
             logits of the tokens that its targets begin with, or random projections of its logits.
@@ -56,32 +65,54 @@ def ntk(
 
     import jax
 
-    from lensjax.curvature.kernel import measure_kernel
-    from lensjax.curvature.probes import probe_batch, probe_examples
+    from lensjax.curvature.kernel import measure_kernel, moved
+    from lensjax.curvature.rungs import find_runs
     from lensjax.data.spec import TaskSpec, read_spec
     from lensjax.data.tasks import fingerprint
+    from lensjax.train.candidate import MODEL
     from lensjax.train.distributed import is_first, start_processes
     from lensjax.train.spec import FinetuneSpec
 
     task: TaskSpec = read_spec(spec, FinetuneSpec)
     start_processes()
     from lensjax.cli import progress_bar
+    from lensjax.curvature.probes import probe_batch
     from lensjax.files import make_folder
     from lensjax.models import load, make_mesh
 
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     make_folder(out)
-    rows = probe_examples(task, examples, seed)
-    loaded = load(model, dtype=dtype, mesh=make_mesh(mesh or f"fsdp={jax.device_count()}"))
+    runs = find_runs(finetuned, model, seed)
+    rows = _rows(task, runs, examples, seed)
+    devices = make_mesh(mesh or f"fsdp={jax.device_count()}")
+    limit = None if memory_limit is None else int(memory_limit * 1e9)
+    loaded = load(model, dtype=dtype, mesh=devices)
     batch = probe_batch(loaded, task, rows)
     began = time.perf_counter()
     with progress_bar("Measuring") as progress:
-        limit = None if memory_limit is None else int(memory_limit * 1e9)
         kernel = measure_kernel(loaded, batch, functional, memory_limit=limit, progress=progress)
     about = _about(task.name, model, loaded, batch, seed) | {"data": fingerprint(rows), "dtype": dtype}
+    ladder: list[dict[str, Any]] = []
+    thetas = []
+    for run in runs:
+        with progress_bar(f"Measuring, {run.result.examples:,} examples") as progress:
+            tuned = load(run.folder / MODEL, dtype=dtype, mesh=devices)
+            after = measure_kernel(tuned, batch, functional, memory_limit=limit, progress=progress)
+        ladder.append({"examples": run.result.examples, "test_loss": run.result.loss} | moved(kernel, after))
+        thetas.append(after.theta)
+    about |= kernel.summary() | ({"ladder": ladder} if ladder else {}) | _cost(time.perf_counter() - began)
+    arrays = kernel.arrays() | ({"rung_theta": thetas} if thetas else {})
     if is_first():
-        _write_kernel(out, kernel, about | kernel.summary() | _cost(time.perf_counter() - began))
+        _write_kernel(out, kernel, arrays, about)
+
+
+def _rows(task: "TaskSpec", runs: "Sequence[FinetuneRun]", examples: int, seed: int) -> "list[Example]":
+    """Training examples of a seed, which all of the runs have in common."""
+    from lensjax.curvature.probes import probe_examples
+    from lensjax.curvature.rungs import training_examples
+
+    return training_examples(task, runs, examples) if runs and examples > 0 else probe_examples(task, examples, seed)
 
 
 def hessian(
@@ -145,8 +176,8 @@ def hessian(
 
     from lensjax.curvature.bound import check_constants
     from lensjax.curvature.hessian import measure_hessian
-    from lensjax.curvature.probes import probe_batch, probe_examples
-    from lensjax.curvature.rungs import find_runs, ladder_arrays, ladder_summary, measure_rungs, training_examples
+    from lensjax.curvature.probes import probe_batch
+    from lensjax.curvature.rungs import find_runs, ladder_arrays, ladder_summary, measure_rungs
     from lensjax.data.spec import TaskSpec, read_spec
     from lensjax.data.tasks import fingerprint
     from lensjax.train.distributed import is_first, start_processes
@@ -165,7 +196,7 @@ def hessian(
     check_constants(0.0 if loss_bound is None else loss_bound, epsilon)
     make_folder(out)
     runs = find_runs(finetuned, model, seed)
-    rows = training_examples(task, runs, examples) if runs and examples > 0 else probe_examples(task, examples, seed)
+    rows = _rows(task, runs, examples, seed)
     held = "float64" if dtype == "float64" else "float32"
     loaded = load(model, dtype=dtype, param_dtype=held, mesh=make_mesh(mesh or f"fsdp={jax.device_count()}"))
     batch = probe_batch(loaded, task, rows)
@@ -225,12 +256,15 @@ def _cost(seconds: float) -> dict[str, Any]:
     }
 
 
-def _write_kernel(out: Path, kernel: "Kernel", summary: dict[str, Any]) -> None:
+def _write_kernel(out: Path, kernel: "Kernel", arrays: dict[str, Any], summary: dict[str, Any]) -> None:
     from lensjax.report.kernel_page import render_kernel
 
     rank, size = summary["effective_rank"], summary["size"]
     said = f"Effective rank {rank:.1f} of {size}, largest eigenvalue {summary['largest_eigenvalue']:.4g}."
-    _write(out, "kernel", kernel.arrays(), render_kernel(kernel, summary), summary, said)
+    if ladder := summary.get("ladder"):
+        drifts = (f"{rung['drift']:.3f} after {rung['examples']:,} examples" for rung in ladder)
+        said += f" Drift: {', '.join(drifts)}."
+    _write(out, "kernel", arrays, render_kernel(kernel, summary), summary, said)
 
 
 def _write_hessian(out: Path, found: "Hessian", arrays: dict[str, Any], summary: dict[str, Any]) -> None:

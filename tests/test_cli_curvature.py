@@ -11,6 +11,7 @@ import lensjax.models
 from lensjax.cli import main
 from lensjax.curvature import functionals
 from lensjax.curvature.bound import layer_terms
+from lensjax.curvature.dynamics import effective_rank, kernel_drift
 from lensjax.curvature.ntk import ntk
 from lensjax.curvature.probes import probe_batch, probe_examples
 from lensjax.curvature.rungs import Rung, ladder_summary
@@ -102,6 +103,29 @@ def ladder(save_sums, save_model, tmp_path, monkeypatch):
     results = measure_curve(task, folder, tmp_path / "results", SIZES, save_models=True, mesh=mesh)
     assert [result.status for result in results] == ["ok"] * len(SIZES)
     return spec, folder, tmp_path / "results" / "model"
+
+
+def test_drift_of_kernels_is_written(ladder, tmp_path, capsys, fails):
+    spec, folder, runs = ladder
+    out = tmp_path / "out"
+    given = [spec, "--model", folder, "--out", out, "--examples", 6]
+    run(*given, "--finetuned", runs)
+    rungs = json.loads((out / "kernel.json").read_text())["ladder"]
+    arrays = np.load(out / "kernel.npz", allow_pickle=False)
+    assert [rung["examples"] for rung in rungs] == list(SIZES)
+    for rung, theta in zip(rungs, arrays["rung_theta"], strict=True):
+        assert rung["drift"] == pytest.approx(kernel_drift(arrays["theta"], theta))
+        assert 0 < rung["drift"] < 1
+        assert rung["growth"] == pytest.approx(np.trace(theta) / np.trace(arrays["theta"]))
+        assert rung["effective_rank"] == pytest.approx(effective_rank(theta))
+    assert f"Drift: {rungs[0]['drift']:.3f} after 12 examples, " in capsys.readouterr().out
+    assert 'id="drift"' in (out / "kernel.html").read_text()
+    model, task = lensjax.models.load(runs / "examples-24-seed-0" / "model"), read_spec(spec, FinetuneSpec)
+    theta = ntk(functionals.loss(model), model.params, probe_batch(model, task, probe_examples(task, 6)))
+    np.testing.assert_allclose(arrays["rung_theta"][1], theta, rtol=1e-4, atol=1e-5)
+    given = ["ntk", *given, "--finetuned"]
+    assert "smallest of the fine-tuned models was trained on 12" in fails(*given, runs, "--examples", 20)
+    assert "holds no run of seed 1" in fails(*given, runs, "--seed", 1)
 
 
 def test_hessian_and_bound_are_written(ladder, tmp_path, capsys, fails):

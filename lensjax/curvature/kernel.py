@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from lensjax.curvature import functionals
 from lensjax.curvature.contract import Output
-from lensjax.curvature.dynamics import alignment, effective_rank, residual_loss, spectrum
+from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, residual_loss, spectrum
 from lensjax.curvature.ntk import ntk, ntk_flops
 from lensjax.errors import InputError
 from lensjax.models.base import Model
@@ -68,6 +68,21 @@ class Kernel:
         """The arrays there are, by name."""
         names = ("theta", "standard_error", "f0", "y", "eigenvalues", "times", "residuals")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def moved(before: Kernel, after: Kernel) -> dict[str, float | None]:
+    """What fine-tuning has made of a kernel: how far it drifted, how often its trace it has, and what it is like now.
+
+    Raises:
+      InputError: they are not of the same examples.
+    """
+    summary = after.summary()
+    return {
+        "drift": kernel_drift(before.theta, after.theta),
+        "growth": float(np.trace(after.theta) / np.trace(before.theta)),
+        "effective_rank": summary["effective_rank"],
+        "target_alignment": summary["target_alignment"],
+    }
 
 
 def measure_kernel(

@@ -1,6 +1,6 @@
 """A kernel as one self-contained HTML page: its spectrum, and the residual of linearised training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +20,17 @@ _WHAT = {
 
 
 def render_kernel(kernel: "Kernel", summary: Mapping[str, Any]) -> str:
-    """The page; `summary` holds task, model, examples and what else is to be shown, see `Kernel.summary`."""
+    """The page; `summary` holds task, model, examples and what else is to be shown, see `Kernel.summary`.
+
+    Its "ladder", where there is one, is of fine-tuned models, see `lensjax.curvature.kernel.moved`.
+    """
     plots = [plot("spectrum", "Spectrum", spectrum_figure(kernel), "Eigenvalues of Θ / N, largest first.")]
     if kernel.times is not None:
         note = "Squared error per example that is left under gradient descent of the linearised model: F(Θ, t)."
         plots.append(plot("residual", "Residual", residual_figure(kernel), note))
+    if ladder := summary.get("ladder"):
+        note = "1 − cos between this kernel and that after fine-tuning on so many examples."
+        plots.append(plot("drift", "Drift", drift_figure(ladder), note))
     rank = f"Effective rank {summary['effective_rank']:.1f} of {summary['size']:,}."
     return render_figures("Neural tangent kernel", "kernel", _WHAT[kernel.functional], rank, plots, summary)
 
@@ -42,3 +48,9 @@ def residual_figure(kernel: "Kernel") -> go.Figure:
     assert kernel.residuals is not None
     shown = kernel.residuals > 1e-12 * kernel.residuals[0]
     return log_log("η t", "F(Θ, t)", {"residual": (kernel.times[shown], kernel.residuals[shown])}, "lines")
+
+
+def drift_figure(ladder: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """How far kernels have drifted by the number of training examples, both on log axes."""
+    points = np.array([(rung["examples"], rung["drift"]) for rung in ladder if rung["drift"] > 0]).reshape(-1, 2)
+    return log_log("training examples", "1 − cos", {"drift": (points[:, 0], points[:, 1])}, "lines+markers")
