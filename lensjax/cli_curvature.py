@@ -87,18 +87,25 @@ def ntk(
     rows = _rows(task, runs, examples, seed)
     devices = make_mesh(mesh or f"fsdp={jax.device_count()}")
     limit = None if memory_limit is None else int(memory_limit * 1e9)
-    loaded = load(model, dtype=dtype, mesh=devices)
+    # What fine-tuning adds to parameters is lost in bfloat16.
+    held = "float32" if runs and dtype == "bfloat16" else dtype
+    loaded = load(model, dtype=dtype, param_dtype=held, mesh=devices)
     batch = probe_batch(loaded, task, rows)
     began = time.perf_counter()
-    with progress_bar("Measuring") as progress:
-        kernel = measure_kernel(loaded, batch, functional, memory_limit=limit, progress=progress)
+
+    def measure(model: "Model", what: str) -> "Kernel":
+        with progress_bar(what) as progress:
+            return measure_kernel(model, batch, functional, memory_limit=limit, progress=progress)
+
+    kernel = measure(loaded, "Measuring")
     about = _about(task.name, model, loaded, batch, seed) | {"data": fingerprint(rows), "dtype": dtype}
     ladder: list[dict[str, Any]] = []
     thetas = []
+    del loaded  # for the room of the others
     for run in runs:
-        with progress_bar(f"Measuring, {run.result.examples:,} examples") as progress:
-            tuned = load(run.folder / MODEL, dtype=dtype, mesh=devices)
-            after = measure_kernel(tuned, batch, functional, memory_limit=limit, progress=progress)
+        tuned = load(run.folder / MODEL, dtype=dtype, param_dtype=held, mesh=devices)
+        after = measure(tuned, f"Measuring, {run.result.examples:,} examples")
+        del tuned
         ladder.append({"examples": run.result.examples, "test_loss": run.result.loss} | moved(kernel, after))
         thetas.append(after.theta)
     about |= kernel.summary() | ({"ladder": ladder} if ladder else {}) | _cost(time.perf_counter() - began)

@@ -124,19 +124,23 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
                 flops.setdefault(size, {}).setdefault(model, []).append(float(row["flops"]))
                 cell = table.models.index(model), list(table.sizes).index(size)
                 losses.setdefault(seed, np.full(table.loss.shape, np.nan))[cell] = float(row["loss"])
-    # Of a model's ladders, one for every seed, the longest counts, and of several the first.
-    ladders = sorted(content["bound"], key=lambda terms: len(terms["examples"]), reverse=True)
     return TaskEvidence(
         name=name,
         table=table,
         target=int(table.sizes[-1]),
         residuals=stack_residuals([modes.get(model) for model in table.models]),
-        bound={terms["model"]: terms for terms in reversed(ladders)},
-        drifts={drift["model"]: drift for drift in content["drifts"]},
+        bound=_longest(content["bound"]),
+        drifts=_longest(content["drifts"]),
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
         losses=losses,
     )
+
+
+def _longest(ladders: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By model, of its ladders of several seeds the longest, and of several of these the first."""
+    ordered = sorted(ladders, key=lambda one: len(one["examples"]), reverse=True)
+    return {one["model"]: one for one in reversed(ordered)}
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ from lensjax.errors import InputError
 from lensjax.files import locked, make_folder, write_files
 from lensjax.study.cells import read_results, runs_folder
 from lensjax.study.evidence import bound_terms, kernel_drifts, kernels, weight_scores
+from lensjax.study.folder import running
 from lensjax.study.progress import StudyState, read_state
 from lensjax.study.run import run_study
 from lensjax.study.spec import CandidateSpec, StudySpec, read_study
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
-from lensjax.train.results import Result, curves_csv
+from lensjax.train.results import LOCK, Result, curves_csv
 from lensjax.zoo.models import SCHEME, bundled
 from lensjax.zoo.tasks import TASKS, write_rows
 
@@ -87,15 +88,17 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
 def write_results(spec: StudySpec, out: Path, results: Path) -> None:
     """Write a study's curves and evidence, of candidates measured so far, to where the analysis finds them.
 
-    What is there of other runs stays, and of two ladders of a model and seed the longer one.
+    What is there of other runs stays, and of two ladders of a model and seed the longer one. Runs that failed are left
+    out.
 
     Raises:
       InputError: the results there cannot be read, or are of other settings.
     """
     make_folder(results)
     curves, told = results / f"{spec.name}.csv", results / f"{spec.name}.json"
-    measured, content = read_results(spec, out), evidence(read_state(spec, out), out)
-    with locked(results / ".lock"):
+    measured = [run for run in read_results(spec, out) if run.status == "ok"]
+    content = evidence(read_state(spec, out), out)
+    with locked(results / LOCK):
         runs = {(run.model, run.examples, run.seed): run for run in [*_read_curves(curves, measured), *measured]}
         content = _joined(_read_evidence(told), content)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -103,7 +106,7 @@ def write_results(spec: StudySpec, out: Path, results: Path) -> None:
 
 
 def _read_curves(file: Path, measured: Sequence[Result]) -> list[Result]:
-    """Results that were written before; they must be of the same settings and test set as what was measured now."""
+    """Results that were written before; they must be of the settings, test set and type of what is measured now."""
     if not file.exists():
         return []
     try:
@@ -111,16 +114,21 @@ def _read_curves(file: Path, measured: Sequence[Result]) -> list[Result]:
             known = [Result.model_validate({k: v for k, v in row.items() if v}) for row in csv.DictReader(rows)]
     except (OSError, ValueError, ValidationError) as error:
         raise InputError(f"Cannot read {file}; remove it, or name another folder with --results.") from error
-    if {run.spec for run in known} - {run.spec for run in measured}:
+    if {(run.spec, run.dtype) for run in known} - {(run.spec, run.dtype) for run in measured}:
         raise InputError(f"{file} holds runs of other settings or test examples; name another folder with --results.")
+    sizes = {run.model: run.size for run in measured}
+    for run in known:
+        if sizes.get(run.model, run.size) != run.size:
+            raise InputError(f"{file} holds runs of another {run.model}; name another folder with --results.")
     return known
 
 
 def _read_evidence(file: Path) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"kernels": [], "drifts": [], "bound": [], "weights": {}}
     if not file.exists():
-        return {"kernels": [], "drifts": [], "bound": [], "weights": {}}
+        return nothing
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return nothing | json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read {file}; remove it, or name another folder with --results.") from error
 
@@ -182,11 +190,10 @@ def main(
 
 def measure_sizes(spec: StudySpec, candidate: CandidateSpec, out: Path, sizes: Sequence[int]) -> None:
     """Fine-tune a candidate of a study on some numbers of examples, where the study would."""
-    how = spec.finetune_spec(candidate)
-    runs = runs_folder(out, candidate)
-    make_folder(runs.parent)
-    for result in measure_curve(how, candidate.source, runs, sizes, seeds=spec.seeds, name=candidate.name):
-        print(f"{result.model}, {result.examples:,} examples, seed {result.seed}: {result.loss}", flush=True)
+    how, runs = spec.finetune_spec(candidate), runs_folder(out, candidate)
+    with running(spec, out):
+        for result in measure_curve(how, candidate.source, runs, sizes, seeds=spec.seeds, name=candidate.name):
+            print(f"{result.model}, {result.examples:,} examples, seed {result.seed}: {result.loss}", flush=True)
 
 
 def write_measured(
@@ -196,7 +203,7 @@ def write_measured(
     runs = folder / task / "runs"
     before = [name for name in available() if (runs / name).is_dir()]
     sown = {int(run.name.rpartition("-")[2]) for run in runs.glob("*/examples-*-seed-*")}
-    every_seed = list(dict.fromkeys([*seeds, *sorted(sown)]))
+    every_seed = sorted({*seeds, *sown})
     spec = study(task, dict.fromkeys([*models, *before]), folder, largest, every_seed)
     reached = max(result.examples for result in read_results(spec, folder / task))
     write_results(study(task, spec.names, folder, max(largest, reached), every_seed), folder / task, results)

@@ -25,7 +25,8 @@ def report(
     for task in tasks:
         lines += [f"### {task.title}", "", *_curves(task), "", *_seeds(task)]
     lines += ["## Does tying D_l to the kernel help?", "", *_variants(variants, answers), ""]
-    lines += ["## Does the kernel stay what it was?", "", *_drifts(answers["drifts"]), ""]
+    if answers["drifts"]["ladders"]:
+        lines += ["## Does the kernel stay what it was?", "", *_drifts(answers["drifts"]), ""]
     lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
     lines += ["## How do the methods rank?", "", *_summary(tasks, answers["methods"]), ""]
     lines += ["## How far can intervals be trusted?", "", *_coverage(answers["methods"]), ""]

@@ -216,22 +216,24 @@ def _kernel_plots(report: "StudyReport") -> list[Plot]:
     ]
     if drifts:
         figure = lines_figure("training examples", "1 − cos of kernels", drifts, ladder=True)
-        note = "How far fine-tuning on so many examples turns the kernel: 0 where linearised training would tell all."
+        note = "1 − cos between the kernel before and after fine-tuning: 0 where only its scale changes."
         plots.append(plot("drifts", "Drift of kernels", figure, note))
     return plots
 
 
 def _kernels(report: "StudyReport") -> Table | None:
     kernels = {one.model: one for one in report.kernels}
+    drifts = {one.model: one for one in report.kernel_drifts}
     rows = []
     for model in _in_order(report, list(kernels)):
-        one = kernels[model]
+        one, drift = kernels[model], drifts.get(model)
         aligned = text.DASH if one.target_alignment is None else f"{one.target_alignment:.3f}"
         start = text.significant(one.residuals[0]) if one.residuals else text.DASH
-        rows.append(
-            (Name.of(model), [f"{one.effective_rank:.1f} of {one.size:,}", aligned, _first(one.eigenvalues), start])
-        )
-    columns = ["Effective rank", "Alignment", "Largest eigenvalue", "F(Θ, 0)"]
+        moved = [text.DASH] * 2 if drift is None else [f"{drift.drift[-1]:.3f}", text.significant(drift.growth[-1], 3)]
+        values = [f"{one.effective_rank:.1f} of {one.size:,}", aligned, _first(one.eigenvalues), start]
+        rows.append((Name.of(model), values + (moved if drifts else [])))
+    after = ["Drift, last rung", "Growth of its trace"] if drifts else []
+    columns = ["Effective rank", "Alignment", "Largest eigenvalue", "F(Θ, 0)", *after]
     return Table("Kernels of candidates", columns, rows) if rows else None
 
 

@@ -211,7 +211,7 @@ def run_folder(out: Path, candidate: CandidateSpec, cell: Cell) -> Path:
 
 def evidence_file(out: Path, cell: Cell) -> Path:
     """The JSON file of what was measured; arrays lie beside it, under the same name with .npz."""
-    name = f"{cell.kind}-{cell.examples}-seed-{cell.seed}" if cell.examples else cell.kind
+    name = f"{cell.kind}-{cell.examples}-seed-{cell.seed}" if cell.examples or cell.seed else cell.kind
     return out / EVIDENCE / cell.model / f"{name}.json"
 
 

@@ -57,9 +57,10 @@ def kernel_drifts(state: StudyState, out: Path) -> list[schema.KernelDrift]:
         like = [
             (size, *after)
             for size, after in rungs
-            if before is not None and after is not None and after[0].get("asked") == before[0].get("asked")
+            if before is not None and after is not None and "theta" in after[1]
+            if after[0].get("asked") == before[0].get("asked")
         ]
-        if before is None or not like:
+        if before is None or "theta" not in before[1] or not like:
             continue
         told: dict[str, list[Any]] = {"examples": [size for size, _, _ in like], "drift": [], "growth": []}
         for _, summary, arrays in like:

@@ -42,7 +42,7 @@ budget:
 seeds: [0]
 evidence:
   ntk: true  # the kernel of every pretrained model, which tells how fast it could learn; {{along_ladder: true}} adds
-             # that of every fine-tuned one, which tells how far it moves
+             # that of every model that is fine-tuned with the first seed, which tells how far it moves
   hessian: false  # the terms of the PAC-Bayes bound at every fine-tuned model
   weights: false  # heavy tails of the weights (NLPmetrics)
 method: joint  # or lensllm, ats, sub_tuning, ...: what ranks; the others are shown beside it

@@ -154,8 +154,9 @@ class _Planner:
         """The runs that find the learning rate, but for the one that is a rung's as well."""
         tried = len(spec.training.learning_rates) if examples.search else 0
         awaited = any(curvature_cells(self.spec, Cell("finetune", candidate.name, examples.search)))
-        saved = self.spec.keep_models or awaited  # then a rung makes its own
-        if 0 in self.spec.seeds and examples.search in self.bench.sizes and not saved:
+        saved = self.spec.keep_models or awaited
+        taken = self.spec.seeds[0] == 0 or not saved  # a search for another seed's rung leaves no model
+        if 0 in self.spec.seeds and examples.search in self.bench.sizes and taken:
             tried -= 1
         return costs.runs([(0, examples.search)] * tried) if tried > 0 else None
 

@@ -198,6 +198,7 @@ class _Runner:
         for size in self.bench.sizes[:3]:
             if not self.affordable(self.left, size) or self.clear_after(self.left, size):
                 return
+        self.catch_up()
         while (chosen := self.advised()) is not None:
             model, size = chosen
             if not self.affordable([model], size) or self.clear_after([model], size):
@@ -209,6 +210,13 @@ class _Runner:
                 sentence = "No further run is expected to lower the regret."
                 self.journal.add(decision=sentence, basis=looked_at, stop=True)
                 self.say(sentence)
+
+    def catch_up(self) -> None:
+        """Measure what an earlier command left out of the rungs that it had chosen."""
+        ended = dict.fromkeys(e.cell for e in self.journal.entries if e.cell is not None and e.cell.kind == "finetune")
+        runs = [run for run in ended if run.model in self.left and run.seed in self.spec.seeds]
+        self.compute(runs)
+        self.compute(cell for run in runs for cell in curvature_cells(self.spec, run))
 
     def clear_after(self, models: list[str], size: int) -> bool:
         """Measure models on a rung, decide, and say whether the decision is clear."""

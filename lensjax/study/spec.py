@@ -97,6 +97,12 @@ class KernelEvidence(Strict):
     functional: Literal["loss", "label_logits"] = "loss"
     along_ladder: bool = False
 
+    @model_validator(mode="after")
+    def _trained_on(self) -> Self:
+        if self.along_ladder and self.examples > FIRST_RUNG:
+            raise ValueError(f"along_ladder is on examples that every rung was trained on: {FIRST_RUNG} at most")
+        return self
+
 
 class HessianEvidence(Strict):
     """The terms of the PAC-Bayes bound at every fine-tuned model; see `lensjax hessian --finetuned`."""

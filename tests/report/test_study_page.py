@@ -128,6 +128,7 @@ def test_every_part_is_there(whole):
         "a ring is where the power phase begins",
         "400 examples the bound’s terms 1 −0.6 (−1.1 to −0.2) plain",
         "2.5 of 3 0.700 3 0.99",
+        "0.400 5",  # of the last rung's kernel: drift, and growth of its trace
         "a −0.6 (−1.1 to −0.2), b −0.6",
         "1 h 7 min · 3 PFLOP 30.0 s",
         "would take 1 EFLOP, 1 h 0 min, in proportion",

@@ -109,6 +109,13 @@ def test_totals_add_up(study, planned):
     )
 
 
+def test_a_rung_whose_model_is_kept_takes_the_search_s_run_if_it_is_the_first(study):
+    kept = study.model_copy(update={"keep_models": True})
+    for seeds, runs in (((0, 1), 1), ((1, 0), 2)):
+        found = make_plan(kept.model_copy(update={"seeds": seeds}), timing=False)
+        assert [one.search.runs for one in found.candidates] == [runs] * len(FAMILIES)
+
+
 def test_a_plan_is_read_back(planned):
     assert Plan.model_validate_json(planned.model_dump_json()) == planned
     assert set(json.loads(planned.model_dump_json())) == set(Plan.model_json_schema()["properties"])

@@ -427,6 +427,7 @@ def test_drift_of_kernels_along_the_ladder(make, quick):
     folder.kernel("beta", RUNGS[0])  # whose own is missing
     folder.kernel("gamma")
     folder.kernel("gamma", RUNGS[0], examples=7)  # which are others than its own is on
+    folder.kernel("gamma", RUNGS[1]).with_suffix(".npz").unlink()
     (drift,) = folder.report().kernel_drifts
     assert (drift.model, drift.seed, drift.examples) == ("alpha", 0, RUNGS)
     assert drift.drift[0] == pytest.approx(0, abs=1e-7)  # twice the kernel

@@ -16,7 +16,7 @@ from lensjax.curve_files import read_curves
 from lensjax.errors import InputError
 from lensjax.files import locked
 from lensjax.study import decisions
-from lensjax.study.cells import Bench, evidence_file, read_evidence, read_results, read_searches, runs_folder
+from lensjax.study.cells import Bench, Outcome, evidence_file, read_evidence, read_results, read_searches, runs_folder
 from lensjax.study.evidence import kernel_drifts
 from lensjax.study.journal import Cell, Journal
 from lensjax.study.progress import read_state
@@ -268,6 +268,28 @@ def test_the_adaptive_strategy_measures_what_promises_most(finished, tmp_path):
     assert runs[:12] == [cell for cell in ran(journal) if cell.kind == "finetune"][:12]
     assert len(set(runs)) == len(runs) <= 20
     assert run_study(spec, tmp_path / "out").entries == done.entries
+
+
+def test_the_adaptive_strategy_measures_curvature_that_was_left_out(write_study, tmp_path):
+    evidence = {"ntk": {"examples": 4, "along_ladder": True}}
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", evidence=evidence, strategy="adaptive", budget=1600))
+    journal, bench, asked = Journal(tmp_path, spec.identity), Bench(spec, tmp_path), []
+    for cell in (Cell("finetune", "gpt2", 800), Cell("finetune", "opt", 800), Cell("finetune", "gone", 800)):
+        journal.add(cell=cell, status="failed" if cell.model == "opt" else "ok")
+
+    def launch(cells):
+        for cell in cells:
+            asked.append(cell)
+            yield cell, Outcome()
+
+    _Runner(spec, tmp_path, bench, journal, launch, False, None, lambda sentence: None).catch_up()
+    assert asked == [Cell("finetune", "gpt2", 800), Cell("ntk", "gpt2", 800)]  # neither result is there
+
+
+def test_kernels_of_several_seeds_are_apart(tmp_path):
+    assert evidence_file(tmp_path, Cell("ntk", "gpt2")).name == "ntk.json"
+    names = {evidence_file(tmp_path, Cell("ntk", "gpt2", size, seed)).name for size in (0, 200) for seed in (0, 1)}
+    assert len(names) == 4
 
 
 def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_path):

@@ -84,6 +84,10 @@ def test_the_whole_spec_survives_json(write):
         ({"target": 800}, r"the target of 800 examples is below the budget of 1600"),
         ({"method": "guess"}, r"method is 'guess': choose from .*joint, lensllm"),
         ({"method": "lensllm", "evidence": {"ntk": False}}, r"the method lensllm needs kernels; set evidence.ntk"),
+        (
+            {"evidence": {"ntk": {"examples": 201, "along_ladder": True}}},
+            r"evidence.ntk: along_ladder is on examples that every rung was trained on: 200 at most",
+        ),
         ({"seeds": [1, 1]}, r"seeds: give one seed or more, each once"),
         ({"stop_when": {}}, r"stop_when: give probability_best or expected_regret"),
         ({"stragety": "ladder"}, r"there is no field stragety"),

@@ -166,6 +166,13 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     np.testing.assert_array_equal(joined.loss[:2, [0, 1, 3]], table.loss)  # as does what another machine has measured
     assert np.isfinite(joined.loss[:, 2]).tolist() == [False, True, True]
     assert (tmp_path / "results" / "spelling.json").read_text(encoding="utf-8") == told
+    measure.main(tasks=("spelling",), largest=400, **elsewhere)  # a ladder, where single sizes are
+    joined = read_curves(tmp_path / "results" / "spelling.csv")
+    assert joined.measured.tolist() == [[True, True, False, True], [True] * 4, [True] * 4]
+    _fail(tmp_path / "elsewhere" / "spelling" / "runs" / "llama-0.3m" / "examples-200-seed-0" / "result.json")
+    measure.main(tasks=("spelling",), largest=400, sizes=(300,), **elsewhere)
+    again = read_curves(tmp_path / "results" / "spelling.csv")
+    np.testing.assert_array_equal(again.loss, joined.loss)  # a run that fails takes nothing from the others
     monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 30})
     elsewhere["folder"] = tmp_path / "another"
     with pytest.raises(InputError, match=r"spelling\.csv holds runs of other settings or test examples; name another"):
@@ -173,6 +180,11 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     (tmp_path / "results" / "spelling.csv").write_text("model,loss\nm,1\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"Cannot read .*spelling\.csv; remove it, or name another folder"):
         measure.main(tasks=("spelling",), largest=400, sizes=(0,), **elsewhere)
+
+
+def _fail(result: Path) -> None:
+    content = json.loads(result.read_text(encoding="utf-8"))
+    result.write_text(json.dumps(content | {"status": "failed", "loss": None, "error": "no memory"}), encoding="utf-8")
 
 
 def test_what_is_missing_is_said(experiment: dict[str, ModuleType], tmp_path: Path) -> None:
