@@ -48,6 +48,7 @@ class TaskEvidence:
       bound: Terms of the bound along the ladder, by model.
       drifts: How far kernels drift along the ladder, by model.
       weights: NLPmetrics' scores, NaN where unknown.
+      ranks: Effective ranks of kernels before fine-tuning, NaN where unknown.
       flops: Of all models' runs by size, each the mean over its seeds.
       losses: Those of each seed alone; NaN where it was not measured.
     """
@@ -59,6 +60,7 @@ class TaskEvidence:
     bound: Mapping[str, Mapping[str, Any]]
     drifts: Mapping[str, Mapping[str, Any]]
     weights: Float[np.ndarray, " M"]
+    ranks: Float[np.ndarray, " M"]
     flops: Mapping[int, float]
     losses: Mapping[int, Float[np.ndarray, "M S"]]
 
@@ -115,6 +117,7 @@ def read_task(folder: Path, name: str) -> list[TaskEvidence]:
 def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any]) -> TaskEvidence:
     """The evidence on models that were all measured at a table's largest size."""
     modes = {kernel["model"]: (np.array(kernel["rates"]), np.array(kernel["weights"])) for kernel in content["kernels"]}
+    ranks = {kernel["model"]: kernel["effective_rank"] for kernel in content["kernels"]}
     flops: dict[int, dict[str, list[float]]] = {}
     losses: dict[int, np.ndarray] = {}
     with (folder / f"{name}.csv").open(encoding="utf-8") as file:
@@ -132,6 +135,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
         bound=_longest(content["bound"]),
         drifts=_longest(content["drifts"]),
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
+        ranks=np.array([ranks.get(model, np.nan) for model in table.models]),
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
         losses=losses,
     )
@@ -173,7 +177,10 @@ def variant_scores(task: TaskEvidence, budget: int) -> dict[Variant, VariantScor
 
 
 def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]]:
-    """Every method's metrics at a budget, NLPmetrics' among them, and the joint fit's without wider intervals."""
+    """Every method's metrics at a budget, and the joint fit's without wider intervals.
+
+    Among them are NLPmetrics, and the kernel's effective rank before fine-tuning, of which more is taken as better.
+    """
     seen, true = task.table.up_to(budget), task.table.column(task.target)
     said = {name: method.predict(seen, task.target) for name, method in METHODS.items() if name != "joint"}
     fit = fit_joint(seen, task.target)
@@ -181,6 +188,7 @@ def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]
         "joint": joint_prediction(fit, task.target),
         "joint, not widened": joint_prediction(replace(fit, widening=1.0), task.target),
         "nlp_metrics": Prediction(task.weights, is_loss=False),
+        "kernel, effective rank": Prediction(-task.ranks, is_loss=False),
     }
     return {name: evaluate(prediction, true) for name, prediction in said.items()}
 

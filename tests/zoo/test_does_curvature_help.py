@@ -45,7 +45,7 @@ def write_measurements(folder: Path, task: str, seed: int) -> None:
                     writer.writerow([model, size, loss * noise * 1.02, 1, 1000 * (i + 1), "f", 3e6 * size])
     content = {
         "kernels": [
-            {"model": model, "rates": rates[i].tolist(), "weights": squares[i].tolist()}
+            {"model": model, "rates": rates[i].tolist(), "weights": squares[i].tolist(), "effective_rank": 9.0 - i}
             for i, model in enumerate(MODELS)
         ],
         "bound": [
@@ -105,7 +105,9 @@ def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> 
     full = {title: answers["saved"][title]["1600"] for title in titles}
     assert methods["joint"]["saved"] == full  # curves as smooth as these are told apart
     assert methods["LensLLM, tied"]["metrics"]["relative_accuracy"] > 0.911
-    assert methods["model_size"]["metrics"]["log_rmse"] is None
+    for order in ("model_size", "kernel, effective rank"):
+        assert methods[order]["metrics"]["log_rmse"] is None
+        assert np.isfinite(methods[order]["metrics"]["regret"])
     for name, found in methods.items():
         places = found["coverage90"]
         assert (places == {}) == (not name.startswith(("joint", "LensLLM")))
