@@ -148,7 +148,8 @@ def _summary(tasks: Sequence[TaskEvidence], methods: Mapping[str, Mapping[str, A
     ]
     return [
         "Means over tasks, and the share of FullTuning's FLOPs that is saved by the smallest budget at which, as at "
-        f"every larger one, relative accuracy is {GOOD:.1%} or better.",
+        f"every larger one, relative accuracy is {GOOD:.1%} or better. Methods that predict no loss are correlated by "
+        "their quality, so that -1 is perfect.",
         "",
         *_table(heading, rows),
     ]
