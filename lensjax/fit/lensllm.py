@@ -34,6 +34,7 @@ from scipy.stats import t as student
 
 from lensjax.curves import CurveTable
 from lensjax.errors import InputError, listing, shorten
+from lensjax.fit.choice import DRAWS, Choosing
 from lensjax.fit.law_hierarchy import (
     COORDINATES,
     D_L,
@@ -49,7 +50,7 @@ from lensjax.fit.law_hierarchy import (
     prior_mode,
 )
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.posterior import DRAWS, Losses
+from lensjax.fit.posterior import Losses
 from lensjax.fit.residuals import Residuals, candidate_times
 from lensjax.fit.slopes import LAW_CENTRE, NOISE, USUAL_SLOPE
 
@@ -85,7 +86,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LensLLMPosterior:
+class LensLLMPosterior(Choosing):
     """Posterior over the curves of M models, as S equally probable draws of all that is unknown.
 
     Made by `fit_lensllm`. Predictions are of a loss that would be measured: they include the noise of a fine-tuning
@@ -158,18 +159,6 @@ class LensLLMPosterior:
         noise = self.noise[rows, None] * rng.standard_t(DOF, (draws, len(self.models)))
         losses: np.ndarray = np.exp(self._log_loss(size)[rows] + noise)
         return losses
-
-    def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
-        """Probability that each model has the lowest loss at one size."""
-        best = np.argmin(self.sample(examples, draws, seed), axis=1)
-        probability: np.ndarray = np.bincount(best, minlength=len(self.models)) / draws
-        return probability
-
-    def expected_regret(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
-        """Expected loss above the best model's if this one is chosen, in nats per token."""
-        losses = self.sample(examples, draws, seed)
-        regret: np.ndarray = (losses - losses.min(axis=1, keepdims=True)).mean(axis=0)
-        return regret
 
     def log_density(self, table: CurveTable) -> Float[np.ndarray, "M S"]:
         """Log predictive density of each measured log loss of a table, in nats; NaN where nothing was measured.

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from lensjax.curves import curve_table
 from lensjax.errors import InputError
 from lensjax.fit import hierarchy
+from lensjax.fit.choice import DRAWS, Choosing
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.per_model import fit_per_model
 
 Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
-DRAWS = 4000
 _BLOCK = 32  # sizes are asked about in blocks of so many, so that one program serves all questions
 
 
@@ -69,7 +69,7 @@ class JointMoments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class JointPosterior:
+class JointPosterior(Choosing):
     """Posterior over the curves of M models, an equal mixture over the slope priors.
 
     Made by `lensjax.fit.joint.fit_joint`. Predictions are of a loss that would be measured: they include the
@@ -148,18 +148,6 @@ class JointPosterior:
             log_losses = middle + self.widening * (log_losses - middle)
         samples: np.ndarray = np.exp(log_losses)
         return samples
-
-    def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
-        """P(the model has the lowest loss of all at this size)."""
-        best = np.argmin(self.sample(examples, draws, seed), axis=1)
-        probability: np.ndarray = np.bincount(best, minlength=len(self.models)) / draws
-        return probability
-
-    def expected_regret(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
-        """Expected loss above the best model's if this one is chosen, in nats per token."""
-        losses = self.sample(examples, draws, seed)
-        regret: np.ndarray = (losses - losses.min(axis=1, keepdims=True)).mean(axis=0)
-        return regret
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """How C cells would be measured, and what they have to do with all models' losses at the target.

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from lensjax.curves import CurveTable
 from lensjax.errors import InputError, listing, shorten
 from lensjax.fit.calibration import FEWEST
+from lensjax.fit.choice import expected_regret, probability_best
 from lensjax.fit.joint import fit_joint
 from lensjax.fit.posterior import JointPosterior
 from lensjax.selection.baselines import joint_prediction
@@ -167,10 +168,9 @@ def _beyond_losses(posterior: JointPosterior, target: int) -> dict[str, Any]:
         sampling = pool.submit(posterior.sample, target)
         losses, parameters = posterior.predict(sizes), posterior.law_parameters()
         samples = sampling.result()
-    best = np.bincount(np.argmin(samples, axis=1), minlength=len(posterior.models)) / len(samples)
     return {
-        "probability_best": best,
-        "expected_regret": (samples - samples.min(axis=1, keepdims=True)).mean(axis=0),
+        "probability_best": probability_best(samples),
+        "expected_regret": expected_regret(samples),
         "curves": Curves(sizes, losses.loss, losses.lower, losses.upper),
         "parameters": parameters,
     }

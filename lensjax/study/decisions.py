@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from lensjax.curve_files import parse_curves
 from lensjax.curves import CurveTable
+from lensjax.fit.choice import expected_regret, probability_best
 from lensjax.fit.joint import fit_joint
 from lensjax.fit.posterior import JointPosterior
 from lensjax.study.spec import StudySpec
@@ -68,9 +69,7 @@ def rankable(table: CurveTable | None) -> CurveTable | None:
 def standing(posterior: JointPosterior, target: int) -> Standing:
     """Who is best at the target, and what choosing each would cost."""
     samples = posterior.sample(target)
-    best = np.bincount(np.argmin(samples, axis=1), minlength=len(posterior.models)) / len(samples)
-    regret = (samples - samples.min(axis=1, keepdims=True)).mean(axis=0)
-    return Standing(posterior.models, best, regret)
+    return Standing(posterior.models, probability_best(samples), expected_regret(samples))
 
 
 def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) -> Decision:

@@ -6,8 +6,9 @@ import pytest
 
 from lensjax.curves import curve_table
 from lensjax.errors import InputError
+from lensjax.fit.choice import DRAWS
 from lensjax.fit.joint import fit_joint
-from lensjax.fit.posterior import DRAWS, Z90
+from lensjax.fit.posterior import Z90
 from lensjax.laws import LAWS
 
 SIZES = 200 * 2 ** np.arange(10)
