@@ -112,13 +112,14 @@ def _measure(
     from lensjax.data.spec import read_spec
     from lensjax.train.distributed import is_first, start_processes
     from lensjax.train.ladder import measure_curve
+    from lensjax.train.results import steps_caution
     from lensjax.train.spec import FinetuneSpec
 
     task = read_spec(spec, FinetuneSpec)
     start_processes()
     from lensjax.models import make_mesh
 
-    failed = False
+    done: list[Result] = []
     devices = None if mesh is None else make_mesh(mesh)
     results = measure_curve(
         task,
@@ -135,12 +136,14 @@ def _measure(
     )
     with going_on_later():
         for result in results:
-            failed |= result.status == "failed"
+            done.append(result)
             if is_first():
                 print(_sentence(result), flush=True)
     if is_first():
         print(f"Wrote {out / 'curves.csv'}")
-    if failed:
+        if caution := steps_caution(done):
+            print(f"Caution: {caution}")
+    if any(result.status == "failed" for result in done):
         sys.exit(1)
 
 

@@ -31,7 +31,7 @@ from lensjax.zoo.tasks import TASKS, write_rows
 
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "pocket_zoo" / "build" / "models"
-TRAINING = {"learning_rate": [1e-3, 3e-3], "batch_size": 32, "epochs": 8, "patience": 2}  # the same for all
+TRAINING = {"learning_rate": [1e-3, 3e-3], "batch_size": 32, "epochs": 12, "min_steps": 1600, "patience": 4}
 HELD_OUT = {"validation": 500, "test": 2000}  # examples
 PROBES = 32  # training examples that kernels and Hessians are measured on
 

@@ -24,7 +24,7 @@ from lensjax.study.progress import StudyState, read_state
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import LENSLLM, StudySpec
 from lensjax.train.distributed import is_first
-from lensjax.train.results import CURVES, curves_csv
+from lensjax.train.results import CURVES, curves_csv, steps_caution
 
 REPORT, PAGE, RANKING = "report.json", "report.html", "ranking.csv"
 NLP_METRICS = "nlp_metrics"
@@ -175,6 +175,8 @@ def _cautions(state: StudyState, ranking: Ranking, missing: str) -> list[str]:
         found.append(f"{first} comes first, and a run of it failed: {state.failed[first].error}.")
     if first in state.eliminated:
         found.append(f"{first} comes first, and was eliminated after {state.eliminated[first]:,} examples.")
+    if caution := steps_caution(state.results):
+        found.append(caution)
     return found
 
 

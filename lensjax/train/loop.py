@@ -20,6 +20,7 @@ from lensjax.train.step import Programs, StepMetrics, shapes_of
 
 _MINUTE = 60.0
 _OFTEN = 500  # steps between validations, at most
+_VALIDATIONS = 32  # of the least steps
 
 
 class Stopped(Exception):
@@ -103,9 +104,10 @@ class Progress:
 
 def planned_steps(spec: TrainingSpec, steps_per_epoch: int) -> tuple[int, int]:
     """Steps that training takes if it is not stopped early, and those between validations."""
-    steps = spec.epochs * steps_per_epoch
+    steps = max(spec.epochs * steps_per_epoch, spec.min_steps)
     steps = steps if spec.max_steps is None else min(steps, spec.max_steps)
-    return steps, spec.evaluate_every or min(steps_per_epoch, _OFTEN)
+    usual = max(steps_per_epoch, math.ceil(spec.min_steps / _VALIDATIONS))
+    return steps, spec.evaluate_every or min(usual, _OFTEN)
 
 
 def fine_tune(

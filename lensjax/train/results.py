@@ -67,6 +67,11 @@ class Result(BaseModel):
     jax: str = ""
     error: str = ""
 
+    @property
+    def still_learning(self) -> bool:
+        """Whether the validation loss was lowest at the very last step, so that more steps may have lowered it."""
+        return 0 < self.steps == self.best_step
+
 
 def read_result(folder: Path) -> Result | None:
     """The result in a run's folder; None where it has not come to its end.
@@ -105,6 +110,20 @@ def write_curves(folder: Path) -> Path:
         found = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
         write_files({path: curves_csv([r for r in found if r is not None])})
     return path
+
+
+def steps_caution(results: Sequence[Result]) -> str | None:
+    """What is to be said of runs that ended while their models were still learning; None where all had steps enough."""
+    trained = [result for result in results if result.status == "ok" and result.steps]
+    short = [result for result in trained if result.still_learning]
+    if not short:
+        return None
+    least = min(result.examples for result in short)
+    return (
+        f"In {len(short):,} of {len(trained):,} runs, the smallest of {least:,} examples, the validation loss was "
+        "lowest at the last step; more steps may lower it. Small sets that are left half learned make curves steeper "
+        "than data does, and rankings wrong: raise min_steps, or for large sets epochs."
+    )
 
 
 def curves_csv(results: Sequence[Result]) -> str:

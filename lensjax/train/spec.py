@@ -28,8 +28,10 @@ class TrainingSpec(Strict):
       batch_size: Examples per step, over all devices.
       accumulation: Parts that a step's batch is computed in, one after another; it saves memory, not time.
       epochs: Passes over the examples, at most.
+      min_steps: Steps that may be taken even where they are more epochs, so that small sets are not left half learned.
       max_steps: Steps, at most.
-      evaluate_every: Steps between validations; one epoch, or 500 steps where that is less, if not given.
+      evaluate_every: Steps between validations. If not given one epoch, of small sets as many as make 32 validations of
+        min_steps, and never more than 500.
       patience: Validations without a new lowest loss before training stops.
       weight_decay: AdamW's, on everything but biases and norms (arXiv 1711.05101).
       beta1, beta2, epsilon: Adam's (arXiv 1412.6980).
@@ -52,6 +54,7 @@ class TrainingSpec(Strict):
     batch_size: Count = 32
     accumulation: Count = 1
     epochs: Count = 10
+    min_steps: Annotated[int, Field(ge=0)] = 0
     max_steps: Count | None = None
     evaluate_every: Count | None = None
     patience: Count = 3
@@ -75,6 +78,8 @@ class TrainingSpec(Strict):
     def _agree(self) -> Self:
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        if self.max_steps is not None and self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps {self.min_steps} is above max_steps {self.max_steps}")
         return self
 
     @property

@@ -62,7 +62,10 @@ def planned(study):
     every=st.none() | st.integers(1, 7),
 )
 def test_work_is_that_of_the_loop(lengths, batch_size, epochs, max_steps, every):
-    spec = TrainingSpec(batch_size=batch_size, epochs=epochs, max_steps=max_steps, evaluate_every=every)
+    least = 0 if max_steps is None else max_steps // 2
+    spec = TrainingSpec(
+        batch_size=batch_size, epochs=epochs, min_steps=least, max_steps=max_steps, evaluate_every=every
+    )
     needed, short = np.array(lengths)[:, None], (12,)
     batches = BatchPlan(fits(needed, short), batch_size, 3)
     steps, between = planned_steps(spec, batches.steps_per_epoch)

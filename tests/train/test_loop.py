@@ -104,6 +104,9 @@ def test_training_stops_once_patience_is_spent_and_gives_back_the_best(trial, ob
 def test_epochs_and_max_steps_end_training(trial, observer, tmp_path):
     assert planned_steps(trial.spec.model_copy(update={"epochs": 7}), 3) == (21, 5)
     assert planned_steps(trial.spec.model_copy(update={"max_steps": 8, "evaluate_every": None}), 1000) == (8, 500)
+    least = {"epochs": 7, "min_steps": 640, "evaluate_every": None}
+    assert planned_steps(trial.spec.model_copy(update=least), 3) == (640, 20)  # validated 32 times
+    assert planned_steps(trial.spec.model_copy(update=least), 100) == (700, 100)
     seen = observer()
     _, progress = trial.fine_tune(tmp_path, seen, max_steps=7)
     assert [step for step, _ in seen.steps] == list(range(1, 8))

@@ -35,6 +35,7 @@ def test_learning_rates(tmp_path, text, rates):
         ("training: {learning_rate: -1}", r"training.learning_rate.0 is '-1': .*greater than 0"),
         ("training: {batch_size: 10, accumulation: 3}", r"accumulation 3 does not divide batch_size 10"),
         ("training: {optimiser: sgd}", r"there is no field training.optimiser"),
+        ("training: {min_steps: 9, max_steps: 8}", r"min_steps 9 is above max_steps 8"),
         ("training: {epochs: 0}", r"training.epochs is '0'"),
         ("training: {method: qlora}", r"training.method is 'qlora'"),
     ],
