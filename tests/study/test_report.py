@@ -240,6 +240,16 @@ def test_a_first_choice_that_failed_later_is_named(make, quick):
     assert report.warnings[0] == "gamma comes first, and a run of it failed: " + report.failures[0].error + "."
 
 
+def test_runs_that_ended_while_still_learning_are_told_of(make, quick):
+    folder = make(**quick)
+    folder.rungs(0)
+    for name in CANDIDATES:
+        folder.run(name, 200, steps=40, best_step=40)
+        folder.run(name, 400, steps=80, best_step=60)
+    (said,) = (warning for warning in folder.report().warnings if "min_steps" in warning)
+    assert said.startswith(f"In {len(CANDIDATES)} of {2 * len(CANDIDATES)} runs, the smallest of 200 examples")
+
+
 def test_all_but_one_failed(make, quick):
     folder = make(**quick)
     for name in CANDIDATES[:2]:
