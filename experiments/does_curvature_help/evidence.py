@@ -51,6 +51,7 @@ class TaskEvidence:
       ranks: Effective ranks of kernels before fine-tuning, NaN where unknown.
       flops: Of all models' runs by size, each the mean over its seeds.
       losses: Those of each seed alone; NaN where it was not measured.
+      still_learning: For every run that trained, whether its validation loss was lowest at the last step.
     """
 
     name: str
@@ -63,6 +64,7 @@ class TaskEvidence:
     ranks: Float[np.ndarray, " M"]
     flops: Mapping[int, float]
     losses: Mapping[int, Float[np.ndarray, "M S"]]
+    still_learning: Sequence[bool]
 
     @property
     def budgets(self) -> list[int]:
@@ -120,6 +122,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
     ranks = {kernel["model"]: kernel["effective_rank"] for kernel in content["kernels"]}
     flops: dict[int, dict[str, list[float]]] = {}
     losses: dict[int, np.ndarray] = {}
+    still_learning: list[bool] = []
     with (folder / f"{name}.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             model, size, seed = row["model"], int(row["examples"]), int(row["seed"])
@@ -127,6 +130,8 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
                 flops.setdefault(size, {}).setdefault(model, []).append(float(row["flops"]))
                 cell = table.models.index(model), list(table.sizes).index(size)
                 losses.setdefault(seed, np.full(table.loss.shape, np.nan))[cell] = float(row["loss"])
+                if size:
+                    still_learning.append(row["best_step"] == row["steps"])
     return TaskEvidence(
         name=name,
         table=table,
@@ -138,6 +143,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
         ranks=np.array([ranks.get(model, np.nan) for model in table.models]),
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
         losses=losses,
+        still_learning=still_learning,
     )
 
 

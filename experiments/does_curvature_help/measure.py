@@ -8,9 +8,9 @@ machines have measured stays in the results. See README.md beside this file.
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import tyro
 from pydantic import ValidationError
@@ -29,33 +29,55 @@ from lensjax.train.results import LOCK, Result, curves_csv
 from lensjax.zoo.models import SCHEME, bundled
 from lensjax.zoo.tasks import TASKS, write_rows
 
+Training = Literal["until_learned", "eight_epochs"]
+
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "pocket_zoo" / "build" / "models"
-TRAINING = {"learning_rate": [1e-3, 3e-3], "batch_size": 32, "epochs": 12, "min_steps": 1600, "patience": 4}
+SHARED = {"learning_rate": [1e-3, 3e-3], "batch_size": 32}
+TRAINING = {  # the same for all models
+    "until_learned": SHARED | {"epochs": 12, "min_steps": 1600, "patience": 4},
+    "eight_epochs": SHARED | {"epochs": 8, "patience": 2},  # which leaves small sets half learned
+}
 HELD_OUT = {"validation": 500, "test": 2000}  # examples
 PROBES = 32  # training examples that kernels and Hessians are measured on
 
 
-def study_content(task: str, models: Sequence[str], folder: Path, largest: int, seeds: Sequence[int]) -> dict[str, Any]:
-    """A study of models of the zoo on a packaged task; its kernels and Hessians are at the first seed's examples."""
-    packaged = TASKS[task]
+class Asked(NamedTuple):
+    """Which models are measured on a packaged task, in which folder, and how they are trained."""
+
+    task: str
+    models: tuple[str, ...]
+    folder: Path
+    largest: int
+    seeds: tuple[int, ...]
+    training: Training
+
+    @property
+    def out(self) -> Path:
+        """The study's folder."""
+        return self.folder / self.task
+
+
+def study_content(asked: Asked) -> dict[str, Any]:
+    """A study of models of the zoo; its kernels and Hessians are at the first seed's examples."""
+    packaged = TASKS[asked.task]
     here = bundled()
-    sources = (SCHEME + name if SCHEME + name in here else str(ZOO / name) for name in models)
+    sources = (SCHEME + name if SCHEME + name in here else str(ZOO / name) for name in asked.models)
     return {
-        "name": task,
-        "candidates": [{"source": source, "name": name} for source, name in zip(sources, models, strict=True)],
+        "name": asked.task,
+        "candidates": [{"source": source, "name": name} for source, name in zip(sources, asked.models, strict=True)],
         "task": {
-            "source": {"files": str(folder / f"{task}.jsonl")},
+            "source": {"files": str(asked.folder / f"{asked.task}.jsonl")},
             "prompt": packaged.prompt,
             "target": packaged.target,
             **HELD_OUT,
             "max_prompt_tokens": packaged.max_prompt_tokens,
             "max_target_tokens": packaged.max_target_tokens,
         },
-        "training": TRAINING,
-        "budget": largest,
-        "target": largest,
-        "seeds": list(seeds),
+        "training": TRAINING[asked.training],
+        "budget": asked.largest,
+        "target": asked.largest,
+        "seeds": list(asked.seeds),
         "evidence": {
             "ntk": {"examples": PROBES, "along_ladder": True},
             "hessian": {"examples": PROBES},
@@ -159,8 +181,9 @@ def main(
     largest: int = 12_800,
     sizes: tuple[int, ...] = (),
     seeds: tuple[int, ...] = (0,),
-    folder: Path = HERE / "build",
-    results: Path = HERE / "results",
+    training: Training = "until_learned",
+    folder: Path | None = None,
+    results: Path | None = None,
 ) -> None:
     """Measure models on tasks; what was measured before stays.
 
@@ -170,22 +193,26 @@ def main(
         largest: Rung of the ladder.
         sizes: Runs of these numbers of examples alone instead of the ladder, without kernels and Hessians.
         seeds: Of the choice and order of training examples.
-        folder: Where data, studies and runs are kept.
-        results: Where TASK.csv and TASK.json are written.
+        training: Until the validation loss falls no further, or for eight epochs, which are too few on small sets.
+        folder: Where data, studies and runs are kept; by default build beside this file.
+        results: Where TASK.csv and TASK.json are written; by default results, or results/eight_epochs.
     """
     models = models or available()
+    own = Path() if training == "until_learned" else Path(training)
+    folder, results = folder or HERE / "build" / own, results or HERE / "results" / own
     make_folder(folder)
     for task in tasks:
         if not (folder / f"{task}.jsonl").exists():
             write_rows(task, folder)
-        spec = study(task, models, folder, max(largest, *sizes, 0), seeds)
+        asked = Asked(task, models, folder, largest, seeds, training)
+        spec = study(asked._replace(largest=max(largest, *sizes, 0)))
         if sizes:
             for candidate in spec.candidates:
-                measure_sizes(spec, candidate, folder / task, sizes)
-                write_measured(task, models, folder, largest, seeds, results)
+                measure_sizes(spec, candidate, asked.out, sizes)
+                write_measured(asked, results)
         else:
-            run_study(spec, folder / task, say=lambda sentence: print(sentence, flush=True))
-            write_measured(task, models, folder, largest, seeds, results)
+            run_study(spec, asked.out, say=lambda sentence: print(sentence, flush=True))
+            write_measured(asked, results)
 
 
 def measure_sizes(spec: StudySpec, candidate: CandidateSpec, out: Path, sizes: Sequence[int]) -> None:
@@ -196,23 +223,21 @@ def measure_sizes(spec: StudySpec, candidate: CandidateSpec, out: Path, sizes: S
             print(f"{result.model}, {result.examples:,} examples, seed {result.seed}: {result.loss}", flush=True)
 
 
-def write_measured(
-    task: str, models: Sequence[str], folder: Path, largest: int, seeds: Sequence[int], results: Path
-) -> None:
+def write_measured(asked: Asked, results: Path) -> None:
     """Write the results of all models, sizes and seeds of a task that are in the folder."""
-    runs = folder / task / "runs"
+    runs = asked.out / "runs"
     before = [name for name in available() if (runs / name).is_dir()]
     sown = {int(run.name.rpartition("-")[2]) for run in runs.glob("*/examples-*-seed-*")}
-    every_seed = sorted({*seeds, *sown})
-    spec = study(task, dict.fromkeys([*models, *before]), folder, largest, every_seed)
-    reached = max(result.examples for result in read_results(spec, folder / task))
-    write_results(study(task, spec.names, folder, max(largest, reached), every_seed), folder / task, results)
+    models = tuple(dict.fromkeys([*asked.models, *before]))
+    asked = asked._replace(models=models, seeds=tuple(sorted({*asked.seeds, *sown})))
+    reached = max(result.examples for result in read_results(study(asked), asked.out))
+    write_results(study(asked._replace(largest=max(asked.largest, reached))), asked.out, results)
 
 
-def study(task: str, models: Iterable[str], folder: Path, largest: int, seeds: Sequence[int]) -> StudySpec:
+def study(asked: Asked) -> StudySpec:
     """The study of some models, whose file is left in the folder."""
-    file = folder / f"{task}.yaml"
-    write_files({file: json.dumps(study_content(task, [*models], folder, largest, seeds), indent=2) + "\n"})
+    file = asked.folder / f"{asked.task}.yaml"
+    write_files({file: json.dumps(study_content(asked), indent=2) + "\n"})
     return read_study(file)
 
 

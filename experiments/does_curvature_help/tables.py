@@ -23,7 +23,7 @@ def report(
     """All of it as tables, with what they say."""
     lines = ["# Does curvature help to choose a model?", "", "## Curves", ""]
     for task in tasks:
-        lines += [f"### {task.title}", "", *_curves(task), "", *_seeds(task)]
+        lines += [f"### {task.title}", "", *_curves(task), "", *_steps(task), *_seeds(task)]
     lines += ["## Does tying D_l to the kernel help?", "", *_variants(variants, answers), ""]
     if answers["drifts"]["ladders"]:
         lines += ["## Does the kernel stay what it was?", "", *_drifts(answers["drifts"]), ""]
@@ -46,6 +46,15 @@ def _curves(task: TaskEvidence) -> list[str]:
         losses = (text.DASH if np.isnan(x) else f"{x:.3f}" for x in task.table.loss[i])
         rows.append([task.table.models[i], text.count(task.table.parameters[i]), *losses])
     return _table(["model", "size", *(f"{size:,}" for size in task.table.sizes)], rows)
+
+
+def _steps(task: TaskEvidence) -> list[str]:
+    """In how many runs more steps may have lowered the loss."""
+    return [
+        f"In {sum(task.still_learning)} of {len(task.still_learning)} runs the validation loss was lowest at the last "
+        "step.",
+        "",
+    ]
 
 
 def _seeds(task: TaskEvidence) -> list[str]:

@@ -33,16 +33,17 @@ def write_measurements(folder: Path, task: str, seed: int) -> None:
     left = (squares * np.exp(-2 * rates * 2.0)).sum(axis=1)
     with (folder / f"{task}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["model", "examples", "loss", "seed", "size", "family", "flops"])
+        writer.writerow(["model", "examples", "loss", "seed", "size", "family", "flops", "best_step", "steps"])
         for i, model in enumerate(MODELS):
             beta, floor = 0.3 + 0.01 * i, 0.5 + 0.05 * i
             scale = 3 * (20 * left[i] + 200**beta)
             for size in SIZES:
                 loss = scale / (20 * left[i] + max(size, 1) ** beta) + floor
                 noise = np.exp(0.002 * rng.standard_normal())
-                writer.writerow([model, size, loss * noise, 0, 1000 * (i + 1), "f", 1e6 * max(size, 10)])
+                of = 1000 * (i + 1), "f"
+                writer.writerow([model, size, loss * noise, 0, *of, 1e6 * max(size, 10), size // 2, size])
                 if size == 400:  # the smallest sizes may have more seeds
-                    writer.writerow([model, size, loss * noise * 1.02, 1, 1000 * (i + 1), "f", 3e6 * size])
+                    writer.writerow([model, size, loss * noise * 1.02, 1, *of, 3e6 * size, size, size])
     content = {
         "kernels": [
             {"model": model, "rates": rates[i].tolist(), "weights": squares[i].tolist(), "effective_rank": 9.0 - i}
@@ -128,6 +129,7 @@ def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
     assert report.count("0.30 (0.20 to 0.40)") == 12
     assert "73.4% of FullTuning saved" in report
     assert report.count("Seeds differ by (standard deviation, over models): 1.4% at 400.") == 2
+    assert report.count("In 6 of 48 runs the validation loss was lowest at the last step.") == 2
     assert (results / "answers.svg").exists()
 
 
@@ -140,7 +142,7 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
 ) -> None:
     measure = experiment["measure"]
     monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 20})
-    monkeypatch.setattr(measure, "TRAINING", {"learning_rate": 1e-3, "max_steps": 3})
+    monkeypatch.setitem(measure.TRAINING, "until_learned", {"learning_rate": 1e-3, "max_steps": 3})
     monkeypatch.setattr(measure, "PROBES", 3)
     how = {"models": ("gpt2-0.2m", "llama-0.3m"), "folder": tmp_path / "build", "results": tmp_path / "results"}
     measure.main(tasks=("spelling",), largest=400, **how)
