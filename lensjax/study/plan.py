@@ -284,7 +284,7 @@ def _size(size: int) -> str:
 
 def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Iterable[str]:
     """What the numbers leave out."""
-    yield "FLOPs are those of matrix products, with all epochs; early stopping makes them fewer."
+    yield "FLOPs are those of matrix products, of all epochs and min_steps; early stopping makes them fewer."
     if basis == "timed":
         yield "Hours are those of steps timed here, with compiling, and without reading weights."
     elif basis == "peak":
