@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from lensjax.errors import InputError, shorten
 
+_PREFIX, _SUFFIX = ".lensjax-", ".part"  # of what is not yet whole
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without locks say
 
 
@@ -65,7 +67,7 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
                 if destination.exists() and not destination.is_file():
                     destination.write_bytes(data)
                     continue
-                handle, name = tempfile.mkstemp(dir=destination.parent, prefix=".lensjax-", suffix=".part")
+                handle, name = tempfile.mkstemp(dir=destination.parent, prefix=_PREFIX, suffix=_SUFFIX)
                 staged.append((name, destination))
                 with os.fdopen(handle, "wb") as file:
                     file.write(data)
@@ -77,6 +79,40 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
         for name, _ in staged:
             if os.path.exists(name):
                 os.unlink(name)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path`, which may be an empty folder, if all goes well, and goes otherwise.
+
+    Raises:
+      InputError: `path` is there already and not empty, or cannot be written.
+    """
+    check_new_folder(path)
+    staging: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent))
+        yield staging
+        share(staging, 0o777)
+        os.replace(staging, path)  # over an empty folder at most
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed had not yet written whole; none may be writing there now."""
+    for path in folder.iterdir():
+        if is_leftover(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is not yet whole, or never will be."""
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
 def make_folder(path: Path) -> None:

@@ -1,12 +1,13 @@
 import errno
 import os
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
 from lensjax.errors import InputError
-from lensjax.files import check_writable, locked, make_folder, write_files
+from lensjax.files import check_writable, locked, make_folder, new_folder, remove_leftovers, write_files
 
 TEXT = "loss é 名\r\nin nats\n\0"
 unprivileged = pytest.mark.skipif(
@@ -104,6 +105,37 @@ def test_interruption_leaves_everything_as_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_files(Interrupting())
     assert snapshot(tmp_path) == before
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
+    def interrupted():
+        with new_folder(tmp_path / "made") as staging:
+            (staging / "a").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert snapshot(tmp_path) == {}
+    (tmp_path / "made").mkdir()  # an empty one is taken
+    with new_folder(tmp_path / "made") as staging:
+        (staging / "a").write_text("whole")
+        assert not any((tmp_path / "made").iterdir())
+    assert snapshot(tmp_path) == {tmp_path / "made": None, tmp_path / "made" / "a": b"whole"}
+    with pytest.raises(InputError, match="not an empty folder"), new_folder(tmp_path / "made"):
+        pytest.fail("what is there would be lost")
+
+
+def test_what_killed_processes_leave_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "kept.part").write_text("whole")
+    with new_folder(tmp_path / "folder") as staging:
+        pass
+    handle, file = tempfile.mkstemp(dir=tmp_path, prefix=staging.name.removesuffix(".part"), suffix=".part")
+    os.close(handle)
+    (tmp_path / staging.name).mkdir()  # as if it had not come to its end
+    (tmp_path / staging.name / "model.safetensors").write_text("half")
+    assert Path(file).exists()
+    remove_leftovers(tmp_path)
+    assert snapshot(tmp_path) == {tmp_path / "kept.part": b"whole", tmp_path / "folder": None}
 
 
 def test_a_reader_sees_whole_contents_only(tmp_path):

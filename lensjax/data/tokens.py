@@ -5,9 +5,6 @@ Either way the loss is on the tokens of the target, of which the last is the end
 """
 
 import itertools
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +16,7 @@ from jaxtyping import Bool, Int
 from lensjax.data.spec import TaskSpec
 from lensjax.data.tasks import Example
 from lensjax.errors import InputError, shorten
-from lensjax.files import check_new_folder, share
+from lensjax.files import new_folder
 
 _BATCH = 1000
 _DTYPES = {"ids": "int32", "starts": "int64", "prompts": "int32", "prompt_cut": "bool", "target_cut": "bool"}
@@ -83,20 +80,9 @@ class Tokens:
         Raises:
           InputError: the folder is there already and not empty, or cannot be written.
         """
-        check_new_folder(folder)
-        staging: Path | None = None
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        with new_folder(folder) as staging:
             for field in fields(self):
                 np.save(staging / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
-            share(staging, 0o777)
-            os.replace(staging, folder)  # over an empty folder at most
-        except OSError as error:
-            raise InputError(f"Cannot write {folder}: {error.strerror or error}; choose another place.") from error
-        finally:
-            if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokens":

@@ -2,8 +2,6 @@
 
 import copy
 import itertools
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import DTypeLike
 
 from lensjax.errors import InputError
-from lensjax.files import check_new_folder, share
+from lensjax.files import check_new_folder, new_folder
 from lensjax.models import sharding
 from lensjax.models.family import Family, family_of
 from lensjax.models.losses import IGNORED, Reduction, reduce_losses, shift_right, token_losses
@@ -134,26 +132,13 @@ class Model:
             for _ in leaves:  # gathering takes every process
                 pass
             return
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        except OSError as error:
-            raise InputError(f"Cannot write {target}: {error.strerror}; choose another place.") from error
-        try:
-            from lensjax.models.hub import write_config, write_tokenizer
+        from lensjax.models.hub import write_config, write_tokenizer
 
-            zeros = ((name, np.zeros(shape, stored)) for name, shape in self.family.zeros(self.config).items())
+        zeros = ((name, np.zeros(shape, stored)) for name, shape in self.family.zeros(self.config).items())
+        with new_folder(target) as staging:
             write_tensors(itertools.chain(checkpoint_tensors(leaves), zeros), staging)
             write_config(self.config, self.family.architecture, stored.name, staging)
             write_tokenizer(self, staging)
-            if target.is_dir():
-                target.rmdir()
-            share(staging, 0o777)
-            staging.rename(target)
-        except OSError as error:
-            raise InputError(f"Cannot write {target}: {error.strerror or error}; choose another place.") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def abstract(config: Any, options: Options) -> tuple[Family, Any, Params]:

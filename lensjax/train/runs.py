@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lensjax.errors import InputError, shorten
-from lensjax.files import locked, make_folder, write_files
+from lensjax.files import is_leftover, locked, make_folder, remove_leftovers, write_files
 from lensjax.train.candidate import CHECKPOINTS, MODEL, Candidate, Cell
 from lensjax.train.distributed import on_first, stop_requested, stopping_on_signals
 from lensjax.train.loop import Stopped
@@ -65,8 +65,7 @@ def _opened(out: Path, spec: FinetuneSpec, digest: str) -> Iterator[None]:
 def _is_foreign(folder: Path) -> bool:
     """Whether a folder holds something and no spec, besides what commands leave that were killed before writing one."""
     names = {path.name for path in folder.iterdir()} - {LOCK}
-    left = {name for name in names if name.startswith(".lensjax-") and name.endswith(".part")}
-    return names != left and read_json(folder / SPEC) is None
+    return not all(map(is_leftover, names)) and read_json(folder / SPEC) is None
 
 
 def claim_folder(candidate: Candidate) -> None:
@@ -129,6 +128,7 @@ def make_run(candidate: Candidate, cell: Cell, recorder: Recorder, save_model: b
                 raise InputError(
                     f"Another command is making {shorten(cell.folder, 400)} at this moment; wait for it, or stop it."
                 ) from error
+            remove_leftovers(cell.folder)
 
         on_first(lock)
         result = candidate.run(cell, recorder, save_model=save_model)

@@ -141,3 +141,12 @@ def test_a_run_that_another_command_makes_is_left_to_it(prepare):
     folder.mkdir(parents=True)
     with locked(folder / ".lock"), pytest.raises(InputError, match="Another command is making"):
         list(measure(candidate, [200], (0,), recorder))
+
+
+def test_what_a_killed_command_had_half_written_goes(prepare):
+    candidate, recorder = prepare([200])
+    folder = candidate.cell(200, 0, 3e-3).folder
+    (folder / ".lensjax-abc.part").mkdir(parents=True)
+    (folder / ".lensjax-abc.part" / "model.safetensors").write_bytes(b"half")
+    list(measure(candidate, [200], (0,), recorder))
+    assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
