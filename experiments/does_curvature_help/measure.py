@@ -29,7 +29,7 @@ from lensjax.train.results import LOCK, Result, curves_csv
 from lensjax.zoo.models import SCHEME, bundled
 from lensjax.zoo.tasks import TASKS, write_rows
 
-Training = Literal["until_learned", "eight_epochs"]
+Training = Literal["until_learned", "eight_epochs", "thrice_as_long"]
 
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "pocket_zoo" / "build" / "models"
@@ -37,6 +37,7 @@ SHARED = {"learning_rate": [1e-3, 3e-3], "batch_size": 32}
 TRAINING = {  # the same for all models
     "until_learned": SHARED | {"epochs": 12, "min_steps": 1600, "patience": 4},
     "eight_epochs": SHARED | {"epochs": 8, "patience": 2},  # which leaves small sets half learned
+    "thrice_as_long": SHARED | {"epochs": 12, "min_steps": 4800, "patience": 12},  # through plateaus
 }
 HELD_OUT = {"validation": 500, "test": 2000}  # examples
 PROBES = 32  # training examples that kernels and Hessians are measured on
@@ -193,9 +194,10 @@ def main(
         largest: Rung of the ladder.
         sizes: Runs of these numbers of examples alone instead of the ladder, without kernels and Hessians.
         seeds: Of the choice and order of training examples.
-        training: Until the validation loss falls no further, or for eight epochs, which are too few on small sets.
+        training: Until the validation loss falls no further, for eight epochs, which are too few on small sets, or for
+            three times the steps and with more patience, so that what is learned late is seen.
         folder: Where data, studies and runs are kept; by default build beside this file.
-        results: Where TASK.csv and TASK.json are written; by default results, or results/eight_epochs.
+        results: Where TASK.csv and TASK.json are written; by default results, or a folder in it for other training.
     """
     models = models or available()
     own = Path() if training == "until_learned" else Path(training)
