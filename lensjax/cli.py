@@ -52,7 +52,8 @@ def rank(
         html: Write a self-contained report page to this file.
     """
     outputs = [path for path in (json, csv, html) if path is not None]
-    check_writable(outputs)
+    check_writable(outputs, [curves])
+    check_target(target)
     from lensjax.files import write_files
     from lensjax.report.table import print_ranking, ranking_csv, ranking_json
     from lensjax.selection.ranking import rank as rank_models
@@ -102,7 +103,10 @@ def evaluate(
         csv: Write every cell to this file.
     """
     outputs = [] if csv is None else [csv]
-    check_writable(outputs)
+    check_writable(outputs, curves)
+    check_target(target)
+    if not curves:
+        raise InputError("No file of curves is named; give one or more.")
     from lensjax.files import write_files
     from lensjax.report.table import print_means
     from lensjax.selection.evaluation import backtest, to_csv
@@ -120,6 +124,14 @@ def evaluate(
     write_files({path: to_csv(scores) for path in outputs})
     for path in outputs:
         print(f"Wrote {path}")
+
+
+def check_target(target: int) -> None:
+    """Raise InputError where a number of examples to predict for cannot be one."""
+    from lensjax.curves import MAX_EXAMPLES
+
+    if not 1 <= target <= MAX_EXAMPLES:
+        raise InputError(f"--target is {target}; give a number of training examples from 1 to {MAX_EXAMPLES:.0e}.")
 
 
 def read_table(source: str) -> "CurveTable":

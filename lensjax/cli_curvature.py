@@ -82,7 +82,9 @@ def ntk(
 
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    make_folder(out)
+    _check_seed(seed)
+    if memory_limit is not None and not 0 < memory_limit < float("inf"):
+        raise InputError(f"--memory-limit is {memory_limit}; give a number of GB above 0.")
     runs = find_runs(finetuned, model, seed)
     rows = _rows(task, runs, examples, seed)
     devices = make_mesh(mesh or f"fsdp={jax.device_count()}")
@@ -91,6 +93,7 @@ def ntk(
     held = "float32" if runs and dtype == "bfloat16" else dtype
     loaded = load(model, dtype=dtype, param_dtype=held, mesh=devices)
     batch = probe_batch(loaded, task, rows)
+    make_folder(out)
     began = time.perf_counter()
 
     def measure(model: "Model", what: str) -> "Kernel":
@@ -112,6 +115,11 @@ def ntk(
     arrays = kernel.arrays() | ({"rung_theta": thetas} if thetas else {})
     if is_first():
         _write_kernel(out, kernel, arrays, about)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"--seed is {seed}; give 0 or more.")
 
 
 def _rows(task: "TaskSpec", runs: "Sequence[FinetuneRun]", examples: int, seed: int) -> "list[Example]":
@@ -201,7 +209,7 @@ def hessian(
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; give 1 or more.")
     check_constants(0.0 if loss_bound is None else loss_bound, epsilon)
-    make_folder(out)
+    _check_seed(seed)
     runs = find_runs(finetuned, model, seed)
     rows = _rows(task, runs, examples, seed)
     held = "float64" if dtype == "float64" else "float32"
@@ -209,6 +217,7 @@ def hessian(
     batch = probe_batch(loaded, task, rows)
     batches = [{name: x[i : i + batch_size] for name, x in batch.items()} for i in range(0, examples, batch_size)]
     about = _about(task.name, model, loaded, batch, seed) | {"data": fingerprint(rows), "dtype": dtype}
+    make_folder(out)
     began = time.perf_counter()
     ladder: dict[str, Any] = {}
     arrays: dict[str, Any] = {}

@@ -46,7 +46,7 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
         json: Write the numbers and the examples to this file.
     """
     outputs = [] if json is None else [json]
-    check_writable(outputs)
+    check_writable(outputs, [spec])
     from lensjax.data.spec import read_spec
     from lensjax.data.tasks import fingerprint, load_task
     from lensjax.train.spec import FinetuneSpec

@@ -165,6 +165,6 @@ def going_on_later() -> Iterator[None]:
 def _sentence(result: "Result") -> str:
     start = f"{result.model}, {result.examples:,} examples, seed {result.seed}"
     if result.status == "failed":
-        return f"{start}: failed, {result.error}"
+        return f"{start}: failed, {result.error} (--retry tries again)"
     error = "" if result.standard_error is None else f" ± {result.standard_error:.4f}"
     return f"{start}: test loss {result.loss:.4f}{error} nats per target token, {result.seconds:,.0f} s"

@@ -48,14 +48,15 @@ def next_cells(
         json: Write all cells to this file.
     """
     outputs = [] if json is None else [json]
-    check_writable(outputs)
+    check_writable(outputs, [curves])
     from rich.console import Console
     from rich.markup import escape
 
-    from lensjax.cli import read_table
+    from lensjax.cli import check_target, read_table
     from lensjax.files import write_files
     from lensjax.selection.advice import advise, candidate_cells, relative_costs
 
+    check_target(target)
     table = read_table(curves)
     rungs, max_examples = _rungs(table, target, max_examples)
     if top < 1:

@@ -45,7 +45,7 @@ def plan(
         json: Write everything that is known to this file.
     """
     outputs = [] if json is None else [json]
-    check_writable(outputs)
+    check_writable(outputs, [spec])
     from lensjax.files import write_files
     from lensjax.study.spec import read_study
     from lensjax.train.distributed import start_processes

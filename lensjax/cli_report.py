@@ -1,6 +1,6 @@
 """`lensjax report`: what a study found so far."""
 
-from lensjax.cli_study import StudyFolder
+from lensjax.cli_study import StudyFolder, print_decision
 
 
 def report(folder: StudyFolder) -> None:
@@ -23,6 +23,6 @@ def report(folder: StudyFolder) -> None:
     from lensjax.study.report import collect, write_findings
 
     found = collect(spec, folder)
-    print(found.report.decision.sentence)
+    print_decision(found.report)
     for path in write_findings(found, folder):
         print(f"Wrote {path}")

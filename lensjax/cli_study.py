@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lensjax.cli_finetune import going_on_later
 from lensjax.errors import InputError
+
+if TYPE_CHECKING:
+    from lensjax.study.schema import StudyReport
 
 StudyFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY.yaml")]
 StudyFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -130,4 +133,12 @@ def run(
     found = collect(study, folder)
     for path in write_findings(found, folder):
         say(f"Wrote {path}")
-    say(found.report.decision.sentence)
+    if is_first():
+        print_decision(found.report)
+
+
+def print_decision(report: "StudyReport") -> None:
+    """The decision in a sentence, and what is to be read before it is trusted."""
+    for warning in report.warnings:
+        print(f"Caution: {warning}")
+    print(report.decision.sentence)

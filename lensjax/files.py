@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lensjax.errors import InputError, shorten
@@ -14,15 +14,19 @@ _PREFIX, _SUFFIX = ".lensjax-", ".part"  # of what is not yet whole
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without locks say
 
 
-def check_writable(paths: Sequence[Path]) -> None:
+def check_writable(outputs: Sequence[Path], inputs: Sequence[str | Path] = ()) -> None:
     """Fail before long work rather than after it where a file plainly cannot be written.
 
     Raises:
-      InputError: a path is given twice or is a folder, or its folder is missing or not writable.
+      InputError: an output is given twice, is an input or a folder, or its folder is missing or not writable.
     """
-    for path in paths:
-        if list(paths).count(path) > 1:
+    places = [path.resolve() for path in outputs]
+    read = {Path(path).resolve() for path in inputs}
+    for path, place in zip(outputs, places, strict=True):
+        if places.count(place) > 1:
             raise InputError(f"{path} is named for two outputs; give each its own file.")
+        if place in read:
+            raise InputError(f"{path} is read, and writing to it would lose what it holds; give another file.")
         if path.is_dir():
             raise InputError(f"{path} is a folder; give the name of a file to write.")
         if not path.parent.is_dir():
@@ -92,10 +96,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent))
+        place = path.resolve()
+        staging = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{place.name}-", suffix=_SUFFIX, dir=place.parent))
         yield staging
         share(staging, 0o777)
-        os.replace(staging, path)  # over an empty folder at most
+        os.replace(staging, place)  # over an empty folder at most
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
     finally:
@@ -103,11 +108,17 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed had not yet written whole; none may be writing there now."""
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what processes that were killed had not yet written whole; none may be writing there now.
+
+    Args:
+      folder: Where they wrote.
+      name: Of the folder that they were making, if only what was to become that is to go.
+    """
     for path in folder.iterdir():
-        if is_leftover(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if is_leftover(path.name) and path.name.startswith(f"{_PREFIX}{name}"):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def is_leftover(name: str) -> bool:

@@ -108,6 +108,9 @@ def test_bad_curves_exit_with_2_one_sentence_and_no_file(capsys, tmp_path, kind)
         ("rank", "simulated", "--target", 10**10, "--budget", 10**9),
         ("rank", "simulated", "--target", 1638400, "--html", "no/such/folder/out.html"),
         ("rank", "rectified:nope", "--target", 1638400),
+        ("rank", "simulated", "--target", -5),
+        ("rank", "simulated", "--target", 2**64),
+        ("evaluate", "--target", 1638400),
         ("evaluate", "simulated", "--target", 5),
         ("evaluate", "simulated", "--target", 1638400, "--ratios", "8,x"),
         ("evaluate", "simulated", "simulated", "--target", 1638400),
@@ -125,6 +128,17 @@ def test_one_file_cannot_hold_two_outputs(capsys, curves, tmp_path):
     assert status == 2
     assert "two outputs" in err
     assert not path.exists()
+
+
+@pytest.mark.parametrize("command", ["rank", "evaluate", "next"])
+def test_what_is_read_is_not_written_to(capsys, curves, tmp_path, command):
+    (tmp_path / "link.csv").symlink_to(curves)
+    before = curves.read_bytes()
+    output = "--json" if command == "next" else "--csv"
+    status, _, err = run(capsys, command, curves, "--target", 1638400, output, tmp_path / "link.csv")
+    assert status == 2
+    assert "is read, and writing to it would lose what it holds; give another file." in err
+    assert curves.read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["rank", "evaluate"])

@@ -75,6 +75,9 @@ def test_bad_input_is_named(save_sums, save_model, fails, tmp_path):
     given = ["ntk", spec, "--model", folder, "--out", out]
     assert "0 examples are asked for" in fails(*given, "--examples", 0)
     assert "at most 360 examples to train on" in fails(*given, "--examples", 1000)
+    assert "--seed is -1; give 0 or more" in fails(*given, "--seed", -1)
+    assert "--memory-limit is nan; give a number of GB above 0" in fails(*given, "--memory-limit", "nan")
+    assert not out.exists()
     assert "these examples need" in fails(*given, "--examples", 4, "--memory-limit", 1e-6)
     rows = [{"a": i, "b": j, "c": chr(97 + i)} for i in range(20) for j in range(20)]
     assert "label_logits is for 16 classes" in fails("ntk", save_sums(rows), *given[2:], "--functional", "label_logits")

@@ -67,9 +67,12 @@ def test_run_says_what_it_does_and_writes_a_report(folder, save_model, capsys, f
     assert sum("test loss" in line for line in said) == 6
     assert any(line.startswith("After 400 examples: model first") for line in said)
     assert said[-1].startswith("Fine-tune model: predicted ")
+    cautions = [line for line in said if line.startswith("Caution: ")]
+    assert any("the validation loss was lowest at the last step" in line for line in cautions)
     names = {"curves.csv", "journal.jsonl", "ranking.csv", "report.html", "report.json", "study.json"}
     assert names <= {path.name for path in (folder / "mine").iterdir()}
     main(["report", "mine"])
     assert said[-1] in capsys.readouterr().out
     assert "--limit is 0; give 1 or more" in fails("run", "mine.yaml", "--limit", "0")
     assert "holds no study; give the folder that `lensjax run` wrote" in fails("report", ".")
+    assert "mine.yaml is not a folder; give the name of one" in fails("report", "mine.yaml")

@@ -121,6 +121,12 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
         (staging / "a").write_text("whole")
         assert not any((tmp_path / "made").iterdir())
     assert snapshot(tmp_path) == {tmp_path / "made": None, tmp_path / "made" / "a": b"whole"}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with new_folder(tmp_path / "link") as staging:
+        (staging / "a").write_text("whole")
+    assert (tmp_path / "empty" / "a").read_text() == "whole"
+    assert (tmp_path / "link").is_symlink()
     with pytest.raises(InputError, match="not an empty folder"), new_folder(tmp_path / "made"):
         pytest.fail("what is there would be lost")
 

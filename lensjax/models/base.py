@@ -36,8 +36,8 @@ class Model:
     `apply`, `loss` and `token_losses` compose with jit, grad, jvp, vjp, vmap and linearize. A batch is a mapping as
     Hugging Face's tokenizers and collators make it: `input_ids` [batch, time], and where needed `attention_mask` (1
     where there is a token), `position_ids`, `labels` (−100 where there is no target), and for encoder–decoders
-    `decoder_input_ids` and `decoder_attention_mask`. A single example may leave out the batch axis. There is no
-    dropout: a model computes what it does when evaluated.
+    `decoder_input_ids` and `decoder_attention_mask`; to what traces it, such as `jax.jit`, give a plain dict. A single
+    example may leave out the batch axis. There is no dropout: a model computes what it does when evaluated.
 
     Attributes:
       family: What is known of models of its kind.

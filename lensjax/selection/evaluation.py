@@ -77,12 +77,13 @@ def _check(table: CurveTable, target: int, budgets: Sequence[int]) -> None:
             f"Task '{task}' has fewer than two models measured at the target of {target} examples; choose one "
             f"of the sizes {listing([str(size) for size in table.sizes], 20)}."
         )
-    for budget in budgets:
-        if (table.up_to(budget).points() >= 2).sum() < 2:
-            raise InputError(
-                f"Task '{task}' has fewer than two models with two sizes from 1 to {budget} examples; leave "
-                f"out the ratio {target // max(budget, 1)}."
-            )
+    short = [budget for budget in budgets if (table.up_to(budget).points() >= 2).sum() < 2]
+    if short:
+        ratios = listing([str(target // max(budget, 1)) for budget in short], 20)
+        raise InputError(
+            f"Task '{task}' has fewer than two models with two sizes from 1 to {max(short)} examples; leave out the "
+            f"ratios {ratios}."
+        )
 
 
 def to_csv(scores: Iterable[Score]) -> str:

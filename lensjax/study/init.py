@@ -32,7 +32,7 @@ training:
   batch_size: 32
   epochs: 10  # at most: training stops when the validation loss has not fallen for so many validations:
   patience: 3
-  min_steps: 500  # more epochs than that on small sets, which are left half learned otherwise
+  min_steps: 500  # small sets may take so many, however many epochs that is; otherwise they are left half learned
 
 # Where measuring ends: largest number of training examples of a run, or FLOPs, or hours, whichever comes first.
 budget:

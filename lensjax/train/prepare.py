@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from lensjax.data.batches import Lengths, choose_lengths, example_lengths
 from lensjax.data.tasks import Example, fingerprint, load_task
 from lensjax.data.tokens import Tokens, tokenise
 from lensjax.errors import InputError
+from lensjax.files import remove_leftovers
 from lensjax.models.base import Model
 from lensjax.train.distributed import on_first
 from lensjax.train.spec import FinetuneSpec
@@ -118,8 +118,7 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
                 except InputError:
                     if not folder.exists():  # or else another command has just made them
                         raise
-            for left in folder.parent.glob(f".{folder.name}-*"):  # by commands that were killed while writing them
-                shutil.rmtree(left, ignore_errors=True)
+            remove_leftovers(folder.parent, folder.name)
         return names
 
     *train, validation, test = (Tokens.load(out / FOLDER / name) for name in on_first(make))

@@ -114,7 +114,8 @@ def write_curves(folder: Path) -> Path:
 
 def steps_caution(results: Sequence[Result]) -> str | None:
     """What is to be said of runs that ended while their models were still learning; None where all had steps enough."""
-    trained = [result for result in results if result.status == "ok" and result.steps]
+    different = {(result.model, result.examples, result.seed): result for result in results}
+    trained = [result for result in different.values() if result.status == "ok" and result.steps]
     short = [result for result in trained if result.still_learning]
     if not short:
         return None
@@ -122,7 +123,7 @@ def steps_caution(results: Sequence[Result]) -> str | None:
     return (
         f"In {len(short):,} of {len(trained):,} runs, the smallest of {least:,} examples, the validation loss was "
         "lowest at the last step; more steps may lower it. Small sets that are left half learned make curves steeper "
-        "than data does, and rankings wrong: raise min_steps, or for large sets epochs."
+        "than data does, and rankings wrong: raise min_steps, or for large sets epochs, and max_steps where it is less."
     )
 
 
@@ -147,6 +148,8 @@ def read_json(path: Path) -> dict[str, object] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise InputError(f"{shorten(path.parent, 400)} is not a folder; give the name of one.") from error
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read {shorten(path, 400)}; remove it, and it is made again.") from error
     return content if isinstance(content, dict) else None

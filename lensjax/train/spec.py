@@ -28,10 +28,11 @@ class TrainingSpec(Strict):
       batch_size: Examples per step, over all devices.
       accumulation: Parts that a step's batch is computed in, one after another; it saves memory, not time.
       epochs: Passes over the examples, at most.
-      min_steps: Steps that may be taken even where they are more epochs, so that small sets are not left half learned.
+      min_steps: Steps that small sets may take however many epochs they are, so that they are not left half learned;
+        `patience` may end training before.
       max_steps: Steps, at most.
-      evaluate_every: Steps between validations. If not given one epoch, of small sets as many as make 32 validations of
-        min_steps, and never more than 500.
+      evaluate_every: Steps between validations. If not given one epoch or a 32nd of min_steps, whichever is more, and
+        never more than 500.
       patience: Validations without a new lowest loss before training stops.
       weight_decay: AdamW's, on everything but biases and norms (arXiv 1711.05101).
       beta1, beta2, epsilon: Adam's (arXiv 1412.6980).

@@ -81,7 +81,7 @@ def test_bad_input_is_one_sentence():
     table = datasets.simulated(models=3)
     with pytest.raises(InputError, match="fewer than two models measured at the target"):
         backtest([table], 5)
-    with pytest.raises(InputError, match="leave out the ratio"):
+    with pytest.raises(InputError, match="leave out the ratios"):
         backtest([table], TARGET, [8, 8192])
     with pytest.raises(InputError, match="given twice"):
         backtest([table, table], TARGET)

@@ -26,8 +26,8 @@ def test_tokens_are_made_once_and_what_killed_commands_left_is_removed(make_spec
     before = made(tmp_path)
     assert len(before) == 4
     assert [len(tokens) for tokens in first.train.values()] == [200, 200]
-    others = tmp_path / "tokens" / ".of-another-task"
-    for folder in (*(tmp_path / "tokens" / f".{name}-x7" for name in before), others):
+    others = tmp_path / "tokens" / ".lensjax-of-another-task-x7.part"
+    for folder in (*(tmp_path / "tokens" / f".lensjax-{name}-x7.part" for name in before), others):
         folder.mkdir()
         (folder / "ids.npy").write_bytes(b"half of it")
     again = tokenise_all(examples, model, spec, tmp_path)
