@@ -21,7 +21,7 @@ from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.methods import METHODS, Prediction
 from lensjax.selection.metrics import evaluate
 
-RATIOS = (4, 8, 16, 32)  # target over budget
+RATIOS = (4, 8, 16, 32, 64, 128)  # target over budget
 LEAST_MODELS = 3
 SHOWN = ("pearson", "relative_accuracy", "regret", "log_rmse", "coverage90")
 GOOD = 0.911  # relative accuracy that LensLLM's paper claims
