@@ -48,7 +48,7 @@ def ntk(
 
     Args:
         spec: YAML file of the task.
-        model: Folder of a model, or its name on the Hugging Face hub.
+        model: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         out: Folder of the results.
         finetuned: Folders of runs as `lensjax finetune` or `lensjax curve --save-models` writes them, or the model's
             folder that holds several.
@@ -164,7 +164,7 @@ def hessian(
 
     Args:
         spec: YAML file of the task.
-        model: Folder of a model, or its name on the Hugging Face hub.
+        model: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         out: Folder of the results.
         finetuned: Folders of runs as `lensjax finetune` or `lensjax curve --save-models` writes them, or the model's
             folder that holds several.

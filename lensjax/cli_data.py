@@ -42,7 +42,8 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
 
     Args:
         spec: YAML file of the task.
-        model: Folder of a model, or its name on the Hugging Face hub, whose tokenizer counts; characters by default.
+        model: Whose tokenizer counts: folder of a model, its name on the Hugging Face hub, or pocket:NAME; characters
+            by default.
         json: Write the numbers and the examples to this file.
     """
     outputs = [] if json is None else [json]

@@ -40,7 +40,7 @@ def finetune(
 
     Args:
         spec: YAML file that says what the task is, and under `training` how models are fine-tuned.
-        model: Folder of a model, or its name on the Hugging Face hub.
+        model: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         examples: Number of training examples; 0 tests the model as it is.
         out: Folder of results.
         seed: Of which examples these are, and of their order.
@@ -79,7 +79,7 @@ def curve(
 
     Args:
         spec: YAML file that says what the task is, and under `training` how models are fine-tuned.
-        model: Folder of a model, or its name on the Hugging Face hub.
+        model: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         max_examples: Largest number of training examples; the ladder ends with the last rung that does not pass it.
         out: Folder of results.
         seeds: One curve is measured for each.

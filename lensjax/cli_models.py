@@ -69,7 +69,7 @@ def show(
     $ lensjax models show path/to/model --mesh fsdp=4,tensor=2 --json parameters.json
 
     Args:
-        model: Folder with a config.json, or a model on the Hugging Face hub.
+        model: Folder with a config.json, name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         mesh: Devices along each axis: data splits the batch, fsdp the batch and the parameters, tensor the heads and
             hidden units. Axes not named have one.
         dtype: Type that the parameters are held in.
@@ -107,7 +107,7 @@ def check(model: Name, dtype: DTypeName = "float32", revision: str | None = None
     $ JAX_ENABLE_X64=1 lensjax models check path/to/model --dtype float64
 
     Args:
-        model: Folder of a model, or its name on the Hugging Face hub.
+        model: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         dtype: Type that we hold the parameters and compute in.
         revision: Branch, tag or commit on the hub.
     """
@@ -155,7 +155,7 @@ def export(
     $ lensjax models export path/to/model path/to/half --dtype bfloat16
 
     Args:
-        source: Folder of a model, or its name on the Hugging Face hub.
+        source: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         folder: Folder to write, which must not exist yet or be empty.
         dtype: Type of the weights written; by default the one that config.json says they are stored in.
         revision: Branch, tag or commit on the hub.

@@ -39,7 +39,8 @@ def init(
 
     Args:
         out: File to write.
-        candidates: Folders of models, relative to that of the file, or names on the Hugging Face hub.
+        candidates: Folders of models, relative to that of the file, names on the Hugging Face hub, or pocket:NAME,
+            which are part of LensJAX.
         data: JSONL, CSV or Parquet file of the rows, relative to the folder of the file.
         prompt: Template of what a model is given, with fields of a row in braces.
         target: Template of what it should say.

@@ -180,7 +180,7 @@ def test_hessian_and_bound_are_written(ladder, tmp_path, capsys, fails):
     assert "holds no run of seed 1" in fails(*given, runs, "--seed", 1)
     assert "is of seed 0 and not 1" in fails(*given, runs / "examples-24-seed-0", "--seed", 1)
     assert "--batch-size is 0" in fails(*given, runs, "--batch-size", 0)
-    assert "ε 0.0 and c 1.0" in fails(*given, runs, "--epsilon", 0)
+    assert "epsilon (ε) is 0.0; give a finite number above 0." in fails(*given, runs, "--epsilon", 0)
     assert "give block='diagonal' with positive_steps" in fails(*given, runs, "--positive-steps", 2)
     moved = json.loads((runs / "model.json").read_text()) | {"weights": "others"}
     (runs / "model.json").write_text(json.dumps(moved))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import tyro
 from evidence import (
-    GOOD,
     SHOWN,
     Place,
     TaskEvidence,
@@ -147,11 +146,7 @@ def _correlation(rows: Sequence[Mapping[str, Any]]) -> float:
 def methods_answer(
     tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, Mapping[str, float]]]
 ) -> dict[str, Any]:
-    """Of every method, means over tasks, what it saves, and how often its intervals hold.
-
-    Means are over a task's budgets and targets first. What a method saves of FullTuning is by the smallest budget at
-    which, as at every larger one, its relative accuracy is good; 0 where there is none.
-    """
+    """Of every method, means over tasks (of each over its budgets), what it saves, and how often its intervals hold."""
     found: dict[str, Any] = {}
     for name in next(iter(scores.values())):
         of = {place: one[name] for place, one in scores.items()}
@@ -159,14 +154,36 @@ def methods_answer(
         for metric in SHOWN:
             mean = float(np.mean([*_by_task({place: one[metric] for place, one in of.items()}).values()]))
             metrics[metric] = mean if np.isfinite(mean) else None
-        saved = {}
-        for task in tasks:
-            saved[task.title] = 0.0
-            for place in task.places:  # the largest budget first
-                if of[place]["relative_accuracy"] < GOOD:
-                    break
-                saved[task.title] = 1 - task.cost(place.budget)
+        saved = {
+            task.title: task.saved({place.budget: of[place]["relative_accuracy"] for place in task.places})
+            for task in tasks
+        }
         found[name] = {"metrics": metrics, "saved": saved, "coverage90": _coverage(tasks, of)}
+    return found
+
+
+def targets_answer(tasks: Sequence[TaskEvidence]) -> list[dict[str, Any]]:
+    """What methods save at every target that was measured, and how far the models' losses are apart there."""
+    found = []
+    for task in (one for furthest in tasks for one in furthest.nearer()):
+        scores = {budget: method_scores(task, budget) for budget in task.budgets}
+        true = task.table.column(task.target)
+        saved = {
+            name: task.saved({budget: one[name]["relative_accuracy"] for budget, one in scores.items()})
+            for name in scores[task.budgets[0]]
+        }
+        least = min(task.budgets)
+        found.append(
+            {
+                "task": task.name,
+                "models": len(true),
+                "target": task.target,
+                "spread": float(true.max() - true.min()),
+                "least_budget": least,
+                "least_saved": 1 - task.cost(least),
+                "saved": saved,
+            }
+        )
     return found
 
 
@@ -225,6 +242,7 @@ def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)
         "phases": phases_answer(found),
         "drifts": drifts_answer(found),
         "methods": methods_answer(found, methods),
+        "targets": targets_answer(found),
         "intervals": intervals_answer(found),
         "saved": {task.title: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in found},
     }

@@ -90,6 +90,28 @@ class TaskEvidence:
         """FLOPs of all runs up to a budget, as a share of those of fine-tuning every model on all of the target."""
         return sum(flops for size, flops in self.flops.items() if size <= budget) / self.flops[self.target]
 
+    def saved(self, accuracy: Mapping[int, float]) -> float:
+        """What a method saves of FullTuning, given its relative accuracy at every budget.
+
+        It is by the smallest budget at which, as at every larger one, that is `GOOD`; 0 where there is none.
+        """
+        good = 0.0
+        for budget in self.budgets:  # the largest first
+            if accuracy[budget] < GOOD:
+                break
+            good = 1 - self.cost(budget)
+        return good
+
+    def nearer(self) -> list["TaskEvidence"]:
+        """The same models at every smaller target that can be predicted, and at this one, last."""
+        found = []
+        for target in self.table.sizes[self.table.sizes > 0]:
+            seen = self.table.sizes <= target
+            losses = {seed: losses[:, seen] for seed, losses in self.losses.items()}
+            one = replace(self, table=self.table.up_to(int(target)), target=int(target), losses=losses)
+            found += [one] if one.budgets else []
+        return found
+
 
 def read_task(folder: Path, name: str) -> list[TaskEvidence]:
     """Read a task's curves and evidence: of the models that were measured furthest, and of more that were less far.

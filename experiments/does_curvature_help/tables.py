@@ -29,6 +29,7 @@ def report(
         lines += ["## Does the kernel stay what it was?", "", *_drifts(answers["drifts"]), ""]
     lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
     lines += ["## How do the methods rank?", "", *_summary(tasks, answers["methods"]), ""]
+    lines += ["### At every target", "", *_targets(answers["targets"]), ""]
     lines += ["## How far can intervals be trusted?", "", *_coverage(answers["methods"]), ""]
     lines += ["### The joint fit of one seed", "", *_intervals(answers["intervals"]), ""]
     lines += ["## Every budget", "", *_methods(tasks, methods), ""]
@@ -161,6 +162,27 @@ def _summary(tasks: Sequence[TaskEvidence], methods: Mapping[str, Mapping[str, A
         "their quality, so that -1 is perfect.",
         "",
         *_table(heading, rows),
+    ]
+
+
+def _targets(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [name for name in found[0]["saved"] if name != "joint, not widened"]
+    rows = [
+        [
+            one["task"],
+            str(one["models"]),
+            f"{one['target']:,}",
+            f"{one['spread']:.3f}",
+            f"{one['least_saved']:.1%} ({one['least_budget']:,})",
+            *(f"{one['saved'][name]:.1%}" for name in names),
+        ]
+        for one in found
+    ]
+    return [
+        "What is saved by the same rule, had the target been smaller. Spread: the worst model's loss less the best's, "
+        "which relative accuracy is a share of. At most: what the smallest budget (in brackets) saves.",
+        "",
+        *_table(["task", "models", "target", "spread", "at most", *map(_name, names)], rows),
     ]
 
 

@@ -198,10 +198,11 @@ def layer_names(params: Any, layers: tuple[int | None, ...]) -> tuple[str, ...]:
 
 def check_constants(loss_bound: float, epsilon: float = EPSILON, remainder: float = REMAINDER) -> None:
     """Raise InputError where a constant of the bound cannot be what it is; see `bound_terms`."""
-    if not (0 <= loss_bound < np.inf and 0 < epsilon < np.inf and 0 <= remainder < np.inf):
-        raise InputError(
-            f"C is {loss_bound}, ε {epsilon} and c {remainder}; ε must be above 0, all of them finite, none below 0."
-        )
+    for name, value in (("loss_bound (C)", loss_bound), ("remainder (c)", remainder)):
+        if not 0 <= value < np.inf:
+            raise InputError(f"{name} is {value}; give a finite number, 0 or more.")
+    if not 0 < epsilon < np.inf:
+        raise InputError(f"epsilon (ε) is {epsilon}; give a finite number above 0.")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A model's kernel on examples of a task, and what it says of fine-tuning on them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import jax
@@ -120,7 +121,7 @@ def measure_kernel(
         found = found.transpose(0, 2, 1, 3).reshape(size, size)
     eigenvalues = spectrum(found)
     if functional in ("loss", "label_logits"):
-        f0 = np.asarray(jax.jit(lambda p, x: jax.lax.map(lambda example: f(p, example), x))(model.params, batch))
+        f0 = np.asarray(_values(f, model.params, batch))
         y = np.zeros_like(f0)
         if labels:
             y[np.arange(len(y)), np.searchsorted(labels, _first_targets(batch))] = 1
@@ -152,12 +153,38 @@ def _function(
     model: Model, batch: Mapping[str, np.ndarray[Any, Any]], functional: FunctionalName, samples: int
 ) -> tuple[functionals.Functional, Output, tuple[int, ...]]:
     """A functional of a model, what of its kernel is measured, and the tokens of its classes."""
+    labels = _labels(batch) if functional == "label_logits" else ()
+    shapes = model.with_params(jax.eval_shape(lambda params: params, model.params))
+    architecture = _Architecture((model.graphdef, model.config.to_json_string()), shapes)
+    output: Output = "full" if labels else "diagonal" if functional == "fisher_sketch" else "trace"
+    return _functional(architecture, functional, samples, labels), output, labels
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """A model without weights; what two of the same `identity` compute of parameters is the same."""
+
+    identity: tuple[Any, ...]
+    model: Model = field(compare=False)
+
+
+@lru_cache(maxsize=32)
+def _functional(
+    architecture: _Architecture, functional: FunctionalName, samples: int, labels: tuple[int, ...]
+) -> functionals.Functional:
+    """The same function for all models of an architecture, such as fine-tuned ones, so that it is compiled once."""
     if functional == "label_logits":
-        labels = _labels(batch)
-        return functionals.label_logits(model, labels), "full", labels
+        return functionals.label_logits(architecture.model, labels)
     if functional == "fisher_sketch":
-        return functionals.fisher_sketch(model, samples), "diagonal", ()
-    return (functionals.loss if functional == "loss" else functionals.target_logprob)(model), "trace", ()
+        return functionals.fisher_sketch(architecture.model, samples)
+    return (functionals.loss if functional == "loss" else functionals.target_logprob)(architecture.model)
+
+
+@partial(jax.jit, static_argnums=0)
+def _values(f: functionals.Functional, params: Any, batch: Any) -> jax.Array:
+    """f of every example, one after the other."""
+    found: jax.Array = jax.lax.map(lambda example: f(params, example), batch)
+    return found
 
 
 def _first_targets(batch: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

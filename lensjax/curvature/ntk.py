@@ -106,11 +106,11 @@ def ntk_flops(
     job = _prepare(f, params, xs, ys, factors, memory_limit)
     total, some, zero = 0, job.examples_of(0), jnp.asarray(0)
     for part in job.parts:
-        fill = partial(_fill, job.plan, part, job.dtype, job.mesh)
-        each = job.batches * matmul_flops(fill, None, job.captured, params, some, zero, zero)
+        static = job.plan, part, job.dtype, job.mesh
+        held = None if job.batches == 1 else _room_shapes(job, part, params)
+        each = job.batches * matmul_flops(_filler(), *static, held, job.captured, params, some, zero, zero)
         for leaf, gradients in zip(part.leaves, _room_shapes(job, part, params), strict=True):
-            static = job.contraction(part, leaf, gradients, output)
-            each += matmul_flops(lambda held, static=static: _contract(held, *static), gradients)
+            each += matmul_flops(_contract, gradients, *job.contraction(part, leaf, gradients, output))
         total += each * part.pieces
     return total
 

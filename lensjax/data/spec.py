@@ -3,7 +3,7 @@
 import os
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -125,6 +125,7 @@ class TaskSpec(Strict):
 
 
 _TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
+_MERGE = "tag:yaml.org,2002:merge"  # <<, which may be there several times
 Spec = TypeVar("Spec", bound=TaskSpec)
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -167,6 +168,20 @@ def read_spec(path: str | Path, kind: type[Spec]) -> Spec:
     return spec.model_copy(update={"source": from_folder(spec.source, path.parent)})
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a field that is there twice, as YAML 1.2 does, instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[tuple[str, object]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{shorten(key.value)} is there twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
     """The fields of a YAML file.
 
@@ -180,7 +195,7 @@ def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
     """
     where = shorten(path, 200)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"Cannot read {where}: {why}; give the YAML file of {what}.") from error
@@ -204,8 +219,8 @@ def validated(kind: type[Fields], content: Mapping[str, Any], path: Path) -> Fie
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing wrong with a spec, naming the field."""
-    found = error.errors()[0]
+    """The first thing wrong with a spec, naming the field: one that nobody knows, as it may be one that is missing."""
+    found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     field = shorten(".".join(str(part) for part in found["loc"] if part != "[key]"))
     why = found["msg"].removeprefix("Value error, ")
     if found["type"] == "missing":

@@ -1,5 +1,6 @@
 """What fine-tuning one candidate takes, known before its weights are: operations, memory of a device, and seconds."""
 
+import math
 import os
 import re
 import statistics
@@ -7,12 +8,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
@@ -24,9 +26,9 @@ from lensjax.data.batches import BatchPlan, Lengths, collate, example_lengths, f
 from lensjax.data.spec import TaskSpec
 from lensjax.data.tasks import Example
 from lensjax.data.tokens import padding_token
-from lensjax.models.base import Model, initialise
+from lensjax.models.base import Model, Params
 from lensjax.models.hub import find_folder, read_config
-from lensjax.models.lora import add_lora, split_trainable
+from lensjax.models.lora import split_trainable
 from lensjax.models.options import make_options
 from lensjax.models.topology import CHIP_GB, abstract_model, add_abstract_lora, device_bytes
 from lensjax.study.plan_schema import Memory, Seconds
@@ -39,7 +41,7 @@ from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import make_programs, program_flops, state_shapes
 
 UTILISATION = 0.4  # share of the published peak that is assumed where nothing is timed
-_LEAST, _MOST, _LONG = 3, 30, 2.0  # calls of a program that are timed, and seconds after which they are enough
+_LEAST, _MOST, _LONG = 3, 30, 1.0  # calls of a program that are timed, and seconds after which they are enough
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,14 @@ class AbstractCandidate:
             self.model = self._abstract(source)
             self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.model.params))
             if training.method == "lora":
-                self.model = add_abstract_lora(self.model, **self._adapters)
+                how = training.lora_rank, training.lora_alpha, training.lora_targets
+                self.model = add_abstract_lora(self.model, *how)
             with tempfile.TemporaryDirectory() as made:  # whose files stay readable while they are mapped
                 self.tokens = tokenise_all(examples, self.model, spec, Path(made))
             self.trained, self.frozen = split_trainable(self.model.params)
             self.state = state_shapes(self.model, training, mesh)
             self.programs: Any = make_programs(self.model, training, mesh)
-            of_step, of_losses = program_flops(self.model, training, mesh)
+            of_step, of_losses = program_flops(self.model, training, mesh, self.programs)
             self.step_flops = {shape: of_step(self.placement.shapes(shape)) for shape in set(self.shapes)}
             self.evaluation_flops = of_losses(self.evaluation_placement.shapes(self.tokens.evaluation_length))
 
@@ -187,13 +190,13 @@ class AbstractCandidate:
         )
 
     def timed(self) -> Seconds:
-        """Time the programs on these devices, with random weights and real examples.
+        """Time the programs on these devices, with made-up weights and real examples.
 
         Raises:
           NoRoom: the compiler says that a program does not fit.
         """
         steps, losses = {shape: self.compiled_step(shape) for shape in self.shapes}, self.compiled_losses
-        trained, frozen = split_trainable(self._initialised().params)
+        trained, frozen = split_trainable(_made_up(self.model.params))
         with self._measuring("compiling"):
             state = jax.block_until_ready(self.programs.start(trained))
         taken = {}
@@ -280,17 +283,6 @@ class AbstractCandidate:
         folder = find_folder(source, what="tokenizer")
         return abstract_model(read_config(folder), options, folder)
 
-    @property
-    def _adapters(self) -> dict[str, Any]:
-        """How adapters are made."""
-        training = self.training
-        return {"rank": training.lora_rank, "alpha": training.lora_alpha, "targets": training.lora_targets}
-
-    def _initialised(self) -> Model:
-        """The model with random weights."""
-        made = initialise(self.model.config, replace(self.model.options, lora=None), 0)
-        return add_lora(made, **self._adapters) if self.training.method == "lora" else made
-
     def rows(self, shape: Lengths, placement: BatchPlacement) -> Mapping[str, np.ndarray]:
         """A batch of training examples that fit a shape."""
         tokens = next(iter(self.tokens.train.values()))
@@ -310,6 +302,20 @@ def device_memory(mesh: Mesh, topology: str | None = None) -> int | None:
     if device.platform != "cpu":
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
+
+
+def _made_up(shapes: Params) -> Params:
+    """Small weights, quickly made: random ones take seconds to compile, and of zeros GPUs compute faster."""
+
+    def make() -> Any:
+        def leaf(shape: jax.ShapeDtypeStruct) -> jax.Array:
+            waves = 0.02 * jnp.sin(jnp.arange(math.prod(shape.shape), dtype=jnp.float32))
+            return waves.reshape(shape.shape).astype(shape.dtype)
+
+        return jax.tree.map(leaf, shapes)
+
+    made: Params = jax.jit(make, out_shardings=jax.tree.map(lambda shape: shape.sharding, shapes))()
+    return made
 
 
 def _median_seconds(call: Callable[[], None]) -> float:

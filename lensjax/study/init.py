@@ -10,7 +10,8 @@ _TEXT = """\
 #   lensjax run {file}     run it, or go on with it
 #   lensjax report {folder}      what is known so far
 
-# Folders of models, relative to this file, or names on the Hugging Face hub. One that is to be trained otherwise:
+# Folders of models, relative to this file, names on the Hugging Face hub, or pocket:NAME, which are part of LensJAX.
+# One that is to be trained otherwise:
 #   - {{source: org/model, name: mine, training: {{batch_size: 8, remat: full}}}}
 candidates:
 {candidates}

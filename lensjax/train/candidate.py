@@ -107,7 +107,7 @@ class Candidate:
         self.padding = padding_token(model.tokenizer)
         self.shapes = model.with_params(shapes_of(model.params))
         self.programs = make_programs(self.shapes, training, self.mesh)
-        of_step, of_losses = program_flops(self.shapes, training, self.mesh)
+        of_step, of_losses = program_flops(self.shapes, training, self.mesh, self.programs)
         self.step_flops = cache(lambda lengths: of_step(self.placement.shapes(lengths)))
         self.evaluation_flops = of_losses(self.evaluation_placement.shapes(self.tokens.evaluation_length))
 

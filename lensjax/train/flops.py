@@ -39,7 +39,8 @@ _GPUS: Sequence[tuple[str, dict[str, float]]] = (
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     """Floating-point operations of the matrix products and convolutions of function(*args): 2 per multiply–add.
 
-    They are counted from the function's jaxpr, so nothing is computed, and `args` may be `jax.ShapeDtypeStruct`s. What
+    They are counted from the function's jaxpr, so nothing is computed, and `args` may be `jax.ShapeDtypeStruct`s; a
+    function that `jax.jit` made may have static ones, and is not traced again when it is called. What
     no result depends on is not counted, as compilers leave it out. A scan counts as often as it has steps, so does a
     `fori_loop` with constant bounds, and what a backward pass computes anew counts again. Of the branches of a `cond`
     the largest counts. The body of a `while_loop`, whose number of steps is not known, counts once. What `shard_map`
@@ -52,7 +53,8 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     Returns:
       FLOPs, as an exact integer.
     """
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    compiled = function if hasattr(function, "trace") else jax.jit(function)
+    jaxpr = compiled.trace(*args).jaxpr.jaxpr
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(needed)
 

@@ -22,7 +22,8 @@ class TrainingSpec(Strict):
       method: "full" trains every parameter, "lora" low-rank adapters (arXiv 2106.09685).
       lora_rank, lora_alpha, lora_targets: Rank of the adapters, their scale times the rank, and the linear maps that
         have them: all of q, k, v, o, up, gate and down where not given.
-      learning_rate: Peak of the schedule; of several, the one with the lowest validation loss on the first rung.
+      learning_rate: Peak of the schedule; of several, the one with the lowest validation loss on the first rung. Where
+        none is given 3e-5, 1e-4 and 3e-4 are tried, and for lora 1e-4, 3e-4 and 1e-3.
       schedule: What follows the warm-up: "linear" to 0, "cosine" to 0, or "constant".
       warmup: Share of the steps in which the rate rises from 0.
       batch_size: Examples per step, over all devices.

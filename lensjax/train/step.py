@@ -134,14 +134,16 @@ def state_shapes(model: Model, spec: TrainingSpec, mesh: Mesh) -> State:
 
 
 def program_flops(
-    model: Model, spec: TrainingSpec, mesh: Mesh
+    model: Model, spec: TrainingSpec, mesh: Mesh, programs: Programs
 ) -> tuple[Callable[[Shapes], int], Callable[[Shapes], int]]:
-    """Floating-point operations of `Programs.step` and of `Programs.losses`, by the shapes of a batch.
+    """Floating-point operations of a model's `Programs.step` and `Programs.losses`, by the shapes of a batch.
 
-    `model` may be abstract; what is counted of it, `as_counted` says.
+    `model` may be abstract; what is counted of it, `as_counted` says. What is traced for it is not traced again when
+    the programs are called, where they are what is counted.
     """
     counted = as_counted(model)
-    programs = make_programs(counted, spec, mesh)
+    if counted.graphdef != model.graphdef:
+        programs = make_programs(counted, spec, mesh)
     state, (trained, frozen) = state_shapes(counted, spec, mesh), split_trainable(counted.params)
     return (
         lambda batch: matmul_flops(programs.step, state, frozen, batch, 0.0),

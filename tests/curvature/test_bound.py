@@ -141,9 +141,9 @@ def test_the_bound_has_the_terms_that_are_written():
     assert found.hessian == pytest.approx(1.1 * (2 * 2 + 2 * 3) / 20)
     assert found.remainder == pytest.approx(8 * 400**-0.75)
     assert found.total == pytest.approx(found.empirical + found.hessian + found.remainder)
-    with pytest.raises(InputError, match=r"ε 0\.0"):
+    with pytest.raises(InputError, match=r"epsilon \(ε\) is 0\.0"):
         bound_terms(400, 0.5, np.array([4.0]), 4.0, epsilon=0.0)
-    with pytest.raises(InputError, match="C is inf"):
+    with pytest.raises(InputError, match=r"loss_bound \(C\) is inf"):
         bound_terms(400, 0.5, np.array([4.0]), np.inf)
     with pytest.raises(InputError, match="the training loss nan"):
         bound_terms(400, np.nan, np.array([4.0]), 4.0)

@@ -39,6 +39,12 @@ def test_read_whole(tmp_path: Path) -> None:
     assert spec.fields == ("en", "es")
 
 
+def test_merged_fields_are_not_there_twice(tmp_path: Path) -> None:
+    anchor = "&held {train: a.csv, test: b.csv}"
+    spec = read_spec(write(tmp_path, f"source: {{files: {{test: c.csv, <<: {anchor}}}}}\ntarget: '{{a}}'"), TaskSpec)
+    assert spec.source.files == {"train": [tmp_path / "a.csv"], "test": [tmp_path / "c.csv"]}
+
+
 def test_one_file_is_train_and_prompts_may_be_empty(tmp_path: Path) -> None:
     spec = read_spec(write(tmp_path, "name: poems\nsource: {files: a.jsonl}\ntarget: '{text}'"), TaskSpec)
     assert spec.name == "poems"
@@ -79,6 +85,8 @@ def test_templates() -> None:
 GOOD = "source: {files: a.jsonl}\ntarget: '{a}'\n"
 BAD = {
     "not YAML": ("source: [", r"verses\.yaml is not YAML \(.*\); mend it\."),
+    "twice": (GOOD + "test: 5\ntest: 6", r"verses\.yaml is not YAML \(test is there twice.*line 4.*\); mend it\."),
+    "twice within": ("source: {files: a, files: b}\ntarget: '{a}'", "files is there twice"),
     "not text": ("source: \0", "is not YAML"),
     "no date": (GOOD + "name: 2024-13-45", r"is not YAML \(month must be in 1\.\.12.*\); mend it"),
     "no number": (GOOD + "test: !!int ''", "is not YAML"),
@@ -88,6 +96,7 @@ BAD = {
     "no source": ("target: '{a}'", "the field source is missing; add it"),
     "no target": ("source: {files: a.jsonl}", "the field target is missing; add it"),
     "unknown field": (GOOD + "tests: 3", "there is no field tests; remove it or mend its name"),
+    "misspelt": ("sauce: {files: a.jsonl}\ntarget: '{a}'", "there is no field sauce; remove it or mend its name"),
     "unknown in source": ("source: {file: a.jsonl}\ntarget: '{a}'", r"there is no field source\.file; remove it or"),
     "number as field": (GOOD + "3: 3", "the field|3.*should be strings|keys"),
     "two sources": ("source: {files: a.csv, saved: b}\ntarget: '{a}'", "source: give one of .* not files and saved"),

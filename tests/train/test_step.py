@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import lensjax.models
+from lensjax.models.base import Model
 from lensjax.models.lora import add_lora, split_trainable
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
-from lensjax.train.step import make_programs, state_shapes
+from lensjax.train.step import make_programs, program_flops, state_shapes
 
 ROWS, TIME = 16, 12
 
@@ -54,6 +55,22 @@ def single():
 def assert_same(found, expected, tolerance):
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=tolerance, atol=tolerance)
+
+
+def test_what_counting_traces_is_not_traced_again(make_model, monkeypatch):
+    model, spec = make_model("gpt2", single()), TrainingSpec(batch_size=ROWS)
+    traced, losses = [], Model.token_losses
+    monkeypatch.setattr(Model, "token_losses", lambda self, *args: [traced.append(self), losses(self, *args)][1])
+    programs, placement = make_programs(model, spec, model.options.mesh), BatchPlacement(model.options.mesh, ROWS, 1)
+    of_step, of_losses = program_flops(model, spec, model.options.mesh, programs)
+    counted = of_step(placement.shapes((TIME,))), of_losses(placement.shapes((TIME,)))
+    assert counted[0] > 2 * counted[1]
+    trained, frozen = split_trainable(model.params)
+    rows = make_batch(model.config)
+    batch = placement.to_devices({name: rows[name] for name in placement.shapes((TIME,))})
+    programs.losses(trained, frozen, batch)
+    programs.step(programs.start(trained), frozen, batch, 0.01)
+    assert len(traced) == 2
 
 
 @pytest.mark.parametrize("model_type", ["llama", "t5"])

@@ -17,6 +17,7 @@ from lensjax.selection.ranking import rank
 FOLDER = Path(__file__).parents[2] / "experiments" / "does_curvature_help"
 SIZES = [0, *(200 * 2**k for k in range(7))]
 MODELS = [f"m{i}" for i in range(6)]
+TITLE = "spelling, 6 models to 12,800"
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +98,12 @@ def test_the_answers_are_those_that_were_put_in(results: Path) -> None:
     assert {one["task"] for one in answers["left_out"]} == {"spelling", "topics"}
     assert all(one["lost"] >= 0 for one in answers["left_out"])
     spent = sum(2 * size if size == 400 else max(size, 10) for size in SIZES if size <= 1600)  # the mean over seeds
-    assert answers["saved"]["spelling, 6 models to 12,800"]["1600"] == pytest.approx(1 - spent / 12_800)
+    assert answers["saved"][TITLE]["1600"] == pytest.approx(1 - spent / 12_800)
 
 
 def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> None:
     answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
-    methods, titles = answers["methods"], ["spelling, 6 models to 12,800", "topics, 6 models to 12,800"]
+    methods, titles = answers["methods"], [TITLE, "topics, 6 models to 12,800"]
     full = {title: answers["saved"][title]["1600"] for title in titles}
     assert methods["joint"]["saved"] == full  # curves as smooth as these are told apart
     assert methods["LensLLM, tied"]["metrics"]["relative_accuracy"] > 0.911
@@ -113,6 +114,17 @@ def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> 
         places = found["coverage90"]
         assert (places == {}) == (not name.startswith(("joint", "LensLLM")))
         assert all(sizes == "4" and 0 <= share <= 1 and count == 12 for sizes, (share, count) in places.items())
+
+
+def test_every_smaller_target_is_told_with_what_is_saved_there(results: Path) -> None:
+    answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
+    of = [one for one in answers["targets"] if one["task"] == "spelling"]
+    assert [(one["target"], one["least_budget"]) for one in of] == [(3200, 400), (6400, 800), (12_800, 1600)]
+    assert of[-1]["saved"] == {name: answers["methods"][name]["saved"][TITLE] for name in of[-1]["saved"]}
+    spent = 10 + 200 + 2 * 400  # of every model, the mean over seeds
+    assert of[0]["least_saved"] == pytest.approx(1 - spent / 3200)
+    assert all(one["saved"]["joint"] in (0.0, one["least_saved"]) for one in of)
+    assert f"| spelling | 6 | 3,200 | {of[0]['spread']:.3f} | " in (results / "report.md").read_text(encoding="utf-8")
 
 
 def test_intervals_are_scored_for_seeds_that_were_measured_throughout(results: Path) -> None:

@@ -1,0 +1,35 @@
+"""A model's kernel, which is measured of fine-tuned models too."""
+
+import jax
+import numpy as np
+import pytest
+
+from lensjax.curvature.kernel import measure_kernel
+from lensjax.models.base import Model
+
+
+@pytest.fixture
+def batch():
+    ids = np.random.default_rng(0).integers(3, 96, (6, 8)).astype(np.int32)
+    return {"input_ids": ids, "labels": np.where(np.arange(8) > 3, ids % 5 + 3, -100).astype(np.int32)}
+
+
+@pytest.mark.parametrize("functional", ["loss", "label_logits"])
+def test_models_of_one_architecture_share_what_is_traced(tiny_config, random_model, batch, monkeypatch, functional):
+    traced, apply = [], Model.apply
+    monkeypatch.setattr(Model, "apply", lambda self, *args: [traced.append(self), apply(self, *args)][1])
+    model = random_model(tiny_config("gpt2"))
+    first = measure_kernel(model, batch, functional)
+    assert traced
+    traced.clear()
+    tuned = random_model(tiny_config("gpt2"))
+    tuned = tuned.with_params(jax.tree.map(lambda leaf: 0.9 * leaf, tuned.params))
+    second = measure_kernel(tuned, batch, functional)
+    assert not traced
+    np.testing.assert_array_equal(measure_kernel(model, batch, functional).theta, first.theta)
+    assert not np.allclose(second.f0, first.f0)
+    if functional == "loss":
+        rows = ({name: of[i] for name, of in batch.items()} for i in range(len(second.f0)))
+        np.testing.assert_allclose(second.f0, [float(tuned.loss(tuned.params, row)) for row in rows], rtol=1e-4)
+        rounded = measure_kernel(random_model(tiny_config("gpt2"), dtype="bfloat16"), batch)
+        assert 0 < np.abs(rounded.f0 - first.f0).max() < 0.1  # of another architecture, as it computes otherwise
