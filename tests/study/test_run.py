@@ -46,7 +46,8 @@ def finished(write_study, tmp_path_factory):
     """The spec, the folder, the journal and the sentences of a study of four families on five rungs."""
     folder = tmp_path_factory.mktemp("finished")
     evidence = {"ntk": {"examples": 8}}
-    spec = read_study(write_study(folder, *FAMILIES, budget=1600, evidence=evidence))
+    training = {"learning_rate": 3e-3, "batch_size": 16, "epochs": 1, "max_steps": 25}  # enough to learn something
+    spec = read_study(write_study(folder, *FAMILIES, budget=1600, evidence=evidence, training=training))
     said = []
     return spec, folder / "study", run_study(spec, folder / "study", say=said.append), said
 
