@@ -118,6 +118,8 @@ def rank(
 def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tuple[tuple[str, str], ...]]:
     """What may be looked at, and which models have too little of it."""
     task, largest = shorten(table.task), int(table.sizes.max())
+    if not largest:
+        raise InputError(f"Task '{task}' holds no losses but those before fine-tuning; measure two larger sizes.")
     if target < budget:
         raise InputError(f"The target of {target} examples is smaller than the budget of {budget}; swap them.")
     if budget > largest:

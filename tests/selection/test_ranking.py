@@ -108,6 +108,11 @@ def test_budgets_that_make_no_sense(budget, target, says):
         rank(TABLE, budget, target)
 
 
+def test_losses_before_fine_tuning_alone_cannot_be_ranked():
+    with pytest.raises(InputError, match="holds no losses but those before fine-tuning; measure two larger sizes"):
+        rank(curve_table(["a", "b"], [0], np.array([[3.0], [2.9]])), 12_800, TARGET)
+
+
 def test_one_model_is_not_a_choice_and_methods_have_names():
     with pytest.raises(InputError, match="needs two such models"):
         rank(TABLE.select([0]), 12_800, TARGET)
