@@ -58,6 +58,15 @@ _LONGEST = (
 )
 
 
+# A family for every kind of block: the others are made of the blocks of these.
+_DISTINCT = ("bart", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "olmo2", "opt", "switch_transformers", "t5")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "distinct_type" in metafunc.fixturenames:
+        metafunc.parametrize("distinct_type", _DISTINCT)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # by which pytest-xdist begins with the files of the most tests instead
 
