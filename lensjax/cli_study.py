@@ -106,7 +106,7 @@ def run(
         spec: YAML file of the study; `lensjax study init` writes one.
         out: Folder of the study; by default one beside the file, called as it is without its ending.
         launcher: Where cells are computed: local, in this process one after another, or ray, on a Ray cluster.
-        dry_run: Only say what is left to do.
+        dry_run: Only say what is left to do if no candidate drops out and the budget lasts.
         limit: Stop after so many cells.
         retry: Try again what failed before.
     """

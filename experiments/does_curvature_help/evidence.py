@@ -93,13 +93,14 @@ class TaskEvidence:
     def saved(self, accuracy: Mapping[int, float]) -> float:
         """What a method saves of FullTuning, given its relative accuracy at every budget.
 
-        It is by the smallest budget at which, as at every larger one, that is `GOOD`; 0 where there is none.
+        It is by the smallest budget at which, as at every larger one, that is `GOOD`; 0 where there is none, or where
+        such a budget takes more than FullTuning.
         """
         good = 0.0
         for budget in self.budgets:  # the largest first
             if accuracy[budget] < GOOD:
                 break
-            good = 1 - self.cost(budget)
+            good = max(1 - self.cost(budget), 0.0)
         return good
 
     def nearer(self) -> list["TaskEvidence"]:
