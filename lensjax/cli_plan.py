@@ -41,7 +41,7 @@ def plan(
         topology: TPU devices to plan for, such as v5e:16x16, which need not be attached; this needs libtpu, and times
             are those of 40 % of the published peak.
         mesh: Devices along each axis (data, fsdp, tensor) for all candidates; by default what the study says.
-        timing: Time a few steps of every candidate, with random weights.
+        timing: Time a few steps of every candidate, with made-up weights.
         json: Write everything that is known to this file.
     """
     outputs = [] if json is None else [json]

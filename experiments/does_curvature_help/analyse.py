@@ -180,7 +180,7 @@ def targets_answer(tasks: Sequence[TaskEvidence]) -> list[dict[str, Any]]:
                 "target": task.target,
                 "spread": float(true.max() - true.min()),
                 "least_budget": least,
-                "least_saved": 1 - task.cost(least),
+                "least_saved": max(1 - task.cost(least), 0.0),
                 "saved": saved,
             }
         )

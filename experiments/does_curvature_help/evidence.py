@@ -98,15 +98,15 @@ class TaskEvidence:
         """
         good = 0.0
         for budget in self.budgets:  # the largest first
-            if accuracy[budget] < GOOD:
+            if not accuracy[budget] >= GOOD:  # nor where it is not known
                 break
             good = max(1 - self.cost(budget), 0.0)
         return good
 
     def nearer(self) -> list["TaskEvidence"]:
-        """The same models at every smaller target that can be predicted, and at this one, last."""
+        """The same models at every target that all were measured at and that can be predicted, this one last."""
         found = []
-        for target in self.table.sizes[self.table.sizes > 0]:
+        for target in self.table.sizes[(self.table.sizes > 0) & self.table.measured.all(axis=0)]:
             seen = self.table.sizes <= target
             losses = {seed: losses[:, seen] for seed, losses in self.losses.items()}
             one = replace(self, table=self.table.up_to(int(target)), target=int(target), losses=losses)

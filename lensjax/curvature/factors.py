@@ -98,17 +98,19 @@ class Plan:
         return tuple(leaf.number for leaf in self.leaves if leaf.number not in used)
 
 
+_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")  # that tracing depends on
 _plans: WeakKeyDictionary[Function, dict[Any, tuple[Plan, list[Any]]]] = WeakKeyDictionary()
 
 
 def make_plan(f: Function, params: Any, example: Any, itemsize: int | None = None) -> tuple[Plan, list[Any]]:
     """The plan of f(params, example), and the arrays that f captured; factors are of so many bytes a number.
 
-    A function traced for the same shapes before is not traced again, so that nothing is compiled anew.
+    A function traced for the same shapes and settings of JAX before is not traced again, so that nothing is compiled
+    anew.
     """
     leaves, structure = jax.tree.flatten((params, example))
     shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    key = (structure, shapes, itemsize, jax.config.read("jax_enable_x64"))
+    key = (structure, shapes, itemsize, *(getattr(jax.config, name) for name in _SETTINGS))
     try:
         known = _plans.setdefault(f, {})
     except TypeError:  # neither hashable nor weakly referable

@@ -1,5 +1,6 @@
 """A model's kernel on examples of a task, and what it says of fine-tuning on them."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -21,6 +22,7 @@ FunctionalName = Literal["loss", "target_logprob", "label_logits", "fisher_sketc
 SAMPLES = 32  # projections of a Fisher sketch
 LABELS = 16  # classes at most of label_logits
 _TIMES = 97
+_NOT_COMPUTED = ("architectures", "dtype", "_name_or_path", "transformers_version")  # of a configuration
 _LEAST = 1e-6  # of the largest eigenvalue: directions below are not waited for
 
 
@@ -155,7 +157,8 @@ def _function(
     """A functional of a model, what of its kernel is measured, and the tokens of its classes."""
     labels = _labels(batch) if functional == "label_logits" else ()
     shapes = model.with_params(jax.eval_shape(lambda params: params, model.params))
-    architecture = _Architecture((model.graphdef, model.config.to_json_string()), shapes)
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_COMPUTED}
+    architecture = _Architecture((model.graphdef, json.dumps(config, sort_keys=True, default=str)), shapes)
     output: Output = "full" if labels else "diagonal" if functional == "fisher_sketch" else "trace"
     return _functional(architecture, functional, samples, labels), output, labels
 

@@ -107,9 +107,10 @@ def ntk_flops(
     total, some, zero = 0, job.examples_of(0), jnp.asarray(0)
     for part in job.parts:
         static = job.plan, part, job.dtype, job.mesh
-        held = None if job.batches == 1 else _room_shapes(job, part, params)
+        room = _room_shapes(job, part, params)
+        held = None if job.batches == 1 else room
         each = job.batches * matmul_flops(_filler(), *static, held, job.captured, params, some, zero, zero)
-        for leaf, gradients in zip(part.leaves, _room_shapes(job, part, params), strict=True):
+        for leaf, gradients in zip(part.leaves, room, strict=True):
             each += matmul_flops(_contract, gradients, *job.contraction(part, leaf, gradients, output))
         total += each * part.pieces
     return total

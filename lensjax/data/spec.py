@@ -3,7 +3,7 @@
 import os
 import re
 import string
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -171,7 +171,8 @@ def read_spec(path: str | Path, kind: type[Spec]) -> Spec:
 class _UniqueKeys(yaml.SafeLoader):
     """YAML's safe loader, which refuses a field that is there twice, as YAML 1.2 does, instead of taking the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # before << is filled in
         seen: set[tuple[str, object]] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
@@ -179,7 +180,7 @@ class _UniqueKeys(yaml.SafeLoader):
             if (key.tag, key.value) in seen:
                 raise yaml.MarkedYAMLError(problem=f"{shorten(key.value)} is there twice", problem_mark=key.start_mark)
             seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def make_plan(
       spec: The study.
       topology: TPU devices to plan for, such as "v5e:16x16", which need not be attached.
       mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2"; what the spec says where not given.
-      timing: Time a few steps of every candidate, with random weights.
+      timing: Time a few steps of every candidate, with made-up weights.
       progress: Called with how many candidates are done, and of how many.
 
     Raises:

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+import lensjax.models
+from lensjax.curvature import kernel
 from lensjax.curvature.kernel import measure_kernel
 from lensjax.models.base import Model
 
@@ -15,15 +17,19 @@ def batch():
 
 
 @pytest.mark.parametrize("functional", ["loss", "label_logits"])
-def test_models_of_one_architecture_share_what_is_traced(tiny_config, random_model, batch, monkeypatch, functional):
+def test_models_of_one_architecture_share_what_is_traced(
+    tiny_config, random_model, batch, monkeypatch, tmp_path, functional
+):
+    kernel._functional.cache_clear()
     traced, apply = [], Model.apply
     monkeypatch.setattr(Model, "apply", lambda self, *args: [traced.append(self), apply(self, *args)][1])
     model = random_model(tiny_config("gpt2"))
     first = measure_kernel(model, batch, functional)
     assert traced
     traced.clear()
-    tuned = random_model(tiny_config("gpt2"))
-    tuned = tuned.with_params(jax.tree.map(lambda leaf: 0.9 * leaf, tuned.params))
+    model.with_params(jax.tree.map(lambda leaf: 0.9 * leaf, model.params)).save(tmp_path / "tuned")
+    tuned = lensjax.models.load(tmp_path / "tuned")
+    assert tuned.config.to_json_string() != model.config.to_json_string()  # which says how it was saved
     second = measure_kernel(tuned, batch, functional)
     assert not traced
     np.testing.assert_array_equal(measure_kernel(model, batch, functional).theta, first.theta)
@@ -33,3 +39,12 @@ def test_models_of_one_architecture_share_what_is_traced(tiny_config, random_mod
         np.testing.assert_allclose(second.f0, [float(tuned.loss(tuned.params, row)) for row in rows], rtol=1e-4)
         rounded = measure_kernel(random_model(tiny_config("gpt2"), dtype="bfloat16"), batch)
         assert 0 < np.abs(rounded.f0 - first.f0).max() < 0.1  # of another architecture, as it computes otherwise
+
+
+def test_a_change_of_precision_is_a_change_of_the_kernel(tiny_config, random_model, batch, monkeypatch):
+    model, traced, apply = random_model(tiny_config("gpt2")), [], Model.apply
+    measure_kernel(model, batch)
+    monkeypatch.setattr(Model, "apply", lambda self, *args: [traced.append(self), apply(self, *args)][1])
+    with jax.default_matmul_precision("highest"):
+        measure_kernel(model, batch)
+    assert traced

@@ -43,6 +43,9 @@ def test_merged_fields_are_not_there_twice(tmp_path: Path) -> None:
     anchor = "&held {train: a.csv, test: b.csv}"
     spec = read_spec(write(tmp_path, f"source: {{files: {{test: c.csv, <<: {anchor}}}}}\ntarget: '{{a}}'"), TaskSpec)
     assert spec.source.files == {"train": [tmp_path / "a.csv"], "test": [tmp_path / "c.csv"]}
+    deep = "splits: {<<: &B {<<: {test: x}, test: y}, <<: *B}"
+    spec = read_spec(write(tmp_path, f"source: {{saved: a, {deep}}}\ntarget: '{{a}}'"), TaskSpec)
+    assert spec.source.splits == {"test": "y"}
 
 
 def test_one_file_is_train_and_prompts_may_be_empty(tmp_path: Path) -> None:
@@ -87,6 +90,7 @@ BAD = {
     "not YAML": ("source: [", r"verses\.yaml is not YAML \(.*\); mend it\."),
     "twice": (GOOD + "test: 5\ntest: 6", r"verses\.yaml is not YAML \(test is there twice.*line 4.*\); mend it\."),
     "twice within": ("source: {files: a, files: b}\ntarget: '{a}'", "files is there twice"),
+    "no mapping": ("source: !!map [x]", r"is not YAML \(expected a mapping node"),
     "not text": ("source: \0", "is not YAML"),
     "no date": (GOOD + "name: 2024-13-45", r"is not YAML \(month must be in 1\.\.12.*\); mend it"),
     "no number": (GOOD + "test: !!int ''", "is not YAML"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
+import jax
 from killed_runs import start, wait
 
 import lensjax.models.opt
@@ -38,4 +39,8 @@ def run(spec: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     spec, folder, kills, seed = sys.argv[1:]
+    # A cache of its own: what is killed while it writes a program leaves half of one.
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     print(json.dumps(run(spec, Path(folder), int(kills), int(seed))))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,6 +126,42 @@ def test_every_smaller_target_is_told_with_what_is_saved_there(results: Path) ->
     assert of[0]["least_saved"] == pytest.approx(1 - spent / 3200)
     assert all(one["saved"]["joint"] in (0.0, one["least_saved"]) for one in of)
     assert f"| spelling | 6 | 3,200 | {of[0]['spread']:.3f} | " in (results / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def task(experiment: dict[str, ModuleType], tmp_path: Path) -> Any:
+    write_measurements(tmp_path, "spelling", 0)
+    (found,) = experiment["evidence"].read_task(tmp_path, "spelling")
+    return found
+
+
+def test_savings_are_those_of_the_smallest_budget_from_which_on_all_are_good(task: Any) -> None:
+    assert task.budgets == [3200, 1600, 800, 400]
+    saved = {budget: 1 - task.cost(budget) for budget in task.budgets}
+    assert task.saved({3200: 1.0, 1600: 0.95, 800: 0.5, 400: 1.0}) == saved[1600]
+    assert task.saved(dict.fromkeys(task.budgets, 0.92)) == saved[400]
+    assert task.saved({3200: 0.9, 1600: 1.0, 800: 1.0, 400: 1.0}) == 0
+    assert task.saved(dict.fromkeys(task.budgets, np.nan)) == 0
+    dear = replace(task, flops=task.flops | {400: 2 * task.flops[12_800]})
+    assert dear.saved(dict.fromkeys(task.budgets, 1.0)) == 0
+
+
+def test_nearer_targets_are_those_that_all_were_measured_at(task: Any) -> None:
+    nearer = task.nearer()
+    assert [(one.target, one.budgets) for one in nearer] == [
+        (1600, [400]),
+        (3200, [800, 400]),
+        (6400, [1600, 800, 400]),
+        (12_800, task.budgets),
+    ]
+    for one in nearer:
+        assert one.table.sizes[-1] == one.target
+        assert all(losses.shape == one.table.loss.shape for losses in one.losses.values())
+        assert one.cost(400) == pytest.approx(task.cost(400) * task.flops[12_800] / task.flops[one.target])
+    loss = task.table.loss.copy()
+    loss[2, list(task.table.sizes).index(3200)] = np.nan
+    holed = replace(task, table=replace(task.table, loss=loss))
+    assert [one.target for one in holed.nearer()] == [1600, 6400, 12_800]
 
 
 def test_intervals_are_scored_for_seeds_that_were_measured_throughout(results: Path) -> None:
