@@ -28,6 +28,7 @@ from lensjax.train.runs import SEARCH
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FAMILIES = ("gpt2", "llama", "opt", "t5")
+TRAINING = {"learning_rate": 3e-3, "batch_size": 16, "epochs": 1, "max_steps": 25}  # enough to learn something
 
 
 def curves(folder):
@@ -46,8 +47,7 @@ def finished(write_study, tmp_path_factory):
     """The spec, the folder, the journal and the sentences of a study of four families on five rungs."""
     folder = tmp_path_factory.mktemp("finished")
     evidence = {"ntk": {"examples": 8}}
-    training = {"learning_rate": 3e-3, "batch_size": 16, "epochs": 1, "max_steps": 25}  # enough to learn something
-    spec = read_study(write_study(folder, *FAMILIES, budget=1600, evidence=evidence, training=training))
+    spec = read_study(write_study(folder, *FAMILIES, budget=1600, evidence=evidence, training=TRAINING))
     said = []
     return spec, folder / "study", run_study(spec, folder / "study", say=said.append), said
 
@@ -181,7 +181,7 @@ def test_losing_candidates_are_eliminated_and_a_clear_decision_ends_it(write_stu
 def test_a_budget_of_flops_ends_before_the_rung_that_would_pass_it(finished, write_study, tmp_path):
     _, _, journal, _ = finished
     took = sum(e.flops for e in journal.entries if e.cell and e.cell.kind == "finetune" and e.cell.examples <= 400)
-    spec = read_study(write_study(tmp_path, *FAMILIES, budget={"flops": 1.3 * took}))
+    spec = read_study(write_study(tmp_path, *FAMILIES, budget={"flops": 1.3 * took}, training=TRAINING))
     shutil.copytree(finished[1] / "runs", tmp_path / "out" / "runs")
     shutil.copy(finished[1] / "study.json", tmp_path / "out")
     said = []
