@@ -161,6 +161,16 @@ def random_model() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The models whose `apply` was called in a test: once for each time that they are traced."""
+    from lensjax.models.base import Model
+
+    models, apply = [], Model.apply
+    monkeypatch.setattr(Model, "apply", lambda self, *args: [models.append(self), apply(self, *args)][1])
+    return models
+
+
+@pytest.fixture
 def save_tokenizer() -> Callable[[Path, int], None]:
     """Writes a tokenizer of the words w0, w1, … to a folder, of which w0 stands for every other."""
 

@@ -146,7 +146,10 @@ def _correlation(rows: Sequence[Mapping[str, Any]]) -> float:
 def methods_answer(
     tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, Mapping[str, float]]]
 ) -> dict[str, Any]:
-    """Of every method, means over tasks (of each over its budgets), what it saves, and how often its intervals hold."""
+    """Of every method, means over tasks, what it saves, and how often its intervals hold.
+
+    Means are over a task's budgets and targets first.
+    """
     found: dict[str, Any] = {}
     for name in next(iter(scores.values())):
         of = {place: one[name] for place, one in scores.items()}
@@ -154,37 +157,38 @@ def methods_answer(
         for metric in SHOWN:
             mean = float(np.mean([*_by_task({place: one[metric] for place, one in of.items()}).values()]))
             metrics[metric] = mean if np.isfinite(mean) else None
-        saved = {
-            task.title: task.saved({place.budget: of[place]["relative_accuracy"] for place in task.places})
-            for task in tasks
-        }
+        saved = {task.title: task.saved(_accuracy(task, scores, name)) for task in tasks}
         found[name] = {"metrics": metrics, "saved": saved, "coverage90": _coverage(tasks, of)}
     return found
 
 
-def targets_answer(tasks: Sequence[TaskEvidence]) -> list[dict[str, Any]]:
-    """What methods save at every target that was measured, and how far the models' losses are apart there."""
+def targets_answer(
+    tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, Mapping[str, float]]]
+) -> list[dict[str, Any]]:
+    """What methods save at every target, and how far the models' losses are apart there."""
     found = []
-    for task in (one for furthest in tasks for one in furthest.nearer()):
-        scores = {budget: method_scores(task, budget) for budget in task.budgets}
+    for task in tasks:
         true = task.table.column(task.target)
-        saved = {
-            name: task.saved({budget: one[name]["relative_accuracy"] for budget, one in scores.items()})
-            for name in scores[task.budgets[0]]
-        }
-        least = min(task.budgets)
+        saved = {name: task.saved(_accuracy(task, scores, name)) for name in scores[task.places[0]]}
         found.append(
             {
                 "task": task.name,
                 "models": len(true),
                 "target": task.target,
                 "spread": float(true.max() - true.min()),
-                "least_budget": least,
-                "least_saved": max(1 - task.cost(least), 0.0),
+                "least_budget": min(task.budgets),
+                "least_saved": task.saved(dict.fromkeys(task.budgets, 1.0)),
                 "saved": saved,
             }
         )
     return found
+
+
+def _accuracy(
+    task: TaskEvidence, scores: Mapping[Place, Mapping[str, Mapping[str, float]]], method: str
+) -> dict[int, float]:
+    """A method's relative accuracy at every budget of a task."""
+    return {place.budget: scores[place][method]["relative_accuracy"] for place in task.places}
 
 
 def _coverage(tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, float]]) -> dict[str, list[float]]:
@@ -230,11 +234,11 @@ def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)
     if not found:
         raise InputError(f"{results} holds no measurements; run measure.py first.")
     variants = {place: variant_scores(task, place.budget) for task in found for place in task.places}
+    targets = [one for task in found for one in task.nearer()]  # among them `found`
+    scores = {place: method_scores(task, place.budget) for task in targets for place in task.places}
     methods = {
-        place: method_scores(task, place.budget)
-        | {f"LensLLM, {variant}": one.metrics for variant, one in variants[place].items()}
-        for task in found
-        for place in task.places
+        place: scores[place] | {f"LensLLM, {variant}": score.metrics for variant, score in one.items()}
+        for place, one in variants.items()
     }
     answers = {
         "variants": variants_answer(variants),
@@ -242,7 +246,7 @@ def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)
         "phases": phases_answer(found),
         "drifts": drifts_answer(found),
         "methods": methods_answer(found, methods),
-        "targets": targets_answer(found),
+        "targets": targets_answer(targets, scores),
         "intervals": intervals_answer(found),
         "saved": {task.title: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in found},
     }

@@ -156,9 +156,10 @@ def _function(
 ) -> tuple[functionals.Functional, Output, tuple[int, ...]]:
     """A functional of a model, what of its kernel is measured, and the tokens of its classes."""
     labels = _labels(batch) if functional == "label_logits" else ()
-    shapes = model.with_params(jax.eval_shape(lambda params: params, model.params))
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_COMPUTED}
-    architecture = _Architecture((model.graphdef, json.dumps(config, sort_keys=True, default=str)), shapes)
+    architecture = _Architecture(
+        (model.graphdef, json.dumps(config, sort_keys=True, default=str)), model.without_params()
+    )
     output: Output = "full" if labels else "diagonal" if functional == "fisher_sketch" else "trace"
     return _functional(architecture, functional, samples, labels), output, labels
 

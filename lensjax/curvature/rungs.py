@@ -171,7 +171,7 @@ class RungLosses(NamedTuple):
 
 def rung_losses(model: Model) -> RungLosses:
     """The losses of a model's architecture; they hold none of its parameters."""
-    shapes = model.with_params(jax.eval_shape(lambda params: params, model.params))
+    shapes = model.without_params()
     return RungLosses(lambda params, batch: shapes.loss(params, batch, "example"), jax.jit(shapes.loss))
 
 

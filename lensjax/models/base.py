@@ -109,6 +109,10 @@ class Model:
         """This model with other parameters, such as fine-tuned ones."""
         return replace(self, params=params)
 
+    def without_params(self) -> "Model":
+        """This model with shapes in place of its parameters, of which functions made of it then hold none."""
+        return self.with_params(jax.eval_shape(lambda params: params, self.params))
+
     def save(self, folder: str | Path, dtype: DTypeLike | None = None) -> None:
         """Write a folder that `transformers` opens: configuration, tokenizer where there is one, safetensors.
 

@@ -50,7 +50,7 @@ def add_lora(
     """
     if model.options.lora is not None:
         raise InputError("The model has LoRA adapters already; merge them with merge_lora before adding others.")
-    module = nnx.merge(model.graphdef, jax.eval_shape(lambda params: params, model.params))
+    module = nnx.merge(model.graphdef, model.without_params().params)
     linears = dict(_linears(module))
     lora = _checked(linears, rank, alpha, targets)
     dtype = jnp.promote_types(model.options.param_dtype, jnp.float32)

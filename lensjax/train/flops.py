@@ -40,11 +40,11 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     """Floating-point operations of the matrix products and convolutions of function(*args): 2 per multiply–add.
 
     They are counted from the function's jaxpr, so nothing is computed, and `args` may be `jax.ShapeDtypeStruct`s; a
-    function that `jax.jit` made may have static ones, and is not traced again when it is called. What
-    no result depends on is not counted, as compilers leave it out. A scan counts as often as it has steps, so does a
-    `fori_loop` with constant bounds, and what a backward pass computes anew counts again. Of the branches of a `cond`
-    the largest counts. The body of a `while_loop`, whose number of steps is not known, counts once. What `shard_map`
-    spreads over devices counts for each of them.
+    function that `jax.jit` made may have static ones, and is not traced again when it is called. What no result depends
+    on is not counted, as compilers leave it out. A scan counts as often as it has steps, so does a `fori_loop` with
+    constant bounds, and what a backward pass computes anew counts again. Of the branches of a `cond` the largest
+    counts. The body of a `while_loop`, whose number of steps is not known, counts once. What `shard_map` spreads over
+    devices counts for each of them.
 
     Norms, softmaxes and other elementwise work are not counted, nor are decompositions and solutions of linear systems,
     nor kernels that JAX cannot see into: Pallas's, and cuDNN's attention, for which count a model with "xla" attention.

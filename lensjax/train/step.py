@@ -158,7 +158,7 @@ def shapes_of(tree: Any) -> Any:
 
 def as_counted(model: Model) -> Model:
     """The same model as its cost is counted: no layer is recomputed, and attention is made of products."""
-    module = nnx.merge(model.graphdef, jax.eval_shape(lambda params: params, model.params))
+    module = nnx.merge(model.graphdef, model.without_params().params)
     for _, node in nnx.iter_graph(module):
         if isinstance(node, Stack):
             node.options = replace(node.options, remat="none")

@@ -76,8 +76,9 @@ def assert_close(found, expected, tolerance):
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
-def test_every_kind_of_block_has_the_products_of_its_dense_hessian(small, wide, distinct_type):
-    model, batch = small(distinct_type, dtype="float64"), make_batch()
+@pytest.mark.parametrize("model_type", lensjax.models.supported())
+def test_every_family_has_the_products_of_its_dense_hessian(small, wide, model_type):
+    model, batch = small(model_type, dtype="float64"), make_batch()
     v = make_vector(model.params)
     product = hvp_fn(model.loss, model.params, batch, mode="direct")(v)  # which compiles less
     assert jax.tree.structure(product) == jax.tree.structure(model.params)

@@ -7,7 +7,6 @@ import pytest
 import lensjax.models
 from lensjax.curvature import kernel
 from lensjax.curvature.kernel import measure_kernel
-from lensjax.models.base import Model
 
 
 @pytest.fixture
@@ -18,11 +17,9 @@ def batch():
 
 @pytest.mark.parametrize("functional", ["loss", "label_logits"])
 def test_models_of_one_architecture_share_what_is_traced(
-    tiny_config, random_model, batch, monkeypatch, tmp_path, functional
+    tiny_config, random_model, batch, traced, tmp_path, functional
 ):
     kernel._functional.cache_clear()
-    traced, apply = [], Model.apply
-    monkeypatch.setattr(Model, "apply", lambda self, *args: [traced.append(self), apply(self, *args)][1])
     model = random_model(tiny_config("gpt2"))
     first = measure_kernel(model, batch, functional)
     assert traced
@@ -41,10 +38,10 @@ def test_models_of_one_architecture_share_what_is_traced(
         assert 0 < np.abs(rounded.f0 - first.f0).max() < 0.1  # of another architecture, as it computes otherwise
 
 
-def test_a_change_of_precision_is_a_change_of_the_kernel(tiny_config, random_model, batch, monkeypatch):
-    model, traced, apply = random_model(tiny_config("gpt2")), [], Model.apply
+def test_a_change_of_precision_is_a_change_of_the_kernel(tiny_config, random_model, batch, traced):
+    model = random_model(tiny_config("gpt2"))
     measure_kernel(model, batch)
-    monkeypatch.setattr(Model, "apply", lambda self, *args: [traced.append(self), apply(self, *args)][1])
+    traced.clear()
     with jax.default_matmul_precision("highest"):
         measure_kernel(model, batch)
     assert traced

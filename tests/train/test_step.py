@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import lensjax.models
-from lensjax.models.base import Model
 from lensjax.models.lora import add_lora, split_trainable
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
@@ -57,10 +56,8 @@ def assert_same(found, expected, tolerance):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=tolerance, atol=tolerance)
 
 
-def test_what_counting_traces_is_not_traced_again(make_model, monkeypatch):
+def test_what_counting_traces_is_not_traced_again(make_model, traced):
     model, spec = make_model("gpt2", single()), TrainingSpec(batch_size=ROWS)
-    traced, losses = [], Model.token_losses
-    monkeypatch.setattr(Model, "token_losses", lambda self, *args: [traced.append(self), losses(self, *args)][1])
     programs, placement = make_programs(model, spec, model.options.mesh), BatchPlacement(model.options.mesh, ROWS, 1)
     of_step, of_losses = program_flops(model, spec, model.options.mesh, programs)
     counted = of_step(placement.shapes((TIME,))), of_losses(placement.shapes((TIME,)))
