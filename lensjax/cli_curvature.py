@@ -87,7 +87,7 @@ def ntk(
         raise InputError(f"--memory-limit is {memory_limit}; give a number of GB above 0.")
     runs = find_runs(finetuned, model, seed)
     rows = _rows(task, runs, examples, seed)
-    devices = make_mesh(mesh or f"fsdp={jax.device_count()}")
+    devices = make_mesh(mesh)
     limit = None if memory_limit is None else int(memory_limit * 1e9)
     # What fine-tuning adds to parameters is lost in bfloat16.
     held = "float32" if runs and dtype == "bfloat16" else dtype
@@ -213,7 +213,7 @@ def hessian(
     runs = find_runs(finetuned, model, seed)
     rows = _rows(task, runs, examples, seed)
     held = "float64" if dtype == "float64" else "float32"
-    loaded = load(model, dtype=dtype, param_dtype=held, mesh=make_mesh(mesh or f"fsdp={jax.device_count()}"))
+    loaded = load(model, dtype=dtype, param_dtype=held, mesh=make_mesh(mesh))
     batch = probe_batch(loaded, task, rows)
     batches = [{name: x[i : i + batch_size] for name, x in batch.items()} for i in range(0, examples, batch_size)]
     about = _about(task.name, model, loaded, batch, seed) | {"data": fingerprint(rows), "dtype": dtype}

@@ -16,7 +16,6 @@ from lensjax.curvature.ntk import ntk
 from lensjax.curvature.probes import probe_batch, probe_examples
 from lensjax.curvature.rungs import Rung, ladder_summary
 from lensjax.data.spec import read_spec
-from lensjax.models import make_mesh
 from lensjax.train.ladder import measure_curve
 from lensjax.train.spec import FinetuneSpec
 
@@ -28,6 +27,7 @@ def run(*arguments, command="ntk"):
     main([command, *map(str, arguments)])
 
 
+@pytest.mark.eight_devices
 def test_kernel_spectrum_and_residual_are_written(save_sums, save_model, tmp_path, capsys):
     spec, folder, out = save_sums(), save_model(), tmp_path / "out"
     run(spec, "--model", folder, "--examples", 12, "--out", out)
@@ -86,6 +86,7 @@ def test_bad_input_is_named(save_sums, save_model, fails, tmp_path):
     assert not any(out.iterdir())
 
 
+@pytest.mark.eight_devices
 def test_the_kernel_is_that_of_the_api(save_sums, save_model, tmp_path):
     spec, folder = save_sums(), save_model()
     run(spec, "--model", folder, "--examples", 4, "--out", tmp_path / "out", "--mesh", "data=1,fsdp=8")
@@ -96,14 +97,12 @@ def test_the_kernel_is_that_of_the_api(save_sums, save_model, tmp_path):
 
 
 @pytest.fixture
-def ladder(save_sums, save_model, tmp_path, monkeypatch):
-    """A spec, a model, and the folder of what was fine-tuned from it, all on one device."""
-    mesh = make_mesh("fsdp=1", jax.devices()[:1])
-    monkeypatch.setattr(lensjax.models, "make_mesh", lambda _: mesh)
+def ladder(save_sums, save_model, tmp_path):
+    """A spec, a model, and the folder of what was fine-tuned from it."""
     training = {"learning_rate": 1e-2, "batch_size": 8, "max_steps": 6}
     spec, folder = save_sums(training=training), save_model(num_hidden_layers=1, hidden_size=16)
     task = read_spec(spec, FinetuneSpec)
-    results = measure_curve(task, folder, tmp_path / "results", SIZES, save_models=True, mesh=mesh)
+    results = measure_curve(task, folder, tmp_path / "results", SIZES, save_models=True)
     assert [result.status for result in results] == ["ok"] * len(SIZES)
     return spec, folder, tmp_path / "results" / "model"
 

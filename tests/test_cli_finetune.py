@@ -37,6 +37,7 @@ def test_rows_are_named(save_sums, fails, save_model, tmp_path):
     assert "160" in said
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -61,6 +62,7 @@ def test_a_tokenizer_without_an_end_is_named(save_sums, fails, save_model):
     assert "eos" in fails(*finetune(save_sums(), save_model(eos_token=None)))
 
 
+@pytest.mark.eight_devices
 def test_a_batch_that_the_devices_do_not_divide_is_named(save_sums, fails, save_model):
     spec = save_sums(training={"batch_size": 12})
     assert "training.batch_size puts 12 examples in a batch" in fails(*finetune(spec, save_model()))

@@ -47,16 +47,18 @@ def parse_mesh(text: str) -> dict[str, int]:
     return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def make_mesh(sizes: str | Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of devices with axes `data`, `fsdp` and `tensor`, as in make_mesh("fsdp=4,tensor=2").
 
-    `devices` are all there are, over all processes, where not given.
+    `devices` are all there are, over all processes, where not given; without sizes, parameters are spread over them.
 
     Raises:
       InputError: the sizes are malformed, or their product is not the number of devices.
     """
-    sizes = parse_mesh(sizes) if isinstance(sizes, str) else parse_mesh(",".join(f"{k}={v}" for k, v in sizes.items()))
     devices = jax.devices() if devices is None else devices
+    if sizes is None:
+        sizes = {"fsdp": len(devices)}
+    sizes = parse_mesh(sizes) if isinstance(sizes, str) else parse_mesh(",".join(f"{k}={v}" for k, v in sizes.items()))
     wanted = math.prod(sizes.values())
     if wanted != len(devices):
         product = " × ".join(f"{axis}={size}" for axis, size in sizes.items())

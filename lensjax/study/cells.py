@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from lensjax.curvature.kernel import measure_kernel
@@ -157,7 +156,7 @@ class Bench:
 
     def _load(self, candidate: CandidateSpec, source: str | Path = "") -> Model:
         """The candidate, or a model that was fine-tuned from it."""
-        mesh = make_mesh(candidate.mesh or f"fsdp={jax.device_count()}")
+        mesh = make_mesh(candidate.mesh)
         return load(source or candidate.source, dtype="float32", param_dtype="float32", mesh=mesh)
 
     def _finetuned(self, cell: Cell, candidate: CandidateSpec) -> FinetuneRun:

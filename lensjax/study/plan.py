@@ -109,7 +109,7 @@ class _Planner:
             return known.model_copy(update={"problem": str(error)})
 
     def _planned(self, candidate: CandidateSpec, known: CandidatePlan) -> CandidatePlan:
-        mesh = make_mesh(self._mesh or candidate.mesh or f"fsdp={len(self._devices)}", self._devices)
+        mesh = make_mesh(self._mesh or candidate.mesh, self._devices)
         spec = self.spec.finetune_spec(candidate)
         examples = self._read(spec)
         found = AbstractCandidate(spec, candidate.source, examples, mesh)

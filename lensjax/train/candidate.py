@@ -75,7 +75,7 @@ class Candidate:
     ) -> None:
         training = spec.training
         self.spec, self.source, self.name, self.examples, self.out = spec, source, name, examples, out
-        self.mesh = make_mesh(f"fsdp={jax.device_count()}") if mesh is None else mesh
+        self.mesh = make_mesh() if mesh is None else mesh
         self.dtype = _compute_dtype(training)
         part = training.batch_size // training.accumulation
         evaluated = training.evaluation_batch_size or 2 * part

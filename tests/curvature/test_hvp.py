@@ -233,6 +233,7 @@ def test_batches_have_the_forms_of_all_their_examples(regression):
         assert float(found) == pytest.approx(float(each.mean()), rel=1e-13)
 
 
+@pytest.mark.eight_devices
 def test_devices_that_share_parameters_share_products(small, wide):
     mesh = lensjax.models.make_mesh("data=2,fsdp=2,tensor=2")
     one = small("llama", dtype="float64")

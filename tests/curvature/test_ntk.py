@@ -106,6 +106,7 @@ def test_parts_of_parameters_sum_to_it(tiny_config, random_model, wide):
         assert_close(total, ntk(f, model.params, xs), 1e-12)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(
     ("model_type", "axes", "limit"), [("llama", "data=2,fsdp=2,tensor=2", None), ("gpt2", "data=2,fsdp=4", 216_000)]
 )

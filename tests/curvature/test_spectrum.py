@@ -178,6 +178,7 @@ def test_a_block_has_the_spectrum_of_its_part(product_of, like):
     assert trace(product, part, products=80).value == pytest.approx(np.trace(matrix[20:, 20:]), rel=1e-12)
 
 
+@pytest.mark.eight_devices
 def test_devices_that_share_vectors_share_the_basis():
     mesh = lensjax.models.make_mesh("fsdp=4,tensor=2")
     random, found = np.random.default_rng(0), []

@@ -140,6 +140,7 @@ def test_what_is_saved_is_merged(tiny_config: MakeConfig, random_model: MakeMode
     jax.tree.map(np.testing.assert_array_equal, loaded.params, merge_lora(model).params)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("model_type", ["llama", "switch_transformers"])
 def test_sharded_equals_unsharded(model_type: str, tiny_config: MakeConfig, random_model: MakeModel) -> None:
     config = tiny_config(model_type)

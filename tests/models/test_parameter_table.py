@@ -28,6 +28,7 @@ LLAMA_70B = {
 }
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "t5"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_table_is_what_devices_hold(model_type: str, dtype: str, tiny_config: MakeConfig) -> None:

@@ -26,6 +26,8 @@ CASES = [(name, ALL_AXES) for name in DISTINCT]
 CASES += [("gpt2", "tensor=4,data=2"), ("switch_transformers", "fsdp=8")]
 MakeConfig = Callable[[str], Any]
 
+pytestmark = pytest.mark.eight_devices
+
 
 def batch_for(model: Any, rows: int = 8, time: int = 7) -> dict[str, Any]:
     ids = np.random.default_rng(0).integers(3, model.config.vocab_size, (rows, time))

@@ -1,4 +1,4 @@
-"""Studies of tiny models on the task of spelling out numbers."""
+"""Studies of tiny models on the task of writing letters for digits, whose examples all have one short shape."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_LETTERS = str.maketrans("0123456789", "abcdefghij")
 _SPECIAL = {"vocab_size": 288, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
 
 
@@ -35,14 +35,15 @@ def write_study(tiny_models: Callable[..., list[str]]) -> Callable[..., Path]:
     """Writes a study of families in a folder; arguments replace fields of the spec, dots reach into them."""
 
     def write(folder: Path, *families: str, name: str = "study", **fields: Any) -> Path:
-        lines = (f'{{"n": "{n:04}", "words": "{" ".join(_DIGITS[int(d)] for d in f"{n:04}")}"}}\n' for n in range(4000))
+        numbers = (f"{n:04}" for n in range(4000))
+        lines = (f'{{"n": "{n}", "letters": "{n.translate(_LETTERS)}"}}\n' for n in numbers)
         (folder / "numbers.jsonl").write_text("".join(lines))
         content: dict[str, Any] = {
             "candidates": tiny_models(*families),
             "task": {
                 "source": {"files": "numbers.jsonl"},
                 "prompt": "{n}:",
-                "target": " {words}",
+                "target": "{letters}",
                 "validation": 32,
                 "test": 32,
             },

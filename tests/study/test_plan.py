@@ -132,6 +132,7 @@ def test_full_tuning_of_what_the_ladder_reaches_is_a_rung(study):
         assert one.search is None
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(
     ("family", "mesh", "settings"),
     [("llama", "fsdp=4,tensor=2", {}), ("gpt2", "fsdp=8", {"method": "lora", "lora_rank": 2, "accumulation": 2})],
@@ -162,6 +163,7 @@ def test_memory_is_that_of_the_program_with_real_arrays(write_study, tmp_path, f
     assert memory.peak == max(memory.step, memory.evaluation + moments) + best
 
 
+@pytest.mark.eight_devices
 def test_steps_are_timed_without_weights(write_study, tmp_path):
     path = write_study(tmp_path, *FAMILIES, budget={"hours": 100, "examples": 400})
     content = json.loads(json.dumps(read_study(path).model_dump(mode="json")))
@@ -185,7 +187,7 @@ def test_kernels_are_counted(write_study, tmp_path):
     evidence = {"ntk": {"examples": 8, "functional": "loss"}}
     spec = read_study(write_study(tmp_path, *FAMILIES, evidence=evidence))
     found = make_plan(spec, timing=False).candidates[0]
-    devices = lensjax.models.make_mesh("fsdp=8")
+    devices = lensjax.models.make_mesh()
     model = lensjax.models.load(found.source, dtype="float32", param_dtype="float32", mesh=devices)
     batch = probe_batch(model, spec.task, probe_examples(spec.task, 8))
     assert found.kernel.flops == measure_kernel(model, batch).flops
@@ -246,6 +248,7 @@ def test_what_the_compiler_has_no_room_for_is_a_problem(study, monkeypatch):
         raise NoRoom("21.40G of 15.75G")
 
 
+@pytest.mark.eight_devices
 def test_a_candidate_of_its_own_mesh_that_cannot_be_is_left_out(write_study, tiny_models, tmp_path):
     odd, even = tiny_models("gpt2", "opt")
     candidates = [{"source": odd, "mesh": "tensor=8"}, {"source": even}]
@@ -270,6 +273,7 @@ def test_topologies_that_cannot_be_are_named(study, topology, message, monkeypat
         make_plan(study, topology=topology)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(("mesh", "message"), [("fsdp=3", "3 devices and there are 8"), ("rows=8", "rows=8")])
 def test_meshes_that_cannot_be_are_named(study, mesh, message):
     with pytest.raises(InputError, match=message):

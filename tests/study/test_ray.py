@@ -29,7 +29,7 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def cluster():
     """Ray on this machine, with room for two workers."""
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "JAX_NUM_CPU_DEVICES": "8"}  # as in this process
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", _START], env=environment, **pipes) as head:
         ray.init(address=head.stdout.readline().strip(), log_to_driver=False, logging_level="ERROR")

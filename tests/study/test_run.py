@@ -293,6 +293,7 @@ def test_kernels_of_several_seeds_are_apart(tmp_path):
     assert len(names) == 4
 
 
+@pytest.mark.eight_devices
 def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_path):
     spec = read_study(write_study(tmp_path, "gpt2", "opt", evidence={"ntk": False, "hessian": {"examples": 4}}))
     out = tmp_path / "out"

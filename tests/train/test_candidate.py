@@ -41,6 +41,7 @@ def load_fails(monkeypatch):
     return make
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("error", [DEVICE, HOST], ids=["devices", "host"])
 def test_a_model_that_does_not_fit_is_named_in_one_sentence(make_candidate, load_fails, pretrained, error):
     load_fails(error)
@@ -52,6 +53,7 @@ def test_a_model_that_does_not_fit_is_named_in_one_sentence(make_candidate, load
         make_candidate(2, method="lora")
 
 
+@pytest.mark.eight_devices
 def test_the_command_ends_with_2(save_task, load_fails, pretrained, tmp_path, capsys):
     load_fails(DEVICE)
     with pytest.raises(SystemExit, match="2"):

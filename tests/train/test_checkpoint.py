@@ -80,6 +80,7 @@ def test_what_was_saved_may_be_overwritten_at_once(opened, tmp_path):
     assert_same(found, expected)
 
 
+@pytest.mark.eight_devices
 def test_a_checkpoint_is_restored_onto_other_devices(opened, tmp_path):
     def placed(state, axes, devices):
         mesh = lensjax.models.make_mesh(axes, jax.devices()[:devices])

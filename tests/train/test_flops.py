@@ -123,6 +123,7 @@ def test_gradient_of_a_chain() -> None:
     assert matmul_flops(jax.grad(chain), weights, x) == 3 * sum(products) - products[0]
 
 
+@pytest.mark.eight_devices
 def test_a_function_spread_over_devices_counts_whole() -> None:
     mesh = make_mesh("data=2,fsdp=4")
     rows = PartitionSpec(("data", "fsdp"))

@@ -7,6 +7,8 @@ from lensjax.errors import InputError
 from lensjax.models import make_mesh
 from lensjax.train.placement import BatchPlacement
 
+pytestmark = pytest.mark.eight_devices
+
 
 @pytest.mark.parametrize("axes", ["data=8", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2"])
 @pytest.mark.parametrize("parts", [1, 2])

@@ -87,6 +87,7 @@ def setting(save_squares, pretrained, tmp_path_factory):
     return make
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(("devices", "method"), [(1, "full"), (8, "lora")])
 def test_a_stopped_run_goes_on_to_the_same_bits(setting, devices, method):
     trial = setting(devices, method)
@@ -103,6 +104,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(setting, devices, method):
     assert all(found[name].tobytes() == whole[name].tobytes() for name in whole)
 
 
+@pytest.mark.eight_devices
 def test_a_run_of_eight_devices_goes_on_with_four(setting):
     eight, four = setting(8, "full"), setting(4, "full")
     with pytest.raises(Stopped):

@@ -78,6 +78,7 @@ def test_accumulation_computes_the_large_batch(make_model, model_type):
     assert_same(found.params, expected.params, 2e-5)
 
 
+@pytest.mark.eight_devices
 def test_eight_devices_compute_what_one_does(make_model):
     expected, losses, _ = train(make_model("llama", single()))
     for axes, settings in (("data=2,fsdp=2,tensor=2", {}), ("fsdp=8", {"accumulation": 2})):
@@ -86,6 +87,7 @@ def test_eight_devices_compute_what_one_does(make_model):
         assert_same(found.params, expected.params, 2e-5)
 
 
+@pytest.mark.eight_devices
 def test_the_state_lies_as_its_parameters_do(make_model):
     mesh = lensjax.models.make_mesh("fsdp=4,tensor=2")
     model = make_model("llama", mesh)
