@@ -1,5 +1,6 @@
 """Studies of tiny models on the task of writing letters for digits, whose examples all have one short shape."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _LETTERS = str.maketrans("0123456789", "abcdefghij")
 _SPECIAL = {"vocab_size": 288, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
 
@@ -32,18 +34,20 @@ def tiny_models(
 
 @pytest.fixture(scope="session")
 def write_study(tiny_models: Callable[..., list[str]]) -> Callable[..., Path]:
-    """Writes a study of families in a folder; arguments replace fields of the spec, dots reach into them."""
+    """Writes a study of families in a folder; arguments replace fields of the spec, `target_text` that of the task."""
 
-    def write(folder: Path, *families: str, name: str = "study", **fields: Any) -> Path:
+    def write(folder: Path, *families: str, name: str = "study", target_text: str = "{letters}", **fields: Any) -> Path:
         numbers = (f"{n:04}" for n in range(4000))
-        lines = (f'{{"n": "{n}", "letters": "{n.translate(_LETTERS)}"}}\n' for n in numbers)
-        (folder / "numbers.jsonl").write_text("".join(lines))
+        rows = (
+            {"n": n, "letters": n.translate(_LETTERS), "words": " ".join(_DIGITS[int(d)] for d in n)} for n in numbers
+        )
+        (folder / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         content: dict[str, Any] = {
             "candidates": tiny_models(*families),
             "task": {
                 "source": {"files": "numbers.jsonl"},
                 "prompt": "{n}:",
-                "target": "{letters}",
+                "target": target_text,
                 "validation": 32,
                 "test": 32,
             },

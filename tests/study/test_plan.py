@@ -41,11 +41,10 @@ PATIENT = {"learning_rate": [1e-4, 3e-3], "batch_size": 16, "epochs": 2, "patien
 
 @pytest.fixture(scope="module")
 def study(write_study, tmp_path_factory):
-    """A study whose runs never stop early, of two seeds and two learning rates."""
-    folder = tmp_path_factory.mktemp("planned")
-    return read_study(
-        write_study(folder, *FAMILIES, training=PATIENT, seeds=[0, 1], budget={"flops": 1e30, "examples": 400})
-    )
+    """A study whose runs never stop early, of two seeds, two learning rates, and short and long batches."""
+    folder, budget = tmp_path_factory.mktemp("planned"), {"flops": 1e30, "examples": 400}
+    written = write_study(folder, *FAMILIES, training=PATIENT, seeds=[0, 1], budget=budget, target_text=" {words}")
+    return read_study(written)
 
 
 @pytest.fixture(scope="module")
