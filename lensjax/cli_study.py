@@ -47,11 +47,8 @@ def init(
         budget: Largest number of training examples of a run.
         full: Number of examples that the winner will be trained on; all there are by default.
     """
-    import tempfile
-
     from lensjax.files import check_writable, write_files
-    from lensjax.study.init import study_text
-    from lensjax.study.spec import read_study
+    from lensjax.study.init import new_study
 
     if out.exists():
         raise InputError(f"{out} is there already; give another name, or remove it.")
@@ -60,14 +57,7 @@ def init(
     data = data or _asked("File of the rows", "--data")
     prompt = _asked("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
     target = target or _asked("Target, with fields of a row in braces", "--target")
-    text = study_text(out, candidates, data, prompt, target, budget, full)
-    with tempfile.TemporaryDirectory() as folder:  # what is wrong is said before anything is written
-        trial = Path(folder) / out.name
-        trial.write_text(text, encoding="utf-8")
-        try:
-            read_study(trial)
-        except InputError as error:
-            raise InputError(str(error).replace(f"{trial}: ", "")) from error
+    text = new_study(out, candidates, data, prompt, target, budget, full)
     write_files({out: text})
     print(f"Wrote {out}; see what it will cost with: lensjax plan {out}")
 

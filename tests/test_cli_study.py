@@ -8,7 +8,7 @@ import yaml
 from lensjax.cli import main
 from lensjax.study.spec import read_study
 
-_ROWS = "".join(json.dumps({"a": f"{i:03}", "b": f"{i * i:06}"}) + "\n" for i in range(1000))
+_ROWS = "".join(json.dumps({"a": f"{i:03}", "b": f"{i * i:06}"}) + "\n" for i in range(4000))
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def test_what_init_writes_is_a_study(folder, capsys):
     assert spec.names == ["one", "two"]
     assert (spec.task.prompt, spec.task.target) == ("{a}: ", " {b}")
     assert (spec.budget.examples, spec.target) == (3200, 100_000)
+    assert (spec.task.validation, spec.task.test) == (400, 400)  # a tenth of the rows each
     text = (folder / "mine.yaml").read_text()
     fields = set(yaml.safe_load(text))
     assert {name for name in type(spec).model_fields if name in text} >= fields
@@ -44,9 +45,27 @@ def test_init_says_what_is_missing_or_wrong(folder, fails):
     assert "two candidates or more" in fails(*init, "--target", "{b}", "--candidates", "org/one")
     said = fails(*init, "--target", "no field", "--candidates", "org/one", "org/two")
     assert "task.target is 'no field': it names no field of a row" in said
+    two = ("--candidates", "org/one", "org/two")
+    lost = (*init[:3], "--data", "lost.jsonl", "--prompt", "{a}", "--target", "{b}", *two)
+    assert f"{folder / 'lost.jsonl'}" in fails(*lost)
+    said = fails(*init, "--target", "{c}", *two)
+    assert "rows.jsonl" in said
+    assert "'c'" in said
+    said = fails(*init, "--target", "{b}", *two, "--budget", "3201")
+    assert "at most 3,200 examples to train on" in said
+    assert "There is no model folder lost;" in fails(*init, "--target", "{b}", "--candidates", "org/one", "./lost")
+    assert "pocket:gpt2-0.2m" in fails(*init, "--target", "{b}", "--candidates", "org/one", "pocket:gpt9")
     assert not (folder / "mine.yaml").exists()
     begin("--candidates", "org/one", "org/two")
     assert "mine.yaml is there already" in fails(*init, "--target", "{b}", "--candidates", "org/one", "org/two")
+
+
+def test_init_looks_beside_the_file_that_it_writes(folder):
+    (folder / "studies").mkdir()
+    (folder / "rows.jsonl").rename(folder / "studies" / "rows.jsonl")
+    arguments = ("--data", "rows.jsonl", "--prompt", "{a}", "--target", "{b}", "--candidates", "pocket:gpt2-0.2m")
+    main(["study", "init", "studies/mine.yaml", *arguments, "org/two"])
+    assert read_study("studies/mine.yaml").task.source.files["train"] == [folder / "studies" / "rows.jsonl"]
 
 
 def test_run_says_what_it_does_and_writes_a_report(folder, save_model, capsys, fails):

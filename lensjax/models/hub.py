@@ -57,15 +57,12 @@ def find_folder(source: str | Path, revision: str | None = None, *, what: Parts 
     Raises:
       InputError: there is no such folder or hub id, or the hub cannot be reached.
     """
-    path, name = Path(os.path.expanduser(source)), str(source)
-    if os.path.isdir(path):
-        return path
-    if name.startswith(SCHEME):
-        return bundled_folder(name)
-    if os.path.exists(path) or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"There is no model folder {shorten(path, 400)}; give the folder that holds its config.json.")
+    here = local_folder(source)
+    if here is not None:
+        return here
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    name = str(source)
     try:
         folder = _snapshot(name, revision, what, local=True)
     except LocalEntryNotFoundError:
@@ -74,6 +71,22 @@ def find_folder(source: str | Path, revision: str | None = None, *, what: Parts 
         raise InputError(f"'{shorten(name)}' is neither a folder nor a name on the hub; give one of them.") from error
     whole = all(any(folder.glob(pattern)) for pattern in _NEEDED[what])
     return folder if whole else _download(name, revision, what)
+
+
+def local_folder(source: str | Path) -> Path | None:
+    """The folder of a model that is here or part of LensJAX; None for what may be a name on the hub.
+
+    Raises:
+      InputError: there is no such folder, or no such model in LensJAX.
+    """
+    path, name = Path(os.path.expanduser(source)), str(source)
+    if os.path.isdir(path):
+        return path
+    if name.startswith(SCHEME):
+        return bundled_folder(name)
+    if os.path.exists(path) or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"There is no model folder {shorten(path, 400)}; give the folder that holds its config.json.")
+    return None
 
 
 def _snapshot(name: str, revision: str | None, what: Parts, *, local: bool) -> Path:

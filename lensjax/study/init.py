@@ -1,8 +1,18 @@
 """A first study.yaml, with a comment for everything that can be changed in it."""
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from lensjax.data.sources import open_split
+from lensjax.data.tasks import load_task
+from lensjax.errors import InputError
+from lensjax.models.hub import local_folder
+from lensjax.study.spec import read_study
+
+_HELD_OUT = 1000  # examples of validation, and of the test set, where there are ten times as many rows
 
 _TEXT = """\
 # A study: which of these models should be fine-tuned on this data?
@@ -22,8 +32,8 @@ task:
   # Fields of a row in braces. The loss is on the target's tokens only.
   prompt: {prompt}
   target: {target}
-  validation: 1000  # examples that decide when to stop training
-  test: 1000  # examples that losses are reported on
+  validation: {held_out}  # examples that decide when to stop training
+  test: {held_out}  # examples that losses are reported on
   max_prompt_tokens: 512
   max_target_tokens: 128
 
@@ -54,7 +64,7 @@ strategy: ladder  # or adaptive: always the run that promises most for its cost
 """
 
 
-def study_text(
+def new_study(
     file: Path,
     candidates: Sequence[str],
     data: str,
@@ -63,26 +73,48 @@ def study_text(
     budget: int,
     full: int | None = None,
 ) -> str:
-    """The text of a study's file.
+    """The text of a study's file whose rows, fields and folders have been looked at.
+
+    A tenth of the rows, at most a thousand, is kept for validation, and as many for testing. Names on the Hugging Face
+    hub are not looked up.
 
     Args:
-      file: Where it will be written.
-      candidates: Folders or hub ids of models.
+      file: Where it will be written; relative paths are from its folder.
+      candidates: Folders, hub ids or pocket:NAME of models.
       data: File of the rows.
       prompt, target: Templates.
       budget: Largest number of training examples of a run.
       full: Number of examples that the winner will be trained on; all there are where not given.
+
+    Raises:
+      InputError: there is no such model or file, a template names a field that a row lacks, or there are fewer rows
+        than are asked for.
     """
-    return _TEXT.format(
-        file=file.name,
-        folder=file.stem,
-        candidates="\n".join(f"  - {_quoted(candidate)}" for candidate in candidates),
-        data=_quoted(data),
-        prompt=_quoted(prompt),
-        target=_quoted(target),
-        budget=budget,
-        full=f"target: {full}" if full is not None else "# target: 100000",
-    )
+    folder = file.absolute().parent
+    for candidate in candidates:
+        beside = folder / os.path.expanduser(candidate)
+        local_folder(beside if beside.is_dir() else candidate)
+    contents = {
+        "file": file.name,
+        "folder": file.stem,
+        "candidates": "\n".join(f"  - {_quoted(candidate)}" for candidate in candidates),
+        "prompt": _quoted(prompt),
+        "target": _quoted(target),
+        "budget": budget,
+        "full": f"target: {full}" if full is not None else "# target: 100000",
+    }
+    with tempfile.TemporaryDirectory() as elsewhere:  # what is wrong is said before anything is written
+        trial = Path(elsewhere) / file.name
+        there = _quoted(str(folder / os.path.expanduser(data)))
+        trial.write_text(_TEXT.format(**contents, data=there, held_out=_HELD_OUT), encoding="utf-8")
+        try:
+            task = read_study(trial).task
+        except InputError as error:
+            raise InputError(str(error).replace(f"{trial}: ", "")) from error
+    rows = open_split(task.source, "train", task.fields)
+    held_out = min(_HELD_OUT, max(1, len(rows or ()) // 10))
+    load_task(task.model_copy(update={"validation": held_out, "test": held_out})).train(0, budget)
+    return _TEXT.format(**contents, data=_quoted(data), held_out=held_out)
 
 
 def _quoted(text: str) -> str:
