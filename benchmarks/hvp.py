@@ -23,6 +23,7 @@ import hvp_peers
 import jax
 import numpy as np
 import tyro
+from figures import seconds_against
 from hvp_peers import ROWS, Case, Row, random_batch, random_vector
 from machine import peak_memory_gb
 from parts import RATIO, Json, Promise, compared, run_parts, timed, use_cpu, warm
@@ -300,27 +301,15 @@ def cost_point(sizes: Mapping[str, int], repeats: int) -> Json:
 
 def draw(found: Json, plan: Plan) -> None:
     """A figure of seconds against what varies."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": "hvp", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = plt.subplots(1, len(plan.varied), figsize=(10, 2.8), sharey=True, layout="constrained")
+    with seconds_against(len(plan.varied), (10, 2.8), plan.figure) as axes:
         for axis, (name, values) in zip(axes, plan.varied.items(), strict=True):
             points = found[name]
             across = [point["parameters"] for point in points] if name == "width" else list(values)
             for what in (key for key, value in points[0].items() if isinstance(value, dict)):
                 axis.loglog(across, [point[what]["median_s"] for point in points], "o-", markersize=3, label=what)
             axis.set_xticks(across, [f"{x / 1e6:.2g} M" if name == "width" else str(x) for x in across])
-            axis.minorticks_off()
             axis.set_xlabel("parameters" if name == "width" else name)
-            axis.grid(alpha=0.3)
-        axes[0].set_ylabel("seconds")
         axes[0].legend(fontsize=7)
-        plan.figure.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(plan.figure, metadata={"Date": None})
-        plt.close(figure)
 
 
 def lanczos(plan: Plan) -> Json:

@@ -8,14 +8,10 @@ each and take turns. neural-tangents needs an old JAX, so it is installed into a
 """
 
 import contextlib
-import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
-import venv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -28,8 +24,10 @@ import jax.numpy as jnp
 import ntk_peers
 import numpy as np
 import tyro
+from figures import seconds_against
 from machine import peak_memory_gb
 from ntk_peers import Case
+from ntk_processes import NEURAL_TANGENTS, contender, install_neural_tangents
 from parts import RATIO, Json, Promise, compared, run_parts, summary, timed, use_cpu, warm
 from transformers import GPT2Config
 
@@ -46,20 +44,6 @@ COLUMNS = {
     "peak GB": "peak_gb",
 }
 AGREE = 1e-4  # relative difference between kernels that count as the same, at most
-
-# The newest JAX with which neural-tangents computes these kernels.
-NEURAL_TANGENTS = (
-    "absl-py==2.3.1",
-    "frozendict==2.4.6",
-    "jax==0.5.3",
-    "jaxlib==0.5.3",
-    "ml_dtypes==0.5.1",
-    "neural-tangents==0.6.5",
-    "numpy==2.2.6",
-    "opt_einsum==3.4.0",
-    "scipy==1.15.3",
-    "typing_extensions==4.14.1",
-)
 
 NOTES = {
     "times": "wall seconds of a call, warm: another was made before; float32",
@@ -296,7 +280,13 @@ def peers_case(case: Case, names: list[str], plan: Plan) -> Json:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         size = ntk_peers.write_case(case, folder)
-        runs = {name: stack.enter_context(contender(name, folder, plan)) for name in names}
+
+        def compute(name: str) -> Callable[[], Json]:
+            if plan.in_process:
+                return ntk_peers.prepare(name, folder)
+            return stack.enter_context(contender(name, folder, plan.neural_tangents))
+
+        runs = {name: compute(name) for name in names}
         last: dict[str, Json] = {}
 
         def seconds(name: str) -> float:
@@ -330,67 +320,6 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Largest difference between a kernel and that of its first examples, over its largest entry."""
     ours = ours[: len(theirs), : len(theirs)]
     return float(np.abs(ours - theirs).max() / np.abs(ours).max())
-
-
-@contextlib.contextmanager
-def contender(name: str, folder: Path, plan: Plan) -> Iterator[Callable[[], Json]]:
-    """What computes the kernel in a process of its own, or in this one, and gives seconds and memory."""
-    if plan.in_process:
-        yield ntk_peers.prepare(name, folder)
-        return
-    python = plan.neural_tangents if name in ntk_peers.NEURAL_TANGENTS else sys.executable
-    messages = (folder / f"{name}.txt").open("w+", encoding="utf-8")
-    with (
-        messages,
-        subprocess.Popen(
-            [python, ntk_peers.__file__, name, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        ) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
-
-        def run() -> Json:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write("\n")
-                process.stdin.flush()
-            answer = process.stdout.readline()
-            if not answer:
-                raise RuntimeError(f"{name} ended: {Path(messages.name).read_text(encoding='utf-8')[-2000:]}")
-            return json.loads(answer)
-
-        try:
-            yield run
-        finally:
-            process.kill()
-            with contextlib.suppress(BrokenPipeError):  # of a line that nobody read
-                process.stdin.close()
-
-
-def install_neural_tangents(folder: Path) -> str:
-    """Python of an environment that has neural-tangents, made where there is none; empty where that cannot be."""
-    python = folder.absolute() / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    wanted = folder / "installed.txt"
-    if wanted.exists() and wanted.read_text(encoding="utf-8").split() == list(NEURAL_TANGENTS):
-        return str(python)
-    print(f"Installing neural-tangents into {folder}")
-    try:
-        venv.create(folder, with_pip=True)
-        # Without what it says it needs: that is TensorFlow, for parts that are not used here.
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, *NEURAL_TANGENTS], check=True, capture_output=True, text=True)
-        check = "import ntk_peers; ntk_peers.import_neural_tangents()"
-        there = Path(ntk_peers.__file__).parent
-        subprocess.run([str(python), "-c", check], check=True, capture_output=True, text=True, cwd=there)
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"neural-tangents is skipped: {getattr(error, 'stderr', None) or error}")
-        return ""
-    wanted.write_text("\n".join(NEURAL_TANGENTS) + "\n", encoding="utf-8")
-    return str(python)
 
 
 def cost(plan: Plan) -> Json:
@@ -444,24 +373,12 @@ def slope(points: list[Json]) -> float | None:
 
 def draw(found: Json, plan: Plan) -> None:
     """A figure of seconds against what varies."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": "ntk", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = plt.subplots(1, len(plan.varied), figsize=(9, 2.4), sharey=True, layout="constrained")
+    with seconds_against(len(plan.varied), (9, 2.4), plan.figure) as axes:
         for axis, name in zip(axes, plan.varied, strict=True):
             points = found[name]["points"]
             axis.loglog([point["value"] for point in points], [point["median_s"] for point in points], "o-")
             axis.set_xticks(plan.varied[name], [str(value) for value in plan.varied[name]])
-            axis.minorticks_off()
             axis.set_xlabel(name)
-            axis.grid(alpha=0.3)
-        axes[0].set_ylabel("seconds")
-        plan.figure.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(plan.figure, metadata={"Date": None})
-        plt.close(figure)
 
 
 def parameters(params: Any) -> int:

@@ -85,6 +85,12 @@ def ntk(parts):
     return importlib.import_module("ntk")
 
 
+@pytest.fixture
+def ntk_processes(parts):
+    """The processes of its contenders, as a module."""
+    return importlib.import_module("ntk_processes")
+
+
 def kinds(value):
     """The keys and types of a result; all numbers are alike, and of a list the first counts."""
     if isinstance(value, dict):
@@ -359,30 +365,29 @@ def test_ntk_targets_are_judged_by_what_was_measured(quick_ntk):
     assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick_ntk["targets"])
 
 
-def test_ntk_contenders_have_processes_of_their_own(ntk, tmp_path):
+def test_ntk_contenders_have_processes_of_their_own(ntk, ntk_processes, tmp_path):
     ntk.ntk_peers.write_case(ntk.Case("mlp", 3, 2, 4, width=5, layers=2, outputs=2), tmp_path)
-    plan = ntk.replace(ntk.QUICK, in_process=False)
     kernels = {}
     for name, rows in (("jax.jacrev, contraction", 3), ("ntk_vp, vector products", 2)):
-        with ntk.contender(name, tmp_path, plan) as run:
+        with ntk_processes.contender(name, tmp_path) as run:
             assert all(positive(run()["seconds"]) for _ in range(2))
         kernels[rows] = ntk.np.load(ntk.ntk_peers.kernel_file(name, tmp_path))
         assert kernels[rows].shape == (rows, rows)
     assert ntk.difference(kernels[3], kernels[2]) < 1e-5
-    with ntk.contender("none", tmp_path, plan) as run, pytest.raises(RuntimeError, match="KeyError: 'none'"):
+    with ntk_processes.contender("none", tmp_path) as run, pytest.raises(RuntimeError, match="KeyError: 'none'"):
         run()
 
 
-def test_ntk_goes_without_a_peer_that_cannot_be_installed(ntk, tmp_path, monkeypatch, capsys):
+def test_ntk_goes_without_a_peer_that_cannot_be_installed(ntk_processes, tmp_path, monkeypatch, capsys):
     def fail(*arguments, **settings):
         raise subprocess.CalledProcessError(1, "pip", stderr="no such version")
 
-    monkeypatch.setattr(ntk.venv, "create", lambda *arguments, **settings: None)
-    monkeypatch.setattr(ntk.subprocess, "run", fail)
-    assert ntk.install_neural_tangents(tmp_path) == ""
+    monkeypatch.setattr(ntk_processes.venv, "create", lambda *arguments, **settings: None)
+    monkeypatch.setattr(ntk_processes.subprocess, "run", fail)
+    assert ntk_processes.install_neural_tangents(tmp_path) == ""
     assert "neural-tangents is skipped: no such version" in capsys.readouterr().out
-    (tmp_path / "installed.txt").write_text("\n".join(ntk.NEURAL_TANGENTS))
-    assert ntk.install_neural_tangents(tmp_path).startswith(str(tmp_path))  # as it was
+    (tmp_path / "installed.txt").write_text("\n".join(ntk_processes.NEURAL_TANGENTS))
+    assert ntk_processes.install_neural_tangents(tmp_path).startswith(str(tmp_path))  # as it was
 
 
 def test_committed_ntk_results_are_of_a_full_run(quick_ntk):
