@@ -136,12 +136,17 @@ def test_full_tuning_of_what_the_ladder_reaches_is_a_rung(study):
     ("family", "mesh", "settings"),
     [("llama", "fsdp=4,tensor=2", {}), ("gpt2", "fsdp=8", {"method": "lora", "lora_rank": 2, "accumulation": 2})],
 )
-def test_memory_is_that_of_the_program_with_real_arrays(write_study, tmp_path, family, mesh, settings):
+def test_memory_is_that_of_the_program_with_real_arrays_and_work_that_of_one_device(
+    write_study, tmp_path, family, mesh, settings
+):
     spec = read_study(write_study(tmp_path, family, "opt", training={"batch_size": 16, **settings}))
     one = spec.candidates[0]
     devices = lensjax.models.make_mesh(mesh)
     finetuning = spec.finetune_spec(one)
-    found = AbstractCandidate(finetuning, one.source, read_examples(finetuning, [200], [0]), devices)
+    examples = read_examples(finetuning, [200], [0])
+    found = AbstractCandidate(finetuning, one.source, examples, devices)
+    alone = AbstractCandidate(finetuning, one.source, examples, lensjax.models.make_mesh(devices=jax.devices()[:1]))
+    assert (found.step_flops, found.evaluation_flops) == (alone.step_flops, alone.evaluation_flops)
     dtypes = {"dtype": "float32", "param_dtype": "float32"}
     model = lensjax.models.load(one.source, mesh=devices, **dtypes)
     model = add_lora(model, rank=2) if settings else model
