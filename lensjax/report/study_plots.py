@@ -75,7 +75,8 @@ def lines_figure(x_title: str, y_title: str, lines: Sequence[Line], *, ladder: b
             showlegend=len(lines) > 1 and place <= HIGHLIGHTED,
         )
     figure.update_layout(legend={"y": -0.26})
-    figure.update_xaxes(type="log", title_text=x_title).update_yaxes(type="log", title_text=y_title)
+    log = {"type": "log", "exponentformat": "power"}  # 10⁻⁴, where Plotly would write 100µ
+    figure.update_xaxes(title_text=x_title, **log).update_yaxes(title_text=y_title, **log)
     if ladder:
         rungs = sorted({size for _, x, _ in lines for size in x})
         figure.update_xaxes(tickvals=rungs, ticktext=[count(size) for size in rungs])

@@ -140,7 +140,9 @@ def test_every_part_is_there(whole):
         "seeds 0, 1",
     ):
         assert expected in said
-    assert {"curves", "terms", "spectra", "residuals", "drifts", "agreement-0"} <= set(figures(page))
+    drawn = figures(page)
+    assert {"curves", "terms", "spectra", "residuals", "drifts", "agreement-0"} <= set(drawn)
+    assert drawn["residuals"]["layout"]["yaxis"]["exponentformat"] == "power"  # no micro and pico
 
 
 def test_models_have_their_ranks_colour_in_every_figure(whole):
