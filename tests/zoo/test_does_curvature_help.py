@@ -212,10 +212,10 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     np.testing.assert_array_equal(table.seeds, [[2, 2, 2]] * 2)  # what was measured before stays
 
     told = (tmp_path / "results" / "spelling.json").read_text(encoding="utf-8")
-    elsewhere = how | {"models": ("llama-0.3m", "t5-0.4m"), "folder": tmp_path / "elsewhere"}
+    elsewhere = how | {"models": ("llama-0.3m", "opt-0.5m"), "folder": tmp_path / "elsewhere"}
     measure.main(tasks=("spelling",), largest=400, sizes=(300,), **elsewhere)
     joined = read_curves(tmp_path / "results" / "spelling.csv")
-    assert (joined.models, joined.sizes.tolist()) == ((*how["models"], "t5-0.4m"), [0, 200, 300, 400])
+    assert (joined.models, joined.sizes.tolist()) == ((*how["models"], "opt-0.5m"), [0, 200, 300, 400])
     np.testing.assert_array_equal(joined.loss[:2, [0, 1, 3]], table.loss)  # as does what another machine has measured
     assert np.isfinite(joined.loss[:, 2]).tolist() == [False, True, True]
     assert (tmp_path / "results" / "spelling.json").read_text(encoding="utf-8") == told
