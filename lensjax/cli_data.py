@@ -61,7 +61,7 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
     content = {
         "name": read.name,
         "fields": list(read.fields),
-        "available": {"train": task.available, "validation": len(task.validation), "test": len(task.test)},
+        "available": {"train": task.available(), "validation": len(task.validation), "test": len(task.test)},
         "fingerprint": {name: fingerprint(sets[name]) for name in ("validation", "test")},
         "unit": "characters" if tokenizer is None else "tokens",
         "lengths": {name: _lengths(parts) for name, parts in measured.items()},

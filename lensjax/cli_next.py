@@ -177,7 +177,8 @@ def _sentence(found: dict[str, Any]) -> str:
         f"{found['expected_regret']:.4f} nats per token"
     )
     if not cells:
-        return f"Stop, or raise --max-examples: every model is measured {up_to}, and {regret}."
+        raised = ", or raise --max-examples" if found["max_examples"] < found["target"] else ""
+        return f"Stop{raised}: every model is measured {up_to}, and {regret}."
     if max(cell["expected_drop"] for cell in cells) < NEGLIGIBLE:
         return f"Stop: {regret}, and no one cell {up_to} is expected to lower it by {NEGLIGIBLE}."
     return (

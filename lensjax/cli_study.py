@@ -38,7 +38,7 @@ def init(
     --prompt "English: {en} Spanish:" --target " {es}" --budget 12800
 
     Args:
-        out: File to write.
+        out: File to write, which ends in .yaml.
         candidates: Folders of models, relative to that of the file, names on the Hugging Face hub, or pocket:NAME,
             which are part of LensJAX.
         data: JSONL, CSV or Parquet file of the rows, relative to the folder of the file.
@@ -50,6 +50,8 @@ def init(
     from lensjax.files import check_writable, write_files
     from lensjax.study.init import new_study
 
+    if out.suffix.lower() not in (".yaml", ".yml"):
+        raise InputError(f"The study's file would be {out}; give a name that ends in .yaml.")
     if out.exists():
         raise InputError(f"{out} is there already; give another name, or remove it.")
     check_writable([out])
@@ -66,9 +68,7 @@ def _asked(what: str, flag: str) -> str:
     """What the user answers."""
     if not sys.stdin.isatty():
         raise InputError(f"{flag} is missing; give it, or answer on a terminal.")
-    from rich.prompt import Prompt
-
-    return Prompt.ask(what)
+    return input(f"{what}: ")  # as it is: a target may begin with a space
 
 
 def run(
@@ -126,6 +126,8 @@ def run(
         say(f"Wrote {path}")
     if is_first():
         print_decision(found.report)
+    if found.report.decision.model is None and found.report.failures:
+        sys.exit(1)
 
 
 def print_decision(report: "StudyReport") -> None:

@@ -70,6 +70,11 @@ def test_nothing_left_to_measure(capsys, curves):
     )
 
 
+def test_where_all_is_measured_to_the_target_there_is_nothing_to_raise(capsys, curves):
+    out = advised(capsys, curves, "--target", 3199, "--max-examples", 3199)
+    assert out.startswith("Stop: every model is measured up to 3,199 examples")
+
+
 def test_nothing_that_would_matter(capsys, tmp_path):
     loss = np.array([1.0, 8.0, 8.1, 8.2, 8.3, 8.4])[:, None] * np.array(RUNGS) ** -0.05
     curve_table("abcdef", RUNGS, loss).write(tmp_path / "clear.csv")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from lensjax.cli import main
+from lensjax.errors import InputError
 from lensjax.study.spec import read_study
 
 _ROWS = "".join(json.dumps({"a": f"{i:03}", "b": f"{i * i:06}"}) + "\n" for i in range(4000))
@@ -52,12 +53,50 @@ def test_init_says_what_is_missing_or_wrong(folder, fails):
     assert "rows.jsonl" in said
     assert "'c'" in said
     said = fails(*init, "--target", "{b}", *two, "--budget", "3201")
-    assert "at most 3,200 examples to train on" in said
+    assert "rows.jsonl has 3,200 examples to train on beside 400 each" in said
+    assert "give a smaller --budget" in said
+    (folder / "none.jsonl").touch()
+    assert "none.jsonl holds 0 rows" in fails(
+        *(x if x != "rows.jsonl" else "none.jsonl" for x in init), "--target", "{b}", *two
+    )
+    assert "ends in .yaml" in fails(*(x if x != "mine.yaml" else "mine" for x in init), "--target", "{b}", *two)
+    (folder / "empty").mkdir()
+    assert "empty has no config.json" in fails(*init, "--target", "{b}", "--candidates", "org/one", "empty")
+    assert "A candidate is empty" in fails(*init, "--target", "{b}", "--candidates", "org/one", "")
+    said = fails("study", "init", "empty/mine.yaml", *init[3:], "--target", "{b}", "--candidates", "org/one", "empty")
+    assert "empty is no folder beside the study's file; give ." in said
     assert "There is no model folder lost;" in fails(*init, "--target", "{b}", "--candidates", "org/one", "./lost")
     assert "pocket:gpt2-0.2m" in fails(*init, "--target", "{b}", "--candidates", "org/one", "pocket:gpt9")
     assert not (folder / "mine.yaml").exists()
     begin("--candidates", "org/one", "org/two")
     assert "mine.yaml is there already" in fails(*init, "--target", "{b}", "--candidates", "org/one", "org/two")
+
+
+def test_templates_stay_as_they_are(folder, monkeypatch):
+    odd = "é\u0085 \u2028 \u2029 \ufeff\x7f \"\\n' {a}"
+    main(
+        [
+            "study",
+            "init",
+            "a.yaml",
+            "--data",
+            "rows.jsonl",
+            "--prompt",
+            odd,
+            "--target",
+            " {b}",
+            "--candidates",
+            "a/a",
+            "b/b",
+        ]
+    )
+    assert read_study("a.yaml").task.prompt == odd
+    answers = iter(["a/a b/b", "rows.jsonl", "{a}: ", " {b}"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    main(["study", "init", "asked.yaml"])
+    task = read_study("asked.yaml").task
+    assert (task.prompt, task.target) == ("{a}: ", " {b}")
 
 
 def test_init_looks_beside_the_file_that_it_writes(folder):
@@ -66,6 +105,23 @@ def test_init_looks_beside_the_file_that_it_writes(folder):
     arguments = ("--data", "rows.jsonl", "--prompt", "{a}", "--target", "{b}", "--candidates", "pocket:gpt2-0.2m")
     main(["study", "init", "studies/mine.yaml", *arguments, "org/two"])
     assert read_study("studies/mine.yaml").task.source.files["train"] == [folder / "studies" / "rows.jsonl"]
+
+
+def test_a_study_of_which_every_run_fails_ends_with_status_1(folder, save_model, capsys, monkeypatch):
+    begin("--candidates", str(save_model()), "pocket:gpt2-0.2m", "--budget", "400")
+
+    def fail(bench, cell):
+        raise InputError("no memory.")
+
+    monkeypatch.setattr("lensjax.study.cells.Bench._finetune", fail)
+    monkeypatch.setattr("lensjax.study.cells.Bench._evidence", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "mine.yaml"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    assert "no memory." in said
+    assert "no memory.." not in said
+    assert (folder / "mine" / "report.html").exists()
 
 
 def test_run_says_what_it_does_and_writes_a_report(folder, save_model, capsys, fails):

@@ -18,6 +18,7 @@ from lensjax.errors import InputError, listing, shorten
 
 _HELD_OUT = 0  # stream of the permutations that choose validation and test
 _TRAIN = 1  # stream of those that order the pool
+_COUNTED = 100_000  # rows that are read to count examples, at most
 Text = tuple[str, str]
 
 
@@ -59,10 +60,17 @@ class Task:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
 
-    @property
-    def available(self) -> int:
-        """How many examples there are to train on, at most: those equal to held-out ones still count."""
-        return len(self.pool)
+    def available(self, most: int | None = None) -> int:
+        """How many examples there are to train on; counting ends at `most`, where given.
+
+        Where more than a hundred thousand rows would have to be read, those equal to held-out examples count too.
+
+        Raises:
+          InputError: a row cannot be rendered.
+        """
+        if min(len(self.pool), most or len(self.pool)) > _COUNTED:
+            return len(self.pool) if most is None else min(len(self.pool), most)
+        return sum(1 for _ in itertools.islice(self.shuffled(0), most))
 
     def shuffled(self, seed: int) -> Iterator[Example]:
         """Every example to train on, in the order of a seed; a row is read when its turn comes.
@@ -82,8 +90,8 @@ class Task:
         Raises:
           InputError: there are not so many, or a row cannot be rendered.
         """
-        there = f"at most {self.available:,}"
-        if examples <= self.available:
+        there = f"at most {len(self.pool):,}"
+        if examples <= len(self.pool):
             found = list(itertools.islice(self.shuffled(seed), examples))
             if len(found) == examples:
                 return found

@@ -57,7 +57,7 @@ def backtest(
             raise InputError(f"The task '{shorten(task)}' is given twice; rename one of the files.")
     budgets = sorted({target // ratio for ratio in ratios})
     for table in tables:
-        _check(table, target, budgets)
+        _check(table, target, ratios)
     scores = []
     cells = [(table, budget, name) for table in tables for budget in budgets for name in names]
     for done, (table, budget, name) in enumerate(cells):
@@ -70,20 +70,19 @@ def backtest(
     return scores
 
 
-def _check(table: CurveTable, target: int, budgets: Sequence[int]) -> None:
+def _check(table: CurveTable, target: int, ratios: Sequence[int]) -> None:
     task = shorten(table.task)
     if np.isfinite(table.column(target)).sum() < 2:
         raise InputError(
             f"Task '{task}' has fewer than two models measured at the target of {target} examples; choose one "
             f"of the sizes {listing([str(size) for size in table.sizes], 20)}."
         )
-    short = [budget for budget in budgets if (table.up_to(budget).points() >= 2).sum() < 2]
+    short = [ratio for ratio in ratios if (table.up_to(target // ratio).points() >= 2).sum() < 2]
     if short:
-        ratios = listing([str(target // max(budget, 1)) for budget in short], 20)
-        raise InputError(
-            f"Task '{task}' has fewer than two models with two sizes from 1 to {max(short)} examples; leave out the "
-            f"ratios {ratios}."
-        )
+        few = f"fewer than two models with two sizes from 1 to {target // min(short)} examples"
+        listed = listing([str(ratio) for ratio in short], 20)
+        mend = f"leave out the ratios {listed}" if len(short) < len(ratios) else "give smaller ratios"
+        raise InputError(f"Task '{task}' has {few}; {mend}.")
 
 
 def to_csv(scores: Iterable[Score]) -> str:

@@ -218,10 +218,18 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     if prediction.lower is not None and prediction.upper is not None:
         width = float(np.median(prediction.upper - prediction.lower))
         spread = float(np.ptp(judged))
-        if width > spread:
+        surely = ranking.probability_best is not None and ranking.probability_best[best] >= 0.9
+        if width > spread and not surely:  # errors that models share leave the order as it is
             found.append(
                 f"The typical 90 % interval ({width:.3f} nats wide) is wider than the spread of the predicted "
                 f"losses ({spread:.3f} nats); the order may well be wrong."
+            )
+        measured = seen.column(ranking.target) if ranking.target in seen.sizes else np.full(len(points), np.nan)
+        outside = np.flatnonzero((measured < prediction.lower) | (measured > prediction.upper))
+        if outside.size:
+            found.append(
+                f"The losses measured at the target itself of {listing([seen.models[i] for i in outside])} lie outside "
+                "their 90 % intervals; trust what was measured."
             )
     if ranking.probability_best is not None and ranking.probability_best[best] < 0.5:
         rivals = int((np.cumsum(np.sort(ranking.probability_best)[::-1]) < 0.9).sum()) + 1

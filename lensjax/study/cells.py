@@ -17,7 +17,7 @@ from lensjax.curvature.probes import probe_batch
 from lensjax.curvature.rungs import FinetuneRun, RungLosses, measure_rungs, rung_arrays, rung_flops, rung_losses
 from lensjax.data.spec import Strict
 from lensjax.data.tasks import Example, Task, fingerprint, load_task
-from lensjax.errors import InputError, one_line
+from lensjax.errors import InputError, one_line, shorten
 from lensjax.files import make_folder, write_files
 from lensjax.models import load, make_mesh
 from lensjax.models.base import Model
@@ -32,7 +32,7 @@ from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.results import Result, read_json, read_result
-from lensjax.train.runs import SEARCH
+from lensjax.train.runs import SEARCH, SPEC
 
 EVIDENCE = "evidence"  # folder of what is measured besides curves
 _HELD = 8  # examples of a Hessian's product that are on the devices at a time
@@ -76,12 +76,37 @@ class Bench:
 
     @cached_property
     def available(self) -> int:
-        """Number of examples that the task has to train on, at most."""
-        return on_first(lambda: self._task.available)
+        """Number of examples that the task has to train on, as far as the study asks for them."""
+        return on_first(lambda: self._task.available(self.spec.counted))
 
     def probes(self, count: int, seed: int) -> list[Example]:
         """The first training examples of a seed, the same ones for every candidate and rung."""
         return self._task.train(seed, count)
+
+    def check_data(self) -> None:
+        """Make sure that the results on disk are of the data that the task's source has now.
+
+        Raises:
+          InputError: they are of other validation, test or training examples.
+        """
+        on_first(self._check_data)
+
+    def _check_data(self) -> None:
+        held_out = fingerprint([*self._task.validation, *self._task.test])
+        for candidate in self.spec.candidates:
+            found = read_json(runs_folder(self.out, candidate) / SPEC)
+            digest = self.spec.finetune_spec(candidate).digest(held_out)
+            self._refuse_unless(found is None or found.get("digest") == digest)
+        known = {(result.seed, result.examples): result for result in read_results(self.spec, self.out)}
+        for (seed, examples), result in known.items():
+            self._refuse_unless(result.data == fingerprint(self._task.train(seed, examples)))
+
+    def _refuse_unless(self, same: bool) -> None:
+        if not same:
+            raise InputError(
+                f"{shorten(self.out, 400)} holds results of other examples than the task's source has now; give a new "
+                "folder (--out), or the data that it was made with."
+            )
 
     def compute(self, cell: Cell) -> Outcome:
         """Compute a cell whose result is then on disk; one that is there already is not computed again.

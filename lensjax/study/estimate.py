@@ -39,6 +39,7 @@ from lensjax.train.prepare import Examples, tokenise_all
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import make_programs, program_flops, state_shapes
 
+_LISTED = 2_000_000  # examples of a run whose batches are planned one by one, at most
 UTILISATION = 0.4  # share of the published peak that is assumed where nothing is timed
 _LEAST, _MOST, _LONG = 3, 30, 1.0  # calls of a program that are timed, and seconds after which they are enough
 
@@ -69,6 +70,17 @@ def planned_work(needed: Int[np.ndarray, "examples parts"], short: Lengths, trai
     used = needed.sum(axis=1)
     of_short = epochs * (int(plan.short.sum()) // training.batch_size) + sum(is_short for is_short, _ in last)
     tokens = epochs * int(used.sum()) + sum(int(used[rows].sum()) for _, rows in last)
+    return Work((of_short, steps - of_short), -(-steps // every), tokens)
+
+
+def scaled_work(
+    needed: Int[np.ndarray, "examples parts"], short: Lengths, training: TrainingSpec, seed: int, examples: int
+) -> Work:
+    """What training on more examples than could be listed does, were they as those whose lengths are given."""
+    plan = BatchPlan(fits(needed, short), training.batch_size, seed)
+    steps, every = planned_steps(training, -(-plan.steps_per_epoch * examples // len(needed)))
+    of_short = steps * (int(plan.short.sum()) // training.batch_size) // plan.steps_per_epoch
+    tokens = steps * int(needed.sum()) // plan.steps_per_epoch
     return Work((of_short, steps - of_short), -(-steps // every), tokens)
 
 
@@ -123,6 +135,8 @@ class AbstractCandidate:
         """What training on so many examples of a seed does; more than there are, as if the same came again."""
         tokens = self.tokens.train[seed].take(examples)
         needed = example_lengths(tokens, self.model.family.encoder_decoder)
+        if examples > _LISTED:
+            return scaled_work(needed, self.shapes[0], self.training, seed, examples)
         return planned_work(np.resize(needed, (examples, needed.shape[1])), self.shapes[0], self.training, seed)
 
     def evaluations(self, work: Work) -> int:

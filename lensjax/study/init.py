@@ -9,9 +9,10 @@ from pathlib import Path
 from lensjax.data.sources import open_split
 from lensjax.data.tasks import load_task
 from lensjax.errors import InputError
-from lensjax.models.hub import local_folder
+from lensjax.models.hub import local_folder, read_config
 from lensjax.study.spec import read_study
 
+_UNSAFE = {chr(c) for c in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF)}  # which YAML takes for ends of lines, or not
 _HELD_OUT = 1000  # examples of validation, and of the test set, where there are ten times as many rows
 
 _TEXT = """\
@@ -92,8 +93,7 @@ def new_study(
     """
     folder = file.absolute().parent
     for candidate in candidates:
-        beside = folder / os.path.expanduser(candidate)
-        local_folder(beside if beside.is_dir() else candidate)
+        _check_model(candidate, folder)
     contents = {
         "file": file.name,
         "folder": file.stem,
@@ -110,13 +110,34 @@ def new_study(
         try:
             task = read_study(trial).task
         except InputError as error:
-            raise InputError(str(error).replace(f"{trial}: ", "")) from error
-    rows = open_split(task.source, "train", task.fields)
-    held_out = min(_HELD_OUT, max(1, len(rows or ()) // 10))
-    load_task(task.model_copy(update={"validation": held_out, "test": held_out})).train(0, budget)
+            raise InputError(str(error).replace(f"{trial}: ", "").replace(str(trial), file.name)) from error
+    rows = len(open_split(task.source, "train", task.fields) or ())
+    held_out = min(_HELD_OUT, rows // 10)
+    if not held_out:
+        raise InputError(f"{data} holds {rows} rows, of which none can be held out; add some.")
+    found = load_task(task.model_copy(update={"validation": held_out, "test": held_out})).available(budget)
+    if found < budget:
+        raise InputError(
+            f"{data} has {found:,} examples to train on beside {held_out:,} each for validation and test, and a budget "
+            f"of {budget:,}; give a smaller --budget, or add rows."
+        )
     return _TEXT.format(**contents, data=_quoted(data), held_out=held_out)
+
+
+def _check_model(candidate: str, folder: Path) -> None:
+    """Raise InputError where a candidate of a study in a folder is neither a model nor a possible name on the hub."""
+    beside = folder / os.path.expanduser(candidate)
+    if not candidate.strip():
+        raise InputError("A candidate is empty; give a folder, a name on the hub or pocket:NAME.")
+    if os.path.isdir(candidate) and not beside.is_dir():
+        there = os.path.relpath(candidate, folder)
+        raise InputError(f"{candidate} is no folder beside the study's file; give {there}, its path from there.")
+    here = local_folder(beside if beside.is_dir() else candidate)
+    if here is not None:
+        read_config(here)
 
 
 def _quoted(text: str) -> str:
     """A text as YAML reads it, whatever it holds."""
-    return json.dumps(text, ensure_ascii=False)
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(f"\\u{ord(c):04x}" if c in _UNSAFE else c for c in quoted)

@@ -115,7 +115,7 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
 def _available(spec: StudySpec) -> int:
     """Examples to train on at most; a report does not need the data where the target is given."""
     try:
-        return load_task(spec.task).available
+        return load_task(spec.task).available(spec.counted)
     except InputError:
         if spec.target is None:
             raise

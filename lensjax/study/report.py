@@ -172,7 +172,7 @@ def _cautions(state: StudyState, ranking: Ranking, missing: str) -> list[str]:
     if state.spec.method == LENSLLM and ranking.method != LENSLLM:
         found.append(f"{text.method_title(ranking.method)} ranks, for LensLLM could not be fitted: {missing}")
     if first in state.failed:
-        found.append(f"{first} comes first, and a run of it failed: {state.failed[first].error}.")
+        found.append(f"{first} comes first, and a run of it failed: {state.failed[first].error.rstrip('.')}.")
     if first in state.eliminated:
         found.append(f"{first} comes first, and was eliminated after {state.eliminated[first]:,} examples.")
     if caution := steps_caution(state.results):

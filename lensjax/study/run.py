@@ -69,8 +69,8 @@ def run_study(
       say: Is told, in a sentence each, what was done and decided.
 
     Raises:
-      InputError: the folder is another study's or another command's, a candidate cannot be used at all, or the device
-        that the spec asks for is missing.
+      InputError: the folder is another study's, another command's or of other data, a candidate cannot be used at all,
+        or the device that the spec asks for is missing.
       Stopped: the process was told to end; the same call goes on.
     """
     with ExitStack() as stack:
@@ -85,6 +85,7 @@ def run_study(
         if journal.quarantined:
             say(f"{journal.quarantined} damaged lines of the journal were set aside; what they told of is looked up.")
         bench = Bench(spec, out, show=show, retry=retry)
+        bench.check_data()
         check_candidates(spec, bench)
         launch = cluster or _local(bench)
         runner = _Runner(spec, out, bench, journal, launch, retry, limit, say)
@@ -140,12 +141,14 @@ def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]
     """The cells that running a study would compute, if no candidate drops out and the budget is large enough.
 
     Raises:
-      InputError: the folder is another study's, or the task cannot be read.
+      InputError: the folder is another study's or of other data, or the task cannot be read.
     """
-    cells = [cell for size in Bench(spec, out).sizes for stage in stages(spec, spec.names, size) for cell in stage]
+    bench = Bench(spec, out)
+    cells = [cell for size in bench.sizes for stage in stages(spec, spec.names, size) for cell in stage]
     if not out.exists():
         return cells
     with running(spec, out) as journal:
+        bench.check_data()
         forgiven = len(journal.entries) if retry else 0
         return [cell for cell in cells if not has_ended(spec, out, journal, cell, forgiven)]
 

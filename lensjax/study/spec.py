@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
+from lensjax.curves import MAX_EXAMPLES
 from lensjax.data.spec import Count, Strict, TaskSpec, from_folder, read_fields, read_spec, validated
 from lensjax.errors import InputError, listing, shorten
 from lensjax.selection import METHODS
@@ -18,6 +19,7 @@ from lensjax.train.spec import FinetuneSpec, TrainingSpec
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=MAX_EXAMPLES, strict=True)]  # of a training set, in examples
 LENSLLM = "lensllm"  # the method that needs kernels, and so is none of `METHODS`
 
 
@@ -65,7 +67,7 @@ class Budget(Strict):
       hours: Of the whole study's computing.
     """
 
-    examples: Count | None = None
+    examples: Size | None = None
     flops: PositiveFloat | None = None
     hours: PositiveFloat | None = None
 
@@ -171,7 +173,7 @@ class StudySpec(Strict):
     task: TaskSpec
     training: TrainingSpec = TrainingSpec()
     budget: Budget
-    target: Count | None = None
+    target: Size | None = None
     seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = (0,)
     evidence: Evidence = Evidence()
     method: str = "joint"
@@ -238,17 +240,22 @@ class StudySpec(Strict):
         """The candidate of a name."""
         return next(candidate for candidate in self.candidates if candidate.name == name)
 
+    @property
+    def counted(self) -> int | None:
+        """How many of the task's examples matter to the ladder and the target; None for all."""
+        return None if self.target is None else self.budget.examples or self.target
+
     def ladder(self, available: int) -> list[int]:
         """Numbers of training examples of runs, given how many examples there are.
 
         Raises:
           InputError: there are too few for two rungs.
         """
-        bounds = [size for size in (self.budget.examples, self.target, available) if size is not None]
-        sizes = rungs(min(bounds))
+        most = min(available, self.budget.examples or available, self.target or available)
+        sizes = rungs(most)
         if len(sizes) < 3:
             raise InputError(
-                f"The task {shorten(self.task.name)} leaves {min(bounds):,} examples to train on, and a curve needs "
+                f"The task {shorten(self.task.name)} leaves {most:,} examples to train on, and a curve needs "
                 f"two rungs, {FIRST_RUNG} and {2 * FIRST_RUNG}; add rows, hold out fewer, or raise the target."
             )
         return sizes

@@ -75,7 +75,7 @@ def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]
         task = load_task(spec)
         held_out.update(validation=task.validation, test=task.test)
         several = len(spec.training.learning_rates) > 1 and max(sizes) > 0
-        search = (FIRST_RUNG if task.available >= FIRST_RUNG else max(sizes)) if several else 0
+        search = (FIRST_RUNG if task.available(FIRST_RUNG) == FIRST_RUNG else max(sizes)) if several else 0
         largest = dict.fromkeys(seeds, max(sizes))
         if search:
             largest[0] = max(largest.get(0, 0), search)

@@ -44,7 +44,7 @@ def test_held_out_of_train(save_jsonl: Save, make_spec: Make) -> None:
     drawn = [texts(task.test), texts(task.validation), texts(task.train(0, 50))]
     assert [len(part) for part in drawn] == [30, 20, 50]
     assert len(set(itertools.chain(*drawn))) == 100
-    assert task.available == 50
+    assert task.available() == 50
     again = load_task(make_spec(validation=20, test=30))
     assert [texts(again.test), texts(again.validation), texts(again.train(0, 50))] == drawn
     assert texts(again.train(1, 50)) != drawn[2]
@@ -60,7 +60,7 @@ def test_splits_that_are_there(save_jsonl: Save, make_spec: Make) -> None:
     task = load_task(make_spec(validation=20, test=50))
     assert all("validation.jsonl" in example.where for example in task.validation)
     assert all("test.jsonl" in example.where for example in task.test)
-    assert (len(task.validation), len(task.test), task.available) == (20, 50, 100)
+    assert (len(task.validation), len(task.test), task.available()) == (20, 50, 100)
     assert task.validation != tuple(sorted(task.validation, key=lambda example: int(example.where.split()[-1])))
 
 
@@ -69,7 +69,8 @@ def test_nothing_is_in_two_sets(save_jsonl: Save, make_spec: Make) -> None:
     save_jsonl("validation.jsonl", [row | {"c": f" {row['c']}\n"} for row in sums(20, 60)])
     save_jsonl("train.jsonl", sums(0, 100) * 2)
     task = load_task(make_spec(validation=30, test=30))
-    assert task.available == 200
+    assert task.available() == 80  # 40 of the texts, twice each
+    assert task.available(7) == 7
     assert set(texts(task.validation)) == {(f"{i}+1=", str(i + 1)) for i in range(30, 60)}
     train = task.train(3, 80)
     assert sorted(set(texts(train))) == sorted((f"{i}+1=", str(i + 1)) for i in range(60, 100))
@@ -110,7 +111,7 @@ def test_sets_are_nested_and_disjoint(
     assert not set(texts(everything)) & set(texts(task.validation + task.test))
     small = min(small, len(everything))
     assert task.train(seed, small) == everything[:small]
-    assert len(everything) <= task.available
+    assert len(everything) == task.available()
     assert sorted(texts(everything)) == sorted(
         (f"{x} is", str(x)) for x in rows if (f"{x} is", str(x)) not in texts(task.validation + task.test)
     )
@@ -143,7 +144,8 @@ def test_only_what_is_needed_is_read(monkeypatch: pytest.MonkeyPatch, make_spec:
     assert rows.made == 200
     assert len(task.train(0, 200)) == 200
     assert rows.made == 400
-    assert task.available == 999_800
+    assert task.available() == 999_800
+    assert rows.made == 400
 
 
 def test_two_sets_from_one_split(tmp_path: Path, save_hf: Save, make_spec: Make) -> None:

@@ -81,8 +81,10 @@ def test_bad_input_is_one_sentence():
     table = datasets.simulated(models=3)
     with pytest.raises(InputError, match="fewer than two models measured at the target"):
         backtest([table], 5)
-    with pytest.raises(InputError, match="leave out the ratios"):
-        backtest([table], TARGET, [8, 8192])
+    with pytest.raises(InputError, match=r"leave out the ratios 8000\."):
+        backtest([table], TARGET, [8, 8000])
+    with pytest.raises(InputError, match="give smaller ratios"):
+        backtest([table], TARGET, [8000])
     with pytest.raises(InputError, match="given twice"):
         backtest([table, table], TARGET)
     with pytest.raises(InputError, match="no method nope"):

@@ -7,7 +7,7 @@ from lensjax import datasets
 from lensjax.curves import curve_table
 from lensjax.errors import InputError
 from lensjax.selection import METHODS
-from lensjax.selection.ranking import rank
+from lensjax.selection.ranking import find_warnings, rank
 
 TARGET = 1_638_400
 TABLE = datasets.simulated(models=8)
@@ -85,6 +85,22 @@ def test_intervals_that_could_not_be_checked_or_were_too_narrow_are_said_aloud(r
     assert any(f"{found.prediction.widening:.1f} {said}" in warning for warning in found.warnings)
     by_ats = rank(replace(TABLE.up_to(12_800), loss=loss), 12_800, TARGET, "ats")
     assert not any(said in warning for warning in by_ats.warnings)  # which has no intervals
+
+
+def test_wide_intervals_do_not_put_a_clear_order_in_doubt():
+    found = rank(TABLE, 400, TARGET)
+    known = np.eye(len(TABLE.models))[found.order[0]]
+    sure = find_warnings(replace(found, probability_best=known), TABLE.up_to(400))
+    assert "wider than the spread" not in " ".join(sure)
+
+
+def test_what_was_measured_at_the_target_and_is_not_believed_is_named():
+    loss = TABLE.up_to(12_800).loss.copy()
+    loss[2, -1] *= 0.5
+    found = rank(replace(TABLE.up_to(12_800), loss=loss), 12_800, 12_800)
+    said = f"The losses measured at the target itself of {TABLE.models[2]} lie outside"
+    assert any(said in warning for warning in found.warnings)
+    assert not any("at the target itself" in warning for warning in rank(TABLE, 12_800, TARGET).warnings)
 
 
 def test_equal_models_have_no_clear_winner():

@@ -22,7 +22,7 @@ from lensjax.models.hub import read_config
 from lensjax.models.lora import add_lora, split_trainable
 from lensjax.report import text
 from lensjax.study import estimate, plan
-from lensjax.study.estimate import AbstractCandidate, NoRoom, Work, planned_work
+from lensjax.study.estimate import AbstractCandidate, NoRoom, Work, planned_work, scaled_work
 from lensjax.study.plan import make_plan
 from lensjax.study.plan_schema import Plan
 from lensjax.study.spec import read_study
@@ -73,6 +73,24 @@ def test_work_is_that_of_the_loop(lengths, batch_size, epochs, max_steps, every)
     validations = sum(step % between == 0 or step == steps for step in range(1, steps + 1))
     tokens = sum(int(needed[rows].sum()) for _, rows in taken)
     assert planned_work(needed, short, spec, 3) == Work((of_short, steps - of_short), validations, tokens)
+
+
+def test_work_on_more_than_could_be_listed_is_in_proportion():
+    spec = TrainingSpec(batch_size=4, epochs=2, evaluate_every=8)
+    lengths = np.array([5, 20, 8, 9, 11, 3, 18, 2] * 8)[:, None]
+    one = planned_work(lengths, (12,), spec, 0)
+    many = scaled_work(lengths, (12,), spec, 0, 64 * 10**6)
+    assert many.steps == tuple(10**6 * steps for steps in one.steps)
+    assert many.tokens == 10**6 * one.tokens
+    assert many.validations == 10**6 * one.validations
+
+
+def test_a_target_beyond_memory_is_planned(write_study, tmp_path):
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", target=10**12))
+    small = read_study(write_study(tmp_path, "gpt2", "opt", target=3200, name="small"))
+    (large, *_), (usual, *_) = (make_plan(one, timing=False).candidates for one in (spec, small))
+    assert large.full_tuning.examples == 10**12
+    assert large.full_tuning.flops == pytest.approx(10**12 / 3200 * usual.full_tuning.flops, rel=0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

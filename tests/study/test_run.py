@@ -13,6 +13,7 @@ import pytest
 
 from lensjax.curvature.dynamics import kernel_drift
 from lensjax.curve_files import read_curves
+from lensjax.data.tasks import load_task
 from lensjax.errors import InputError
 from lensjax.files import locked
 from lensjax.study import decisions
@@ -370,6 +371,23 @@ def test_folders_of_other_studies_are_refused(finished, write_study, tmp_path):
         run_study(other, tmp_path / "file")
     with locked(folder / ".running"), pytest.raises(InputError, match="Another command runs the study in"):
         run_study(spec, folder)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_results_of_other_data_are_refused(finished, tmp_path, held_out):
+    spec, folder, _, _ = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    (path,) = spec.task.source.files["train"]
+    task = load_task(spec.task)
+    (changed,) = task.test[:1] if held_out else task.train(0, 1)
+    row = json.dumps({"n": changed.prompt.rstrip(":"), "letters": "z", "words": "z"})
+    lines = [row if f'"n": "{changed.prompt[:4]}"' in line else line for line in path.read_text().splitlines()]
+    (tmp_path / path.name).write_text("\n".join(lines))
+    source = spec.task.source.model_copy(update={"files": {"train": [tmp_path / path.name]}})
+    other = spec.model_copy(update={"task": spec.task.model_copy(update={"source": source})})
+    for command in (run_study, cells_left):
+        with pytest.raises(InputError, match="holds results of other examples than the task's source has now"):
+            command(other, tmp_path / "copy")
 
 
 def test_candidates_that_cannot_be_used_are_named_before_anything_is_measured(write_study, tmp_path, tiny_models):
