@@ -58,7 +58,7 @@ def next_cells(
 
     check_target(target)
     table = read_table(curves)
-    rungs, max_examples = _rungs(table, target, max_examples)
+    rungs, larger, max_examples = _rungs(table, target, max_examples)
     if top < 1:
         raise InputError(f"--top is {top}; give 1 or more.")
     costs = relative_costs(table, candidate_cells(table, rungs))
@@ -70,14 +70,14 @@ def next_cells(
     shown = shown if shown.is_terminal else Console(highlight=False, width=120)
     if advice.cells:
         shown.print(_rows(found, top))
-    shown.print(escape(_sentence(found)), soft_wrap=True)
+    shown.print(escape(_sentence(found, larger)), soft_wrap=True)
     write_files({path: _json(found) for path in outputs})
     for path in outputs:
         print(f"Wrote {path}")
 
 
-def _rungs(table: "CurveTable", target: int, max_examples: int | None) -> tuple[list[int], int]:
-    """Sizes that may be measured next, and the bound of them."""
+def _rungs(table: "CurveTable", target: int, max_examples: int | None) -> tuple[list[int], list[int], int]:
+    """Sizes that may be measured next, those from there to the target, and the bound between them."""
     task = shorten(table.task)
     used = table.up_to(target)
     sizes = [int(size) for size in used.sizes[used.measured.any(axis=0)] if size > 0]
@@ -89,15 +89,14 @@ def _rungs(table: "CurveTable", target: int, max_examples: int | None) -> tuple[
         max_examples = max(sizes[-1], target // SHARE)
     if not 0 < max_examples <= target:
         raise InputError(f"--max-examples is {max_examples}; give a number from 1 to the target of {target}.")
-    rungs = [*sizes]
-    while 2 * rungs[-1] <= max_examples:
-        rungs.append(2 * rungs[-1])
-    rungs = [rung for rung in rungs if rung <= max_examples]
+    while 2 * sizes[-1] <= target:
+        sizes.append(2 * sizes[-1])
+    rungs = [size for size in sizes if size <= max_examples]
     if len(rungs) < 2:
         raise InputError(
             f"Task '{task}' has fewer than two rungs up to --max-examples {max_examples}; give {2 * sizes[0]} or more."
         )
-    return rungs, max_examples
+    return rungs, sizes[len(rungs) :], max_examples
 
 
 def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice") -> dict[str, Any]:
@@ -162,8 +161,8 @@ def _rows(found: dict[str, Any], top: int) -> "Table":
     return table
 
 
-def _sentence(found: dict[str, Any]) -> str:
-    """What to do."""
+def _sentence(found: dict[str, Any], larger: list[int]) -> str:
+    """What to do, where there are larger rungs than those that may be measured."""
     cells, up_to = found["cells"], f"up to {found['max_examples']:,} examples"
     if cells:
         best = cells[0]
@@ -177,7 +176,7 @@ def _sentence(found: dict[str, Any]) -> str:
         f"{found['expected_regret']:.4f} nats per token"
     )
     if not cells:
-        raised = ", or raise --max-examples" if found["max_examples"] < found["target"] else ""
+        raised = f", or raise --max-examples to {larger[0]}" if larger else ""
         return f"Stop{raised}: every model is measured {up_to}, and {regret}."
     if max(cell["expected_drop"] for cell in cells) < NEGLIGIBLE:
         return f"Stop: {regret}, and no one cell {up_to} is expected to lower it by {NEGLIGIBLE}."

@@ -56,7 +56,7 @@ def init(
         raise InputError(f"{out} is there already; give another name, or remove it.")
     check_writable([out])
     candidates = candidates or tuple(_asked("Models, separated by spaces", "--candidates").split())
-    data = data or _asked("File of the rows", "--data")
+    data = data or _asked("File of the rows", "--data").strip()
     prompt = _asked("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
     target = target or _asked("Target, with fields of a row in braces", "--target")
     text = new_study(out, candidates, data, prompt, target, budget, full)
@@ -68,7 +68,10 @@ def _asked(what: str, flag: str) -> str:
     """What the user answers."""
     if not sys.stdin.isatty():
         raise InputError(f"{flag} is missing; give it, or answer on a terminal.")
-    return input(f"{what}: ")  # as it is: a target may begin with a space
+    try:
+        return input(f"{what}: ")  # as it is: a target may begin with a space
+    except EOFError as error:
+        raise InputError(f"{flag} is missing; give it, or answer.") from error
 
 
 def run(
@@ -126,7 +129,8 @@ def run(
         say(f"Wrote {path}")
     if is_first():
         print_decision(found.report)
-    if found.report.decision.model is None and found.report.failures:
+    usable = sum(candidate.state != "failed" for candidate in found.report.candidates)
+    if found.report.decision.model is None and usable < 2:  # and so there will be none
         sys.exit(1)
 
 

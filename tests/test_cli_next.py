@@ -64,8 +64,8 @@ def test_costs_are_examples_where_a_size_is_unknown(capsys, curves, tmp_path):
 def test_nothing_left_to_measure(capsys, curves):
     out = advised(capsys, curves, "--target", TARGET, "--max-examples", 3199)
     assert re.fullmatch(
-        r"Stop, or raise --max-examples: every model is measured up to 3,199 examples, and the expected regret of "
-        r"choosing simulated-\d\d now, whose expected loss is the least, is 0\.\d{4} nats per token\.\n",
+        r"Stop, or raise --max-examples to 3200: every model is measured up to 3,199 examples, and the expected regret "
+        r"of choosing simulated-\d\d now, whose expected loss is the least, is 0\.\d{4} nats per token\.\n",
         out,
     )
 
@@ -73,6 +73,8 @@ def test_nothing_left_to_measure(capsys, curves):
 def test_where_all_is_measured_to_the_target_there_is_nothing_to_raise(capsys, curves):
     out = advised(capsys, curves, "--target", 3199, "--max-examples", 3199)
     assert out.startswith("Stop: every model is measured up to 3,199 examples")
+    out = advised(capsys, curves, "--target", 3199, "--max-examples", 1600)  # of which the double is beyond the target
+    assert out.startswith("Stop: every model is measured up to 1,600 examples")
 
 
 def test_nothing_that_would_matter(capsys, tmp_path):

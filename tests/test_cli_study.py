@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from lensjax.cli import main
+from lensjax.data.tasks import load_task
 from lensjax.errors import InputError
 from lensjax.study.spec import read_study
 
@@ -72,8 +73,52 @@ def test_init_says_what_is_missing_or_wrong(folder, fails):
     assert "mine.yaml is there already" in fails(*init, "--target", "{b}", "--candidates", "org/one", "org/two")
 
 
-def test_templates_stay_as_they_are(folder, monkeypatch):
-    odd = "é\u0085 \u2028 \u2029 \ufeff\x7f \"\\n' {a}"
+def test_init_says_of_rows_what_a_study_of_them_would(folder, fails):
+    init = ("study", "init", "mine.yaml", "--prompt", "{a}", "--target", "{b}", "--candidates", "a/a", "b/b", "--data")
+    rows = _ROWS.splitlines()
+    (folder / "few.jsonl").write_text("\n".join(rows[:300]))
+    said = fails(*init, "few.jsonl")
+    assert "few.jsonl has 240 examples to train on" in said
+    assert "a budget of 1,600; add rows." in said  # as two rungs are the least
+    (folder / "equal.jsonl").write_text("\n".join(rows[:12] * 100))
+    assert "equal.jsonl has too many rows that are equal: 120 examples for validation" in fails(*init, "equal.jsonl")
+    begin("--candidates", "a/a", "b/b")
+    *_, last = load_task(read_study(folder / "mine.yaml").task).shuffled(0)  # which no run of its budget would read
+    (folder / "mine.yaml").unlink()
+    line = int(last.where.rpartition(" ")[2])
+    (folder / "blank.jsonl").write_text("\n".join([*rows[: line - 1], '{"a": "x", "b": ""}', *rows[line:]]))
+    assert f"blank.jsonl line {line} has a blank target; fill it in or remove the row" in fails(*init, "blank.jsonl")
+
+
+def test_init_takes_candidates_for_what_the_study_will(folder, fails):
+    for one, other in (("x", "linkx"), ("y", "linky")):
+        (folder / one / "model").mkdir(parents=True)
+        (folder / one / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+        (folder / other).symlink_to(folder / one / "model")
+    init = ("study", "init", "mine.yaml", "--data", "rows.jsonl", "--target", "{b}")
+    said = fails(*init, "--prompt", "{a}", "--candidates", "linkx", "linky")
+    assert "two candidates are called model" in said
+    assert "half a character" in fails(*init, "--prompt", "\udcff{a}", "--candidates", "a/a", "b/b")
+    assert not (folder / "mine.yaml").exists()
+
+
+def test_answers_on_a_terminal(folder, monkeypatch, fails):
+    answers = iter(["a/a b/b ", "rows.jsonl ", "{a}: ", " {b}"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    main(["study", "init", "asked.yaml"])
+    task = read_study("asked.yaml").task
+    assert (task.prompt, task.target) == ("{a}: ", " {b}")
+
+    def end(question):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end)
+    assert "--candidates is missing; give it" in fails("study", "init", "ended.yaml")
+
+
+def test_templates_stay_as_they_are(folder):
+    odd = "é\u0085 \u2028 \u2029 \ufeff\ufffe\uffff\x7f \"\\n' {a}"
     main(
         [
             "study",
@@ -91,12 +136,6 @@ def test_templates_stay_as_they_are(folder, monkeypatch):
         ]
     )
     assert read_study("a.yaml").task.prompt == odd
-    answers = iter(["a/a b/b", "rows.jsonl", "{a}: ", " {b}"])
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda question: next(answers))
-    main(["study", "init", "asked.yaml"])
-    task = read_study("asked.yaml").task
-    assert (task.prompt, task.target) == ("{a}: ", " {b}")
 
 
 def test_init_looks_beside_the_file_that_it_writes(folder):
@@ -113,8 +152,10 @@ def test_a_study_of_which_every_run_fails_ends_with_status_1(folder, save_model,
     def fail(bench, cell):
         raise InputError("no memory.")
 
-    monkeypatch.setattr("lensjax.study.cells.Bench._finetune", fail)
     monkeypatch.setattr("lensjax.study.cells.Bench._evidence", fail)
+    main(["run", "mine.yaml", "--limit", "1"])  # kernels fail, and runs are left
+    assert "No decision yet" in capsys.readouterr().out
+    monkeypatch.setattr("lensjax.study.cells.Bench._finetune", fail)
     with pytest.raises(SystemExit) as ended:
         main(["run", "mine.yaml"])
     assert ended.value.code == 1

@@ -22,6 +22,10 @@ _COUNTED = 100_000  # rows that are read to count examples, at most
 Text = tuple[str, str]
 
 
+class TooFewExamples(InputError):
+    """There are not so many examples as are to be held out."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A row as a model sees it.
@@ -109,8 +113,8 @@ def load_task(spec: TaskSpec) -> Task:
     the train split: test first, then validation.
 
     Raises:
-      InputError: the source cannot be read, a split has fewer rows than are asked for, or one of them cannot be
-        rendered.
+      TooFewExamples: a split has fewer than are asked for.
+      InputError: the source cannot be read, or one of its rows cannot be rendered.
     """
     train = open_split(spec.source, "train", spec.fields)
     if train is None:
@@ -132,7 +136,7 @@ def load_task(spec: TaskSpec) -> Task:
                 found.append(example)
             if len(found) == wanted:
                 return tuple(found)
-        raise InputError(_too_few(spec, split, len(found), own is not None))
+        raise TooFewExamples(_too_few(spec, split, len(found), own is not None))
 
     test = draw("test", spec.test, frozenset())
     validation = draw("validation", spec.validation, frozenset(example.text for example in test))
@@ -151,14 +155,22 @@ def permutation(size: int, seed: int, stream: int = 0) -> Int[np.ndarray, " size
     return order
 
 
-def fingerprint(examples: Iterable[Example]) -> str:
+def fingerprint(examples: Sequence[Example]) -> str:
     """SHA-256, in hexadecimal, of prompts and targets in their order; it changes when any of them does."""
-    digest = hashlib.sha256()
-    for example in examples:
+    return fingerprints(examples, [len(examples)])[len(examples)]
+
+
+def fingerprints(examples: Iterable[Example], sizes: Iterable[int]) -> dict[int, str]:
+    """The `fingerprint` of the first so many examples, by their number, for all sizes that there are examples for."""
+    digest, wanted = hashlib.sha256(), set(sizes)
+    found = {0: digest.hexdigest()} if 0 in wanted else {}
+    for size, example in enumerate(examples, start=1):
         for text in (example.prompt, example.target):
             content = text.encode("utf-8")
             digest.update(len(content).to_bytes(8, "big") + content)
-    return digest.hexdigest()
+        if size in wanted:
+            found[size] = digest.hexdigest()
+    return found
 
 
 def _too_few(spec: TaskSpec, split: SplitName, found: int, own: bool) -> str:

@@ -80,8 +80,8 @@ def _check(table: CurveTable, target: int, ratios: Sequence[int]) -> None:
     short = [ratio for ratio in ratios if (table.up_to(target // ratio).points() >= 2).sum() < 2]
     if short:
         few = f"fewer than two models with two sizes from 1 to {target // min(short)} examples"
-        listed = listing([str(ratio) for ratio in short], 20)
-        mend = f"leave out the ratios {listed}" if len(short) < len(ratios) else "give smaller ratios"
+        enough = [size for size in table.sizes if size <= target and (table.up_to(size).points() >= 2).sum() >= 2]
+        mend = f"give ratios of at most {target // int(enough[0])}" if enough else "measure more sizes below the target"
         raise InputError(f"Task '{task}' has {few}; {mend}.")
 
 

@@ -1,10 +1,12 @@
 """The cells of a study, computed in this process: fine-tuning runs, kernels, weight metrics and terms of the bound."""
 
 import io
+import itertools
 import json
+import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +19,13 @@ from lensjax.curvature.probes import probe_batch
 from lensjax.curvature.rungs import FinetuneRun, RungLosses, measure_rungs, rung_arrays, rung_flops, rung_losses
 from lensjax.data.spec import Strict
 from lensjax.data.tasks import Example, Task, fingerprint, load_task
-from lensjax.errors import InputError, one_line, shorten
+from lensjax.errors import InputError, one_line
 from lensjax.files import make_folder, write_files
 from lensjax.models import load, make_mesh
 from lensjax.models.base import Model
 from lensjax.models.hub import find_folder
 from lensjax.models.safetensors_files import weights_fingerprint
-from lensjax.study.journal import Cell
+from lensjax.study.journal import Cell, CellKind
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.train.candidate import MODEL
 from lensjax.train.candidate import Cell as Run
@@ -32,7 +34,7 @@ from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.results import Result, read_json, read_result
-from lensjax.train.runs import SEARCH, SPEC
+from lensjax.train.runs import SEARCH
 
 EVIDENCE = "evidence"  # folder of what is measured besides curves
 _HELD = 8  # examples of a Hessian's product that are on the devices at a time
@@ -70,6 +72,11 @@ class Bench:
         self._losses: dict[str, RungLosses] = {}  # which are compiled once for all rungs
 
     @cached_property
+    def task(self) -> Task:
+        """The task, as its source has it now."""
+        return load_task(self.spec.task)
+
+    @cached_property
     def sizes(self) -> list[int]:
         """Numbers of training examples of runs; see `StudySpec.ladder`."""
         return self.spec.ladder(self.available)
@@ -77,36 +84,11 @@ class Bench:
     @cached_property
     def available(self) -> int:
         """Number of examples that the task has to train on, as far as the study asks for them."""
-        return on_first(lambda: self._task.available(self.spec.counted))
+        return on_first(lambda: self.task.available(self.spec.counted))
 
     def probes(self, count: int, seed: int) -> list[Example]:
         """The first training examples of a seed, the same ones for every candidate and rung."""
-        return self._task.train(seed, count)
-
-    def check_data(self) -> None:
-        """Make sure that the results on disk are of the data that the task's source has now.
-
-        Raises:
-          InputError: they are of other validation, test or training examples.
-        """
-        on_first(self._check_data)
-
-    def _check_data(self) -> None:
-        held_out = fingerprint([*self._task.validation, *self._task.test])
-        for candidate in self.spec.candidates:
-            found = read_json(runs_folder(self.out, candidate) / SPEC)
-            digest = self.spec.finetune_spec(candidate).digest(held_out)
-            self._refuse_unless(found is None or found.get("digest") == digest)
-        known = {(result.seed, result.examples): result for result in read_results(self.spec, self.out)}
-        for (seed, examples), result in known.items():
-            self._refuse_unless(result.data == fingerprint(self._task.train(seed, examples)))
-
-    def _refuse_unless(self, same: bool) -> None:
-        if not same:
-            raise InputError(
-                f"{shorten(self.out, 400)} holds results of other examples than the task's source has now; give a new "
-                "folder (--out), or the data that it was made with."
-            )
+        return self.task.train(seed, count)
 
     def compute(self, cell: Cell) -> Outcome:
         """Compute a cell whose result is then on disk; one that is there already is not computed again.
@@ -142,10 +124,6 @@ class Bench:
                 spec, candidate.source, name, self._examples[key], out, mesh=mesh, show=self._show
             )
         return self._curves[name]
-
-    @cached_property
-    def _task(self) -> Task:
-        return load_task(self.spec.task)
 
     def _finetune(self, cell: Cell) -> tuple[int, str]:
         """FLOPs of a run, and why it failed."""
@@ -239,6 +217,16 @@ def evidence_file(out: Path, cell: Cell) -> Path:
     return out / EVIDENCE / cell.model / f"{name}.json"
 
 
+def evidence_cells(spec: StudySpec, out: Path) -> Iterator[Cell]:
+    """The cells besides runs whose results are on disk, of candidates of the study."""
+    kinds: tuple[CellKind, ...] = "weights", "ntk", "hessian"
+    for name, kind in itertools.product(spec.names, kinds):
+        for path in sorted((out / EVIDENCE / name).glob(f"{kind}*.json")):
+            named = re.fullmatch(rf"{kind}(?:-(\d+)-seed-(\d+))?", path.stem)  # see `evidence_file`
+            if named is not None:
+                yield Cell(kind, name, int(named[1] or 0), int(named[2] or 0))
+
+
 def is_current(spec: StudySpec, out: Path, cell: Cell) -> bool:
     """Whether a cell's result is on disk, of the settings that the spec has now, and so is what other cells need of it.
 
@@ -275,9 +263,13 @@ def is_awaited(spec: StudySpec, out: Path, run: Cell) -> bool:
 
 
 def _settings(spec: StudySpec, cell: Cell) -> dict[str, Any]:
-    """What the spec says of how a cell's evidence is measured."""
+    """What the spec says of how a cell's evidence is measured, and how the model is trained that it is measured at."""
     settings = getattr(spec.evidence, cell.kind)
-    return settings.model_dump(mode="json", exclude={"along_ladder"}) if isinstance(settings, Strict) else {}
+    found = settings.model_dump(mode="json", exclude={"along_ladder"}) if isinstance(settings, Strict) else {}
+    candidate = spec.candidate(cell.model)
+    if cell.examples and candidate.training:  # what all candidates share is the same throughout a study
+        found["training"] = spec.finetune_spec(candidate).deciding()["training"]
+    return found
 
 
 def read_results(spec: StudySpec, out: Path) -> list[Result]:

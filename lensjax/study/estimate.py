@@ -74,13 +74,15 @@ def planned_work(needed: Int[np.ndarray, "examples parts"], short: Lengths, trai
 
 
 def scaled_work(
-    needed: Int[np.ndarray, "examples parts"], short: Lengths, training: TrainingSpec, seed: int, examples: int
+    needed: Int[np.ndarray, "examples parts"], short: Lengths, training: TrainingSpec, examples: int
 ) -> Work:
     """What training on more examples than could be listed does, were they as those whose lengths are given."""
-    plan = BatchPlan(fits(needed, short), training.batch_size, seed)
-    steps, every = planned_steps(training, -(-plan.steps_per_epoch * examples // len(needed)))
-    of_short = steps * (int(plan.short.sum()) // training.batch_size) // plan.steps_per_epoch
-    tokens = steps * int(needed.sum()) // plan.steps_per_epoch
+    fitting = int(fits(needed, short).sum()) * examples // len(needed)
+    short_batches, left_over = divmod(fitting, training.batch_size)
+    per_epoch = short_batches + -(-(left_over + examples - fitting) // training.batch_size)  # as `BatchPlan` has them
+    steps, every = planned_steps(training, per_epoch)
+    of_short = steps * short_batches // per_epoch
+    tokens = steps * (int(needed.sum()) * examples // len(needed)) // per_epoch
     return Work((of_short, steps - of_short), -(-steps // every), tokens)
 
 
@@ -136,7 +138,7 @@ class AbstractCandidate:
         tokens = self.tokens.train[seed].take(examples)
         needed = example_lengths(tokens, self.model.family.encoder_decoder)
         if examples > _LISTED:
-            return scaled_work(needed, self.shapes[0], self.training, seed, examples)
+            return scaled_work(needed, self.shapes[0], self.training, examples)
         return planned_work(np.resize(needed, (examples, needed.shape[1])), self.shapes[0], self.training, seed)
 
     def evaluations(self, work: Work) -> int:

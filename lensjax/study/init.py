@@ -3,16 +3,17 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lensjax.data.sources import open_split
-from lensjax.data.tasks import load_task
-from lensjax.errors import InputError
+from lensjax.data.tasks import TooFewExamples, load_task
+from lensjax.errors import InputError, shorten
 from lensjax.models.hub import local_folder, read_config
 from lensjax.study.spec import read_study
+from lensjax.train.prepare import FIRST_RUNG
 
-_UNSAFE = {chr(c) for c in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF)}  # which YAML takes for ends of lines, or not
+_UNSAFE = {chr(c) for c in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)}  # to YAML: ends, or nothing
 _HELD_OUT = 1000  # examples of validation, and of the test set, where there are ten times as many rows
 
 _TEXT = """\
@@ -97,7 +98,6 @@ def new_study(
     contents = {
         "file": file.name,
         "folder": file.stem,
-        "candidates": "\n".join(f"  - {_quoted(candidate)}" for candidate in candidates),
         "prompt": _quoted(prompt),
         "target": _quoted(target),
         "budget": budget,
@@ -105,23 +105,39 @@ def new_study(
     }
     with tempfile.TemporaryDirectory() as elsewhere:  # what is wrong is said before anything is written
         trial = Path(elsewhere) / file.name
-        there = _quoted(str(folder / os.path.expanduser(data)))
-        trial.write_text(_TEXT.format(**contents, data=there, held_out=_HELD_OUT), encoding="utf-8")
+        there = [str(path) if (path := folder / os.path.expanduser(one)).is_dir() else one for one in candidates]
+        text = _text(contents, there, str(folder / os.path.expanduser(data)), _HELD_OUT)
+        trial.write_text(text, encoding="utf-8")
         try:
-            task = read_study(trial).task
+            study = read_study(trial)
         except InputError as error:
             raise InputError(str(error).replace(f"{trial}: ", "").replace(str(trial), file.name)) from error
+    task = study.task
     rows = len(open_split(task.source, "train", task.fields) or ())
     held_out = min(_HELD_OUT, rows // 10)
     if not held_out:
         raise InputError(f"{data} holds {rows} rows, of which none can be held out; add some.")
-    found = load_task(task.model_copy(update={"validation": held_out, "test": held_out})).available(budget)
+    try:
+        loaded = load_task(task.model_copy(update={"validation": held_out, "test": held_out}))
+    except TooFewExamples as error:
+        raise InputError(
+            f"{data} has too many rows that are equal: {held_out:,} examples for validation and {held_out:,} others "
+            f"for testing cannot be held out of its {rows:,}; add some that differ."
+        ) from error
+    found = loaded.available(study.counted)
     if found < budget:
+        smaller = "give a smaller --budget, or " if found >= 2 * FIRST_RUNG else ""
         raise InputError(
             f"{data} has {found:,} examples to train on beside {held_out:,} each for validation and test, and a budget "
-            f"of {budget:,}; give a smaller --budget, or add rows."
+            f"of {budget:,}; {smaller}add rows."
         )
-    return _TEXT.format(**contents, data=_quoted(data), held_out=held_out)
+    return _text(contents, candidates, data, held_out)
+
+
+def _text(contents: Mapping[str, object], candidates: Iterable[str], data: str, held_out: int) -> str:
+    """The file with those candidates and that data."""
+    listed = "\n".join(f"  - {_quoted(candidate)}" for candidate in candidates)
+    return _TEXT.format(**contents, candidates=listed, data=_quoted(data), held_out=held_out)
 
 
 def _check_model(candidate: str, folder: Path) -> None:
@@ -138,6 +154,14 @@ def _check_model(candidate: str, folder: Path) -> None:
 
 
 def _quoted(text: str) -> str:
-    """A text as YAML reads it, whatever it holds."""
+    """A text as YAML reads it, whatever it holds.
+
+    Raises:
+      InputError: it holds half a character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{shorten(text, 200)} holds half a character (a lone surrogate); mend it.") from error
     quoted = json.dumps(text, ensure_ascii=False)
     return "".join(f"\\u{ord(c):04x}" if c in _UNSAFE else c for c in quoted)

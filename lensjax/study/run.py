@@ -24,6 +24,7 @@ from lensjax.study.cells import (
     read_searches,
     run_folder,
 )
+from lensjax.study.checks import check_results
 from lensjax.study.decisions import basis, decide, rankable, results_table
 from lensjax.study.folder import running
 from lensjax.study.journal import Cell, Entry, Journal
@@ -85,7 +86,7 @@ def run_study(
         if journal.quarantined:
             say(f"{journal.quarantined} damaged lines of the journal were set aside; what they told of is looked up.")
         bench = Bench(spec, out, show=show, retry=retry)
-        bench.check_data()
+        check_results(spec, out, bench.task, retry=retry)
         check_candidates(spec, bench)
         launch = cluster or _local(bench)
         runner = _Runner(spec, out, bench, journal, launch, retry, limit, say)
@@ -148,7 +149,7 @@ def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]
     if not out.exists():
         return cells
     with running(spec, out) as journal:
-        bench.check_data()
+        check_results(spec, out, bench.task)
         forgiven = len(journal.entries) if retry else 0
         return [cell for cell in cells if not has_ended(spec, out, journal, cell, forgiven)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lensjax.data.batches import Lengths, choose_lengths, example_lengths
-from lensjax.data.tasks import Example, fingerprint, load_task
+from lensjax.data.tasks import Example, fingerprint, fingerprints, load_task
 from lensjax.data.tokens import Tokens, tokenise
 from lensjax.errors import InputError
 from lensjax.files import remove_leftovers
@@ -80,17 +80,14 @@ def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]
         if search:
             largest[0] = max(largest.get(0, 0), search)
         train.update({seed: task.train(seed, size) for seed, size in largest.items()})
-        prints = [
-            [seed, [[size, fingerprint(rows[:size])] for size in sorted({*sizes, search}) if size <= len(rows)]]
-            for seed, rows in train.items()
-        ]
+        prints = [[seed, [*fingerprints(rows, {*sizes, search}).items()]] for seed, rows in train.items()]
         digest = spec.digest(fingerprint([*task.validation, *task.test]))
         return {"digest": digest, "prints": prints, "search": search}
 
     said = on_first(read)
-    fingerprints = {seed: dict(prints) for seed, prints in said["prints"]}
+    known = {seed: dict(prints) for seed, prints in said["prints"]}
     sets = held_out.get("validation", ()), held_out.get("test", ())
-    return Examples(train, *sets, said["digest"], fingerprints, said["search"])
+    return Examples(train, *sets, said["digest"], known, said["search"])
 
 
 def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path) -> TokenSets:

@@ -47,19 +47,26 @@ def _opened(out: Path, spec: FinetuneSpec, digest: str) -> Iterator[None]:
         raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
     make_folder(out)
     with locked(out / LOCK):
-        path = out / SPEC
-        found = read_json(path)
-        if found is not None and not any(out.glob("*/examples-*")) and not any(out.glob(f"*/{SEARCH}")):
-            found = None  # nothing came of that spec
+        found = kept_spec(out)
         if found is None:
             content = {"digest": digest, "spec": spec.model_dump(mode="json")}
-            write_files({path: json.dumps(content, indent=2) + "\n"})
+            write_files({out / SPEC: json.dumps(content, indent=2) + "\n"})
         elif found.get("digest") != digest:
             raise InputError(
                 f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new "
                 "folder, or the spec that it was made with."
             )
         yield
+
+
+def kept_spec(out: Path) -> dict[str, Any] | None:
+    """The spec that the runs in a folder were made with, and its digest; None where there are no runs.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    began = any(out.glob("*/examples-*")) or any(out.glob(f"*/{SEARCH}"))
+    return read_json(out / SPEC) if began else None
 
 
 def _is_foreign(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
@@ -100,5 +100,8 @@ class FinetuneSpec(TaskSpec):
 
         `data` is the fingerprint of the validation and test sets; it stands for the source, which may move.
         """
-        content = self.model_dump(mode="json", exclude={"source": True, "name": True, "training": set(_HOW_ONLY)})
-        return hashlib.sha256(json.dumps([content, data], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self.deciding(), data], sort_keys=True).encode()).hexdigest()[:16]
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide what a result will be."""
+        return self.model_dump(mode="json", exclude={"source": True, "name": True, "training": set(_HOW_ONLY)})

@@ -234,7 +234,7 @@ def test_fingerprint_tells_changes_of_text_and_order() -> None:
     examples = [Example("ab", "c", "x"), Example("d", "e", "x")]
     found = fingerprint(examples)
     assert re.fullmatch("[0-9a-f]{64}", found)
-    assert fingerprint(Example(e.prompt, e.target, "elsewhere") for e in examples) == found
+    assert fingerprint([Example(e.prompt, e.target, "elsewhere") for e in examples]) == found
     others = [
         examples[::-1],
         examples[:1],

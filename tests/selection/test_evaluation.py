@@ -81,10 +81,10 @@ def test_bad_input_is_one_sentence():
     table = datasets.simulated(models=3)
     with pytest.raises(InputError, match="fewer than two models measured at the target"):
         backtest([table], 5)
-    with pytest.raises(InputError, match=r"leave out the ratios 8000\."):
+    with pytest.raises(InputError, match=r"to 204 examples; give ratios of at most 4096\."):
         backtest([table], TARGET, [8, 8000])
-    with pytest.raises(InputError, match="give smaller ratios"):
-        backtest([table], TARGET, [8000])
+    with pytest.raises(InputError, match="measure more sizes below the target"):
+        backtest([table], 200, [1])
     with pytest.raises(InputError, match="given twice"):
         backtest([table, table], TARGET)
     with pytest.raises(InputError, match="no method nope"):

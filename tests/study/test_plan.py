@@ -79,10 +79,22 @@ def test_work_on_more_than_could_be_listed_is_in_proportion():
     spec = TrainingSpec(batch_size=4, epochs=2, evaluate_every=8)
     lengths = np.array([5, 20, 8, 9, 11, 3, 18, 2] * 8)[:, None]
     one = planned_work(lengths, (12,), spec, 0)
-    many = scaled_work(lengths, (12,), spec, 0, 64 * 10**6)
+    many = scaled_work(lengths, (12,), spec, 64 * 10**6)
     assert many.steps == tuple(10**6 * steps for steps in one.steps)
     assert many.tokens == 10**6 * one.tokens
     assert many.validations == 10**6 * one.validations
+
+
+@pytest.mark.parametrize("batch_size", [3, 37, 1024])
+def test_work_is_in_proportion_where_batches_do_not_divide(batch_size):
+    spec, lengths = TrainingSpec(batch_size=batch_size, epochs=2), np.array([5, 20, 8, 9, 11, 3, 18, 2] * 50)[:, None]
+    for examples in (40_000, 40_001):
+        listed = planned_work(np.resize(lengths, (examples, 1)), (12,), spec, 0)
+        scaled = scaled_work(lengths, (12,), spec, examples)
+        assert sum(scaled.steps) == sum(listed.steps)
+        assert scaled.steps == pytest.approx(listed.steps, abs=1)
+        assert scaled.tokens == pytest.approx(listed.tokens, rel=1e-4)
+        assert scaled.validations == listed.validations
 
 
 def test_a_target_beyond_memory_is_planned(write_study, tmp_path):
