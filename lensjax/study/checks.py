@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from lensjax.data.tasks import Task, fingerprint, fingerprints
 from lensjax.errors import InputError, shorten
 from lensjax.study.cells import evidence_cells, evidence_file, read_results, runs_folder
-from lensjax.study.spec import CandidateSpec, StudySpec
+from lensjax.study.spec import StudySpec
 from lensjax.train.distributed import on_first
-from lensjax.train.results import Result, read_json
+from lensjax.train.results import read_json, read_result
 from lensjax.train.runs import kept_spec
 from lensjax.train.spec import FinetuneSpec
 
@@ -34,19 +34,17 @@ def check_results(spec: StudySpec, out: Path, task: Task, *, retry: bool = False
 
 
 def _check(spec: StudySpec, out: Path, task: Task, retry: bool) -> None:
-    results = read_results(spec, out)
     held_out = fingerprint([*task.validation, *task.test])
-    made = {runs_folder(out, candidate): candidate for candidate in spec.candidates}
-    kept = {folder: found for folder in made if (found := kept_spec(folder)) is not None}
-    if not all(_is_of(found, held_out) for found in kept.values()) or not _same_training_examples(
-        [*_known(spec, out, results)], task
-    ):
+    of_folder = {runs_folder(out, candidate): candidate for candidate in spec.candidates}
+    kept = {folder: found for folder in of_folder if (found := kept_spec(folder)) is not None}
+    if not all(_is_of(found, held_out) for found in kept.values()) or not _same_training_examples(spec, out, task):
         raise InputError(
             f"{shorten(out, 400)} holds results of other examples than the task's source has now; give a new folder "
             "(--out), or the data that it was made with."
         )
     for folder, found in kept.items():
-        _check_training(spec, made[folder], folder, found, held_out, results, retry)
+        if found.get("digest") != spec.finetune_spec(of_folder[folder]).digest(held_out):
+            _make_way(folder, retry)
 
 
 def _is_of(kept: dict[str, Any], held_out: str) -> bool:
@@ -58,17 +56,8 @@ def _is_of(kept: dict[str, Any], held_out: str) -> bool:
     return made.digest(held_out) == kept.get("digest")
 
 
-def _known(spec: StudySpec, out: Path, results: list[Result]) -> Iterator[tuple[int, int, str]]:
-    """Seed, number and fingerprint of the training examples of everything that was measured."""
-    for result in results:
-        yield result.seed, result.examples, result.data
-    for cell in evidence_cells(spec, out):
-        asked = (read_json(evidence_file(out, cell)) or {}).get("asked")
-        if isinstance(asked, dict) and isinstance(asked.get("examples"), int):
-            yield cell.seed, asked["examples"], str(asked.get("data"))
-
-
-def _same_training_examples(known: list[tuple[int, int, str]], task: Task) -> bool:
+def _same_training_examples(spec: StudySpec, out: Path, task: Task) -> bool:
+    known = [*_known(spec, out)]
     for seed in {seed for seed, _, _ in known}:
         wanted = {(size, data) for of, size, data in known if of == seed}
         sizes = {size for size, _ in wanted}
@@ -78,24 +67,23 @@ def _same_training_examples(known: list[tuple[int, int, str]], task: Task) -> bo
     return True
 
 
-def _check_training(
-    spec: StudySpec,
-    candidate: CandidateSpec,
-    folder: Path,
-    kept: dict[str, Any],
-    held_out: str,
-    results: list[Result],
-    retry: bool,
-) -> None:
-    """Raise InputError where a candidate was trained otherwise than now; on another try training that failed goes."""
-    if kept.get("digest") == spec.finetune_spec(candidate).digest(held_out):
-        return
-    own = [result for result in results if result.model == candidate.name and result.examples]
-    if all(result.status == "failed" for result in own):
-        if retry:
-            shutil.rmtree(folder)
-        return
-    raise InputError(
-        f"{shorten(folder, 400)} holds runs of {shorten(candidate.name)} with other training settings than it has now; "
-        "give those back, or remove that folder, and they are made again."
-    )
+def _known(spec: StudySpec, out: Path) -> Iterator[tuple[int, int, str]]:
+    """Seed, number and fingerprint of the training examples of everything that was measured."""
+    for result in read_results(spec, out):
+        yield result.seed, result.examples, result.data
+    for cell in evidence_cells(spec, out):
+        asked = (read_json(evidence_file(out, cell)) or {}).get("asked")
+        if isinstance(asked, dict) and isinstance(asked.get("examples"), int):
+            yield cell.seed, asked["examples"], str(asked.get("data"))
+
+
+def _make_way(folder: Path, retry: bool) -> None:
+    """Remove runs of other training than now if it was of no use, on another try; raise InputError if it was."""
+    found = (read_result(run) for run in folder.glob("*/examples-*"))
+    if any(result is not None and result.examples and result.status == "ok" for result in found):
+        raise InputError(
+            f"{shorten(folder, 400)} holds runs with other training settings than the study has now; give those back, "
+            "or remove that folder, and they are made again."
+        )
+    if retry:
+        shutil.rmtree(folder)

@@ -136,11 +136,22 @@ def test_a_candidate_that_is_trained_otherwise_now(study, write_study, tmp_path,
     open_runs(slower, out)
     write_run(slower, out, "slow", 200)
     for retry in (False, True):
-        with pytest.raises(InputError, match=r"runs-slow holds runs of slow with other training settings than it has"):
+        with pytest.raises(InputError, match=r"runs-slow holds runs with other training settings than the study has"):
             check(spec, out, retry=retry)
     check(slower, out)
     remat = read(write_study, tmp_path, tiny_models, {"batch_size": 4, "remat": "full"})
     check(remat, out)  # which changes no result
+
+
+def test_runs_that_candidates_share_are_never_removed_for_one_that_failed(study):
+    spec, out = study
+    open_runs(spec, out)
+    write_run(spec, out, "plain", 200)
+    kept = out / "runs" / "spec.json"
+    kept.write_text(json.dumps({"digest": "of another version", "spec": {}}))
+    with pytest.raises(InputError, match="runs holds runs with other training settings"):
+        check(spec, out, retry=True)
+    assert run_folder(out, spec.candidate("plain"), Cell("finetune", "plain", 200)).is_dir()
 
 
 def test_what_is_measured_at_a_model_that_was_trained_otherwise_is_not_current(
