@@ -6,6 +6,7 @@ Writes report.md, answers.json and figures beside the measurements. See README.m
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 import tyro
 from evidence import (
+    GOOD,
     SHOWN,
     Place,
     TaskEvidence,
     VariantScore,
-    interval_scores,
     mean_and_error,
     method_scores,
     read_task,
@@ -30,6 +31,8 @@ from lensjax.curvature.phases import residual_transition
 from lensjax.errors import InputError
 from lensjax.files import write_files
 from lensjax.fit.lensllm import VARIANTS, Variant
+from lensjax.selection.ats import FIRST
+from lensjax.selection.metrics import pearson
 from lensjax.zoo.tasks import TASKS
 
 HERE = Path(__file__).parent
@@ -73,21 +76,24 @@ def left_out_answer(scores: Mapping[Place, Mapping[Variant, VariantScore]]) -> l
     if len(tasks) < 2:
         return []
 
-    def mean(variant: Variant, among: Sequence[str]) -> float:
-        return float(np.mean([np.mean(one[variant].log_density) for at, one in scores.items() if at.task in among]))
-
+    means = {
+        variant: _by_task({place: float(np.mean(one[variant].log_density)) for place, one in scores.items()})
+        for variant in VARIANTS
+    }
     found = []
     for task in tasks:
         others = [other for other in tasks if other != task]
-        chosen = max(VARIANTS, key=lambda variant: mean(variant, others))
-        here = {variant: mean(variant, [task]) for variant in VARIANTS}
-        best = max(here, key=here.__getitem__)
-        found.append({"task": task, "chosen": chosen, "best": best, "lost": here[best] - here[chosen]})
+        chosen = max(VARIANTS, key=lambda variant: np.mean([means[variant][other] for other in others]))
+        best = max(VARIANTS, key=lambda variant: means[variant][task])
+        found.append({"task": task, "chosen": chosen, "best": best, "lost": means[best][task] - means[chosen][task]})
     return found
 
 
 def phases_answer(tasks: Sequence[TaskEvidence]) -> dict[str, Any]:
-    """β₂ of every model and task, and where bound and losses see the power phase begin, on its longest ladder."""
+    """β₂ of every model and task, and where bound and losses see the power phase begin, on its longest ladder.
+
+    Both look at the same rungs. AtS accepts three and never the smallest, so that it can see one from five rungs on.
+    """
     rows: list[dict[str, Any]] = []
     for task in tasks:
         for model, losses in zip(task.table.models, task.table.loss, strict=True):
@@ -95,30 +101,32 @@ def phases_answer(tasks: Sequence[TaskEvidence]) -> dict[str, Any]:
             known_already = any((row["task"], row["model"]) == (task.name, model) for row in rows)
             if terms is None or terms["beta2"] is None or known_already:
                 continue
-            known = np.isfinite(losses) & (task.table.sizes > 0)
+            shared = np.isin(task.table.sizes, terms["examples"])
             rows.append(
                 {
                     "task": task.name,
                     "model": model,
+                    "rungs": int(shared.sum()),
                     "beta2": terms["beta2"]["value"],
                     "lower": terms["beta2"]["lower"],
                     "upper": terms["beta2"]["upper"],
                     "bound_transition": terms["transition"],
-                    "loss_transition": residual_transition(task.table.sizes[known], losses[known]),
+                    "loss_transition": residual_transition(task.table.sizes[shared], losses[shared]),
                     "note": terms["note"],
                 }
             )
-    both = [row for row in rows if row["bound_transition"] and row["loss_transition"]]
+    long = [row for row in rows if row["rungs"] >= FIRST + 2]
     return {
         "ladders": rows,
         "below_half": sum(row["upper"] < 0.5 for row in rows),
         "above_half": sum(row["lower"] > 0.5 for row in rows),
         "falls": sum(row["lower"] > 0 for row in rows),
         "rises": sum(row["upper"] < 0 for row in rows),
-        "bound_sees_transition": sum(row["bound_transition"] is not None for row in rows),
-        "losses_see_transition": sum(row["loss_transition"] is not None for row in rows),
-        "both": len(both),
-        "log_correlation": _correlation(both) if len(both) > 2 else None,
+        "long": len(long),
+        "bound_sees_transition": sum(row["bound_transition"] is not None for row in long),
+        "losses_see_transition": sum(row["loss_transition"] is not None for row in long),
+        "both": sum(bool(row["bound_transition"] and row["loss_transition"]) for row in long),
+        "notes": dict(Counter(row["note"] for row in rows if row["note"])),
     }
 
 
@@ -134,19 +142,33 @@ def drifts_answer(tasks: Sequence[TaskEvidence]) -> dict[str, Any]:
     return {
         "ladders": [{"task": task, **one} for (task, _), one in rows.items()],
         "by_task": by_task,
-        "rises": sum(bool(np.all(np.diff(one["drift"]) > 0)) for one in rows.values()),
+        "rises": sum(len(one["drift"]) > 1 and bool(np.all(np.diff(one["drift"]) > 0)) for one in rows.values()),
     }
 
 
-def _correlation(rows: Sequence[Mapping[str, Any]]) -> float:
-    bound, losses = (np.log([row[name] for row in rows]) for name in ("bound_transition", "loss_transition"))
-    return float(np.corrcoef(bound, losses)[0, 1]) if bound.std() > 0 and losses.std() > 0 else float("nan")
+def ranks_answer(targets: Sequence[TaskEvidence]) -> list[dict[str, Any]]:
+    """How effective ranks of pretrained kernels go with the losses at every target, and without any one model."""
+    found = []
+    for task in targets:
+        known, losses = np.isfinite(task.ranks), task.table.column(task.target)
+        ranks, losses = task.ranks[known], losses[known]
+        without = [pearson(np.delete(ranks, i), np.delete(losses, i)) for i in range(len(ranks))]
+        found.append(
+            {
+                "task": task.name,
+                "models": len(ranks),
+                "target": task.target,
+                "correlation": pearson(ranks, losses),
+                "without_one": [min(without), max(without)],
+            }
+        )
+    return found
 
 
 def methods_answer(
     tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, Mapping[str, float]]]
 ) -> dict[str, Any]:
-    """Of every method, means over tasks, what it saves, and how often its intervals hold.
+    """Of every method, means over tasks, and how often its intervals hold.
 
     Means are over a task's budgets and targets first.
     """
@@ -154,30 +176,33 @@ def methods_answer(
     for name in next(iter(scores.values())):
         of = {place: one[name] for place, one in scores.items()}
         metrics: dict[str, float | None] = {}
+        by_task: dict[str, dict[str, float]] = {}
         for metric in SHOWN:
-            mean = float(np.mean([*_by_task({place: one[metric] for place, one in of.items()}).values()]))
+            by_task[metric] = _by_task({place: one[metric] for place, one in of.items()})
+            mean = float(np.mean([*by_task[metric].values()]))
             metrics[metric] = mean if np.isfinite(mean) else None
-        saved = {task.title: task.saved(_accuracy(task, scores, name)) for task in tasks}
-        found[name] = {"metrics": metrics, "saved": saved, "coverage90": _coverage(tasks, of)}
+        found[name] = {"metrics": metrics, "regret": by_task["regret"], "coverage90": _coverage(tasks, of)}
     return found
 
 
 def targets_answer(
     tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, Mapping[str, float]]]
 ) -> list[dict[str, Any]]:
-    """What methods save at every target, and how far the models' losses are apart there."""
+    """What methods save at every target, how far losses are apart there, and how many models would be good enough."""
     found = []
     for task in tasks:
         true = task.table.column(task.target)
-        saved = {name: task.saved(_accuracy(task, scores, name)) for name in scores[task.places[0]]}
+        saved = {name: task.saved(name, _accuracy(task, scores, name)) for name in scores[task.places[0]]}
         found.append(
             {
                 "task": task.name,
                 "models": len(true),
                 "target": task.target,
                 "spread": float(true.max() - true.min()),
+                "good": int((true.max() - true >= GOOD * np.ptp(true)).sum()),
+                "still_learning": sum(task.still_learning[task.target]) / len(task.still_learning[task.target]),
                 "least_budget": min(task.budgets),
-                "least_saved": task.saved(dict.fromkeys(task.budgets, 1.0)),
+                "least_saved": task.saved("joint", dict.fromkeys(task.budgets, 1.0)),
                 "saved": saved,
             }
         )
@@ -191,35 +216,22 @@ def _accuracy(
     return {place.budget: scores[place][method]["relative_accuracy"] for place in task.places}
 
 
-def _coverage(tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, float]]) -> dict[str, list[float]]:
-    """By the number of sizes that a fit saw: the share of 90 % intervals that held, and of how many."""
-    held: dict[str, list[float]] = {}
+def _coverage(
+    tasks: Sequence[TaskEvidence], scores: Mapping[Place, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """By the number of sizes that a fit saw: the share of 90 % intervals that held, of how many fits and losses."""
+    held: dict[str, list[tuple[TaskEvidence, Mapping[str, float]]]] = {}
     for task in tasks:
         for place in task.places:
-            share = scores[place]["coverage90"]
-            if np.isfinite(share):
-                one = held.setdefault(str(task.rungs(place.budget).sum()), [0.0, 0.0])
-                one[0] += share * place.models
-                one[1] += place.models
-    return {sizes: [inside / count, count] for sizes, (inside, count) in sorted(held.items())}
-
-
-def intervals_answer(tasks: Sequence[TaskEvidence]) -> list[dict[str, Any]]:
-    """Of the joint fit of single seeds, with and without wider intervals, by the number of sizes."""
-    scores = [score for task in tasks for score in interval_scores(task)]
-    found = []
-    for sizes, widened in sorted({(score.sizes, score.widened) for score in scores}):
-        of = [score for score in scores if (score.sizes, score.widened) == (sizes, widened)]
-        models = np.array([score.models for score in of])
-        found.append(
-            {
-                "sizes": sizes,
-                "widened": widened,
-                "losses": int(models.sum()),
-                "coverage90": float(np.average([score.coverage for score in of], weights=models)),
-                "log_density": float(np.average([score.log_density for score in of], weights=models)),
-            }
-        )
+            if np.isfinite(scores[place]["coverage90"]):
+                held.setdefault(str(task.rungs(place.budget).sum()), []).append((task, scores[place]))
+    found = {}
+    for sizes, of in sorted(held.items(), key=lambda one: int(one[0])):
+        intervals = [len(task.table.models) * score["fits"] for task, score in of]
+        losses = {(task.name, task.target, model) for task, _ in of for model in task.table.models}
+        share = float(np.average([score["coverage90"] for _, score in of], weights=intervals))
+        fits = sum(score["fits"] for _, score in of)
+        found[sizes] = {"share": share, "intervals": sum(intervals), "fits": fits, "losses": len(losses)}
     return found
 
 
@@ -233,27 +245,28 @@ def main(results: Path = HERE / "results", tasks: tuple[str, ...] = tuple(TASKS)
     found = [one for task in tasks if (results / f"{task}.csv").exists() for one in read_task(results, task)]
     if not found:
         raise InputError(f"{results} holds no measurements; run measure.py first.")
-    variants = {place: variant_scores(task, place.budget) for task in found for place in task.places}
     targets = [one for task in found for one in task.nearer()]  # among them `found`
-    scores = {place: method_scores(task, place.budget) for task in targets for place in task.places}
+    variants = {place: variant_scores(task, place.budget) for task in targets for place in task.places}
     methods = {
-        place: scores[place] | {f"LensLLM, {variant}": score.metrics for variant, score in one.items()}
-        for place, one in variants.items()
+        place: method_scores(task, place.budget)
+        | {f"LensLLM, {variant}": score.metrics for variant, score in variants[place].items()}
+        for task in targets
+        for place in task.places
     }
     answers = {
         "variants": variants_answer(variants),
         "left_out": left_out_answer(variants),
         "phases": phases_answer(found),
         "drifts": drifts_answer(found),
-        "methods": methods_answer(found, methods),
-        "targets": targets_answer(targets, scores),
-        "intervals": intervals_answer(found),
-        "saved": {task.title: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in found},
+        "ranks": ranks_answer(targets),
+        "methods": methods_answer(targets, methods),
+        "targets": targets_answer(targets, methods),
+        "saved": {task.title: {str(budget): 1 - task.cost(budget) for budget in task.budgets} for task in targets},
     }
     figure(found, answers).savefig(results / "answers.svg", metadata={"Date": None})
     write_files(
         {
-            results / "report.md": report(found, variants, methods, answers),
+            results / "report.md": report(found, targets, variants, methods, answers),
             results / "answers.json": json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         }
     )

@@ -9,22 +9,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import norm
 
 from lensjax.curve_files import read_curves
 from lensjax.curves import CurveTable
 from lensjax.errors import InputError
 from lensjax.fit.joint import fit_joint
-from lensjax.fit.lensllm import VARIANTS, LensLLMPosterior, Variant, fit_lensllm
+from lensjax.fit.lensllm import VARIANTS, Variant, fit_lensllm
 from lensjax.fit.residuals import Residuals, stack_residuals
 from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.methods import METHODS, Prediction
 from lensjax.selection.metrics import evaluate
+from lensjax.study.lensllm import lensllm_prediction
+from lensjax.train.prepare import FIRST_RUNG
 
 RATIOS = (4, 8, 16, 32, 64, 128)  # target over budget
 LEAST_MODELS = 3
 SHOWN = ("pearson", "relative_accuracy", "regret", "log_rmse", "coverage90")
 GOOD = 0.911  # relative accuracy that LensLLM's paper claims
+
+LOOKS_AT = {  # what methods look at; all others at the ladder up to the budget
+    "model_size": (),
+    "nlp_metrics": (),
+    "zero_shot": ("pretrained loss",),
+    "kernel, effective rank": ("kernels",),
+    "sub_tuning": ("largest rung",),
+    "LensLLM, tied": ("ladder", "kernels"),
+    "LensLLM, published": ("ladder", "kernels"),
+}
 
 
 class Place(NamedTuple):
@@ -49,9 +60,11 @@ class TaskEvidence:
       drifts: How far kernels drift along the ladder, by model.
       weights: NLPmetrics' scores, NaN where unknown.
       ranks: Effective ranks of kernels before fine-tuning, NaN where unknown.
-      flops: Of all models' runs by size, each the mean over its seeds.
+      flops: Of a run of each model, all models together, by size; means over seeds.
+      search_flops: Of all runs by which learning rates were chosen and that are no rung's.
+      kernel_flops: Of all kernels before fine-tuning.
       losses: Those of each seed alone; NaN where it was not measured.
-      still_learning: For every run that trained, whether its validation loss was lowest at the last step.
+      still_learning: Of the runs of every size, whether the validation loss was lowest at the last step.
     """
 
     name: str
@@ -63,8 +76,10 @@ class TaskEvidence:
     weights: Float[np.ndarray, " M"]
     ranks: Float[np.ndarray, " M"]
     flops: Mapping[int, float]
+    search_flops: float
+    kernel_flops: float
     losses: Mapping[int, Float[np.ndarray, "M S"]]
-    still_learning: Sequence[bool]
+    still_learning: Mapping[int, Sequence[bool]]
 
     @property
     def budgets(self) -> list[int]:
@@ -86,11 +101,35 @@ class TaskEvidence:
         rungs: Bool[np.ndarray, " S"] = (self.table.sizes > 0) & (self.table.sizes <= budget)
         return rungs
 
-    def cost(self, budget: int) -> float:
-        """FLOPs of all runs up to a budget, as a share of those of fine-tuning every model on all of the target."""
-        return sum(flops for size, flops in self.flops.items() if size <= budget) / self.flops[self.target]
+    def ladders(self, budget: int) -> list[CurveTable]:
+        """The curves up to a budget of each seed that all models were measured with, as they are seen by who has one.
 
-    def saved(self, accuracy: Mapping[int, float]) -> float:
+        Losses before fine-tuning, which no seed changes, are those of any.
+        """
+        found = []
+        for losses in self.losses.values():
+            if np.isfinite(losses[:, self.rungs(budget)]).all():
+                loss = np.where(self.table.sizes == 0, self.table.loss, losses)
+                found.append(replace(self.table, loss=loss, seeds=np.isfinite(loss).astype(np.int64)).up_to(budget))
+        return found
+
+    def cost(self, budget: int, method: str = "joint") -> float:
+        """FLOPs of what a method looks at up to a budget, with one seed, as a share of FullTuning's.
+
+        That fine-tunes every model on all of the target. The learning rate of each is chosen on the first rung, by
+        FullTuning too.
+        """
+        search = self.search_flops
+        parts = {
+            "pretrained loss": self.flops[0],
+            "kernels": self.kernel_flops,
+            "largest rung": search + sum(self.flops[size] for size in {FIRST_RUNG, budget}),
+            "ladder": search + sum(flops for size, flops in self.flops.items() if size <= budget),
+        }
+        full = search + self.flops[FIRST_RUNG] + self.flops[self.target]
+        return sum(parts[part] for part in LOOKS_AT.get(method, ("ladder",))) / full
+
+    def saved(self, method: str, accuracy: Mapping[int, float]) -> float:
         """What a method saves of FullTuning, given its relative accuracy at every budget.
 
         It is by the smallest budget at which, as at every larger one, that is `GOOD`; 0 where there is none, or where
@@ -100,7 +139,7 @@ class TaskEvidence:
         for budget in self.budgets:  # the largest first
             if not accuracy[budget] >= GOOD:  # nor where it is not known
                 break
-            good = max(1 - self.cost(budget), 0.0)
+            good = max(1 - self.cost(budget, method), 0.0)
         return good
 
     def nearer(self) -> list["TaskEvidence"]:
@@ -145,7 +184,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
     ranks = {kernel["model"]: kernel["effective_rank"] for kernel in content["kernels"]}
     flops: dict[int, dict[str, list[float]]] = {}
     losses: dict[int, np.ndarray] = {}
-    still_learning: list[bool] = []
+    still_learning: dict[int, list[bool]] = {}
     with (folder / f"{name}.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             model, size, seed = row["model"], int(row["examples"]), int(row["seed"])
@@ -154,7 +193,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
                 cell = table.models.index(model), list(table.sizes).index(size)
                 losses.setdefault(seed, np.full(table.loss.shape, np.nan))[cell] = float(row["loss"])
                 if size:
-                    still_learning.append(row["best_step"] == row["steps"])
+                    still_learning.setdefault(size, []).append(row["best_step"] == row["steps"])
     return TaskEvidence(
         name=name,
         table=table,
@@ -165,8 +204,10 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
         ranks=np.array([ranks.get(model, np.nan) for model in table.models]),
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
+        search_flops=float(sum(content["searches"].get(model, 0) for model in table.models)),
+        kernel_flops=float(sum(one["flops"] for one in content["kernels"] if one["model"] in table.models)),
         losses=losses,
-        still_learning=still_learning,
+        still_learning=dict(sorted(still_learning.items())),
     )
 
 
@@ -178,12 +219,12 @@ def _longest(ladders: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any
 
 @dataclass(frozen=True)
 class VariantScore:
-    """How a variant of the LensLLM law predicted the losses at the target from a budget.
+    """How a variant of the LensLLM law predicted the losses at the target from a budget, with each seed.
 
     Attributes:
-      log_density: Of each model's measured loss, in nats.
-      metrics: As `lensjax.selection.metrics.evaluate` gives them.
-      slope: b with its 90 % interval; None where kernels are not used.
+      log_density: Of each model's measured loss, in nats; the mean over seeds.
+      metrics: See `metrics_of`.
+      slope: b with its 90 % interval, of the first seed; None where kernels are not used.
     """
 
     log_density: Float[np.ndarray, " M"]
@@ -193,15 +234,14 @@ class VariantScore:
 
 def variant_scores(task: TaskEvidence, budget: int) -> dict[Variant, VariantScore]:
     """All variants at a budget."""
-    seen, target = task.table.up_to(budget), task.target
-    true = task.table.column(target)
-    column = list(task.table.sizes).index(target)
     found: dict[Variant, VariantScore] = {}
     for variant in VARIANTS:
-        fit = fit_lensllm(seen, target, task.residuals, variant)
-        density = fit.log_density(task.table)[:, column]
-        slope = None if fit.times is None else (float(fit.b.value), float(fit.b.lower), float(fit.b.upper))
-        found[variant] = VariantScore(density, evaluate(_prediction(fit, target), true), slope)
+        fits = [fit_lensllm(seen, task.target, task.residuals, variant) for seen in task.ladders(budget)]
+        density = np.mean([fit.log_density(task.table)[:, -1] for fit in fits], axis=0)
+        b = fits[0].b
+        slope = None if fits[0].times is None else (float(b.value), float(b.lower), float(b.upper))
+        metrics = metrics_of(task, [lensllm_prediction(fit, task.target) for fit in fits])
+        found[variant] = VariantScore(density, metrics, slope)
     return found
 
 
@@ -210,63 +250,26 @@ def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]
 
     Among them are NLPmetrics, and the kernel's effective rank before fine-tuning, of which more is taken as better.
     """
-    seen, true = task.table.up_to(budget), task.table.column(task.target)
-    said = {name: method.predict(seen, task.target) for name, method in METHODS.items() if name != "joint"}
-    fit = fit_joint(seen, task.target)
+    ladders, target = task.ladders(budget), task.target
+    fits = [fit_joint(seen, target) for seen in ladders]
+    others = {name: method for name, method in METHODS.items() if name != "joint"}
+    said = {name: [method.predict(seen, target) for seen in ladders] for name, method in others.items()}
     said |= {
-        "joint": joint_prediction(fit, task.target),
-        "joint, not widened": joint_prediction(replace(fit, widening=1.0), task.target),
-        "nlp_metrics": Prediction(task.weights, is_loss=False),
-        "kernel, effective rank": Prediction(-task.ranks, is_loss=False),
+        "joint": [joint_prediction(fit, target) for fit in fits],
+        "joint, not widened": [joint_prediction(replace(fit, widening=1.0), target) for fit in fits],
+        "nlp_metrics": [Prediction(task.weights, is_loss=False)],
+        "kernel, effective rank": [Prediction(-task.ranks, is_loss=False)],
     }
-    return {name: evaluate(prediction, true) for name, prediction in said.items()}
+    return {name: metrics_of(task, predictions) for name, predictions in said.items()}
 
 
-class IntervalScore(NamedTuple):
-    """How the joint fit of one seed's losses foresaw those at the target.
-
-    Attributes:
-      sizes: That were fitted, above 0.
-      widened: Whether intervals may be wider than modelled.
-      models: M.
-      coverage: Share of the M losses within their 90 % intervals.
-      log_density: Of a log loss at the target, Gaussian, in nats; the mean over models.
-    """
-
-    sizes: int
-    widened: bool
-    models: int
-    coverage: float
-    log_density: float
-
-
-def interval_scores(task: TaskEvidence) -> list[IntervalScore]:
-    """Of the joint fit with and without wider intervals, from every budget that a seed was measured up to."""
-    true, found = task.table.column(task.target), []
-    for losses in task.losses.values():
-        for budget in task.budgets:
-            used = task.rungs(budget)
-            if not np.isfinite(losses[:, used]).all():
-                continue
-            alone = replace(task.table, loss=losses, seeds=np.isfinite(losses).astype(np.int64)).up_to(budget)
-            fit = fit_joint(alone, task.target)
-            for widened, one in ((True, fit), (False, replace(fit, widening=1.0))):
-                foreseen = one.predict(task.target)
-                inside = (foreseen.lower[:, 0] <= true) & (true <= foreseen.upper[:, 0])
-                density = norm.logpdf(np.log(true), np.log(foreseen.loss[:, 0]), foreseen.log_sd[:, 0])
-                found.append(IntervalScore(int(used.sum()), widened, len(true), inside.mean(), density.mean()))
-    return found
-
-
-def _prediction(fit: LensLLMPosterior, target: int) -> Prediction:
-    losses = fit.predict(target)
-    return Prediction(losses.loss[:, 0], lower=losses.lower[:, 0], upper=losses.upper[:, 0])
+def metrics_of(task: TaskEvidence, predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Metrics of predictions of the losses at the target, as means over them, and `fits`, how many they are."""
+    each = [evaluate(prediction, task.table.column(task.target)) for prediction in predictions]
+    return {name: float(np.mean([one[name] for one in each])) for name in each[0]} | {"fits": float(len(each))}
 
 
 def mean_and_error(values: Sequence[float] | Float[np.ndarray, " K"]) -> tuple[float, float]:
     """Mean and standard error, of values that stand for a population."""
     known = np.asarray(values, np.float64)
-    known = known[np.isfinite(known)]
-    if len(known) < 2:
-        return (float(known.mean()) if len(known) else float("nan")), float("nan")
-    return float(known.mean()), float(known.std(ddof=1) / np.sqrt(len(known)))
+    return float(known.mean()), float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")

@@ -17,25 +17,27 @@ from pydantic import ValidationError
 
 from lensjax.errors import InputError
 from lensjax.files import locked, make_folder, write_files
-from lensjax.study.cells import read_results, runs_folder
+from lensjax.study.cells import read_evidence, read_results, read_searches, runs_folder
 from lensjax.study.evidence import bound_terms, kernel_drifts, kernels, weight_scores
 from lensjax.study.folder import running
+from lensjax.study.journal import Cell
 from lensjax.study.progress import StudyState, read_state
 from lensjax.study.run import run_study
 from lensjax.study.spec import CandidateSpec, StudySpec, read_study
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
-from lensjax.train.results import LOCK, Result, curves_csv
+from lensjax.train.results import LOCK, Result, curves_csv, read_json
+from lensjax.train.runs import CLAIM
 from lensjax.zoo.models import SCHEME, bundled
 from lensjax.zoo.tasks import TASKS, write_rows
 
-Training = Literal["until_learned", "eight_epochs", "thrice_as_long"]
+Training = Literal["twelve_epochs", "eight_epochs", "thrice_as_long"]
 
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "pocket_zoo" / "build" / "models"
 SHARED = {"learning_rate": [1e-3, 3e-3], "batch_size": 32}
 TRAINING = {  # the same for all models
-    "until_learned": SHARED | {"epochs": 12, "min_steps": 1600, "patience": 4},
+    "twelve_epochs": SHARED | {"epochs": 12, "min_steps": 1600, "patience": 4},
     "eight_epochs": SHARED | {"epochs": 8, "patience": 2},  # which leaves small sets half learned
     "thrice_as_long": SHARED | {"epochs": 12, "min_steps": 4800, "patience": 12},  # through plateaus
 }
@@ -90,13 +92,21 @@ def study_content(asked: Asked) -> dict[str, Any]:
 def evidence(state: StudyState, out: Path) -> dict[str, Any]:
     """What was measured besides curves, small enough to be kept: of kernels the modes, of Hessians the sums."""
     told, modes = kernels(state, out)
+    spec, searches = state.spec, {}
+    for candidate in spec.candidates:
+        if rejected := read_searches(out, candidate, state.results):
+            searches[candidate.name] = sum(run.flops for run in rejected)
+    claims = {one.name: read_json(runs_folder(out, one) / one.name / CLAIM) for one in spec.candidates}
     return {
+        "pretrained": {name: claim["weights"] for name, claim in claims.items() if claim is not None},
+        "searches": searches,
         "kernels": [
             {
                 "model": kernel.model,
                 "functional": kernel.functional,
                 "examples": kernel.size,
                 "effective_rank": kernel.effective_rank,
+                "flops": kernel_flops(out, Cell("ntk", kernel.model, 0, spec.seeds[0])),
                 "rates": modes[kernel.model][0].tolist(),
                 "weights": modes[kernel.model][1].tolist(),
             }
@@ -106,6 +116,12 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
         "bound": [terms.model_dump(mode="json") for terms in bound_terms(state, out)],
         "weights": weight_scores(state, out),
     }
+
+
+def kernel_flops(out: Path, cell: Cell) -> int:
+    """FLOPs of a kernel that was measured."""
+    found = read_evidence(out, cell)
+    return 0 if found is None else int(found[0]["flops"])
 
 
 def write_results(spec: StudySpec, out: Path, results: Path) -> None:
@@ -123,7 +139,7 @@ def write_results(spec: StudySpec, out: Path, results: Path) -> None:
     content = evidence(read_state(spec, out), out)
     with locked(results / LOCK):
         runs = {(run.model, run.examples, run.seed): run for run in [*_read_curves(curves, measured), *measured]}
-        content = _joined(_read_evidence(told), content)
+        content = _joined(_read_evidence(told), content, told)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_files({curves: curves_csv([*runs.values()]), told: text})
 
@@ -147,7 +163,14 @@ def _read_curves(file: Path, measured: Sequence[Result]) -> list[Result]:
 
 
 def _read_evidence(file: Path) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"kernels": [], "drifts": [], "bound": [], "weights": {}}
+    nothing: dict[str, Any] = {
+        "pretrained": {},
+        "searches": {},
+        "kernels": [],
+        "drifts": [],
+        "bound": [],
+        "weights": {},
+    }
     if not file.exists():
         return nothing
     try:
@@ -156,8 +179,15 @@ def _read_evidence(file: Path) -> dict[str, Any]:
         raise InputError(f"Cannot read {file}; remove it, or name another folder with --results.") from error
 
 
-def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Evidence of two times: the later kernels and weights, and the longer ladders."""
+def _joined(before: dict[str, Any], now: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Evidence of two times: the later kernels and weights, and the longer ladders.
+
+    Raises:
+      InputError: a model was pretrained otherwise before.
+    """
+    for model, weights in now["pretrained"].items():
+        if before["pretrained"].get(model, weights) != weights:
+            raise InputError(f"{file} holds measurements of another {model}; name another folder with --results.")
 
     def longer(name: str) -> list[dict[str, Any]]:
         ladders: dict[tuple[str, int], dict[str, Any]] = {}
@@ -169,10 +199,10 @@ def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
     kernels = {kernel["model"]: kernel for kernel in [*before["kernels"], *now["kernels"]]}
     return {
+        **{name: before[name] | now[name] for name in ("pretrained", "searches", "weights")},
         "kernels": [*kernels.values()],
         "drifts": longer("drifts"),
         "bound": longer("bound"),
-        "weights": before["weights"] | now["weights"],
     }
 
 
@@ -182,7 +212,7 @@ def main(
     largest: int = 12_800,
     sizes: tuple[int, ...] = (),
     seeds: tuple[int, ...] = (0,),
-    training: Training = "until_learned",
+    training: Training = "twelve_epochs",
     folder: Path | None = None,
     results: Path | None = None,
 ) -> None:
@@ -194,13 +224,13 @@ def main(
         largest: Rung of the ladder.
         sizes: Runs of these numbers of examples alone instead of the ladder, without kernels and Hessians.
         seeds: Of the choice and order of training examples.
-        training: Until the validation loss falls no further, for eight epochs, which are too few on small sets, or for
-            three times the steps and with more patience, so that what is learned late is seen.
+        training: For twelve epochs or 1,600 steps, whichever is more; for eight epochs, which are too few on small
+            sets; or for three times the steps and with more patience, so that what is learned late is seen.
         folder: Where data, studies and runs are kept; by default build beside this file.
         results: Where TASK.csv and TASK.json are written; by default results, or a folder in it for other training.
     """
     models = models or available()
-    own = Path() if training == "until_learned" else Path(training)
+    own = Path() if training == "twelve_epochs" else Path(training)
     folder, results = folder or HERE / "build" / own, results or HERE / "results" / own
     make_folder(folder)
     for task in tasks:

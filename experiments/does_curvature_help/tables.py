@@ -16,11 +16,12 @@ from lensjax.report import text
 
 def report(
     tasks: Sequence[TaskEvidence],
+    targets: Sequence[TaskEvidence],
     variants: Mapping[Place, Mapping[Variant, VariantScore]],
     methods: Mapping[Place, Mapping[str, Mapping[str, float]]],
     answers: Mapping[str, Any],
 ) -> str:
-    """All of it as tables, with what they say."""
+    """All of it as tables, with what they say; `targets` are the tasks at every target that is predicted."""
     lines = ["# Does curvature help to choose a model?", "", "## Curves", ""]
     for task in tasks:
         lines += [f"### {task.title}", "", *_curves(task), "", *_steps(task), *_seeds(task)]
@@ -28,11 +29,11 @@ def report(
     if answers["drifts"]["ladders"]:
         lines += ["## Does the kernel stay what it was?", "", *_drifts(answers["drifts"]), ""]
     lines += ["## Does the Hessian see the phases?", "", *_phases(answers["phases"]), ""]
-    lines += ["## How do the methods rank?", "", *_summary(tasks, answers["methods"]), ""]
-    lines += ["### At every target", "", *_targets(answers["targets"]), ""]
+    lines += ["## Does a pretrained kernel's effective rank tell?", "", *_ranks(answers["ranks"]), ""]
+    lines += ["## How do the methods rank?", "", *_summary(answers["methods"]), ""]
+    lines += ["### What is saved", "", *_targets(answers["targets"]), ""]
     lines += ["## How far can intervals be trusted?", "", *_coverage(answers["methods"]), ""]
-    lines += ["### The joint fit of one seed", "", *_intervals(answers["intervals"]), ""]
-    lines += ["## Every budget", "", *_methods(tasks, methods), ""]
+    lines += ["## Every budget", "", *_methods(targets, methods), ""]
     return "\n".join(lines)
 
 
@@ -51,21 +52,21 @@ def _curves(task: TaskEvidence) -> list[str]:
 
 def _steps(task: TaskEvidence) -> list[str]:
     """In how many runs more steps may have lowered the loss."""
-    return [
-        f"In {sum(task.still_learning)} of {len(task.still_learning)} runs the validation loss was lowest at the last "
-        "step.",
-        "",
-    ]
+    runs = [learning for of in task.still_learning.values() for learning in of]
+    where = [f"{sum(of)} of {len(of)} at {size:,}" for size, of in task.still_learning.items() if any(of)]
+    said = f": {', '.join(where)}" if where else ""
+    return [f"In {sum(runs)} of {len(runs)} runs the validation loss was lowest at the last step{said}.", ""]
 
 
 def _seeds(task: TaskEvidence) -> list[str]:
     """How far losses of one model and size are apart, where there are several seeds of any."""
     table, told = task.table, []
     for size, loss, sd, seeds in zip(table.sizes, table.loss.T, table.loss_sd.T, table.seeds.T, strict=True):
-        if (seeds > 1).any():
-            apart = np.sqrt(np.mean((sd / loss)[seeds > 1] ** 2))
-            told.append(f"{apart:.1%} at {size:,}")
-    return [f"Seeds differ by (standard deviation, over models): {', '.join(told)}.", ""] if told else []
+        several = seeds > 1
+        if size and several.any():
+            apart = np.sqrt(np.mean((sd / loss)[several] ** 2))
+            told.append(f"{apart:.1%} at {size:,} ({several.sum()} models)")
+    return [f"Seeds differ by (standard deviation): {', '.join(told)}.", ""] if told else []
 
 
 def _variants(scores: Mapping[Place, Mapping[Variant, VariantScore]], answers: Mapping[str, Any]) -> list[str]:
@@ -83,7 +84,12 @@ def _variants(scores: Mapping[Place, Mapping[Variant, VariantScore]], answers: M
         slope = one["tied"].slope
         told = text.DASH if slope is None else f"{slope[0]:.2f} ({slope[1]:.2f} to {slope[2]:.2f})"
         rows.append([place.task, str(place.models), f"{place.target:,}", f"{place.budget:,}", *cells, told])
-    lines = [*_table(heading, rows), ""]
+    lines = [
+        "Each seed is fitted alone, and means are over seeds; b is that of the first.",
+        "",
+        *_table(heading, rows),
+        "",
+    ]
     for other, found in answers["variants"].items():
         interval = found["interval90"]
         over = "" if interval is None else f", 90 % interval over tasks {interval[0]:+.2f} to {interval[1]:+.2f}"
@@ -134,15 +140,37 @@ def _phases(found: Mapping[str, Any]) -> list[str]:
         for row in found["ladders"]
     ]
     heading = ["task", "model", "β₂ (90 %)", "transition by the bound", "power phase by AtS from"]
-    correlation = found["log_correlation"]
-    said = "" if correlation is None else f" Over those, log n of the two correlate at {correlation:.2f}."
+    notes = (f"- {number} ladders: {note}." for note, number in found["notes"].items())
     return [
+        "ΣH is the sum over layers of Σ_j vᵢᵀ H_ij v_j (`block: joint`: with what is between layers, and with what is "
+        "negative) at 32 training examples. Bound and losses look at the same rungs.",
+        "",
         *_table(heading, rows),
         "",
         f"Of {count} ladders ΣH clearly falls with n in {found['falls']} and clearly rises in {found['rises']}; β₂ is "
-        f"clearly below 1/2 in {found['below_half']}, clearly above in {found['above_half']}. The bound sees a "
-        f"transition in {found['bound_sees_transition']}, AtS in {found['losses_see_transition']}, both in "
-        f"{found['both']}.{said}",
+        f"clearly below 1/2 in {found['below_half']}, clearly above in {found['above_half']}. Of the {found['long']} "
+        f"with five rungs or more, which AtS needs, the bound sees a transition in {found['bound_sees_transition']}, "
+        f"AtS in {found['losses_see_transition']}, both in {found['both']}. Of the bound is said:",
+        "",
+        *notes,
+    ]
+
+
+def _ranks(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
+        [
+            one["task"],
+            str(one["models"]),
+            f"{one['target']:,}",
+            f"{one['correlation']:+.2f}",
+            f"{one['without_one'][0]:+.2f} to {one['without_one'][1]:+.2f}",
+        ]
+        for one in found
+    ]
+    return [
+        "Its correlation with the losses at every target, and the least and most of it without one of the models.",
+        "",
+        *_table(["task", "models", "target", "correlation", "without one"], rows),
     ]
 
 
@@ -150,16 +178,16 @@ def _name(method: str) -> str:
     return method if "," in method else text.method_title(method)
 
 
-def _summary(tasks: Sequence[TaskEvidence], methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    heading = ["method", *SHOWN, *(f"saved, {task.title}" for task in tasks)]
+def _summary(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    tasks = next(iter(methods.values()))["regret"]
+    heading = ["method", *SHOWN, *(f"regret, {task}" for task in tasks)]
     rows = [
-        [_name(name), *map(_cell, found["metrics"].values()), *(f"{share:.1%}" for share in found["saved"].values())]
+        [_name(name), *map(_cell, found["metrics"].values()), *map(_cell, found["regret"].values())]
         for name, found in methods.items()
     ]
     return [
-        "Means over tasks, and the share of FullTuning's FLOPs that is saved by the smallest budget at which, as at "
-        f"every larger one, relative accuracy is {GOOD:.1%} or better. Methods that predict no loss are correlated by "
-        "their quality, so that -1 is perfect.",
+        "Means over tasks, of means over all targets and budgets of each. A fit sees the losses of one seed; means are "
+        "over seeds, too. Methods that predict no loss are correlated by their quality, so that -1 is perfect.",
         "",
         *_table(heading, rows),
     ]
@@ -170,19 +198,24 @@ def _targets(found: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         [
             one["task"],
-            str(one["models"]),
             f"{one['target']:,}",
             f"{one['spread']:.3f}",
+            f"{one['good']} of {one['models']}",
+            f"{one['still_learning']:.0%}",
             f"{one['least_saved']:.1%} ({one['least_budget']:,})",
             *(f"{one['saved'][name]:.1%}" for name in names),
         ]
         for one in found
     ]
     return [
-        "What is saved by the same rule, had the target been smaller. Spread: the worst model's loss less the best's, "
-        "which relative accuracy is a share of. At most: what the smallest budget (in brackets) saves.",
+        "The share of FullTuning's FLOPs that is saved by the smallest budget at which, as at every larger one, "
+        f"relative accuracy is {GOOD:.1%} or better. Budgets are a quarter of the target to a 128th. Runs that a "
+        "learning rate is chosen by count, of FullTuning too, and kernels where a method looks at them. Spread: the "
+        "worst model's loss less the best's, which relative accuracy is a share of. Good: models that have that "
+        "accuracy if chosen. Learning: runs at the target whose validation loss was lowest at the last step. At most: "
+        "what a fit of the ladder saves with the smallest budget (in brackets).",
         "",
-        *_table(["task", "models", "target", "spread", "at most", *map(_name, names)], rows),
+        *_table(["task", "target", "spread", "good", "learning", "at most", *map(_name, names)], rows),
     ]
 
 
@@ -190,29 +223,16 @@ def _coverage(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     given = {name: found["coverage90"] for name, found in methods.items() if found["coverage90"]}
     columns = sorted({sizes for found in given.values() for sizes in found}, key=int)
     rows = [
-        [
-            _name(name),
-            *(f"{found[sizes][0]:.0%} of {found[sizes][1]:.0f}" if sizes in found else "" for sizes in columns),
-        ]
+        [_name(name), *(f"{found[sizes]['share']:.0%}" if sizes in found else "" for sizes in columns)]
         for name, found in given.items()
     ]
+    one = next(iter(given.values()))
+    counts = (f"{one[c]['intervals']:.0f} in {one[c]['fits']:.0f}, {one[c]['losses']}" for c in columns)
     return [
-        "Losses at the target within their 90 % intervals, by the number of sizes above 0 that were fitted.",
+        "Losses at targets within their 90 % intervals, by the number of sizes above 0 that were fitted, of one seed. "
+        "They are of few fits, and the same losses are foreseen from several budgets and seeds.",
         "",
-        *_table(["method", *(f"{sizes} sizes" for sizes in columns)], rows),
-    ]
-
-
-def _intervals(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    given = {(one["sizes"], one["widened"]): one for one in found}
-    rows = []
-    for sizes in dict.fromkeys(one["sizes"] for one in found):
-        cells = (f"{given[sizes, w]['coverage90']:.0%}, {given[sizes, w]['log_density']:+.2f}" for w in (True, False))
-        rows.append([str(sizes), str(given[sizes, True]["losses"]), *cells])
-    return [
-        "Of each seed alone, as most are measured: losses within their 90 % intervals, and their log density.",
-        "",
-        *_table(["sizes", "losses", "joint", "joint, not widened"], rows),
+        *_table(["method", *(f"{sizes} sizes" for sizes in columns)], [*rows, ["intervals in fits, losses", *counts]]),
     ]
 
 
@@ -220,7 +240,7 @@ def _methods(tasks: Sequence[TaskEvidence], methods: Mapping[Place, Mapping[str,
     lines = []
     for task in tasks:
         for place in task.places:
-            saved = 1 - task.cost(place.budget)
+            saved = max(1 - task.cost(place.budget), 0.0)
             lines += [f"### {task.title}, budget {place.budget:,}: {saved:.1%} of FullTuning saved", ""]
             rows = [[_name(name), *(_cell(found[m]) for m in SHOWN)] for name, found in methods[place].items()]
             lines += [*_table(["method", *SHOWN], rows), ""]

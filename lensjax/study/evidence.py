@@ -58,7 +58,7 @@ def kernel_drifts(state: StudyState, out: Path) -> list[schema.KernelDrift]:
             (size, *after)
             for size, after in rungs
             if before is not None and after is not None and "theta" in after[1]
-            if after[0].get("asked") == before[0].get("asked")
+            if _of_training_aside(after[0]) == _of_training_aside(before[0])
         ]
         if before is None or "theta" not in before[1] or not like:
             continue
@@ -69,6 +69,11 @@ def kernel_drifts(state: StudyState, out: Path) -> list[schema.KernelDrift]:
         told |= {key: [summary[key] for _, summary, _ in like] for key in ("effective_rank", "target_alignment")}
         found.append(schema.KernelDrift.model_validate({"model": name, "seed": seed, **told}))
     return found
+
+
+def _of_training_aside(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a kernel depends on but for how the model was fine-tuned."""
+    return {name: value for name, value in (summary.get("asked") or {}).items() if name != "training"}
 
 
 def bound_terms(state: StudyState, out: Path) -> list[schema.BoundTerms]:

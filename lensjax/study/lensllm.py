@@ -31,10 +31,11 @@ class LensLLMFit:
     posterior: LensLLMPosterior
     told: schema.LensLLM
 
-    def prediction(self, target: int) -> Prediction:
-        """Losses at the target, by the tied variant."""
-        losses = self.posterior.predict(target)
-        return Prediction(losses.loss[:, 0], lower=losses.lower[:, 0], upper=losses.upper[:, 0])
+
+def lensllm_prediction(posterior: LensLLMPosterior, target: int) -> Prediction:
+    """Losses at the target, with their 90 % intervals."""
+    losses = posterior.predict(target)
+    return Prediction(losses.loss[:, 0], lower=losses.lower[:, 0], upper=losses.upper[:, 0])
 
 
 def fit_study(table: CurveTable, target: int, modes: Mapping[str, Modes]) -> LensLLMFit:
@@ -74,7 +75,7 @@ def fit_study(table: CurveTable, target: int, modes: Mapping[str, Modes]) -> Len
 
 def ranked_by(fit: LensLLMFit, ranking: Ranking) -> Ranking:
     """A ranking by the joint fit as one by LensLLM, with the joint fit among the baselines."""
-    posterior, target, prediction = fit.posterior, ranking.target, fit.prediction(ranking.target)
+    posterior, target, prediction = fit.posterior, ranking.target, lensllm_prediction(fit.posterior, ranking.target)
     sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
     losses = posterior.predict(sizes)
     ranking = replace(

@@ -19,7 +19,7 @@ from lensjax.selection.ranking import Ranking, rank
 from lensjax.study import evidence, schema
 from lensjax.study.cost import study_cost
 from lensjax.study.decisions import results_table
-from lensjax.study.lensllm import LensLLMFit, fit_study, ranked_by
+from lensjax.study.lensllm import LensLLMFit, fit_study, lensllm_prediction, ranked_by
 from lensjax.study.progress import StudyState, read_state
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import LENSLLM, StudySpec
@@ -155,7 +155,7 @@ def _with_evidence(
     if fit is not None and state.spec.method == LENSLLM:
         ranking = ranked_by(fit, ranking)
     elif fit is not None:
-        beside[LENSLLM] = fit.prediction(ranking.target)
+        beside[LENSLLM] = lensllm_prediction(fit.posterior, ranking.target)
     ranking = replace(ranking, baselines=ranking.baselines | beside)
     cautions = _cautions(state, ranking, missing)
     return replace(

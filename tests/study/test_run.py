@@ -315,9 +315,11 @@ def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_p
     np.testing.assert_array_equal(read_evidence(out, cells[0])[1]["layers"], arrays["layers"])
 
 
-def test_kernels_are_measured_along_ladders(write_study, tmp_path):
+def test_kernels_are_measured_along_ladders(write_study, tmp_path, tiny_models):
     evidence = {"ntk": {"examples": 4, "along_ladder": True}, "hessian": {"examples": 4}}
-    spec = read_study(write_study(tmp_path, "gpt2", "opt", evidence=evidence, seeds=[0, 1]))
+    gpt2, opt = tiny_models("gpt2", "opt")
+    candidates = [gpt2, {"source": opt, "name": "opt", "training": {"warmup": 0.1}}]
+    spec = read_study(write_study(tmp_path, candidates=candidates, evidence=evidence, seeds=[0, 1]))
     out = tmp_path / "out"
     journal = run_study(spec, out)
     kernels = [cell for cell in ran(journal) if cell.kind == "ntk"]

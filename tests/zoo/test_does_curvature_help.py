@@ -16,9 +16,10 @@ from lensjax.errors import InputError
 from lensjax.selection.ranking import rank
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "does_curvature_help"
-SIZES = [0, *(200 * 2**k for k in range(7))]
+SIZES = [0, *(200 * 2**k for k in range(6))]
 MODELS = [f"m{i}" for i in range(6)]
-TITLE = "spelling, 6 models to 12,800"
+FLOPS = [10, *(2 * size if size <= 400 else size for size in SIZES[1:])]  # of a model's run, in millions, over seeds
+TITLE = "spelling, 6 models to 6,400"
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +45,22 @@ def write_measurements(folder: Path, task: str, seed: int) -> None:
                 noise = np.exp(0.002 * rng.standard_normal())
                 of = 1000 * (i + 1), "f"
                 writer.writerow([model, size, loss * noise, 0, *of, 1e6 * max(size, 10), size // 2, size])
-                if size == 400:  # the smallest sizes may have more seeds
+                if 0 < size <= 400:  # the smallest sizes may have more seeds
                     writer.writerow([model, size, loss * noise * 1.02, 1, *of, 3e6 * size, size, size])
     content = {
         "kernels": [
             {"model": model, "rates": rates[i].tolist(), "weights": squares[i].tolist(), "effective_rank": 9.0 - i}
+            | {"flops": 1000}
             for i, model in enumerate(MODELS)
         ],
+        "searches": dict.fromkeys(MODELS, 150 * 10**6),
         "bound": [
             {
                 "model": model,
-                "examples": SIZES[1 : 8 - seed],
+                "examples": SIZES[1 : (7 if task == "spelling" else 5) - seed],
                 "beta2": {"value": value, "lower": value - 0.1, "upper": value + 0.1},
                 "transition": 500.0 * (i + 1),
-                "note": "",
+                "note": "nothing is left" if i else "",
             }
             for i, model in enumerate(MODELS)
             for seed, value in enumerate((0.3, 0.9))  # the second seed's ladder is shorter, and does not count
@@ -87,45 +90,60 @@ def test_the_answers_are_those_that_were_put_in(results: Path) -> None:
     answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
     phases = answers["phases"]
     assert (len(phases["ladders"]), phases["below_half"], phases["falls"], phases["above_half"]) == (12, 12, 12, 0)
-    assert phases["bound_sees_transition"] == 12
+    assert (phases["long"], phases["bound_sees_transition"]) == (6, 6)  # AtS sees none on four rungs
+    assert phases["notes"] == {"nothing is left": 10}
     drifts = answers["drifts"]
     assert (len(drifts["ladders"]), drifts["rises"]) == (12, 10)
     assert drifts["by_task"]["topics"] == pytest.approx({"200": 0.1, "400": 0.2, "800": (5 * 0.3 + 0.1) / 6})
     for other in ("published", "hierarchical", "free"):
         cells = answers["variants"][other]["cells"]
-        assert {(cell["task"], cell["budget"]) for cell in cells} == {("spelling", 1600), ("topics", 1600)}
+        places = {(cell["task"], cell["target"], cell["budget"]) for cell in cells}
+        assert places == {(task, 8 * budget, budget) for task in ("spelling", "topics") for budget in (400, 800)}
         low, high = answers["variants"][other]["interval90"]
         assert low < answers["variants"][other]["mean"] < high
     assert {one["task"] for one in answers["left_out"]} == {"spelling", "topics"}
     assert all(one["lost"] >= 0 for one in answers["left_out"])
-    spent = sum(2 * size if size == 400 else max(size, 10) for size in SIZES if size <= 1600)  # the mean over seeds
-    assert answers["saved"][TITLE]["1600"] == pytest.approx(1 - spent / 12_800)
+    assert answers["saved"][TITLE]["800"] == pytest.approx(1 - (sum(FLOPS[:4]) + 150) / (150 + 400 + 6400))
 
 
 def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> None:
     answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
-    methods, titles = answers["methods"], [TITLE, "topics, 6 models to 12,800"]
-    full = {title: answers["saved"][title]["1600"] for title in titles}
-    assert methods["joint"]["saved"] == full  # curves as smooth as these are told apart
+    methods = answers["methods"]
     assert methods["LensLLM, tied"]["metrics"]["relative_accuracy"] > 0.911
+    assert set(methods["joint"]["regret"]) == {"spelling", "topics"}
+    assert np.mean([*methods["joint"]["regret"].values()]) == pytest.approx(methods["joint"]["metrics"]["regret"])
     for order in ("model_size", "kernel, effective rank"):
         assert methods[order]["metrics"]["log_rmse"] is None
         assert np.isfinite(methods[order]["metrics"]["regret"])
     for name, found in methods.items():
-        places = found["coverage90"]
-        assert (places == {}) == (not name.startswith(("joint", "LensLLM")))
-        assert all(sizes == "4" and 0 <= share <= 1 and count == 12 for sizes, (share, count) in places.items())
+        held = found["coverage90"]
+        assert (held == {}) == (not name.startswith(("joint", "LensLLM")))
+        # Two tasks' losses of six models, foreseen from 800 examples with one seed, and from 400 with two.
+        counts = {sizes: (one["intervals"], one["fits"], one["losses"]) for sizes, one in held.items()}
+        assert counts in ({}, {"2": (24, 4, 12), "3": (12, 2, 12)})
+        assert all(0 <= one["share"] <= 1 for one in held.values())
 
 
 def test_every_smaller_target_is_told_with_what_is_saved_there(results: Path) -> None:
     answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
     of = [one for one in answers["targets"] if one["task"] == "spelling"]
-    assert [(one["target"], one["least_budget"]) for one in of] == [(3200, 400), (6400, 800), (12_800, 1600)]
-    assert of[-1]["saved"] == {name: answers["methods"][name]["saved"][TITLE] for name in of[-1]["saved"]}
-    spent = 10 + 200 + 2 * 400  # of every model, the mean over seeds
-    assert of[0]["least_saved"] == pytest.approx(1 - spent / 3200)
+    assert [(one["target"], one["least_budget"]) for one in of] == [(3200, 400), (6400, 800)]
+    assert of[0]["least_saved"] == pytest.approx(1 - (sum(FLOPS[:3]) + 150) / (150 + 400 + 3200))
     assert all(one["saved"]["joint"] in (0.0, one["least_saved"]) for one in of)
-    assert f"| spelling | 6 | 3,200 | {of[0]['spread']:.3f} | " in (results / "report.md").read_text(encoding="utf-8")
+    assert of[-1]["saved"]["joint"] == of[-1]["least_saved"]  # curves as smooth as these are told apart
+    assert {(one["good"], one["still_learning"]) for one in of} == {(1, 0.0)}
+    said = f"| spelling | 3,200 | {of[0]['spread']:.3f} | 1 of 6 | 0% | {of[0]['least_saved']:.1%} (400) | "
+    assert said in (results / "report.md").read_text(encoding="utf-8")
+
+
+def test_ranks_of_kernels_are_held_against_losses_with_and_without_each_model(results: Path) -> None:
+    ranks = json.loads((results / "answers.json").read_text(encoding="utf-8"))["ranks"]
+    assert [(one["task"], one["target"]) for one in ranks[:2]] == [("spelling", 8 * b) for b in (400, 800)]
+    table = read_curves(results / "spelling.csv")
+    losses, put_in = table.column(3200), 9.0 - np.arange(6)
+    assert ranks[0]["correlation"] == pytest.approx(np.corrcoef(put_in, losses)[0, 1])
+    without = [np.corrcoef(np.delete(put_in, i), np.delete(losses, i))[0, 1] for i in range(6)]
+    assert ranks[0]["without_one"] == pytest.approx([min(without), max(without)])
 
 
 @pytest.fixture
@@ -136,14 +154,36 @@ def task(experiment: dict[str, ModuleType], tmp_path: Path) -> Any:
 
 
 def test_savings_are_those_of_the_smallest_budget_from_which_on_all_are_good(task: Any) -> None:
-    assert task.budgets == [3200, 1600, 800, 400]
+    assert task.budgets == [1600, 800, 400]
     saved = {budget: 1 - task.cost(budget) for budget in task.budgets}
-    assert task.saved({3200: 1.0, 1600: 0.95, 800: 0.5, 400: 1.0}) == saved[1600]
-    assert task.saved(dict.fromkeys(task.budgets, 0.92)) == saved[400]
-    assert task.saved({3200: 0.9, 1600: 1.0, 800: 1.0, 400: 1.0}) == 0
-    assert task.saved(dict.fromkeys(task.budgets, np.nan)) == 0
-    dear = replace(task, flops=task.flops | {400: 2 * task.flops[12_800]})
-    assert dear.saved(dict.fromkeys(task.budgets, 1.0)) == 0
+    assert task.saved("joint", {1600: 0.95, 800: 0.5, 400: 1.0}) == saved[1600]
+    assert task.saved("joint", dict.fromkeys(task.budgets, 0.92)) == saved[400]
+    assert task.saved("joint", {1600: 0.9, 800: 1.0, 400: 1.0}) == 0
+    assert task.saved("joint", dict.fromkeys(task.budgets, np.nan)) == 0
+    dear = replace(task, flops=task.flops | {400: 2 * task.flops[6400]})
+    assert dear.saved("joint", dict.fromkeys(task.budgets, 1.0)) == 0
+
+
+def test_methods_cost_what_they_look_at(task: Any) -> None:
+    full = 6 * (150 + 400 + 6400) * 1e6
+    spent = {
+        "model_size": 0,
+        "zero_shot": 6 * 10e6,
+        "kernel, effective rank": 6 * 1000,
+        "sub_tuning": 6 * (150 + 400 + 800) * 1e6,
+        "rectified_law": 6 * (150 + sum(FLOPS[:4])) * 1e6,
+        "LensLLM, tied": 6 * (150 + sum(FLOPS[:4])) * 1e6 + 6 * 1000,
+    }
+    for method, flops in spent.items():
+        assert task.cost(800, method) == pytest.approx(flops / full)
+
+
+def test_a_fit_sees_one_seed(task: Any) -> None:
+    one, two = task.ladders(400)
+    np.testing.assert_allclose(two.loss[:, 1:], 1.02 * one.loss[:, 1:])
+    np.testing.assert_array_equal(two.loss[:, 0], one.loss[:, 0])  # which was measured with the first alone
+    assert set(one.seeds.flat) == set(two.seeds.flat) == {1}
+    assert len(task.ladders(800)) == 1
 
 
 def test_nearer_targets_are_those_that_all_were_measured_at(task: Any) -> None:
@@ -151,24 +191,17 @@ def test_nearer_targets_are_those_that_all_were_measured_at(task: Any) -> None:
     assert [(one.target, one.budgets) for one in nearer] == [
         (1600, [400]),
         (3200, [800, 400]),
-        (6400, [1600, 800, 400]),
-        (12_800, task.budgets),
+        (6400, task.budgets),
     ]
     for one in nearer:
         assert one.table.sizes[-1] == one.target
         assert all(losses.shape == one.table.loss.shape for losses in one.losses.values())
-        assert one.cost(400) == pytest.approx(task.cost(400) * task.flops[12_800] / task.flops[one.target])
+        full = 150 + 400 + one.target
+        assert one.cost(400) == pytest.approx((150 + sum(FLOPS[:3])) / full)
     loss = task.table.loss.copy()
     loss[2, list(task.table.sizes).index(3200)] = np.nan
     holed = replace(task, table=replace(task.table, loss=loss))
-    assert [one.target for one in holed.nearer()] == [1600, 6400, 12_800]
-
-
-def test_intervals_are_scored_for_seeds_that_were_measured_throughout(results: Path) -> None:
-    intervals = json.loads((results / "answers.json").read_text(encoding="utf-8"))["intervals"]
-    assert [(one["sizes"], one["widened"], one["losses"]) for one in intervals] == [(4, False, 12), (4, True, 12)]
-    assert all(0 <= one["coverage90"] <= 1 and np.isfinite(one["log_density"]) for one in intervals)
-    assert "| 4 | 12 | " in (results / "report.md").read_text(encoding="utf-8")
+    assert [one.target for one in holed.nearer()] == [1600, 6400]
 
 
 def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
@@ -176,9 +209,13 @@ def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
     named = ("joint", "AtS", "SubTuning", "ZeroShot", "ModelSize", "NLPmetrics", "LensLLM, tied", "LensLLM, free")
     assert all(name in report for name in named)
     assert report.count("0.30 (0.20 to 0.40)") == 12
-    assert "73.4% of FullTuning saved" in report
-    assert report.count("Seeds differ by (standard deviation, over models): 1.4% at 400.") == 2
-    assert report.count("In 6 of 48 runs the validation loss was lowest at the last step.") == 2
+    saved = 1 - (sum(FLOPS[:4]) + 150) / (150 + 400 + 6400)
+    assert f"{TITLE}, budget 800: {saved:.1%} of FullTuning saved" in report
+    apart = ", ".join(f"1.4% at {size} (6 models)" for size in (200, 400))
+    assert report.count(f"Seeds differ by (standard deviation): {apart}.") == 2
+    learning = ", ".join(f"6 of 12 at {size}" for size in (200, 400))
+    assert report.count(f"In 12 of 48 runs the validation loss was lowest at the last step: {learning}.") == 2
+    assert "- 10 ladders: nothing is left." in report
     assert (results / "answers.svg").exists()
 
 
@@ -191,7 +228,7 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
 ) -> None:
     measure = experiment["measure"]
     monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 20})
-    monkeypatch.setitem(measure.TRAINING, "until_learned", {"learning_rate": 1e-3, "max_steps": 3})
+    monkeypatch.setitem(measure.TRAINING, "twelve_epochs", {"learning_rate": [1e-3, 3e-3], "max_steps": 3})
     monkeypatch.setattr(measure, "PROBES", 3)
     how = {"models": ("gpt2-0.2m", "llama-0.3m"), "folder": tmp_path / "build", "results": tmp_path / "results"}
     measure.main(tasks=("spelling",), largest=400, **how)
@@ -202,7 +239,11 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     assert [kernel["model"] for kernel in found["kernels"]] == list(how["models"])
     assert [terms["examples"] for terms in found["bound"]] == [[200, 400]] * 2
     assert [drift["examples"] for drift in found["drifts"]] == [[200, 400]] * 2
-    assert set(found["weights"]) == set(how["models"])
+    assert set(found["weights"]) == set(found["pretrained"]) == set(how["models"])
+    rows = csv.DictReader((tmp_path / "results" / "spelling.csv").read_text(encoding="utf-8").splitlines())
+    rungs = [row for row in rows if row["examples"] == "200"]
+    assert found["searches"] == {row["model"]: int(row["flops"]) for row in rungs}  # of two rates one is a rung's
+    assert all(kernel["flops"] > 0 for kernel in found["kernels"])
     capsys.readouterr()
     measure.main(tasks=("spelling",), largest=400, **how)
     assert "examples" not in capsys.readouterr().out  # nothing is left to measure
@@ -218,7 +259,11 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     assert (joined.models, joined.sizes.tolist()) == ((*how["models"], "opt-0.5m"), [0, 200, 300, 400])
     np.testing.assert_array_equal(joined.loss[:2, [0, 1, 3]], table.loss)  # as does what another machine has measured
     assert np.isfinite(joined.loss[:, 2]).tolist() == [False, True, True]
-    assert (tmp_path / "results" / "spelling.json").read_text(encoding="utf-8") == told
+    after = json.loads((tmp_path / "results" / "spelling.json").read_text(encoding="utf-8"))
+    assert set(after["pretrained"]) == set(after["searches"]) == {*how["models"], "opt-0.5m"}
+    before = json.loads(told)
+    for name in ("kernels", "drifts", "bound", "weights"):
+        assert after[name] == before[name]
     measure.main(tasks=("spelling",), largest=400, **elsewhere)  # a ladder, where single sizes are
     joined = read_curves(tmp_path / "results" / "spelling.csv")
     assert joined.measured.tolist() == [[True, True, False, True], [True] * 4, [True] * 4]
@@ -230,6 +275,14 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     elsewhere["folder"] = tmp_path / "another"
     with pytest.raises(InputError, match=r"spelling\.csv holds runs of other settings or test examples; name another"):
         measure.main(tasks=("spelling",), largest=400, sizes=(0,), **elsewhere)
+    other = after | {"pretrained": after["pretrained"] | {"opt-0.5m": "of other weights"}}
+    (tmp_path / "results" / "spelling.json").write_text(json.dumps(other), encoding="utf-8")
+    monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 20})
+    elsewhere["folder"] = tmp_path / "elsewhere"
+    with pytest.raises(
+        InputError, match=r"spelling\.json holds measurements of another opt-0\.5m; name another folder"
+    ):
+        measure.main(tasks=("spelling",), largest=400, sizes=(300,), **elsewhere)
     (tmp_path / "results" / "spelling.csv").write_text("model,loss\nm,1\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"Cannot read .*spelling\.csv; remove it, or name another folder"):
         measure.main(tasks=("spelling",), largest=400, sizes=(0,), **elsewhere)
