@@ -83,8 +83,9 @@ class TaskEvidence:
 
     @property
     def budgets(self) -> list[int]:
-        """Budgets from which the target is predicted: those that hold two sizes above 0."""
-        return [self.target // ratio for ratio in RATIOS if self.rungs(self.target // ratio).sum() >= 2]
+        """Budgets from which the target is predicted: those that hold two sizes above 0 of one seed of all models."""
+        budgets = (self.target // ratio for ratio in RATIOS)
+        return [budget for budget in budgets if self.rungs(budget).sum() >= 2 and self.ladders(budget)]
 
     @property
     def places(self) -> list[Place]:

@@ -184,6 +184,8 @@ def test_a_fit_sees_one_seed(task: Any) -> None:
     np.testing.assert_array_equal(two.loss[:, 0], one.loss[:, 0])  # which was measured with the first alone
     assert set(one.seeds.flat) == set(two.seeds.flat) == {1}
     assert len(task.ladders(800)) == 1
+    holed = {seed: np.where(task.table.sizes == 800, np.nan, losses) for seed, losses in task.losses.items()}
+    assert replace(task, losses=holed).budgets == [400]  # what no seed was measured throughout to is left out
 
 
 def test_nearer_targets_are_those_that_all_were_measured_at(task: Any) -> None:
