@@ -107,6 +107,7 @@ def phases_answer(tasks: Sequence[TaskEvidence]) -> dict[str, Any]:
                     "task": task.name,
                     "model": model,
                     "rungs": int(shared.sum()),
+                    "block": terms["block"],
                     "beta2": terms["beta2"]["value"],
                     "lower": terms["beta2"]["lower"],
                     "upper": terms["beta2"]["upper"],
@@ -141,6 +142,7 @@ def drifts_answer(tasks: Sequence[TaskEvidence]) -> dict[str, Any]:
         by_task[task] = {str(size): float(np.mean(drifts)) for size, drifts in at.items()}
     return {
         "ladders": [{"task": task, **one} for (task, _), one in rows.items()],
+        "functionals": sorted({functional for task in tasks for functional in task.functionals}),
         "by_task": by_task,
         "rises": sum(len(one["drift"]) > 1 and bool(np.all(np.diff(one["drift"]) > 0)) for one in rows.values()),
     }

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +60,7 @@ class TaskEvidence:
       drifts: How far kernels drift along the ladder, by model.
       weights: NLPmetrics' scores, NaN where unknown.
       ranks: Effective ranks of kernels before fine-tuning, NaN where unknown.
+      functionals: That kernels are of.
       flops: Of a run of each model, all models together, by size; means over seeds.
       search_flops: Of all runs by which learning rates were chosen and that are no rung's.
       kernel_flops: Of all kernels before fine-tuning.
@@ -75,6 +76,7 @@ class TaskEvidence:
     drifts: Mapping[str, Mapping[str, Any]]
     weights: Float[np.ndarray, " M"]
     ranks: Float[np.ndarray, " M"]
+    functionals: Collection[str]
     flops: Mapping[int, float]
     search_flops: float
     kernel_flops: float
@@ -204,6 +206,7 @@ def _up_to(folder: Path, table: CurveTable, name: str, content: Mapping[str, Any
         drifts=_longest(content["drifts"]),
         weights=np.array([content["weights"].get(model, np.nan) for model in table.models]),
         ranks=np.array([ranks.get(model, np.nan) for model in table.models]),
+        functionals={kernel["functional"] for kernel in content["kernels"]},
         flops={size: sum(float(np.mean(runs)) for runs in of.values()) for size, of in flops.items()},
         search_flops=float(sum(content["searches"].get(model, 0) for model in table.models)),
         kernel_flops=float(sum(one["flops"] for one in content["kernels"] if one["model"] in table.models)),

@@ -32,6 +32,7 @@ from lensjax.zoo.models import SCHEME, bundled
 from lensjax.zoo.tasks import TASKS, write_rows
 
 Training = Literal["twelve_epochs", "eight_epochs", "thrice_as_long"]
+Curvature = Literal["of_the_code", "of_the_theorem"]
 
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "pocket_zoo" / "build" / "models"
@@ -42,11 +43,15 @@ TRAINING = {  # the same for all models
     "thrice_as_long": SHARED | {"epochs": 12, "min_steps": 4800, "patience": 12},  # through plateaus
 }
 HELD_OUT = {"validation": 500, "test": 2000}  # examples
+CURVATURE: dict[Curvature, dict[str, dict[str, Any]]] = {
+    "of_the_code": {"ntk": {"functional": "loss"}, "hessian": {"block": "joint"}},
+    "of_the_theorem": {"ntk": {"functional": "label_logits"}, "hessian": {"block": "diagonal", "positive_steps": 16}},
+}
 PROBES = 32  # training examples that kernels and Hessians are measured on
 
 
 class Asked(NamedTuple):
-    """Which models are measured on a packaged task, in which folder, and how they are trained."""
+    """Which models are measured on a packaged task, in which folder, how they are trained, and which curvature."""
 
     task: str
     models: tuple[str, ...]
@@ -54,6 +59,7 @@ class Asked(NamedTuple):
     largest: int
     seeds: tuple[int, ...]
     training: Training
+    curvature: Curvature
 
     @property
     def out(self) -> Path:
@@ -82,8 +88,8 @@ def study_content(asked: Asked) -> dict[str, Any]:
         "target": asked.largest,
         "seeds": list(asked.seeds),
         "evidence": {
-            "ntk": {"examples": PROBES, "along_ladder": True},
-            "hessian": {"examples": PROBES},
+            "ntk": {"examples": PROBES, "along_ladder": True} | CURVATURE[asked.curvature]["ntk"],
+            "hessian": {"examples": PROBES} | CURVATURE[asked.curvature]["hessian"],
             "weights": True,
         },
     }
@@ -213,6 +219,7 @@ def main(
     sizes: tuple[int, ...] = (),
     seeds: tuple[int, ...] = (0,),
     training: Training = "twelve_epochs",
+    curvature: Curvature = "of_the_code",
     folder: Path | None = None,
     results: Path | None = None,
 ) -> None:
@@ -226,17 +233,22 @@ def main(
         seeds: Of the choice and order of training examples.
         training: For twelve epochs or 1,600 steps, whichever is more; for eight epochs, which are too few on small
             sets; or for three times the steps and with more patience, so that what is learned late is seen.
+        curvature: The kernel of the loss, and what all blocks of the Hessian do together to each layer, as in LensLLM's
+            code; or the kernel of the labels' logits, and the positive part of each layer's own block, as in its
+            theorem.
         folder: Where data, studies and runs are kept; by default build beside this file.
-        results: Where TASK.csv and TASK.json are written; by default results, or a folder in it for other training.
+        results: Where TASK.csv and TASK.json are written; by default results, or a folder in it for other training or
+            curvature.
     """
     models = models or available()
     own = Path() if training == "twelve_epochs" else Path(training)
+    own = own if curvature == "of_the_code" else own / curvature
     folder, results = folder or HERE / "build" / own, results or HERE / "results" / own
     make_folder(folder)
     for task in tasks:
         if not (folder / f"{task}.jsonl").exists():
             write_rows(task, folder)
-        asked = Asked(task, models, folder, largest, seeds, training)
+        asked = Asked(task, models, folder, largest, seeds, training, curvature)
         spec = study(asked._replace(largest=max(largest, *sizes, 0)))
         if sizes:
             for candidate in spec.candidates:

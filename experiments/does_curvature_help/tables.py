@@ -115,8 +115,8 @@ def _drifts(found: Mapping[str, Any]) -> list[str]:
         for one in found["ladders"]
     ]
     lines = [
-        "Between the kernel at the pretrained weights and at those that were fine-tuned on so many examples, on the "
-        "same training examples.",
+        f"Between the kernel of {' and '.join(found['functionals'])} at the pretrained weights and at those that were "
+        "fine-tuned on so many examples, on the same training examples.",
         "",
         *_table(heading, rows),
         "",
@@ -133,17 +133,19 @@ def _phases(found: Mapping[str, Any]) -> list[str]:
         [
             row["task"],
             row["model"],
+            row["block"],
             f"{row['beta2']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})",
             text.DASH if row["bound_transition"] is None else f"{row['bound_transition']:,.0f}",
             text.DASH if row["loss_transition"] is None else f"{row['loss_transition']:,}",
         ]
         for row in found["ladders"]
     ]
-    heading = ["task", "model", "β₂ (90 %)", "transition by the bound", "power phase by AtS from"]
+    heading = ["task", "model", "block", "β₂ (90 %)", "transition by the bound", "power phase by AtS from"]
     notes = (f"- {number} ladders: {note}." for note, number in found["notes"].items())
     return [
-        "ΣH is the sum over layers of Σ_j vᵢᵀ H_ij v_j (`block: joint`: with what is between layers, and with what is "
-        "negative) at 32 training examples. Bound and losses look at the same rungs.",
+        "ΣH is the sum over layers of the largest over training examples, from 0 up, of Σ_j vᵢᵀ H_ij v_j (joint), as "
+        "in LensLLM's code, or of vᵢᵀ (H_ii)₊ vᵢ (diagonal), as in its theorem. Bound and losses look at the same "
+        "rungs.",
         "",
         *_table(heading, rows),
         "",

@@ -50,13 +50,14 @@ def write_measurements(folder: Path, task: str, seed: int) -> None:
     content = {
         "kernels": [
             {"model": model, "rates": rates[i].tolist(), "weights": squares[i].tolist(), "effective_rank": 9.0 - i}
-            | {"flops": 1000}
+            | {"flops": 1000, "functional": "loss"}
             for i, model in enumerate(MODELS)
         ],
         "searches": dict.fromkeys(MODELS, 150 * 10**6),
         "bound": [
             {
                 "model": model,
+                "block": "joint",
                 "examples": SIZES[1 : (7 if task == "spelling" else 5) - seed],
                 "beta2": {"value": value, "lower": value - 0.1, "upper": value + 0.1},
                 "transition": 500.0 * (i + 1),
@@ -210,7 +211,8 @@ def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
     report = (results / "report.md").read_text(encoding="utf-8")
     named = ("joint", "AtS", "SubTuning", "ZeroShot", "ModelSize", "NLPmetrics", "LensLLM, tied", "LensLLM, free")
     assert all(name in report for name in named)
-    assert report.count("0.30 (0.20 to 0.40)") == 12
+    assert report.count("| joint | 0.30 (0.20 to 0.40) |") == 12
+    assert "Between the kernel of loss at the pretrained weights" in report
     saved = 1 - (sum(FLOPS[:4]) + 150) / (150 + 400 + 6400)
     assert f"{TITLE}, budget 800: {saved:.1%} of FullTuning saved" in report
     apart = ", ".join(f"1.4% at {size} (6 models)" for size in (200, 400))
@@ -288,6 +290,28 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     (tmp_path / "results" / "spelling.csv").write_text("model,loss\nm,1\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"Cannot read .*spelling\.csv; remove it, or name another folder"):
         measure.main(tasks=("spelling",), largest=400, sizes=(0,), **elsewhere)
+
+
+@pytest.mark.usefixtures("dictionary")
+@pytest.mark.parametrize(
+    ("curvature", "functional", "block", "positive_steps"),
+    [("of_the_code", "loss", "joint", None), ("of_the_theorem", "label_logits", "diagonal", 16)],
+)
+def test_curvature_may_be_that_of_the_code_or_of_the_theorem(
+    experiment: dict[str, ModuleType],
+    tmp_path: Path,
+    curvature: str,
+    functional: str,
+    block: str,
+    positive_steps: int | None,
+) -> None:
+    measure = experiment["measure"]
+    models = ("gpt2-0.2m", "llama-0.3m")
+    evidence = measure.study(
+        measure.Asked("spelling", models, tmp_path, 400, (0,), "twelve_epochs", curvature)
+    ).evidence
+    assert (evidence.ntk.functional, evidence.ntk.examples, evidence.ntk.along_ladder) == (functional, 32, True)
+    assert (evidence.hessian.block, evidence.hessian.positive_steps) == (block, positive_steps)
 
 
 def _fail(result: Path) -> None:
