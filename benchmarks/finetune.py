@@ -26,10 +26,10 @@ from parts import RATIO, Json, Promise, Stopwatch, compared, run_parts, timed, u
 from spelling import RATE, SEED, candidate_on, numbers
 from transformers import GPT2Config, LlamaConfig
 
+from lensjax.core.flops import peak_flops
 from lensjax.models.lora import split_trainable
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
-from lensjax.train.flops import peak_flops
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.loop import Progress, Run, fine_tune
 from lensjax.train.recorder import Recorder

@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from scipy.optimize import curve_fit, least_squares
 
-from lensjax.curves import CurveTable
-from lensjax.datasets import SIZES, VARIABLE, available, rectified, simulated
-from lensjax.fit.joint import fit_joint
+from lensjax.curves.public import SIZES, VARIABLE, available, rectified, simulated
+from lensjax.curves.table import CurveTable
+from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.per_model import MAX_ALPHA, MAX_BETA, MIN_ALPHA, MIN_BETA, fit_per_model
 
 TARGET = SIZES[-1]  # examples to predict for

@@ -9,8 +9,8 @@ import numpy as np
 import transformers
 from parts import Stopwatch
 
-from lensjax.data.batches import collate
 from lensjax.models.lora import split_trainable
+from lensjax.tasks.batches import collate
 from lensjax.train.candidate import Candidate
 
 PACKAGES = ("torch", "accelerate")

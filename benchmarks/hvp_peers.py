@@ -23,7 +23,7 @@ from parts import Json, timed, use_cpu
 
 import lensjax.models
 from lensjax.curvature import hvp as curvature
-from lensjax.models.base import Batch, Model
+from lensjax.models.model import Batch, Model
 
 Row = Literal["gradient", "hvp", "linearised", "ggn_vp", "fisher_vp", "quadratic_form", "joint", "diagonal"]
 ROWS: tuple[Row, ...] = (

@@ -23,9 +23,9 @@ from parts import RATIO, Json, Promise, run_parts, summary, timed, use_cpu, warm
 from transformers import GPT2Config, LlamaConfig
 
 import lensjax.models
-from lensjax.models.base import Model, abstract
+from lensjax.core.flops import peak_flops
+from lensjax.models.model import Model, abstract
 from lensjax.models.options import make_options
-from lensjax.train.flops import peak_flops
 
 Part = Literal["computing", "loading", "compiling", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors", "lensjax")

@@ -32,8 +32,8 @@ from parts import RATIO, Json, Promise, compared, run_parts, summary, timed, use
 from transformers import GPT2Config
 
 import lensjax.models
-from lensjax.curvature import functionals
-from lensjax.curvature.ntk import ntk, ntk_flops
+from lensjax.curvature.ntk.ntk import ntk, ntk_flops
+from lensjax.measure import functionals
 
 Part = Literal["floor", "peers", "cost", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "lensjax")

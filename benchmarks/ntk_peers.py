@@ -188,7 +188,7 @@ def torch_function(case: Case) -> Callable[[Any, Any], Any]:
 def _lensjax(case: Case, weights: Arrays, xs: np.ndarray) -> Kernel:
     import jax
 
-    from lensjax.curvature.ntk import ntk
+    from lensjax.curvature.ntk.ntk import ntk
 
     f, params = jax_function(case), jax.device_put(weights)
     return lambda: ntk(f, params, xs)
@@ -212,7 +212,7 @@ def _vector_products(case: Case, weights: Arrays, xs: np.ndarray) -> Kernel:
     import jax
     import jax.numpy as jnp
 
-    from lensjax.curvature.ntk import ntk_vp
+    from lensjax.curvature.ntk.ntk import ntk_vp
 
     shape = len(xs), case.outputs
 

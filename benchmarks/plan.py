@@ -25,10 +25,10 @@ from transformers import GPT2Config, LlamaConfig, T5Config
 
 import lensjax.models
 from lensjax.models.lora import add_lora, split_trainable
-from lensjax.study.estimate import AbstractCandidate
 from lensjax.study.plan import make_plan
-from lensjax.study.run import run_study
+from lensjax.study.runner import run_study
 from lensjax.study.spec import StudySpec, read_study
+from lensjax.train.estimate import AbstractCandidate
 from lensjax.train.prepare import read_examples
 from lensjax.train.step import make_programs
 

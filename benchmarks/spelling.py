@@ -11,7 +11,7 @@ import jax
 import transformers
 
 import lensjax.models
-from lensjax.data.spec import read_spec
+from lensjax.tasks.spec import read_spec
 from lensjax.train.candidate import Candidate
 from lensjax.train.prepare import read_examples
 from lensjax.train.runs import open_folder

@@ -24,8 +24,8 @@ from parts import Json, Promise, run_parts
 from spelling import numbers
 
 from lensjax.study.cells import read_results, read_searches
-from lensjax.study.progress import read_state
 from lensjax.study.spec import read_study
+from lensjax.study.state import read_state
 
 Part = Literal["demo", "again", "hessians"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "lensjax")

@@ -22,11 +22,12 @@ import jax
 from machine import describe
 from transformers import LlamaConfig, T5Config
 
-from lensjax.data.batches import Lengths
-from lensjax.errors import InputError
-from lensjax.models import base, sharding
+from lensjax.core.errors import InputError
+from lensjax.models import model as base
+from lensjax.models import sharding
+from lensjax.models.abstract import CHIP_GB, abstract_model, topology_devices
 from lensjax.models.options import make_options
-from lensjax.models.topology import CHIP_GB, abstract_model, topology_devices
+from lensjax.tasks.batches import Lengths
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import make_programs, state_shapes

@@ -8,7 +8,18 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("curves", "datasets", "errors", "fit", "laws", "models", "report", "selection")
+_SUBMODULES = (
+    "curvature",
+    "curves",
+    "fit",
+    "measure",
+    "models",
+    "report",
+    "selection",
+    "study",
+    "tasks",
+    "train",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

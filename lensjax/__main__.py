@@ -1,5 +1,5 @@
 """`python -m lensjax`."""
 
-from lensjax.cli import main
+from lensjax.cli.main import main
 
 main()

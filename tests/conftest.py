@@ -45,21 +45,21 @@ _LONGEST = (
     "train/test_resume.py",
     "study/test_resume.py",
     "study/test_ray.py",
-    "test_benchmarks.py",
+    "benchmarks/test_benchmarks.py",
     "curvature/test_ntk.py",
-    "train/test_distributed.py",
+    "core/test_processes.py",
     "curvature/test_hvp.py",
     "study/test_run.py",
     "study/test_plan.py",
     "train/test_step.py",
     "models/test_sharding.py",
-    "models/test_base.py",
+    "models/test_model.py",
     "train/test_overfit.py",
     "models/test_switch_transformers.py",
     "models/test_t5.py",
     "fit/test_joint.py",
     "train/test_ladder.py",
-    "test_cli_curvature.py",
+    "cli/test_curvature.py",
 )
 
 
@@ -158,7 +158,7 @@ def random_model() -> Callable[..., Any]:
         import jax.numpy as jnp
         import numpy as np
 
-        from lensjax.models.base import Model, abstract, placement
+        from lensjax.models.model import Model, abstract, placement
         from lensjax.models.options import make_options
 
         options = make_options(**settings)
@@ -174,7 +174,7 @@ def random_model() -> Callable[..., Any]:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The models whose `apply` was called in a test: once for each time that they are traced."""
-    from lensjax.models.base import Model
+    from lensjax.models.model import Model
 
     models, apply = [], Model.apply
     monkeypatch.setattr(Model, "apply", lambda self, *args: [models.append(self), apply(self, *args)][1])
@@ -264,7 +264,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command that must end with status 2; returns what it says."""
 
     def run(*arguments: object) -> str:
-        from lensjax.cli import main
+        from lensjax.cli.main import main
 
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lensjax import datasets
+from lensjax.curves import public as datasets
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 
-from lensjax import datasets
-from lensjax.curves import CurveTable
-from lensjax.errors import InputError
-from lensjax.files import make_folder, write_files
+from lensjax.core.errors import InputError
+from lensjax.core.files import make_folder, write_files
+from lensjax.curves import public as datasets
+from lensjax.curves.table import CurveTable
 from lensjax.selection import METHODS
 from lensjax.selection.advice import Cell, advise, candidate_cells, relative_costs
 

@@ -27,13 +27,13 @@ from evidence import (
 from scipy.stats import t as student
 from tables import figure, report
 
+from lensjax.core.errors import InputError
+from lensjax.core.files import write_files
 from lensjax.curvature.phases import residual_transition
-from lensjax.errors import InputError
-from lensjax.files import write_files
-from lensjax.fit.lensllm import VARIANTS, Variant
+from lensjax.fit.lensllm.fitting import VARIANTS, Variant
 from lensjax.selection.ats import FIRST
 from lensjax.selection.metrics import pearson
-from lensjax.zoo.tasks import TASKS
+from lensjax.tasks.packaged import TASKS
 
 HERE = Path(__file__).parent
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lensjax.curve_files import read_curves
-from lensjax.curves import CurveTable
-from lensjax.errors import InputError
-from lensjax.fit.joint import fit_joint
-from lensjax.fit.lensllm import VARIANTS, Variant, fit_lensllm
+from lensjax.core.errors import InputError
+from lensjax.curves.csv_files import read_curves
+from lensjax.curves.table import CurveTable
+from lensjax.fit.joint.fitting import fit_joint
+from lensjax.fit.lensllm.fitting import VARIANTS, Variant, fit_lensllm
 from lensjax.fit.residuals import Residuals, stack_residuals
 from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.methods import METHODS, Prediction

@@ -15,21 +15,21 @@ from typing import Any, Literal, NamedTuple
 import tyro
 from pydantic import ValidationError
 
-from lensjax.errors import InputError
-from lensjax.files import locked, make_folder, write_files
+from lensjax.core.errors import InputError
+from lensjax.core.files import locked, make_folder, write_files
+from lensjax.models.pocket import SCHEME, bundled
 from lensjax.study.cells import read_evidence, read_results, read_searches, runs_folder
 from lensjax.study.evidence import bound_terms, kernel_drifts, kernels, weight_scores
 from lensjax.study.folder import running
 from lensjax.study.journal import Cell
-from lensjax.study.progress import StudyState, read_state
-from lensjax.study.run import run_study
+from lensjax.study.runner import run_study
 from lensjax.study.spec import CandidateSpec, StudySpec, read_study
+from lensjax.study.state import StudyState, read_state
+from lensjax.tasks.packaged import TASKS, write_rows
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
 from lensjax.train.results import LOCK, Result, curves_csv, read_json
 from lensjax.train.runs import CLAIM
-from lensjax.zoo.models import SCHEME, bundled
-from lensjax.zoo.tasks import TASKS, write_rows
 
 Training = Literal["twelve_epochs", "eight_epochs", "thrice_as_long"]
 Curvature = Literal["of_the_code", "of_the_theorem"]

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from evidence import GOOD, SHOWN, Place, TaskEvidence, VariantScore
 
-from lensjax.fit.lensllm import VARIANTS, Variant
-from lensjax.report import text
+from lensjax.core import text
+from lensjax.fit.lensllm.fitting import VARIANTS, Variant
 
 
 def report(

@@ -22,14 +22,14 @@ import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import lensjax.models
-from lensjax.curvature.probes import probe_batch
-from lensjax.curvature.rungs import FinetuneRun, find_runs, ladder_summary, measure_rungs, training_examples
-from lensjax.data.spec import read_spec
-from lensjax.files import make_folder, write_files
+from lensjax.core.files import make_folder, write_files
+from lensjax.measure.probes import probe_batch
+from lensjax.measure.rungs import FinetuneRun, find_runs, ladder_summary, measure_rungs, training_examples
+from lensjax.tasks.packaged import place_of
+from lensjax.tasks.spec import read_spec
 from lensjax.train.ladder import measure_curve, rungs
 from lensjax.train.results import Result
 from lensjax.train.spec import FinetuneSpec
-from lensjax.zoo.tasks import place_of
 
 LONGEST = 12  # letters, and phonemes, of the words that are used
 PRETRAINING_SHARE = 0.6  # of the words

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from lensjax.errors import InputError
-from lensjax.zoo import packages
-from lensjax.zoo.tasks import is_kept_back
+from lensjax.core.errors import InputError
+from lensjax.tasks import packages
+from lensjax.tasks.packaged import is_kept_back
 
 PASSAGE = 280  # characters, at most
 HIDDEN = {"spans": 0.2, "infilling": 0.3}  # share of the words that an encoder–decoder has to find

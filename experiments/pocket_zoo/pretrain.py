@@ -17,16 +17,16 @@ from corpora import CORPORA, SENTINELS, corrupted, passages
 from zoo import END, MASK, PAD, VOCABULARY, ZOO, Recipe, hardly_trained
 
 import lensjax.models
-from lensjax.curvature.rungs import find_runs
-from lensjax.data.spec import read_spec
-from lensjax.data.tasks import load_task
-from lensjax.errors import InputError
-from lensjax.files import make_folder, write_files
+from lensjax.core.errors import InputError
+from lensjax.core.files import make_folder, write_files
+from lensjax.measure.rungs import find_runs
+from lensjax.models.pocket import write_bundle
+from lensjax.tasks.spec import read_spec
+from lensjax.tasks.task import load_task
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
 from lensjax.train.results import Result
 from lensjax.train.spec import FinetuneSpec
-from lensjax.zoo.models import write_bundle
 
 HERE = Path(__file__).parent
 BATCH = 64

@@ -2,7 +2,7 @@
 
     python experiments/rectified_benchmark/run.py [--out DIR]
 
-Uses whichever public tasks `lensjax.datasets` can find; see README.md beside this file.
+Uses whichever public tasks `lensjax.curves.public` can find; see README.md beside this file.
 """
 
 import csv
@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from lensjax import datasets
-from lensjax.curves import CurveTable
-from lensjax.errors import InputError
-from lensjax.files import write_files
-from lensjax.fit.joint import JointSettings, fit_joint
+from lensjax.core.errors import InputError
+from lensjax.core.files import write_files
+from lensjax.curves import public as datasets
+from lensjax.curves.table import CurveTable
+from lensjax.fit.joint.fitting import JointSettings, fit_joint
 from lensjax.selection import METHODS
+from lensjax.selection.backtest import RATIOS, Score, backtest, means, to_csv
 from lensjax.selection.baselines import joint_prediction
-from lensjax.selection.evaluation import RATIOS, Score, backtest, means, to_csv
 from lensjax.selection.metrics import METRICS, evaluate
 
 TARGET = 1_638_400

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.flops import matmul_flops
 from lensjax.curvature.hvp import layer_forms
 from lensjax.curvature.streaming import (
     Function,
@@ -31,9 +33,7 @@ from lensjax.curvature.streaming import (
     traced,
     wide,
 )
-from lensjax.errors import InputError, shorten
 from lensjax.models.sharding import path_name
-from lensjax.train.flops import matmul_flops
 
 Block = Literal["diagonal", "joint"]
 EPSILON = 0.01  # the theorem has "any fixed ε close to zero"
@@ -172,7 +172,7 @@ def layer_terms_flops(
 ) -> int:
     """Floating-point operations of the matrix products of `layer_terms`, of which nothing is computed.
 
-    See `lensjax.train.flops.matmul_flops`.
+    See `lensjax.core.flops.matmul_flops`.
 
     Args:
       losses, batch, block, positive_steps: See `layer_terms`.

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 
 
 def residual_loss(

@@ -20,6 +20,8 @@ from jax.extend.core import ClosedJaxpr
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from lensjax.core.errors import InputError
+from lensjax.curvature.jaxpr.taylor import second_derivative
 from lensjax.curvature.streaming import (
     Batches,
     Function,
@@ -41,9 +43,7 @@ from lensjax.curvature.streaming import (
     traced,
     wide,
 )
-from lensjax.curvature.taylor import second_derivative
-from lensjax.errors import InputError
-from lensjax.models.base import Batch, Model
+from lensjax.models.model import Batch, Model
 from lensjax.models.sharding import path_name
 
 Product = Callable[[Any], Any]

@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from numpy.typing import DTypeLike, NDArray
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.streaming import Layout, laid_out, layout, wide
-from lensjax.errors import InputError
 
 Kind = Literal["normal", "signs"]
 _ROUNDING = 50  # times a type's precision: what is smaller beside a matrix is taken for rounding

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from matfree import decomp
 
-from lensjax.curvature.linear_uses import Function
-from lensjax.curvature.ntk import ntk, ntk_vp
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
+from lensjax.curvature.jaxpr.linear_uses import Function
+from lensjax.curvature.ntk.ntk import ntk, ntk_vp
 
 _ROUNDING = 1e-6  # of the largest eigenvalue: those below are no more than rounding
 
@@ -53,7 +53,7 @@ def nystrom(
     """C W⁺ Cᵀ from the columns C of so many random examples, whose own kernel is W.
 
     Args:
-      f, params, xs, memory_limit: See `lensjax.curvature.ntk.ntk`.
+      f, params, xs, memory_limit: See `lensjax.curvature.ntk.ntk.ntk`.
       landmarks: How many examples.
       seed: Of the choice and of the probes.
       probes: Products with random vectors that the error is estimated from.
@@ -91,7 +91,7 @@ def lanczos(
     """The largest eigenvalues and their vectors, by Lanczos steps that are orthogonalised in full.
 
     Args:
-      f, params, xs: See `lensjax.curvature.ntk.ntk`.
+      f, params, xs: See `lensjax.curvature.ntk.ntk.ntk`.
       rank: How many.
       steps: Products with vectors; by default 2 × rank + 10.
       seed, probes, batch_size: See `nystrom`.

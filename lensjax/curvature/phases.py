@@ -13,8 +13,8 @@ from jaxtyping import Float
 from scipy.optimize import nnls
 from scipy.special import stdtrit
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.bound import RATE
-from lensjax.errors import InputError
 from lensjax.selection.ats import FIRST, accepted
 
 LEVEL = 0.9  # of intervals

@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import DTypeLike, NDArray
 
+from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curvature.hvp import Product
 from lensjax.curvature.lanczos import Basis, Lanczos, draw, finite, multiplied, norm, scaled
 from lensjax.curvature.streaming import check_params, laid_out, layer_dots, layout
-from lensjax.errors import InputError, listing, shorten
 from lensjax.models.sharding import path_name
 
 Which = Literal["largest", "smallest", "magnitude"]

@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from lensjax.curvature.linear_uses import find_uses
-from lensjax.errors import InputError
-from lensjax.models.base import Model
+from lensjax.core.errors import InputError
+from lensjax.curvature.jaxpr.linear_uses import find_uses
+from lensjax.models.model import Model
 from lensjax.models.sharding import path_name
 
 Function = Callable[[Any, Any], Any]

@@ -1,0 +1,1 @@
+"""Fits of scaling laws: model by model, and jointly over all models."""

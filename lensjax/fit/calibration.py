@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
-from lensjax.curves import CurveTable
+from lensjax.curves.table import CurveTable
 
 FEWEST = 2  # sizes that a fit needs of every model
 WIDENINGS = np.geomspace(1, 100, 1000)

@@ -1,6 +1,6 @@
 """Per-model fits: every model's own curve, by least squares on log loss.
 
-The laws of `lensjax.laws` are one family, L = (B / (D_l + D^β) + E)^α, and are fitted as one. With D_1 the
+The laws of `lensjax.curves.laws` are one family, L = (B / (D_l + D^β) + E)^α, and are fitted as one. With D_1 the
 smallest measured size above 0, s = log(1 + D_l / D_1^β) and e = E / L(D_1)^(1/α),
 
     log L(D) = log L(D_1) - α log((1 + ρ) / (1 + e ρ)),    ρ = (D^β - D_1^β) / (D_l + D_1^β),
@@ -22,9 +22,9 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from lensjax.curves import CurveTable
-from lensjax.errors import InputError, listing, shorten
-from lensjax.laws import LAWS
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.laws import LAWS
+from lensjax.curves.table import CurveTable
 
 MIN_BETA, MAX_BETA = 1e-3, 2.0
 MIN_ALPHA, MAX_ALPHA = 0.1, 10.0
@@ -56,7 +56,7 @@ class PerModelFit:
     """A law fitted to each of M models by itself.
 
     Attributes:
-      law: name of the law in `lensjax.laws.LAWS`.
+      law: name of the law in `lensjax.curves.laws.LAWS`.
       models: M names, those of the table.
       parameters: the law's parameters by name (B, D_l or F, beta, E, alpha), with D in examples and L in nats
         per token; NaN for a model that was not fitted.
@@ -101,7 +101,7 @@ def fit_per_model(
 
     Args:
       table: measured curves of M models.
-      law: name of a law in `lensjax.laws.LAWS`.
+      law: name of a law in `lensjax.curves.laws.LAWS`.
       log_f: for the law "lensllm" only, log F(Θ, t) of each model, F in units of D^β; NaN where unknown, and
         that model is not fitted.
 

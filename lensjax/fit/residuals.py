@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 
 _BEFORE, _AFTER = 0.05, 5.0  # of the time that a direction takes
 _SHARE, _SLOWEST = 1e-3, 1e-9  # of the squared residual, and of the fastest rate: directions below do not count

@@ -11,9 +11,9 @@ from typing import Any
 from jax.sharding import Mesh
 from numpy.typing import DTypeLike
 
-from lensjax.models.base import Batch, Model, Params, initialise, read
 from lensjax.models.family import Family, family_of, supported
 from lensjax.models.hub import find_folder, read_config
+from lensjax.models.model import Batch, Model, Params, initialise, read
 from lensjax.models.options import AttentionImplementation, Options, Remat, make_options
 from lensjax.models.sharding import make_mesh
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
 from lensjax.models.layers import Embedding, Linear, Stack, both, padding_mask, window_mask
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary

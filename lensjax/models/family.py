@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
 from lensjax.models.options import Options
 from lensjax.models.sharding import RULES, Rules
 from lensjax.models.weights import Table
@@ -80,6 +80,6 @@ def family_of(model_type: str, where: str = "config.json") -> Family:
             f"{where} says model_type '{shorten(model_type)}', which LensJAX does not have; "
             f"it has {', '.join(supported())}."
         )
-    families = importlib.import_module(f"lensjax.models.{_MODULES[model_type]}").FAMILIES
+    families = importlib.import_module(f"lensjax.models.families.{_MODULES[model_type]}").FAMILIES
     found: Family = next(family for family in families if family.model_type == model_type)
     return found

@@ -31,9 +31,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import eigvalsh
 
-from lensjax.errors import InputError
-from lensjax.models.base import Model
+from lensjax.core.errors import InputError
 from lensjax.models.lora import merge_lora
+from lensjax.models.model import Model
 from lensjax.models.weights import checkpoint_tensors, tensors
 
 Vector = Float[np.ndarray, " n"]

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
 from lensjax.models.family import family_of, supported
-from lensjax.zoo.models import SCHEME, bundled_folder
+from lensjax.models.pocket import SCHEME, bundled_folder
 
 if TYPE_CHECKING:
-    from lensjax.models.base import Model
+    from lensjax.models.model import Model
 
 _CONFIG = "config.json"
 _TOKENIZER = (
@@ -51,7 +51,7 @@ _SIZES = (
 def find_folder(source: str | Path, revision: str | None = None, *, what: Parts = "model") -> Path:
     """The local folder of a model: `source` itself, or the snapshot of a hub id, fetched where it is not there yet.
 
-    "pocket:NAME" is a model that is part of LensJAX (`lensjax.zoo.models`), whose files are checked. Of those on the
+    "pocket:NAME" is a model that is part of LensJAX (`lensjax.models.pocket`), whose files are checked. Of those on the
     hub only configuration, tokenizer and safetensors are ever fetched, and of them only `what` is asked for.
 
     Raises:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
 from lensjax.models.options import Options
 from lensjax.models.rotary import rotate
 from lensjax.models.sharding import constrain_activations

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lensjax.errors import InputError, shorten
-from lensjax.models.base import Model, Params, abstract, placement
+from lensjax.core.errors import InputError, shorten
 from lensjax.models.layers import Linear
+from lensjax.models.model import Model, Params, abstract, placement
 from lensjax.models.options import LoRA
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import DTypeLike
 
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
 
 Remat = Literal["none", "dots", "full"]
 AttentionImplementation = Literal["xla", "cudnn"]

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from rich import filesize
 
 from lensjax import __version__
-from lensjax.models.base import abstract, check_tensor_axis
+from lensjax.models.model import abstract, check_tensor_axis
 from lensjax.models.options import make_options
 from lensjax.models.sharding import partition_specs, path_name, shard_shape
 

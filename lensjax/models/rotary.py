@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
 
 Frequencies = NDArray[np.float64]
 

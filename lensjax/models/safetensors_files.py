@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lensjax.errors import InputError, listing, shorten
-from lensjax.files import share
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.files import share
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATING: Mapping[str, DTypeLike] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
 
 AXES = ("data", "fsdp", "tensor")
 SMALL = 2**16  # parameters with fewer values than this may lie whole on every device

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lensjax.errors import InputError
-from lensjax.models.base import Model, read
+from lensjax.core.errors import InputError
 from lensjax.models.hub import has_tokenizer, read_config
 from lensjax.models.losses import IGNORED
+from lensjax.models.model import Model, read
 from lensjax.models.options import make_options
 
 # Largest difference of a logit, and of the loss, in proportion. Right models of the sizes of GPT-2 and SmolLM2-135M are

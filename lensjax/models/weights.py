@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Sharding
 from numpy.typing import NDArray
 
-from lensjax.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError, listing, shorten
 from lensjax.models.safetensors_files import FLOATING, TensorFiles
 from lensjax.models.sharding import path_name
 

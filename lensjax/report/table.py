@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lensjax import __version__
-from lensjax.selection.evaluation import Score, means
+from lensjax.selection.backtest import Score, means
 from lensjax.selection.metrics import METRICS
 from lensjax.selection.ranking import Ranking
 

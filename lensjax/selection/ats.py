@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from lensjax.curves import CurveTable
+from lensjax.curves.table import CurveTable
 from lensjax.selection.methods import Prediction, register
 
 FIRST = 3  # points that are accepted unseen

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from lensjax.curves import CurveTable
-from lensjax.fit.joint import fit_joint
+from lensjax.curves.table import CurveTable
+from lensjax.fit.joint.fitting import fit_joint
+from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.fit.per_model import fit_per_model
-from lensjax.fit.posterior import JointPosterior
 from lensjax.selection.methods import Prediction, register
 
 
@@ -44,7 +44,7 @@ def rectified_law(table: CurveTable, target: int) -> Prediction:
 
 @register("joint", "all curves at once: law and local-slope priors averaged")
 def joint(table: CurveTable, target: int) -> Prediction:
-    """The joint fitter of `lensjax.fit.joint`, over the models with two sizes above 0."""
+    """The joint fitter of `lensjax.fit.joint.fitting`, over the models with two sizes above 0."""
     fitted = np.flatnonzero(table.points() >= 2)
     found, widening = np.full((3, len(table.models)), np.nan), 1.0
     if fitted.size:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lensjax.curves import CurveTable
+from lensjax.curves.table import CurveTable
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from lensjax.curves import CurveTable
-from lensjax.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST
 from lensjax.fit.choice import expected_regret, probability_best
-from lensjax.fit.joint import fit_joint
-from lensjax.fit.posterior import JointPosterior
+from lensjax.fit.joint.fitting import fit_joint
+from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.methods import METHODS, Prediction
 

@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from lensjax.curvature.kernel import measure_kernel
-from lensjax.curvature.probes import probe_batch
-from lensjax.curvature.rungs import FinetuneRun, RungLosses, measure_rungs, rung_arrays, rung_flops, rung_losses
-from lensjax.data.spec import Strict
-from lensjax.data.tasks import Example, Task, fingerprint, load_task
-from lensjax.errors import InputError, one_line
-from lensjax.files import make_folder, write_files
+from lensjax.core.errors import InputError, one_line
+from lensjax.core.files import make_folder, write_files
+from lensjax.core.processes import is_first, on_first
+from lensjax.measure.kernel import measure_kernel
+from lensjax.measure.probes import probe_batch
+from lensjax.measure.rungs import FinetuneRun, RungLosses, measure_rungs, rung_arrays, rung_flops, rung_losses
 from lensjax.models import load, make_mesh
-from lensjax.models.base import Model
 from lensjax.models.hub import find_folder
+from lensjax.models.model import Model
 from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.study.journal import Cell, CellKind
 from lensjax.study.spec import CandidateSpec, StudySpec
+from lensjax.tasks.spec import Strict
+from lensjax.tasks.task import Example, Task, fingerprint, load_task
 from lensjax.train.candidate import MODEL
 from lensjax.train.candidate import Cell as Run
-from lensjax.train.distributed import is_first, on_first
 from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples

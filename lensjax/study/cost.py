@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lensjax.study import schema
 from lensjax.study.cells import read_searches
-from lensjax.study.progress import StudyState
 from lensjax.study.spec import CandidateSpec
+from lensjax.study.state import StudyState
 from lensjax.train.results import Result
 
 CPU_WATTS = 85.0  # what CodeCarbon takes a processor for that it does not know

@@ -10,13 +10,13 @@ from pydantic import TypeAdapter
 
 from lensjax.curvature.dynamics import kernel_drift, residual_modes
 from lensjax.curvature.phases import LEAST_RUNGS, residual_transition
-from lensjax.curvature.rungs import ladder_summary, read_rung
-from lensjax.curves import CurveTable
+from lensjax.curves.table import CurveTable
+from lensjax.measure.rungs import ladder_summary, read_rung
 from lensjax.models.heavy_tails import WeightMetrics
 from lensjax.study import schema
 from lensjax.study.cells import read_evidence
 from lensjax.study.journal import Cell
-from lensjax.study.progress import StudyState
+from lensjax.study.state import StudyState
 
 Modes = tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]
 Arrays = dict[str, np.ndarray[Any, Any]]

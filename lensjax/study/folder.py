@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lensjax.errors import InputError, shorten
-from lensjax.files import locked, make_folder, write_files
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import locked, make_folder, write_files
+from lensjax.core.processes import on_first
 from lensjax.study.journal import Journal
 from lensjax.study.spec import StudySpec
-from lensjax.train.distributed import on_first
 from lensjax.train.results import LOCK, read_json
 
 STUDY = "study.json"

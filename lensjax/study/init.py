@@ -6,11 +6,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lensjax.data.sources import open_split
-from lensjax.data.tasks import TooFewExamples, load_task
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
 from lensjax.models.hub import local_folder, read_config
 from lensjax.study.spec import read_study
+from lensjax.tasks.sources import open_split
+from lensjax.tasks.task import TooFewExamples, load_task
 from lensjax.train.prepare import FIRST_RUNG
 
 _UNSAFE = {chr(c) for c in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)}  # to YAML: ends, or nothing

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from lensjax.errors import InputError, shorten
-from lensjax.files import locked, write_files
-from lensjax.train.distributed import on_first
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import locked, write_files
+from lensjax.core.processes import on_first
 from lensjax.train.results import LOCK
 
 JOURNAL = "journal.jsonl"

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lensjax.curves import CurveTable
-from lensjax.errors import InputError
-from lensjax.fit.lensllm import VARIANTS, Estimate, LensLLMPosterior, Variant, fit_lensllm
+from lensjax.core.errors import InputError
+from lensjax.curves.table import CurveTable
+from lensjax.fit.lensllm.fitting import VARIANTS, Estimate, LensLLMPosterior, Variant, fit_lensllm
 from lensjax.fit.residuals import stack_residuals
-from lensjax.selection.lensllm import compare_variants
+from lensjax.selection.ablation import compare_variants
 from lensjax.selection.methods import Prediction
 from lensjax.selection.ranking import Curves, Ranking, find_warnings
 from lensjax.study import schema

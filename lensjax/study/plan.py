@@ -8,16 +8,16 @@ import jax
 from jax.sharding import Mesh
 from rich import filesize
 
-from lensjax.errors import InputError, shorten
+from lensjax.core import text
+from lensjax.core.errors import InputError, shorten
+from lensjax.models.abstract import topology_devices
 from lensjax.models.sharding import make_mesh
-from lensjax.models.topology import topology_devices
-from lensjax.report import text
 from lensjax.study.cells import Bench, curvature_cells
-from lensjax.study.estimate import UTILISATION, AbstractCandidate, NoRoom, device_memory
 from lensjax.study.journal import Cell
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs, Seconds
-from lensjax.study.run import check_candidates, check_device
+from lensjax.study.runner import check_candidates, check_device
 from lensjax.study.spec import CandidateSpec, StudySpec
+from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, device_memory
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.spec import FinetuneSpec
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 import lensjax
-from lensjax.curves import CurveTable
-from lensjax.errors import InputError, listing
-from lensjax.files import write_files
-from lensjax.report import text
-from lensjax.report.study_page import render_study
+from lensjax.core import text
+from lensjax.core.errors import InputError, listing
+from lensjax.core.files import write_files
+from lensjax.core.processes import is_first
+from lensjax.curves.table import CurveTable
+from lensjax.report.pages.study import render_study
 from lensjax.report.table import ranking_csv, records
 from lensjax.selection.methods import Prediction
 from lensjax.selection.ranking import Ranking, rank
@@ -20,10 +21,9 @@ from lensjax.study import evidence, schema
 from lensjax.study.cost import study_cost
 from lensjax.study.decisions import results_table
 from lensjax.study.lensllm import LensLLMFit, fit_study, lensllm_prediction, ranked_by
-from lensjax.study.progress import StudyState, read_state
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import LENSLLM, StudySpec
-from lensjax.train.distributed import is_first
+from lensjax.study.state import StudyState, read_state
 from lensjax.train.results import CURVES, curves_csv, steps_caution
 
 REPORT, PAGE, RANKING = "report.json", "report.html", "ranking.csv"

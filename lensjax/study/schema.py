@@ -146,7 +146,7 @@ class KernelDrift(Part):
 
 
 class BoundTerms(Part):
-    """The terms of the PAC-Bayes bound along a candidate's ladder; see `lensjax.curvature.rungs`.
+    """The terms of the PAC-Bayes bound along a candidate's ladder; see `lensjax.measure.rungs`.
 
     Attributes:
       model, seed: The ladder.

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from lensjax.curves import MAX_EXAMPLES
-from lensjax.data.spec import Count, Strict, TaskSpec, from_folder, read_fields, read_spec, validated
-from lensjax.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.selection import METHODS
+from lensjax.tasks.spec import Count, Strict, TaskSpec, from_folder, read_fields, read_spec, validated
 from lensjax.train.ladder import check_name, model_name, rungs
 from lensjax.train.prepare import FIRST_RUNG
 from lensjax.train.spec import FinetuneSpec, TrainingSpec

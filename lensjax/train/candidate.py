@@ -11,16 +11,16 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from lensjax.data.tokens import padding_token
-from lensjax.errors import InputError, shorten
-from lensjax.files import make_folder
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import make_folder
+from lensjax.core.processes import is_first, on_first, wait_for_all
 from lensjax.models import load, make_mesh
-from lensjax.models.base import Model, Params
 from lensjax.models.hub import find_folder
 from lensjax.models.lora import add_lora, join, split_trainable
+from lensjax.models.model import Model, Params
 from lensjax.models.safetensors_files import weights_fingerprint
+from lensjax.tasks.tokens import padding_token
 from lensjax.train.checkpoint import Checkpoints
-from lensjax.train.distributed import is_first, on_first, wait_for_all
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Run, fine_tune
 from lensjax.train.placement import BatchPlacement

@@ -10,8 +10,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from lensjax.errors import InputError, one_line, shorten
-from lensjax.models.base import Params
+from lensjax.core.errors import InputError, one_line, shorten
+from lensjax.models.model import Params
 from lensjax.train.step import State, shapes_of
 
 Json = Mapping[str, Any]

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lensjax.data.batches import Lengths, evaluation_batches
-from lensjax.data.tokens import Tokens
-from lensjax.models.base import Params
+from lensjax.models.model import Params
+from lensjax.tasks.batches import Lengths, evaluation_batches
+from lensjax.tasks.tokens import Tokens
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.step import Programs
 

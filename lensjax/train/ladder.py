@@ -9,11 +9,11 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from lensjax.errors import InputError, shorten
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.processes import on_first
 from lensjax.models.hub import find_folder
 from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.candidate import Candidate, Cell
-from lensjax.train.distributed import on_first
 from lensjax.train.prepare import FIRST_RUNG, Examples, read_examples
 from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.recorder import Recorder
@@ -38,7 +38,7 @@ class Curve:
     Runs that are on disk are read; the model is loaded for the first one that is not.
 
     Args:
-      spec: The task, as `lensjax.data.spec.read_spec(path, FinetuneSpec)` reads it.
+      spec: The task, as `lensjax.tasks.spec.read_spec(path, FinetuneSpec)` reads it.
       source: Folder or hub id of the model.
       name: What results call the model, and its folder in `out`.
       examples: Those of the largest run.

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from lensjax.data.batches import BatchPlan, Lengths, example_lengths, fits, training_batches
-from lensjax.data.tokens import Tokens
-from lensjax.errors import InputError
-from lensjax.models.base import Params
+from lensjax.core.errors import InputError
+from lensjax.core.processes import agreed, stop_requested
+from lensjax.models.model import Params
+from lensjax.tasks.batches import BatchPlan, Lengths, example_lengths, fits, training_batches
+from lensjax.tasks.tokens import Tokens
 from lensjax.train.checkpoint import Checkpoints
-from lensjax.train.distributed import agreed, stop_requested
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.optimiser import learning_rate
 from lensjax.train.placement import BatchPlacement

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lensjax.data.batches import Lengths, fields
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
+from lensjax.tasks.batches import Lengths, fields
 
 
 @dataclass(frozen=True)

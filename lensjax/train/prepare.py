@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lensjax.data.batches import Lengths, choose_lengths, example_lengths
-from lensjax.data.tasks import Example, fingerprint, fingerprints, load_task
-from lensjax.data.tokens import Tokens, tokenise
-from lensjax.errors import InputError
-from lensjax.files import remove_leftovers
-from lensjax.models.base import Model
-from lensjax.train.distributed import on_first
+from lensjax.core.errors import InputError
+from lensjax.core.files import remove_leftovers
+from lensjax.core.processes import on_first
+from lensjax.models.model import Model
+from lensjax.tasks.batches import Lengths, choose_lengths, example_lengths
+from lensjax.tasks.task import Example, fingerprint, fingerprints, load_task
+from lensjax.tasks.tokens import Tokens, tokenise
 from lensjax.train.spec import FinetuneSpec
 
 FIRST_RUNG = 200  # training examples of the ladder's first step above 0
@@ -66,7 +66,7 @@ def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]
     """The examples that runs of the given numbers of training examples and seeds need.
 
     Raises:
-      InputError: see `lensjax.data.tasks`.
+      InputError: see `lensjax.tasks.task`.
     """
     train: dict[int, list[Example]] = {}
     held_out: dict[str, Sequence[Example]] = {}
@@ -94,7 +94,7 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     """Every example's tokens; the first process makes them, all read what they need of them from disk.
 
     Raises:
-      InputError: see `lensjax.data.tokens.tokenise`; or rows are longer than the model can take.
+      InputError: see `lensjax.tasks.tokens.tokenise`; or rows are longer than the model can take.
     """
     encoder_decoder = model.family.encoder_decoder
 

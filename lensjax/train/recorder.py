@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import jax
 import jax.numpy as jnp
 
-from lensjax.errors import InputError, shorten
-from lensjax.files import write_files
-from lensjax.train.distributed import is_first
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import write_files
+from lensjax.core.flops import peak_flops
+from lensjax.core.processes import is_first
 from lensjax.train.evaluate import Evaluation
-from lensjax.train.flops import peak_flops
 from lensjax.train.loop import Progress
 from lensjax.train.trackers import TRACKERS, Tracker
 

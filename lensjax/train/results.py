@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lensjax.errors import InputError, shorten
-from lensjax.files import locked, write_files
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import locked, write_files
 
 RESULT = "result.json"
 CURVES = "curves.csv"

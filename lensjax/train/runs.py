@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lensjax.errors import InputError, shorten
-from lensjax.files import is_leftover, locked, make_folder, remove_leftovers, write_files
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import is_leftover, locked, make_folder, remove_leftovers, write_files
+from lensjax.core.processes import on_first, stop_requested, stopping_on_signals
 from lensjax.train.candidate import CHECKPOINTS, MODEL, Candidate, Cell
-from lensjax.train.distributed import on_first, stop_requested, stopping_on_signals
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples
 from lensjax.train.recorder import Recorder

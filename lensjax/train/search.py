@@ -5,10 +5,10 @@ import math
 import shutil
 from typing import Any
 
-from lensjax.errors import InputError
-from lensjax.files import make_folder, write_files
+from lensjax.core.errors import InputError
+from lensjax.core.files import make_folder, write_files
+from lensjax.core.processes import on_first
 from lensjax.train.candidate import MODEL, Candidate, Cell
-from lensjax.train.distributed import on_first
 from lensjax.train.recorder import LOG, Recorder
 from lensjax.train.results import Result, read_json, read_result, write_curves, write_result
 from lensjax.train.runs import SEARCH, known_result, make_run

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from lensjax.data.spec import Count, Strict, TaskSpec
+from lensjax.tasks.spec import Count, Strict, TaskSpec
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -11,10 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lensjax.models.base import Model, Params
+from lensjax.core.flops import matmul_flops
 from lensjax.models.layers import Attention, Stack
 from lensjax.models.lora import join, split_trainable
-from lensjax.train.flops import matmul_flops
+from lensjax.models.model import Model, Params
 from lensjax.train.optimiser import clip, make_optimiser
 from lensjax.train.spec import TrainingSpec
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 
 
 class Tracker(Protocol):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.bound import bound_terms, difference, layer_terms, layer_terms_flops
 from lensjax.curvature.streaming import Batches
-from lensjax.errors import InputError
 
 DEPTH, WIDTH, N = 2, 3, 5
 

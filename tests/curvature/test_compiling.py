@@ -5,7 +5,7 @@ import sys
 
 CODE = """
 import jax, jax.numpy as jnp, numpy as np
-from lensjax.curvature.ntk import ntk
+from lensjax.curvature.ntk.ntk import ntk
 
 random = np.random.default_rng(0)
 shapes = {"w": (256, 256), "u": (256, 8)}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, residual_loss, spectrum
-from lensjax.errors import InputError
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import lensjax.models
+from lensjax.core.errors import InputError
 from lensjax.curvature.hvp import (
     OutputLoss,
     empirical_fisher_vp_fn,
@@ -18,7 +19,6 @@ from lensjax.curvature.hvp import (
     token_cross_entropy,
 )
 from lensjax.curvature.streaming import Batches, scanned_layers, target_tokens, trace
-from lensjax.errors import InputError
 from lensjax.models.lora import add_lora, join, split_trainable
 
 N, TIME, WORDS = 3, 5, 16

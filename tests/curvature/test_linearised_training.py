@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lensjax.models
-from lensjax.curvature import functionals
 from lensjax.curvature.dynamics import residual_loss
-from lensjax.curvature.ntk import ntk
+from lensjax.curvature.ntk.ntk import ntk
+from lensjax.measure import functionals
 
 EXAMPLES, TIME, LABELS, STEPS = 8, 8, [3, 5], 200
 

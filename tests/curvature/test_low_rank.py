@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.low_rank import lanczos, nystrom
-from lensjax.curvature.ntk import ntk
-from lensjax.errors import InputError
+from lensjax.curvature.ntk.ntk import ntk
 
 N, OUTPUTS = 40, 2
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import lensjax.models
-from lensjax.curvature import functionals
-from lensjax.curvature.ntk import ntk, ntk_flops, ntk_vp
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
+from lensjax.core.flops import matmul_flops
+from lensjax.curvature.ntk.ntk import ntk, ntk_flops, ntk_vp
+from lensjax.measure import functionals
 from lensjax.models.lora import add_lora, join, split_trainable
-from lensjax.train.flops import matmul_flops
 
 N, TIME = 4, 6
 QUICK = {"xla_backend_optimization_level": 0}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.phases import Decay, find_phases, fit_decay, residual_transition
-from lensjax.errors import InputError
 
 LADDER = np.array([200, 400, 800, 1600, 3200, 6400, 12800])
 

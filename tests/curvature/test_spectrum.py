@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from matfree import decomp, stochtrace
 
 import lensjax.models
+from lensjax.core.errors import InputError
 from lensjax.curvature.hvp import hvp_fn
 from lensjax.curvature.lanczos import Lanczos, draw
 from lensjax.curvature.spectrum import block, layer_traces, spectral_density, top_eigenpairs, trace
-from lensjax.errors import InputError
 
 SIZE = 60
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lensjax.models
+from lensjax.core.flops import matmul_flops
 from lensjax.curvature.hvp import layer_forms, quadratic_form
+from lensjax.curvature.jaxpr.taylor import second_derivative
 from lensjax.curvature.streaming import scanned_layers
-from lensjax.curvature.taylor import second_derivative
-from lensjax.train.flops import matmul_flops
 
 X, V = (np.random.default_rng(seed).uniform(0.5, 1.5, (3, 4)) for seed in (0, 1))
 A = np.random.default_rng(2).normal(size=(4, 4))

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lensjax.curves import CurveTable, curve_table
-from lensjax.fit.joint import fit_joint
+from lensjax.curves.table import CurveTable, curve_table
+from lensjax.fit.joint.fitting import fit_joint
 
 # One shape for nearly every fit of a session, because each new one takes seconds to compile: eight models, up
 # to eight points each, nine octaves from the smallest size to the horizon.

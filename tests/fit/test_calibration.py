@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensjax.curves import curve_table
+from lensjax.curves.table import curve_table
 from lensjax.fit.calibration import hold_out, widening
 
 DOF, SD = 3.0, 0.8

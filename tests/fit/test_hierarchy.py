@@ -1,4 +1,4 @@
-"""Everything in `lensjax.fit.hierarchy` against one dense Gaussian, written down from the model's definition."""
+"""Everything in `lensjax.fit.joint.hierarchy` against one dense Gaussian, written down from the model's definition."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lensjax.fit.hierarchy import (
+from lensjax.fit.joint.hierarchy import (
     LEVEL_VARIANCE,
     Observations,
     Scales,
@@ -492,7 +492,7 @@ def test_integrals_are_the_overlaps_with_octaves():
 
 MANY = """
 import jax, jax.numpy as jnp, numpy as np
-from lensjax.fit.hierarchy import Observations, Scales, Slopes, Weights, condition
+from lensjax.fit.joint.hierarchy import Observations, Scales, Slopes, Weights, condition
 from lensjax.fit.linalg import float64_on_cpu
 
 M, N, T, K = 3000, 8, 9, 3

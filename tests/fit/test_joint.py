@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lensjax.curves import curve_table
-from lensjax.errors import InputError
-from lensjax.fit import joint
-from lensjax.fit.joint import JointSettings, _observe, fit_joint
+from lensjax.core.errors import InputError
+from lensjax.curves.table import curve_table
+from lensjax.fit.joint import fitting as joint
+from lensjax.fit.joint.fitting import JointSettings, _observe, fit_joint
+from lensjax.fit.joint.slopes import NOISE
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.slopes import NOISE
 
 SIZES = 200 * 2 ** np.arange(10)
 HORIZON = 102_400

@@ -7,7 +7,8 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import t as student
 
-from lensjax.fit.law_hierarchy import (
+from lensjax.curves.laws import rectified
+from lensjax.fit.lensllm.law_hierarchy import (
     COORDINATES,
     DOF,
     NUMBERS,
@@ -23,7 +24,6 @@ from lensjax.fit.law_hierarchy import (
     prior_mode,
 )
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.laws import rectified
 
 # One shape for all cases, so that each function is compiled once.
 M, N = 4, 8

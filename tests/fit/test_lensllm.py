@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from lensjax import datasets
-from lensjax.curves import CurveTable, curve_table
-from lensjax.errors import InputError
-from lensjax.fit import lensllm
-from lensjax.fit.lensllm import VARIANTS, fit_lensllm
+from lensjax.core.errors import InputError
+from lensjax.curves import public as datasets
+from lensjax.curves.table import CurveTable, curve_table
+from lensjax.fit.lensllm import fitting as lensllm
+from lensjax.fit.lensllm.fitting import VARIANTS, fit_lensllm
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.residuals import Residuals, candidate_times, stack_residuals

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from lensjax.curve_files import read_curves
-from lensjax.curves import curve_table
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
+from lensjax.curves.csv_files import read_curves
+from lensjax.curves.laws import LAWS
+from lensjax.curves.table import curve_table
 from lensjax.fit.per_model import MAX_ALPHA, MAX_BETA, MIN_ALPHA, MIN_BETA, fit_per_model
-from lensjax.laws import LAWS
 
 SIZES = 200 * 2 ** np.arange(11)
 TRUE = {

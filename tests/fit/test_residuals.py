@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.dynamics import residual_loss, residual_modes
-from lensjax.errors import InputError
-from lensjax.fit.joint import fit_joint
+from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.residuals import candidate_times, stack_residuals
 
 HORIZON = 102_400

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.slopes import (
+from lensjax.curves.laws import LAWS, local_slope, rectified
+from lensjax.fit.joint.slopes import (
     CENTRE,
     LAW_CENTRE,
     PRIORS,
@@ -17,7 +17,7 @@ from lensjax.fit.slopes import (
     population_slopes,
     slope_priors,
 )
-from lensjax.laws import LAWS, local_slope, rectified
+from lensjax.fit.linalg import float64_on_cpu
 
 UNIT = 200.0
 OCTAVES = np.linspace(0, 20, 41)

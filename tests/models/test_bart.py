@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import BartConfig
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 
 TINY = {
     "vocab_size": 97,

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models.decoder import DecoderLM
 from lensjax.models.layers import Angles
 from lensjax.models.options import make_options

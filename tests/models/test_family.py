@@ -8,10 +8,10 @@ import pytest
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import family
-from lensjax.models.base import abstract
 from lensjax.models.family import family_of, supported
+from lensjax.models.model import abstract
 from lensjax.models.options import make_options
 from lensjax.models.weights import tensors
 
@@ -42,7 +42,7 @@ def test_its_table_names_the_tensors_of_transformers(model_type: str, tiny_confi
 
 
 def test_every_family_of_a_module_is_supported() -> None:
-    modules = {importlib.import_module(f"lensjax.models.{name}") for name in family._MODULES.values()}
+    modules = {importlib.import_module(f"lensjax.models.families.{name}") for name in family._MODULES.values()}
     assert sorted(entry.model_type for module in modules for entry in module.FAMILIES) == supported()
 
 

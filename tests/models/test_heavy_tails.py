@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import Model, supported
 from lensjax.models.heavy_tails import MIN_EVALS, fit_power_law, fit_truncated_power_law, weight_metrics
 from lensjax.models.lora import add_lora

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from transformers import LlamaConfig
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models.hub import find_folder, read_config, read_tokenizer
 
 MakeConfig = Callable[[str], Any]

@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import Model, make_mesh
 from lensjax.models.lora import TARGETS, add_lora, join, merge_lora, split_trainable
 from lensjax.models.torch_check import torch_outputs

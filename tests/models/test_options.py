@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models.options import as_dtype, make_options
 
 

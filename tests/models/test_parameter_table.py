@@ -9,9 +9,9 @@ import jax
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import make_mesh
-from lensjax.models.base import abstract, placement
+from lensjax.models.model import abstract, placement
 from lensjax.models.options import make_options
 from lensjax.models.parameter_table import LARGE, parameter_table
 from lensjax.models.sharding import parse_mesh, path_name

@@ -7,7 +7,7 @@ import pytest
 from transformers import PhiConfig
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 
 TINY = {
     "vocab_size": 97,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models.rotary import rotary_from_config, rotate
 
 HEAD_DIM, LENGTH = 32, 256

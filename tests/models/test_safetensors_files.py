@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import from_config, safetensors_files
 from lensjax.models.safetensors_files import TensorFiles, write_tensors
 

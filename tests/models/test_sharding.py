@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import from_config, make_mesh
 from lensjax.models.safetensors_files import TensorFiles
 from lensjax.models.sharding import RULES, SMALL, constrain_activations, parse_mesh, partition_specs, shard_shape

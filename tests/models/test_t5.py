@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import MT5Config, T5Config
 
 import lensjax.models
-from lensjax.errors import InputError
-from lensjax.models.t5 import relative_buckets
+from lensjax.core.errors import InputError
+from lensjax.models.families.t5 import relative_buckets
 
 TINY = {
     "vocab_size": 97,

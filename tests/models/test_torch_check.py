@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import load, torch_check
 from lensjax.models.torch_check import Comparison, compare_with_torch, make_batches, wide_torch
 

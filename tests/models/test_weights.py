@@ -16,10 +16,10 @@ from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import save_file
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import weights
-from lensjax.models.base import abstract
 from lensjax.models.hub import write_config
+from lensjax.models.model import abstract
 from lensjax.models.options import make_options
 from lensjax.models.safetensors_files import TensorFiles, write_tensors
 from lensjax.models.weights import Source, check_names, checkpoint_tensors, read_params, tensors

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensjax.curves import curve_table
-from lensjax.report.page import render_ranking
+from lensjax.curves.table import curve_table
+from lensjax.report.pages.ranking import render_ranking
 from lensjax.selection.methods import Prediction
 from lensjax.selection.ranking import Curves, Ranking
 

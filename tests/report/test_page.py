@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from lensjax.report.page import ROWS, render_ranking
+from lensjax.report.pages.ranking import ROWS, render_ranking
 from lensjax.selection.methods import Prediction
 
 
@@ -262,7 +262,10 @@ def test_tables_and_plots_are_named_for_assistive_technology(make_ranking):
 
 
 def test_importing_the_page_imports_no_measuring_half():
-    code = "import sys, lensjax.report.page; print({'flax', 'transformers', 'tensorflow_datasets'} & set(sys.modules))"
+    code = (
+        "import sys, lensjax.report.pages.ranking; "
+        "print({'flax', 'transformers', 'tensorflow_datasets'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

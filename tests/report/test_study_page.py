@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from lensjax.report.study_page import render_study
+from lensjax.report.pages.study import render_study
 from lensjax.study.schema import StudyReport
 
 RUNGS = (200, 400, 800, 1600)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensjax import datasets
-from lensjax.curves import curve_table
-from lensjax.errors import InputError
-from lensjax.fit import hierarchy
-from lensjax.fit.joint import fit_joint
+from lensjax.core.errors import InputError
+from lensjax.curves import public as datasets
+from lensjax.curves.table import curve_table
+from lensjax.fit.joint import hierarchy
+from lensjax.fit.joint.fitting import fit_joint
+from lensjax.fit.joint.posterior import JointMoments
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.posterior import JointMoments
 from lensjax.selection.advice import Advice, Cell, NextCell, _drops, advise, candidate_cells, relative_costs
 
 TARGET = 51_200

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lensjax.curves import curve_table
+from lensjax.curves.table import curve_table
 from lensjax.selection.ats import accepted, ats
 
 SIZES = 200 * 2 ** np.arange(8)

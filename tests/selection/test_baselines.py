@@ -1,6 +1,6 @@
 import numpy as np
 
-from lensjax.curves import curve_table
+from lensjax.curves.table import curve_table
 from lensjax.selection import METHODS
 
 NAN = np.nan

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lensjax import datasets
-from lensjax.curves import curve_table
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
+from lensjax.curves import public as datasets
+from lensjax.curves.table import curve_table
 from lensjax.selection import METHODS
 from lensjax.selection.ranking import find_warnings, rank
 

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import jax
 from killed_runs import start, wait
 
-import lensjax.models.opt
-import lensjax.study.run  # noqa: F401
+import lensjax.models.families.opt
+import lensjax.study.runner  # noqa: F401
 
 
 def run(spec: str, folder: Path, kills: int, seed: int) -> dict[str, object]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.study.journal import QUARANTINE, Cell, Journal
 
 CELL = Cell("finetune", "gpt2", 400, 1)

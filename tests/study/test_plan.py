@@ -13,20 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lensjax.models
-from lensjax.curvature.kernel import measure_kernel
-from lensjax.curvature.probes import probe_batch, probe_examples
-from lensjax.curvature.rungs import rung_flops
-from lensjax.data.batches import BatchPlan, fits
-from lensjax.errors import InputError
+from lensjax.core import text
+from lensjax.core.errors import InputError
+from lensjax.core.flops import peak_flops
+from lensjax.measure.kernel import measure_kernel
+from lensjax.measure.probes import probe_batch, probe_examples
+from lensjax.measure.rungs import rung_flops
 from lensjax.models.hub import read_config
 from lensjax.models.lora import add_lora, split_trainable
-from lensjax.report import text
-from lensjax.study import estimate, plan
-from lensjax.study.estimate import AbstractCandidate, NoRoom, Work, planned_work, scaled_work
+from lensjax.study import plan
 from lensjax.study.plan import make_plan
 from lensjax.study.plan_schema import Plan
 from lensjax.study.spec import read_study
-from lensjax.train.flops import peak_flops
+from lensjax.tasks.batches import BatchPlan, fits
+from lensjax.train import estimate
+from lensjax.train.estimate import AbstractCandidate, NoRoom, Work, planned_work, scaled_work
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import planned_steps
 from lensjax.train.prepare import read_examples
@@ -332,8 +333,8 @@ def test_a_pod_that_is_not_attached(study, planned, monkeypatch):
 
 
 def test_the_config_alone_gives_the_size(tiny_models):
+    from lensjax.models.abstract import abstract_model
     from lensjax.models.options import make_options
-    from lensjax.models.topology import abstract_model
 
     (source,) = tiny_models("llama")
     model = abstract_model(read_config(Path(source)), make_options())

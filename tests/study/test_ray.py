@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.study.journal import Cell
-from lensjax.study.run import run_study
+from lensjax.study.runner import run_study
 from lensjax.study.spec import Resources, read_study
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # the processes of this test have no token in common; read on importing Ray

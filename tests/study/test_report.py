@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.bound import LayerTerms
 from lensjax.curvature.dynamics import residual_loss, spectrum
-from lensjax.curvature.kernel import Kernel, choose_times
-from lensjax.curvature.rungs import Rung, rung_arrays
-from lensjax.errors import InputError
+from lensjax.measure.kernel import Kernel, choose_times
+from lensjax.measure.rungs import Rung, rung_arrays
 from lensjax.models.heavy_tails import LayerMetrics, TailFit, WeightMetrics
 from lensjax.selection import METHODS, ranking
 from lensjax.study.cells import _write, evidence_file, run_folder, runs_folder

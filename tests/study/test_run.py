@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lensjax.core.errors import InputError
+from lensjax.core.files import locked
 from lensjax.curvature.dynamics import kernel_drift
-from lensjax.curve_files import read_curves
-from lensjax.data.tasks import load_task
-from lensjax.errors import InputError
-from lensjax.files import locked
+from lensjax.curves.csv_files import read_curves
 from lensjax.study import decisions
 from lensjax.study.cells import Bench, Outcome, evidence_file, read_evidence, read_results, read_searches, runs_folder
 from lensjax.study.evidence import kernel_drifts
 from lensjax.study.journal import Cell, Journal
-from lensjax.study.progress import read_state
-from lensjax.study.run import _Runner, cells_left, run_study
+from lensjax.study.runner import _Runner, cells_left, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
+from lensjax.study.state import read_state
+from lensjax.tasks.task import load_task
 from lensjax.train.loop import Stopped
 from lensjax.train.results import Result, write_result
 from lensjax.train.runs import SEARCH

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.study.spec import read_study
 
 

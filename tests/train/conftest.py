@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import lensjax.models
-from lensjax.data.batches import choose_lengths, example_lengths
-from lensjax.data.spec import read_spec
-from lensjax.data.tasks import Example
-from lensjax.data.tokens import tokenise
+from lensjax.core.processes import stopping_on_signals
+from lensjax.tasks.batches import choose_lengths, example_lengths
+from lensjax.tasks.spec import read_spec
+from lensjax.tasks.task import Example
+from lensjax.tasks.tokens import tokenise
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
-from lensjax.train.distributed import stopping_on_signals
 from lensjax.train.loop import Progress, Run, fine_tune
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import read_examples

@@ -20,12 +20,12 @@ import jax
 import orbax.checkpoint  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
-import lensjax.models.gpt2
+import lensjax.models.families.gpt2
 import lensjax.train.candidate
 import lensjax.train.ladder  # noqa: F401
-from lensjax.cli import main
-from lensjax.data.spec import read_spec
-from lensjax.files import is_leftover
+from lensjax.cli.main import main
+from lensjax.core.files import is_leftover
+from lensjax.tasks.spec import read_spec
 from lensjax.train.spec import FinetuneSpec
 
 

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 import lensjax.models
-from lensjax.cli import main
-from lensjax.errors import InputError
+from lensjax.cli.main import main
+from lensjax.core.errors import InputError
 from lensjax.train.candidate import Candidate
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.step import State
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from lensjax.curve_files import read_curves
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
+from lensjax.curves.csv_files import read_curves
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.results import read_result, write_curves
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lensjax.models
-from lensjax.data.batches import BatchPlan, example_lengths, fits, training_batches
+from lensjax.tasks.batches import BatchPlan, example_lengths, fits, training_batches
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import evaluate
 from lensjax.train.loop import Diverged, Stopped, planned_steps

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lensjax.data.batches import collate
+from lensjax.tasks.batches import collate
 
 EXAMPLES = 32
 # Windows that hold the prompt, and logits that can make one token all but certain.

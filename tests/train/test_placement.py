@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import make_mesh
 from lensjax.train.placement import BatchPlacement
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lensjax.models
-from lensjax.data.tokens import Tokens
+from lensjax.tasks.tokens import Tokens
 from lensjax.train import prepare
 from lensjax.train.prepare import read_examples, tokenise_all
 

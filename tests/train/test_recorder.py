@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.train.evaluate import Evaluation
 from lensjax.train.loop import Progress
 from lensjax.train.recorder import LOG, Recorder, keep_until, measured_peak

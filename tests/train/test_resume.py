@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import lensjax.models
-from lensjax.data.spec import read_spec
+from lensjax.core.processes import stopping_on_signals
+from lensjax.tasks.spec import read_spec
 from lensjax.train.candidate import Candidate, Cell
-from lensjax.train.distributed import stopping_on_signals
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder

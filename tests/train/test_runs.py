@@ -7,8 +7,8 @@ import jax
 import pytest
 
 import lensjax.models
-from lensjax.errors import InputError
-from lensjax.files import locked
+from lensjax.core.errors import InputError
+from lensjax.core.files import locked
 from lensjax.train.candidate import Candidate
 from lensjax.train.ladder import measure, measure_curve
 from lensjax.train.prepare import read_examples

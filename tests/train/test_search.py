@@ -2,7 +2,7 @@
 
 import pytest
 
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 from lensjax.models import load
 from lensjax.train.ladder import measure
 from lensjax.train.results import Result, read_result, write_result

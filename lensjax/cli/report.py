@@ -1,0 +1,28 @@
+"""`lensjax report`: what a study found so far."""
+
+from lensjax.cli.study import StudyFolder, print_decision
+
+
+def report(folder: StudyFolder) -> None:
+    """Write the report of a study, while it runs or after.
+
+    Writes to the study's folder: report.html, a page with the decision, the ranking beside every baseline, curves and
+    their phases, kernels, terms of the bound, what it cost and what failed; report.json, all of that for programs;
+    ranking.csv and curves.csv.
+
+    Worked examples
+
+    $ lensjax report results/verses
+
+    Args:
+        folder: Folder of the study, as `lensjax run` wrote it.
+    """
+    from lensjax.study.folder import read_study_folder
+
+    spec = read_study_folder(folder)
+    from lensjax.study.report import collect, write_findings
+
+    found = collect(spec, folder)
+    print_decision(found.report)
+    for path in write_findings(found, folder):
+        print(f"Wrote {path}")

@@ -1,0 +1,141 @@
+"""`lensjax study init` and `lensjax run`: from candidates and data to a decision."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lensjax.cli.finetune import going_on_later
+from lensjax.core.errors import InputError
+
+if TYPE_CHECKING:
+    from lensjax.study.schema import StudyReport
+
+StudyFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY.yaml")]
+StudyFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+LauncherName = Literal["local", "ray"]
+
+
+def init(
+    out: StudyFile = Path("study.yaml"),
+    candidates: tuple[str, ...] = (),
+    data: str = "",
+    prompt: str | None = None,
+    target: str = "",
+    budget: int = 1600,
+    full: int | None = None,
+) -> None:
+    """Write a study's file, with a comment for everything that can be changed in it.
+
+    What is not given is asked for on a terminal.
+
+    Worked examples
+
+    $ lensjax study init
+
+    $ lensjax study init verses.yaml --candidates openai-community/gpt2 google-t5/t5-small --data verses.jsonl
+    --prompt "English: {en} Spanish:" --target " {es}" --budget 12800
+
+    Args:
+        out: File to write, which ends in .yaml.
+        candidates: Folders of models, relative to that of the file, names on the Hugging Face hub, or pocket:NAME,
+            which are part of LensJAX.
+        data: JSONL, CSV or Parquet file of the rows, relative to the folder of the file.
+        prompt: Template of what a model is given, with fields of a row in braces.
+        target: Template of what it should say.
+        budget: Largest number of training examples of a run.
+        full: Number of examples that the winner will be trained on; all there are by default.
+    """
+    from lensjax.core.files import check_writable, write_files
+    from lensjax.study.init import new_study
+
+    if out.suffix.lower() not in (".yaml", ".yml"):
+        raise InputError(f"The study's file would be {out}; give a name that ends in .yaml.")
+    if out.exists():
+        raise InputError(f"{out} is there already; give another name, or remove it.")
+    check_writable([out])
+    candidates = candidates or tuple(_asked("Models, separated by spaces", "--candidates").split())
+    data = data or _asked("File of the rows", "--data").strip()
+    prompt = _asked("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
+    target = target or _asked("Target, with fields of a row in braces", "--target")
+    text = new_study(out, candidates, data, prompt, target, budget, full)
+    write_files({out: text})
+    print(f"Wrote {out}; see what it will cost with: lensjax plan {out}")
+
+
+def _asked(what: str, flag: str) -> str:
+    """What the user answers."""
+    if not sys.stdin.isatty():
+        raise InputError(f"{flag} is missing; give it, or answer on a terminal.")
+    try:
+        return input(f"{what}: ")  # as it is: a target may begin with a space
+    except EOFError as error:
+        raise InputError(f"{flag} is missing; give it, or answer.") from error
+
+
+def run(
+    spec: StudyFile,
+    out: Path | None = None,
+    launcher: LauncherName = "local",
+    dry_run: bool = False,
+    limit: int | None = None,
+    retry: bool = False,
+) -> None:
+    """Run a study: measure the candidates on growing subsets, and decide which one to fine-tune on everything.
+
+    Writes to a folder: curves.csv, which `lensjax rank` reads, and, at the end, the report that `lensjax report`
+    makes at any time: report.html, report.json and ranking.csv. Stopped or killed, the same command goes on.
+
+    Worked examples
+
+    $ lensjax run study.yaml
+
+    $ lensjax run study.yaml --dry-run
+
+    $ lensjax run study.yaml --out results/verses --launcher ray
+
+    Args:
+        spec: YAML file of the study; `lensjax study init` writes one.
+        out: Folder of the study; by default one beside the file, called as it is without its ending.
+        launcher: Where cells are computed: local, in this process one after another, or ray, on a Ray cluster.
+        dry_run: Only say what is left to do if no candidate drops out and the budget lasts.
+        limit: Stop after so many cells.
+        retry: Try again what failed before.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit is {limit}; give 1 or more.")
+    from lensjax.core.processes import is_first, start_processes
+    from lensjax.study.spec import read_study
+
+    study = read_study(spec)
+    folder = spec.with_suffix("") if out is None else out
+    start_processes()
+    from lensjax.study.report import collect, write_findings
+    from lensjax.study.runner import cells_left, run_study
+
+    def say(sentence: str) -> None:
+        if is_first():
+            print(sentence, flush=True)
+
+    if dry_run:
+        for cell in cells_left(study, folder, retry=retry):
+            say(str(cell))
+        return
+    with going_on_later():
+        run_study(study, folder, launcher=launcher, retry=retry, limit=limit, show=True, say=say)
+    found = collect(study, folder)
+    for path in write_findings(found, folder):
+        say(f"Wrote {path}")
+    if is_first():
+        print_decision(found.report)
+    usable = sum(candidate.state != "failed" for candidate in found.report.candidates)
+    if found.report.decision.model is None and usable < 2:  # and so there will be none
+        sys.exit(1)
+
+
+def print_decision(report: "StudyReport") -> None:
+    """The decision in a sentence, and what is to be read before it is trusted."""
+    for warning in report.warnings:
+        print(f"Caution: {warning}")
+    print(report.decision.sentence)

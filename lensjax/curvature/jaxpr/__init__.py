@@ -1,0 +1,1 @@
+"""Interpreters of jaxprs: linear uses of parameters, and second derivatives."""

@@ -1,0 +1,394 @@
+"""Exact empirical neural tangent kernels: Θ(x, x') = J_f(x) J_f(x')ᵀ, of any function and any pytree of parameters.
+
+theta = ntk(functionals.loss(model), model.params, batch)  # [N, N]
+
+Gradients of matrices are contracted from their factors (see `linear_uses`, `factors` and `contract`), so that the
+examples' gradients, N × P values, are never held. Where the factors of all examples take too much memory, they are made
+for a part of the parameters at a time. The kernel is that of Novak et al. (arXiv 2206.08720), at finite width.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from lensjax.core.errors import InputError
+from lensjax.core.flops import matmul_flops
+from lensjax.curvature.compiling import exact_options
+from lensjax.curvature.jaxpr.linear_uses import Function
+from lensjax.curvature.ntk.contract import TAIL, Factor, Output, constrain, contract
+from lensjax.curvature.ntk.factors import Leaf, Part, Plan, make_factors, make_parts, make_plan
+from lensjax.models.sharding import path_name
+
+_HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
+_WITH_BACKWARD = 3  # times the factors' memory is what making them takes
+_BATCH = 64  # examples at most whose factors are made at a time
+_CHUNK = {"cpu": 8 * 2**20, "gpu": 256 * 2**20}  # gradients formed at a time: on a CPU they stay in its cache
+
+
+def ntk(
+    f: Function,
+    params: Any,
+    xs: Any,
+    ys: Any | None = None,
+    *,
+    output: Output = "trace",
+    factors: Literal["exact", "bfloat16"] = "exact",
+    memory_limit: int | None = None,
+    by_parameter: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """The empirical neural tangent kernel of f between the examples of xs, or between those of xs and ys.
+
+    Where parameters are sharded over a mesh, its devices share the examples whose gradients are made, and then the
+    parameters over which these are contracted; every process gets the whole kernel.
+
+    Args:
+      f: (params, example) → array; the example is one of xs, without its leading axis.
+      params: Pytree of floating-point arrays.
+      xs, ys: Pytrees of arrays with a leading axis of N, and of M, examples.
+      output: "trace" sums over outputs, "diagonal" keeps each output with itself, "full" all pairs of outputs.
+      factors: "bfloat16" rounds what gradients are formed from, which halves memory; sums stay in float32.
+      memory_limit: Bytes that may be used on a device besides parameters, examples and the result; by default half of
+        the machine's memory, or 80 % of what is free on an accelerator.
+      by_parameter: Give a dict with each parameter's part, whose sum the kernel is; its keys are paths, and parts of
+        parameters stacked over layers have a leading axis of layers.
+      progress: Called with how many batches of examples are done, and of how many.
+
+    Returns:
+      [N, M], [N, M, *outputs] or [N, M, *outputs, *outputs], in float32 or the wider type of f.
+
+    Raises:
+      InputError: parameters are not floating-point numbers, xs and ys do not match, f is not finite for an example, or
+        the memory does not suffice.
+    """
+    job = _prepare(f, params, xs, ys, factors, memory_limit)
+    kernel, done = _Kernel(params, job.plan, output, by_parameter=by_parameter), 0
+    for part in job.parts:
+        for piece in range(part.pieces):
+            held: Any = None if job.batches == 1 else _room(job, part, params)
+            for i in range(job.batches):
+                some = job.captured, params, job.examples_of(i), jnp.asarray(piece), jnp.asarray(i)
+                values, held = _filler()(job.plan, part, job.dtype, job.mesh, held, *some)
+                _check_finite(values, i * job.batch, job.sizes[0])
+                done += 1
+                if progress is not None:
+                    progress(done, job.batches * sum(part.pieces for part in job.parts))
+            for leaf, gradients in zip(part.leaves, held, strict=True):
+                found = _contract(gradients, *job.contraction(part, leaf, gradients, output))
+                kernel.add(leaf, piece * part.size if part.stacked else 0, np.asarray(found))
+            del held
+    return kernel.result(symmetric=ys is None)
+
+
+def ntk_flops(
+    f: Function,
+    params: Any,
+    xs: Any,
+    ys: Any | None = None,
+    *,
+    output: Output = "trace",
+    factors: Literal["exact", "bfloat16"] = "exact",
+    memory_limit: int | None = None,
+) -> int:
+    """Floating-point operations of the matrix products that `ntk` with the same arguments computes.
+
+    See `lensjax.core.flops.matmul_flops`. Of a symmetric product both halves are counted.
+    """
+    job = _prepare(f, params, xs, ys, factors, memory_limit)
+    total, some, zero = 0, job.examples_of(0), jnp.asarray(0)
+    for part in job.parts:
+        static = job.plan, part, job.dtype, job.mesh
+        room = _room_shapes(job, part, params)
+        held = None if job.batches == 1 else room
+        each = job.batches * matmul_flops(_filler(), *static, held, job.captured, params, some, zero, zero)
+        for leaf, gradients in zip(part.leaves, room, strict=True):
+            each += matmul_flops(_contract, gradients, *job.contraction(part, leaf, gradients, output))
+        total += each * part.pieces
+    return total
+
+
+def ntk_vp(f: Function, params: Any, xs: Any, batch_size: int | None = None) -> Callable[[Array], Array]:
+    """v ↦ Θ v, without Θ: one backward and one forward product with the Jacobian.
+
+    v and Θ v have the shape of f over the examples: [N, *outputs].
+
+    Args:
+      f, params, xs: See `ntk`.
+      batch_size: Examples at a time, of which each product computes the function anew, twice; by default all, with the
+        function linearised once, which takes memory in proportion to N.
+
+    Raises:
+      InputError: the arrays of xs do not have a leading axis of the same length.
+    """
+    n = _examples(xs, "xs")
+
+    def values(params: Any, examples: Any) -> Array:
+        return jax.vmap(f, in_axes=(None, 0))(params, examples)
+
+    if batch_size is None or batch_size >= n:
+        _, push = jax.linearize(lambda p: values(p, xs), params)
+        pull = jax.linear_transpose(push, params)
+        return jax.jit(lambda v: push(*pull(v)))
+    batches = -(-n // batch_size)
+    rows = np.minimum(np.arange(batches * batch_size), n - 1).reshape(batches, batch_size)
+    stacked = jax.tree.map(lambda x: np.asarray(x)[rows], xs)
+
+    @jax.jit
+    def product(v: Array) -> Array:
+        padded = jnp.zeros((batches * batch_size, *v.shape[1:]), v.dtype).at[:n].set(v)  # what is there twice gets 0
+
+        def add(total: Any, batch: tuple[Any, Array]) -> tuple[Any, None]:
+            (gradient,) = jax.vjp(lambda p: values(p, batch[0]), params)[1](batch[1])
+            return jax.tree.map(jnp.add, total, gradient), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        pulled, _ = jax.lax.scan(add, zeros, (stacked, padded.reshape(batches, batch_size, *v.shape[1:])))
+        pushed = jax.lax.map(lambda some: jax.jvp(lambda p: values(p, some), (params,), (pulled,))[1], stacked)
+        found: Array = pushed.reshape(-1, *v.shape[1:])[:n]
+        return found
+
+    return product
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `ntk` does, of which examples, in which parts.
+
+    Attributes:
+      captured: Arrays that the function captured.
+      sizes: N, and M or 0.
+      examples: Those of xs and ys, one after the other.
+      batch, batches: Examples whose factors are made at a time, and how often.
+      dtype: What factors are rounded to.
+    """
+
+    plan: Plan
+    captured: list[Any]
+    parts: list[Part]
+    sizes: tuple[int, int]
+    examples: Any
+    batch: int
+    batches: int
+    chunk_bytes: int
+    dtype: Any
+    mesh: Mesh | None
+
+    def examples_of(self, number: int) -> Any:
+        """Those of a batch; the last example fills up the last batch."""
+        rows = np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), sum(self.sizes) - 1)
+        return jax.device_put(jax.tree.map(lambda x: x[rows], self.examples), _shared_out(self.mesh))
+
+    def contraction(self, part: Part, leaf: Leaf, gradients: list[Factor], output: Output) -> tuple[Any, ...]:
+        """Arguments of `_contract` after the first."""
+        first = part.size if part.pieces > 1 and not part.stacked else leaf.first
+        layers = leaf.layers and gradients[0].right.shape[-3]
+        return self.sizes, first, layers, output, self.chunk_bytes, self.mesh
+
+
+def _prepare(f: Function, params: Any, xs: Any, ys: Any | None, factors: str, memory_limit: int | None) -> _Job:
+    """Check what is given, and plan.
+
+    Raises:
+      InputError: see `ntk`.
+    """
+    n, m = _examples(xs, "xs"), 0 if ys is None else _examples(ys, "ys")
+    if ys is not None and jax.tree.map(_one, xs) != jax.tree.map(_one, ys):
+        raise InputError("xs and ys hold examples of different shapes or types; give both the same fields and lengths.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(
+                f"Parameter {path_name(path)} holds {leaf.dtype}; a kernel needs floating-point parameters."
+            )
+    mesh = _mesh(params)
+    limit = _free_memory() if memory_limit is None else memory_limit
+    dtype = None if factors == "exact" else "bfloat16"
+    plan, captured = make_plan(f, params, jax.tree.map(lambda x: x[0], xs), None if dtype is None else 2)
+    parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size)
+    examples = jax.tree.map(np.asarray, xs) if ys is None else jax.tree.map(lambda x, y: np.concatenate([x, y]), xs, ys)
+    chunk_bytes = min(int(limit * (1 - _HELD)), _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]))
+    return _Job(plan, captured, parts, (n, m), examples, batch, -(-(n + m) // batch), chunk_bytes, dtype, mesh)
+
+
+class _Kernel:
+    """The kernel as it is being summed over parameters."""
+
+    def __init__(self, params: Any, plan: Plan, output: Output, *, by_parameter: bool) -> None:
+        self.names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        self.plan, self.output, self.by_parameter = plan, output, by_parameter
+        self.parts: dict[str, np.ndarray] = {}
+
+    def add(self, leaf: Leaf, layer: int, part: np.ndarray) -> None:
+        """Add what a parameter gives, [layers, N, M, …], whose layers begin at `layer`."""
+        name, layers = self.names[leaf.number], leaf.layers or 1
+        if not self.by_parameter:
+            name, layers, layer, part = "", 1, 0, part.sum(axis=0, keepdims=True)
+        whole = self.parts.setdefault(name, np.zeros((layers, *part.shape[1:]), part.dtype))
+        whole[layer : layer + len(part)] += part
+
+    def result(self, *, symmetric: bool) -> Any:
+        """The kernel, or the parts of each parameter; to the last bit symmetric where it should be."""
+        tails = len(TAIL[self.output])
+
+        def shaped(part: np.ndarray) -> np.ndarray:
+            if symmetric:
+                turned = np.swapaxes(part, 1, 2)
+                part = (part + (np.swapaxes(turned, 3, 4) if tails == 2 else turned)) / 2
+            return part.reshape(*part.shape[:3], *self.plan.outputs * tails)
+
+        if not self.by_parameter:
+            return shaped(self.parts[""])[0]
+        stacked = {self.names[leaf.number] for leaf in self.plan.leaves if leaf.layers is not None}
+        return {name: shaped(part) if name in stacked else shaped(part)[0] for name, part in self.parts.items()}
+
+
+def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Part], int]:
+    """Parts whose factors fit, and the number of examples whose factors are made at a time.
+
+    Raises:
+      InputError: the memory does not suffice.
+    """
+    parts = make_parts(plan, examples, int(limit * devices * _HELD))
+    each = _WITH_BACKWARD * sum(leaf.example_bytes for leaf in plan.leaves)
+    held = max(-(-examples // devices) * part.example_bytes for part in parts)
+    least = math.ceil(max(each / (1 - _HELD), held / _HELD))
+    if least > limit:
+        raise InputError(f"memory_limit is {limit:,} bytes; these examples need {least:,} at least.")
+    batch = min(_BATCH, int(limit * (1 - _HELD)) // max(each, 1), -(-examples // devices))
+    return parts, batch * devices
+
+
+def _fill(
+    plan: Plan,
+    part: Part,
+    dtype: Any,
+    mesh: Mesh | None,
+    held: Any,
+    captured: list[Any],
+    params: Any,
+    examples: Any,
+    piece: Array,
+    batch: Array,
+) -> tuple[Array, Any]:
+    """Values of the function, and `held` with the factors of a batch of examples."""
+    values, made = make_factors(plan, part, captured, params, examples, piece, dtype)
+    if held is None:
+        return constrain(values, mesh), jax.tree.map(lambda new: new[None], made)
+
+    def put(old: Array, new: Array) -> Array:
+        updated: Array = jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
+        return updated
+
+    return constrain(values, mesh), jax.tree.map(put, held, made)
+
+
+@cache
+def _filler() -> Callable[..., tuple[Array, Any]]:
+    """`_fill`, compiled for each plan and part once."""
+    return jax.jit(_fill, static_argnums=(0, 1, 2, 3), donate_argnums=4, compiler_options=exact_options())
+
+
+def _room_shapes(job: _Job, part: Part, params: Any) -> Any:
+    """Shapes of the factors of all batches, [batches, batch, …]."""
+    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((job.batch, *x.shape[1:]), x.dtype), job.examples)
+    made = jax.eval_shape(
+        lambda p, x: make_factors(job.plan, part, job.captured, p, x, jnp.asarray(0), job.dtype)[1], params, some
+    )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((job.batches, *leaf.shape), leaf.dtype), made)
+
+
+def _room(job: _Job, part: Part, params: Any) -> Any:
+    """Zeros for the factors of all batches, which the devices share."""
+    room = _room_shapes(job, part, params)
+
+    def zeros() -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), room)
+
+    return jax.jit(zeros, out_shardings=_shared_out(job.mesh, 1))()
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
+def _contract(
+    factors: list[Factor],
+    sizes: tuple[int, int],
+    first: int,
+    layers: int | None,
+    output: Output,
+    chunk_bytes: int,
+    mesh: Mesh | None,
+) -> Array:
+    """The kernel of every layer, [layers or 1, N, M, …], from factors of N + M examples, or of N with themselves."""
+    n, m = sizes
+    whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors)
+    a = jax.tree.map(lambda x: x[:n], whole)
+    b = jax.tree.map(lambda x: x[n : n + m], whole) if m else a
+    if len(a) == 1 and a[0].looks_up and layers is None:
+        a, b, first = _compact(a, b, first)
+    if layers is None:
+        return constrain(contract(a, b, first, output, chunk_bytes, mesh)[None], mesh)
+
+    def layer(number: Array) -> Array:
+        one = [factor.layer(number) for factor in a]
+        other = one if b is a else [factor.layer(number) for factor in b]
+        return contract(one, other, first, output, chunk_bytes, mesh)
+
+    return constrain(jax.lax.map(layer, jnp.arange(layers)), mesh)
+
+
+def _compact(a: list[Factor], b: list[Factor], first: int) -> tuple[list[Factor], list[Factor], int]:
+    """Factors of the rows that are looked up at all, numbered anew, and how many these may be."""
+    every = a if b is a else [*a, *b]
+    ids = jnp.concatenate([factor.left.ravel() for factor in every])
+    count = min(first, ids.size)
+    present = jnp.unique(ids, size=count, fill_value=first)
+    made = [Factor(jnp.searchsorted(present, factor.left), factor.right) for factor in every]
+    return made[:1], made[:1] if b is a else made[1:], count
+
+
+def _mesh(params: Any) -> Mesh | None:
+    """The devices over which parameters are sharded, where there are several."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
+
+
+def _shared_out(mesh: Mesh | None, axis: int = 0) -> NamedSharding | None:
+    """That of arrays whose examples the devices share."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
+
+
+def _free_memory() -> int:
+    """Half of this machine's memory, or most of what is free on an accelerator."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _examples(xs: Any, name: str) -> int:
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(np.asarray, jax.tree.leaves(xs))}
+    if len(sizes) != 1 or 0 in sizes:
+        raise InputError(f"The arrays of {name} need a leading axis of examples, of the same length in all.")
+    return int(sizes.pop())
+
+
+def _one(x: Any) -> tuple[Any, ...]:
+    return np.shape(x)[1:], np.asarray(x).dtype.name
+
+
+def _check_finite(values: Array, start: int, n: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(np.asarray(values, np.float64)).all(axis=1))
+    if bad.size:
+        at = start + int(bad[0])
+        where = f"{at}" if at < n else f"{at - n} of ys"
+        raise InputError(f"The function is not finite for example {where}; leave it out, or mend it.")

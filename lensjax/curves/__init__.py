@@ -1,0 +1,1 @@
+"""Fine-tuning curves: the table, its files, scaling laws, and public and simulated tables."""

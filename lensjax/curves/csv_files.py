@@ -1,0 +1,237 @@
+"""Fine-tuning curves in files: the two CSV layouts that `read_curves` tells apart.
+
+wide (the layout of the public rectified-scaling-law benchmark), one row per model::
+
+    config name,0,200,400,size,family
+    gpt2,4.86,4.39,4.29,124439808,GPT2
+
+tidy, one row per measurement, as a fine-tuning run appends them::
+
+    model,examples,loss,seed,size,family
+    gpt2,200,4.39,0,124439808,GPT2
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.table import (
+    MAX_EXAMPLES,
+    MAX_LOSS,
+    META_COLUMNS,
+    NAME_COLUMNS,
+    TIDY_COLUMNS,
+    CurveTable,
+    duplicates,
+)
+
+_Row = tuple[int, list[str]]
+
+
+def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
+    """Read a wide or tidy CSV of fine-tuning curves (see the module's docstring for both layouts).
+
+    Blank cells mean "not measured". Repeated (model, examples) rows of a tidy file must differ in `seed`;
+    they are averaged and their standard deviation kept.
+
+    Args:
+      path: the CSV file, UTF-8.
+      task: name of the task; the file's stem by default.
+
+    Raises:
+      InputError: naming the file, the line and the column at fault.
+    """
+    path, where = Path(path), shorten(path, 200)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text; save it as a CSV in UTF-8.") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        raise InputError(f"Cannot read {where}: {getattr(error, 'strerror', error)}.") from error
+    return parse_curves(text, where, path.stem if task is None else task)
+
+
+def parse_curves(text: str, where: str, task: str) -> CurveTable:
+    """The curves in the text of a wide or tidy CSV, as `read_curves` reads it; `where` is what messages call it.
+
+    Raises:
+      InputError: naming the line and the column at fault.
+    """
+    if "\0" in text:
+        raise InputError(f"{where} is not text (it holds NUL characters); save it as a CSV in UTF-8.")
+    rows = _rows(where, text)
+    line, header = next(rows, (1, []))
+    if not header:
+        raise InputError(f"{where} is empty; it needs a header row such as 'config name,0,200,400'.")
+    columns = [name.strip().lower() for name in header]
+    read = _read_tidy if set(TIDY_COLUMNS) <= set(columns) else _read_wide
+    sizes = read(builder := _Builder(where), f"{where} line {line}", columns, rows)
+    return builder.table(task, sorted(sizes))
+
+
+def _rows(where: str, text: str) -> Iterator[_Row]:
+    """Every row that is not blank, with the number of its first line; all as wide as the first."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line, width = 1, 0
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                width = width or len(cells)
+                if len(cells) != width:
+                    raise InputError(f"{where} line {line} has {len(cells)} cells, but the header has {width}.")
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{where} line {line} is not CSV ({error}); mend or remove it.") from error
+
+
+def _read_wide(builder: "_Builder", header: str, columns: list[str], rows: Iterator[_Row]) -> Iterable[int]:
+    """Fill `builder` from the rows of a wide file; the sizes of its columns."""
+    name_column = next((columns.index(name) for name in NAME_COLUMNS if name in columns), None)
+    if name_column is None:
+        raise InputError(
+            f"{header} names no model column (found {shorten(listing(columns))}); begin the header with "
+            "'config name', or give a tidy file with the columns model,examples,loss."
+        )
+    meta = {name: columns.index(name) for name in META_COLUMNS if name in columns}
+    sizes: dict[int, int] = {}
+    for position, name in enumerate(columns):
+        if position in (name_column, *meta.values()):
+            continue
+        size = _whole(name)
+        if size is None:
+            raise InputError(
+                f"{header} column {position + 1} is headed '{shorten(name)}', which is not a number of "
+                "examples; name it 0, 200, 400, … or remove it."
+            )
+        if size in sizes:
+            raise InputError(f"{header} has the size {size} twice; keep one column of each size.")
+        sizes[size] = position
+    if not sizes:
+        raise InputError(f"{header} has no loss columns; head them with numbers of examples: 0, 200, 400, …")
+    for line, cells in rows:
+        model = cells[name_column].strip()
+        if model in builder.lines:
+            raise InputError(
+                f"{builder.where} line {line} repeats the model '{shorten(model)}' of line "
+                f"{builder.lines[model]}; keep one row per model (or give seeds in a tidy file)."
+            )
+        builder.describe(line, model, *(cells[meta[k]] if k in meta else "" for k in META_COLUMNS))
+        for size, position in sizes.items():
+            builder.add(line, model, size, cells[position], column=str(size))
+    return sizes
+
+
+def _read_tidy(builder: "_Builder", header: str, columns: list[str], rows: Iterator[_Row]) -> Iterable[int]:
+    """Fill `builder` from the rows of a tidy file; the sizes it names."""
+    repeated = [name for name in duplicates(columns) if name]
+    if repeated:
+        raise InputError(f"{header} has the column '{shorten(repeated[0])}' twice; keep one.")
+    at = {name: position for position, name in enumerate(columns)}
+    sizes = set()
+    for line, cells in rows:
+        model = cells[at["model"]].strip()
+        builder.describe(line, model, *(cells[at[k]] if k in at else "" for k in META_COLUMNS))
+        size = _whole(cells[at["examples"]])
+        if size is None:
+            raise InputError(
+                f"{builder.where} line {line} column 'examples' holds '{shorten(cells[at['examples']])}'; "
+                "it needs a whole number, 0 or more."
+            )
+        sizes.add(size)
+        builder.add(line, model, size, cells[at["loss"]], seed=cells[at["seed"]] if "seed" in at else "")
+    return sizes
+
+
+class _Builder:
+    """Collects validated cells of one file into a `CurveTable`."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.lines: dict[str, int] = {}
+        self.meta: dict[str, tuple[float, str]] = {}
+        self.losses: dict[tuple[str, int], dict[str, float]] = {}
+
+    def describe(self, line: int, model: str, size: str, family: str) -> None:
+        if not model:
+            raise InputError(f"{self.where} line {line} has no model name; fill it in or remove the row.")
+        parameters = math.nan
+        if size.strip():
+            parameters = _number(size)
+            if not 0 < parameters < math.inf:
+                raise InputError(
+                    f"{self.where} line {line} column 'size' holds '{shorten(size)}'; it needs the number of "
+                    "parameters, or nothing."
+                )
+        described = (parameters, family.strip())
+        self.lines.setdefault(model, line)
+        # Twice unknown agrees: tuples compare by identity first, and math.nan is one object.
+        if self.meta.setdefault(model, described) != described:
+            raise InputError(
+                f"{self.where} line {line} gives '{shorten(model)}' another size or family than line "
+                f"{self.lines[model]}; make them agree."
+            )
+
+    def add(self, line: int, model: str, size: int, cell: str, seed: str = "", column: str = "loss") -> None:
+        if not cell.strip():
+            return
+        loss, seed = _number(cell), seed.strip()
+        if not 0 < loss <= MAX_LOSS:
+            raise InputError(
+                f"{self.where} line {line} column '{column}' holds the loss '{shorten(cell)}'; losses are "
+                f"positive numbers up to {MAX_LOSS:.0e} (leave a cell blank where nothing was measured)."
+            )
+        seeds = self.losses.setdefault((model, size), {})
+        if seed in seeds:
+            with_seed, mend = (f" with seed {shorten(seed)}", "") if seed else ("", " or add a 'seed' column")
+            raise InputError(
+                f"{self.where} line {line} repeats {size} examples of '{shorten(model)}'{with_seed}; "
+                f"keep one row{mend}."
+            )
+        seeds[seed] = loss
+
+    def table(self, task: str, sizes: list[int]) -> CurveTable:
+        if not self.lines:
+            raise InputError(f"{self.where} has a header but no models; add a row per model.")
+        if not self.losses:
+            raise InputError(f"{self.where} holds no losses; fill in at least two sizes per model.")
+        models = list(self.lines)
+        shape = (len(models), len(sizes))
+        loss, spread, seeds = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, np.int64)
+        row = {model: i for i, model in enumerate(models)}
+        column = {size: j for j, size in enumerate(sizes)}
+        for (model, size), values in self.losses.items():
+            cell = row[model], column[size]
+            found = np.array(list(values.values()))
+            loss[cell], seeds[cell] = found.mean(), len(found)
+            if len(found) > 1:
+                spread[cell] = found.std(ddof=1)
+        return CurveTable(
+            task=task,
+            models=tuple(models),
+            sizes=np.array(sizes, dtype=np.int64),
+            loss=loss,
+            loss_sd=spread,
+            seeds=seeds,
+            parameters=np.array([self.meta[model][0] for model in models]),
+            families=tuple(self.meta[model][1] for model in models),
+        )
+
+
+def _number(text: str) -> float:
+    """The number that `text` is, NaN where it is none; Python's 1_000 is not one in a CSV."""
+    try:
+        return math.nan if "_" in text else float(text)
+    except ValueError:
+        return math.nan
+
+
+def _whole(text: str) -> int | None:
+    """A whole number from 0 to MAX_EXAMPLES written in digits (or as 1e5, 200.0), else None."""
+    value = _number(text)
+    return int(value) if 0 <= value <= MAX_EXAMPLES and value == math.floor(value) else None

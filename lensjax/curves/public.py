@@ -1,0 +1,162 @@
+"""Fine-tuning curves to try things on: a public benchmark of 30 language models, and simulated curves.
+
+The benchmark is that of the Rectified Scaling Law (ICML 2024, arXiv 2402.02314). Its files belong to others and
+are not part of LensJAX: `rectified` reads them from `$LENSJAX_BENCHMARKS`, from the user's cache, or downloads
+them once and checks what arrived. `simulated` needs no files at all, and measures nothing.
+"""
+
+import hashlib
+import os
+import urllib.request
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from types import MappingProxyType
+from urllib.error import HTTPError
+
+import numpy as np
+from platformdirs import user_cache_path
+
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import write_files
+from lensjax.curves.csv_files import read_curves
+from lensjax.curves.table import CurveTable, curve_table
+
+VARIABLE = "LENSJAX_BENCHMARKS"
+BASE_URL = "https://raw.githubusercontent.com/linhaowei1/Fine-tuning-Scaling-Law/main/benchmark"
+TIMEOUT = 10.0  # seconds
+MAX_BYTES = 1_000_000
+SIZES = tuple(200 * 2**k for k in range(14))  # 200 … 1,638,400 examples
+
+SHA256: Mapping[str, str | None] = MappingProxyType(
+    {
+        "flan": "ead24af8eaa97ac0507bbd76c4880eb09c6361e252f4971666ba55017215d1e9",
+        "gigaword": "7d0b08ef9df06eefb4355f859fb44e7860c1e55effd781d318d60a1f8661f2b3",
+        "wikitext": None,  # not pinned, hence never downloaded
+    }
+)
+
+
+def rectified(name: str) -> CurveTable:
+    """The public fine-tuning curves of 30 models on one task: losses in nats per token, 0 to 1,638,400 examples.
+
+    Looks for NAME.csv in `$LENSJAX_BENCHMARKS/rectified`, in `$LENSJAX_BENCHMARKS` and in the user's cache, then
+    downloads it into the cache. Files in the user's own folder are taken as they are; a file from the cache or
+    the network must have the expected SHA-256.
+
+    Args:
+      name: "flan", "gigaword" or "wikitext"; the last is read from `$LENSJAX_BENCHMARKS` only.
+
+    Raises:
+      InputError: the name is unknown; the file is nowhere and cannot be downloaded; what was downloaded is not
+        the expected file; or the file is not a table of curves.
+    """
+    if name not in SHA256:
+        raise InputError(f"There is no benchmark '{shorten(name)}'; choose one of {', '.join(SHA256)}.")
+    return read_curves(_local(name) or _download(name))
+
+
+def available() -> tuple[str, ...]:
+    """Names of the tables that `rectified` can read without the network."""
+    return tuple(name for name in SHA256 if _local(name))
+
+
+def simulated(
+    seed: int = 0,
+    models: int = 12,
+    families: int = 4,
+    sizes: Sequence[int] = SIZES,
+    noise: float = 0.01,
+) -> CurveTable:
+    """Simulated curves for demonstrations and tests. No model was trained: they are evidence of nothing.
+
+    Every curve follows the rectified law L = B / (D_l + D^β) + E. The loss at 200 examples, the exponent β, the
+    knee D_l^(1/β) and the floor E vary by family, by number of parameters and by model; larger models start lower
+    and bend later. Over the default sizes the law stays within 1 to 6 nats per token, and log L falls, on average
+    over a curve, by 0.02 to 0.1 per doubling of D.
+
+    Args:
+      seed: 0 or more; equal arguments give equal tables.
+      models: number of models, named "simulated-00", "simulated-01", …
+      families: number of families, taking turns.
+      sizes: numbers of training examples.
+      noise: standard deviation of log loss, up to 0.1; 0 gives the law itself. One model in four also jumps, from
+        some size on, to another level, which changes its log loss by 5 × noise (standard deviation).
+
+    Raises:
+      InputError: an argument is out of range.
+    """
+    if not (seed >= 0 and models >= 1 and families >= 1 and 0 <= noise <= 0.1):
+        raise InputError(
+            f"Cannot simulate {models} models of {families} families with seed {seed} and noise {noise}; give "
+            "one model and family at least, a seed of 0 or more, and noise from 0 to 0.1."
+        )
+    rng = np.random.default_rng(seed)
+    family = np.arange(models) % families
+    scale = rng.uniform(-1, 1, models)  # from 100 million to 10 billion parameters
+
+    def vary(low: float, high: float, by_scale: float = 0.0) -> np.ndarray:
+        effect = rng.normal(0, 0.8, families)[family] + by_scale * scale + rng.normal(0, 0.5, models)
+        return np.asarray(low + (high - low) / (1 + np.exp(-effect)))
+
+    start, beta = vary(2.3, 5.0, -1.5), vary(0.2, 0.33)
+    knee, floor = np.exp(vary(np.log(400), np.log(30_000), 1.0)), vary(0.9, 1.3)
+    examples, learned = np.sort(np.asarray(sizes, dtype=np.float64)), knee**beta
+    with np.errstate(invalid="ignore"):  # sizes below 0 are refused with the table
+        share = (learned + 200**beta) / (learned + examples[:, None] ** beta)
+    law = ((start - floor) * share + floor).T
+    jump = np.where(rng.random(models) < 0.25, rng.normal(0, 5, models), 0)[:, None]
+    jumped = np.arange(examples.size) >= rng.integers(1, max(2, examples.size), (models, 1))
+    return curve_table(
+        [f"simulated-{i:02d}" for i in range(models)],
+        examples,
+        law * np.exp(noise * (jump * jumped + rng.normal(size=law.shape))),
+        parameters=np.round(1e9 * 10**scale),
+        families=[f"family-{k}" for k in family],
+        task="simulated",
+    )
+
+
+def _local(name: str) -> Path | None:
+    """The file, where it can be had without the network."""
+    folder = os.environ.get(VARIABLE)
+    if folder:
+        for path in (Path(folder) / "rectified" / f"{name}.csv", Path(folder) / f"{name}.csv"):
+            if path.is_file():
+                return path
+    cached = _cached(name)
+    try:
+        return cached if hashlib.sha256(cached.read_bytes()).hexdigest() == SHA256[name] else None
+    except OSError:
+        return None
+
+
+def _cached(name: str) -> Path:
+    return user_cache_path("lensjax") / "rectified" / f"{name}.csv"
+
+
+def _download(name: str) -> Path:
+    """The file, downloaded into the cache; nothing but the expected bytes is kept."""
+    url, expected, path = f"{BASE_URL}/{name}.csv", SHA256[name], _cached(name)
+    by_hand = f"save {url} as FOLDER/{name}.csv and set {VARIABLE}=FOLDER"
+    if expected is None:
+        raise InputError(f"{name}.csv has no known SHA-256 and is not downloaded; {by_hand}.")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            body: bytes = response.read(MAX_BYTES + 1)
+    except (OSError, HTTPException) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
+        raise InputError(f"Cannot download {name}.csv ({shorten(error)}); when online, {by_hand}.") from error
+    found = hashlib.sha256(body).hexdigest()
+    if found != expected:
+        raise InputError(
+            f"What was downloaded as {name}.csv has SHA-256 {found[:12]}…, not {expected[:12]}…, and was not "
+            f"kept; try again later, or {by_hand} once you trust its content."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_files({path: body.decode()})
+    except (OSError, InputError) as error:
+        raise InputError(f"Cannot keep {name}.csv in the cache ({shorten(error, 200)}); {by_hand}.") from error
+    return path

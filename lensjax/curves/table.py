@@ -1,0 +1,186 @@
+"""Fine-tuning curves: test loss of models against the number of training examples.
+
+`CurveTable` is where measuring and predicting meet. It holds one task; `lensjax.curves.csv_files` reads it from a file.
+"""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.files import write_files
+
+MAX_EXAMPLES = 10**15
+MAX_LOSS = 1e30  # sums of squares over seeds stay finite
+NAME_COLUMNS = ("config name", "config_name", "model", "name")
+META_COLUMNS = ("size", "family")
+TIDY_COLUMNS = ("model", "examples", "loss")
+
+
+@dataclass(frozen=True)
+class CurveTable:
+    """Test losses of M models of one task at S data-set sizes.
+
+    Attributes:
+      task: name of the task, usually the stem of the file it was read from.
+      models: M distinct names.
+      sizes: S numbers of training examples, strictly increasing; 0 is the pretrained model.
+      loss: mean test loss over seeds, in nats per token; NaN where not measured.
+      loss_sd: standard deviation over seeds (ddof 1); NaN where fewer than two seeds were measured.
+      seeds: number of seeds behind each loss; 0 where not measured.
+      parameters: number of parameters of each model; NaN where unknown.
+      families: family of each model; "" where unknown.
+    """
+
+    task: str
+    models: tuple[str, ...]
+    sizes: Int[np.ndarray, " S"]
+    loss: Float[np.ndarray, "M S"]
+    loss_sd: Float[np.ndarray, "M S"]
+    seeds: Int[np.ndarray, "M S"]
+    parameters: Float[np.ndarray, " M"]
+    families: tuple[str, ...]
+
+    @property
+    def measured(self) -> Bool[np.ndarray, "M S"]:
+        """Where a loss was measured."""
+        measured: Bool[np.ndarray, "M S"] = np.isfinite(self.loss)
+        return measured
+
+    def column(self, examples: int) -> Float[np.ndarray, " M"]:
+        """Loss of every model at one size; NaN where not measured."""
+        found = np.flatnonzero(self.sizes == examples)
+        return self.loss[:, found[0]] if found.size else np.full(len(self.models), np.nan)
+
+    def up_to(self, budget: int) -> "CurveTable":
+        """The table as it stood when nothing above `budget` examples had been measured."""
+        return self._take(columns=np.flatnonzero(self.sizes <= budget))
+
+    def select(self, keep: Sequence[int] | np.ndarray) -> "CurveTable":
+        """The table of the models at the given positions, in that order, or where a mask of M is true."""
+        return self._take(rows=np.arange(len(self.models))[list(keep)])
+
+    def points(self) -> Int[np.ndarray, " M"]:
+        """Number of measured sizes D > 0 of each model, the points a curve is fitted to."""
+        points: Int[np.ndarray, " M"] = self.measured[:, self.sizes > 0].sum(axis=1)
+        return points
+
+    def _take(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> "CurveTable":
+        rows = np.arange(len(self.models)) if rows is None else rows
+        columns = np.arange(len(self.sizes)) if columns is None else columns
+        cells = np.ix_(rows, columns)
+        return CurveTable(
+            task=self.task,
+            models=tuple(self.models[i] for i in rows),
+            sizes=self.sizes[columns],
+            loss=self.loss[cells],
+            loss_sd=self.loss_sd[cells],
+            seeds=self.seeds[cells],
+            parameters=self.parameters[rows],
+            families=tuple(self.families[i] for i in rows),
+        )
+
+    def to_csv(self, layout: Literal["wide", "tidy"] = "wide") -> str:
+        """The table as CSV text, each loss the mean over seeds; tidy has a row for each measured one only."""
+        text = io.StringIO()
+        # Before Python 3.13 the writer leaves a lone carriage return unquoted, a new row to a reader.
+        bare = "\r" in "".join(self.models + self.families)
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
+        counts = ["" if math.isnan(p) else np.format_float_positional(p, trim="-") for p in self.parameters]
+        columns = zip(META_COLUMNS, (counts, self.families), strict=True)
+        meta = {name: values for name, values in columns if any(values)}
+        if layout == "wide":
+            writer.writerow([NAME_COLUMNS[0], *(str(size) for size in self.sizes), *meta])
+            for i, model in enumerate(self.models):
+                cells = ["" if math.isnan(x) else repr(float(x)) for x in self.loss[i]]
+                writer.writerow([model, *cells, *(values[i] for values in meta.values())])
+        else:
+            writer.writerow([*TIDY_COLUMNS, *meta])
+            for i, j in zip(*np.nonzero(self.measured), strict=True):
+                row = [self.models[i], int(self.sizes[j]), repr(float(self.loss[i, j]))]
+                writer.writerow([*row, *(values[i] for values in meta.values())])
+        return text.getvalue()
+
+    def write(self, path: str | Path, layout: Literal["wide", "tidy"] = "wide") -> None:
+        """Write the table to `path` as CSV, whole or not at all.
+
+        Raises:
+          InputError: `path` cannot be written.
+        """
+        write_files({Path(path): self.to_csv(layout)})
+
+
+def curve_table(
+    models: Sequence[str],
+    sizes: Sequence[int] | np.ndarray,
+    loss: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    parameters: Sequence[float] | np.ndarray | None = None,
+    families: Sequence[str] | None = None,
+    task: str = "task",
+) -> CurveTable:
+    """A `CurveTable` from arrays: `loss` is M × S, NaN where not measured; columns may be in any order.
+
+    Raises:
+      InputError: shapes disagree, a name or size is repeated, a name is blank, or a loss or number of
+        parameters is not a positive finite number.
+    """
+    names = [str(m).strip() for m in models]
+    kinds = [""] * len(names) if families is None else [str(f).strip() for f in families]
+    try:
+        columns = np.asarray(sizes)
+        values = np.array(loss, dtype=np.float64) if names else np.zeros((0, columns.size))
+        counts = np.full(len(names), np.nan) if parameters is None else np.array(parameters, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sizes, losses and parameters are arrays of numbers ({shorten(error)}).") from error
+    if values.shape != (len(names), columns.size):
+        raise InputError(f"loss has shape {values.shape}, but there are {len(names)} models and {columns.size} sizes.")
+    if counts.shape != (len(names),) or len(kinds) != len(names):
+        raise InputError(f"parameters and families need one entry for each of the {len(names)} models.")
+    if columns.ndim != 1 or not (
+        np.issubdtype(columns.dtype, np.number)
+        and np.all((columns >= 0) & (columns <= MAX_EXAMPLES))
+        and np.all(columns == np.floor(columns))
+    ):
+        raise InputError(f"sizes must be whole numbers of examples from 0 to {MAX_EXAMPLES:.0e}.")
+    columns = columns.astype(np.int64)
+    if "" in names:
+        raise InputError(f"model {names.index('')} has no name; give every model one.")
+    for what, repeated in (("model", duplicates(names)), ("size", duplicates(columns.tolist()))):
+        if repeated:
+            raise InputError(f"{what} {listing(repeated)} is given more than once; give each {what} once.")
+    bad = np.argwhere(~np.isnan(values) & ~((values > 0) & (values <= MAX_LOSS)))
+    if bad.size:
+        i, j = bad[0]
+        raise InputError(
+            f"loss of {shorten(names[i])} at {columns[j]} examples is {values[i, j]}; "
+            f"losses are positive numbers up to {MAX_LOSS:.0e}."
+        )
+    for name, count in zip(names, counts, strict=True):
+        if not (math.isnan(count) or 0 < count < math.inf):
+            raise InputError(f"{shorten(name)} has {count} parameters; give a positive number, or NaN.")
+    order = np.argsort(columns)
+    values = values[:, order]
+    return CurveTable(
+        task=task,
+        models=tuple(names),
+        sizes=columns[order],
+        loss=values,
+        loss_sd=np.full(values.shape, np.nan),
+        seeds=np.isfinite(values).astype(np.int64),
+        parameters=counts,
+        families=tuple(kinds),
+    )
+
+
+def duplicates(items: Iterable[Hashable]) -> list[str]:
+    """What occurs more than once, as text, in order of first occurrence."""
+    return [str(item) for item, count in Counter(items).items() if count > 1]

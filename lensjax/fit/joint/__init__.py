@@ -1,0 +1,1 @@
+"""The joint fit: all curves of a task at once."""

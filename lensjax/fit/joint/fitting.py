@@ -1,0 +1,338 @@
+"""The joint fitter: all curves of a task at once.
+
+Per-model fits of a four-parameter law lose to a straight line, because five to eleven points do not identify
+four parameters. Here models share what they have in common: see `lensjax.fit.joint.hierarchy` for the model,
+`lensjax.fit.joint.slopes` for its priors. Amplitudes, noise, jumps and the population's law are learned by maximum
+marginal likelihood under weak priors (L-BFGS of Optax), in turn with the weights that make noise and level
+jumps Student-t. What the same fit would have said of the largest sizes without them shows whether its intervals are
+wide enough; if not, they are widened.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.table import CurveTable
+from lensjax.fit.calibration import hold_out, widening
+from lensjax.fit.joint.hierarchy import Observations, Scales, Slopes, Weights, condition, update_weights
+from lensjax.fit.joint.posterior import Fitted, JointPosterior
+from lensjax.fit.joint.slopes import LAW_CENTRE, NOISE, PRIORS, SHAPES, SlopePrior, population_slopes, slope_priors
+from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.residuals import Residuals, candidate_times
+
+LEAST_NOISE = 1e-4  # of log loss: none is known better
+LEARN_FROM = 300  # models at most teach the amplitudes; more would add time, not knowledge
+ROUNDS = 10  # of learning amplitudes, then weights
+EVALUATIONS = 10  # of the evidence in a round, at most
+MEMORY = 10  # steps that L-BFGS remembers
+ENOUGH = 1e-2  # rise of the log evidence in a step, in nats, that ends a round
+TIMES = 13  # at which log F is tried
+REFINEMENTS = 2  # between the best and its neighbours
+LOG_F = "log F"
+PADDING = 8  # curves are padded to a multiple of so many points, so that few shapes are compiled
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """What the joint model consists of; the defaults are what `lensjax rank` uses.
+
+    Attributes:
+      priors: slope priors that are averaged, of `lensjax.fit.joint.slopes.PRIORS`.
+      family, size, level: whether a model's family, log size and loss level may explain its slopes.
+      jumps: whether levels may jump between sizes.
+      widen: whether intervals are widened where those of a fit without the largest sizes were too narrow.
+      dof: degrees of freedom of Student's t for noise and jumps, above 2; Gaussian as it grows.
+      amplitude_sd: prior standard deviation of the log of every amplitude.
+    """
+
+    priors: tuple[str, ...] = PRIORS
+    family: bool = True
+    size: bool = True
+    level: bool = True
+    jumps: bool = True
+    widen: bool = True
+    dof: float = 3.0
+    amplitude_sd: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not self.priors or not set(self.priors) <= set(PRIORS):
+            raise InputError(f"The slope priors are {listing(self.priors)}; choose one or more of {listing(PRIORS)}.")
+        if not (self.dof > 2 and self.amplitude_sd > 0):
+            raise InputError(
+                f"dof is {self.dof} and amplitude_sd {self.amplitude_sd}; give dof above 2 and a positive sd."
+            )
+
+
+class Learned(NamedTuple):
+    """What is learned under one prior: `parameters` as read by `unpack`, and the robust weights."""
+
+    parameters: Float[Array, " h"]
+    weights: Weights
+
+
+def unpack(parameters: Float[Array, " h"], prior: SlopePrior, jumps: bool = True) -> tuple[Scales, Slopes]:
+    """Scales and slopes from a vector of log amplitudes, log noise, log jump and the law's three numbers."""
+    rows, columns = prior.amplitudes.shape
+    law = rows * columns + 2
+    amplitudes = jnp.exp(parameters[: rows * columns]).reshape(rows, columns)
+    paths = jnp.repeat(amplitudes[:, SHAPES:], prior.path.shape[0], axis=1)
+    sd = jnp.concatenate([amplitudes[:, :SHAPES], paths], axis=1)
+    noise, jump = jnp.hypot(jnp.exp(parameters[law - 2 : law]), LEAST_NOISE)
+    scales = Scales(model=sd[0], family=sd[1], covariate=sd[2:], noise=noise, jump=jump * jumps)
+    return scales, population_slopes(prior, parameters[law:])
+
+
+def fit_joint(
+    table: CurveTable,
+    horizon: int,
+    covariates: Mapping[str, Float[ArrayLike, " M"]] | None = None,
+    settings: JointSettings | None = None,
+    residuals: Residuals | None = None,
+) -> JointPosterior:
+    """Fit all curves of a table at once.
+
+    The points at D = 0 are not used: a pretrained model's loss is not on its fine-tuning curve. Sizes may
+    differ between models and points may be missing. Parameters and families where known, the loss level, and
+    any covariate given may explain slopes; how much each does is learned. Losses averaged over k seeds count
+    as k times as precise. Deterministic; runs in float64 on the CPU, whatever JAX's defaults are.
+
+    Args:
+      table: curves of M models with at least two sizes D > 0 each.
+      horizon: largest number of examples that the posterior will be asked about.
+      covariates: further numbers known of each model before fine-tuning, such as an NTK-derived log F; NaN
+        where unknown.
+      settings: ingredients to leave out or change.
+      residuals: of linearised training under each model's kernel. log F_i(t) is one more covariate; t is the same for
+        all models, and the one that makes the curves most probable (mean of the log evidence over the slope priors).
+
+    Returns:
+      The posterior over all curves up to the horizon.
+
+    Raises:
+      InputError: a model has fewer than two points, the horizon lies below a measured size, or a covariate
+        is not one number per model.
+    """
+    settings = settings or JointSettings()
+    short = [model for model, points in zip(table.models, table.points(), strict=True) if points < 2]
+    if short or not table.models:
+        raise InputError(f"The joint fit needs at least two sizes above 0 of every model; mend {listing(short)}.")
+    largest = int(table.sizes[table.measured.any(axis=0)].max())
+    if horizon < largest:
+        raise InputError(f"The horizon of {horizon} examples lies below the measured {largest}; raise it.")
+    unit = int(table.sizes[(table.sizes > 0) & table.measured.any(axis=0)].min())
+    octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
+    points, known, time = int(table.points().max()), dict(covariates or {}), None
+
+    def fit(table: CurveTable, known: Mapping[str, Float[ArrayLike, " M"]]) -> JointPosterior:
+        with float64_on_cpu():
+            obs, centre = _observe(table, unit, known, settings, points)
+            priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
+            fitted = jax.block_until_ready(_fit(obs, priors, replace(settings, widen=False)))  # one program for both
+        return JointPosterior(
+            models=table.models,
+            unit=unit,
+            horizon=horizon,
+            centre=centre,
+            observations=obs,
+            priors=settings.priors,
+            dof=settings.dof,
+            fitted=fitted,
+        )
+
+    if residuals is None:
+        posterior = fit(table, known)
+    else:
+        if residuals.rates.shape[0] != len(table.models):
+            raise InputError(
+                f"The residuals are of {residuals.rates.shape[0]} models, the table has {len(table.models)}; give "
+                "one for each, None where it is not known."
+            )
+        time, posterior = _best_time(lambda t: fit(table, known | {LOG_F: np.asarray(residuals.log_f(t))}), residuals)
+        known[LOG_F] = np.asarray(residuals.log_f(time))
+    posterior = replace(posterior, time=time)
+    seen, last = hold_out(table)
+    if not (settings.widen and last.measured.any()):
+        return posterior
+    errors = _errors(fit(seen, known), last)
+    return replace(posterior, widening=widening(errors, settings.dof, settings.amplitude_sd))
+
+
+def _errors(posterior: JointPosterior, last: CurveTable) -> Float[np.ndarray, " M"]:
+    """How far the one loss of each model in `last` is from what was predicted, in standard deviations."""
+    scored = last.measured.any(axis=1)
+    column = np.argmax(last.measured, axis=1)[scored]
+    sizes, place = np.unique(last.sizes[column], return_inverse=True)
+    losses = posterior.predict(sizes)
+    far = np.log(last.loss[scored, column]) - np.log(losses.loss[scored, place])
+    errors: np.ndarray = far / losses.log_sd[scored, place]
+    return errors
+
+
+def _best_time(fit: Callable[[float], JointPosterior], residuals: Residuals) -> tuple[float, JointPosterior]:
+    """The time of the greatest evidence, on a grid and then between its neighbours, and the fit with it."""
+    logs = list(np.log(candidate_times(residuals, TIMES)))
+    fits = [fit(float(np.exp(log))) for log in logs]
+    for _ in range(REFINEMENTS):
+        best = int(np.argmax([found.evidence for found in fits]))
+        for between in (best, best + 2):  # the grid grows by the first before the second is placed
+            if 0 < between < len(logs):
+                logs.insert(between, (logs[between - 1] + logs[between]) / 2)
+                fits.insert(between, fit(float(np.exp(logs[between]))))
+    best = int(np.argmax([found.evidence for found in fits]))
+    return float(np.exp(logs[best])), fits[best]
+
+
+def _observe(
+    table: CurveTable, unit: int, extra: Mapping[str, ArrayLike], settings: JointSettings, least: int = 0
+) -> tuple[Observations, float]:
+    """The table as arrays of at least so many points, padded, and the mean log loss taken off."""
+    positive = table.sizes > 0
+    octaves = np.log2(table.sizes[positive] / unit)
+    log_loss, seeds = np.log(table.loss[:, positive]), table.seeds[:, positive]
+    measured = np.isfinite(log_loss)
+    points = measured.sum(axis=1)
+    width = -(-max(least, int(points.max())) // PADDING) * PADDING
+    order = np.argsort(~measured, axis=1, kind="stable")  # measured first, by size
+
+    def packed(values: np.ndarray) -> np.ndarray:
+        ordered = np.take_along_axis(values, order, axis=1)
+        ordered = np.pad(ordered, ((0, 0), (0, max(0, width - ordered.shape[1]))))[:, :width]
+        last = np.take_along_axis(ordered, points[:, None] - 1, axis=1)
+        return np.where(np.arange(width) < points[:, None], ordered, last)
+
+    x = packed(np.broadcast_to(octaves, log_loss.shape))
+    y = packed(np.where(measured, log_loss, 0.0))
+    centre = float(y[:, 0].mean())
+    fall = np.median((y[:, 0] - y[:, -1]) / (x[:, -1] - x[:, 0]))
+    log_parameters = np.log(table.parameters)
+    columns = [np.ones(len(points))]
+    if settings.size:
+        columns.append(_standardised(log_parameters))
+    if settings.level:
+        columns.append(_standardised(y[:, 0] + fall * x[:, 0]))
+    for name, values in extra.items():
+        column = np.asarray(values, dtype=np.float64)
+        if column.shape != (len(points),) or np.isinf(column).any():
+            raise InputError(
+                f"The covariate '{shorten(name)}' needs one finite number (or NaN) for each of the "
+                f"{len(points)} models."
+            )
+        columns.append(_standardised(column))
+    # A model of unknown family is a family of its own.
+    names = [(settings.family and family) or f"\0{i}" for i, family in enumerate(table.families)]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    obs = Observations(
+        x=jnp.asarray(x),
+        y=jnp.asarray(y - centre),
+        present=jnp.asarray(np.arange(width) < points[:, None]),
+        noise=jnp.asarray(1.0 / np.maximum(packed(seeds.astype(np.float64)), 1.0)),
+        covariates=jnp.asarray(np.stack(columns, axis=1)),
+        family=jnp.asarray([number[name] for name in names]),
+    )
+    return obs, centre
+
+
+def _standardised(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
+    """Mean 0 and standard deviation 1; 0 where unknown, and everywhere if all known values agree."""
+    known = np.isfinite(values)
+    if not known.any() or np.ptp(values[known]) <= 1e-9 * np.abs(values[known]).max():
+        return np.zeros(len(values))
+    return np.where(known, (values - values[known].mean()) / values[known].std(), 0.0)
+
+
+@partial(jax.jit, static_argnames="settings")
+def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitted:
+    models = obs.x.shape[0]
+    some = np.unique(np.linspace(0, models - 1, min(models, LEARN_FROM)).round().astype(int))
+    taught = jax.tree.map(lambda leaf: leaf[some], obs)
+    # Families are numbered below the number of models, of which there are now fewer.
+    taught = taught._replace(family=jnp.unique(taught.family, return_inverse=True, size=len(some))[1])
+
+    def one(prior: SlopePrior) -> Fitted:
+        learned = _learn(taught, prior, settings)
+        scales, slopes = unpack(learned.parameters, prior, settings.jumps)
+        weights = learned.weights
+        if len(some) < models:
+
+            def again(_: int, weights: Weights) -> Weights:
+                return update_weights(obs, weights, scales, condition(obs, weights, scales, slopes), settings.dof)
+
+            even = Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x))
+            weights = jax.lax.fori_loop(0, ROUNDS, again, even)
+        given = condition(obs, weights, scales, slopes)
+        return Fitted(scales, slopes, learned.parameters[-SHAPES:], weights, given)
+
+    fitted: Fitted = jax.lax.map(one, priors)
+    return fitted
+
+
+def _learn(obs: Observations, prior: SlopePrior, settings: JointSettings) -> Learned:
+    """Amplitudes and weights under one prior."""
+    centre = jnp.concatenate(
+        [jnp.log(prior.amplitudes).reshape(-1), jnp.full(2, jnp.log(NOISE)), jnp.asarray(LAW_CENTRE)]
+    )
+
+    def objective(parameters: Array, weights: Weights) -> Array:
+        evidence = condition(obs, weights, *unpack(parameters, prior, settings.jumps)).evidence
+        return -evidence + 0.5 * jnp.sum(((parameters - centre) / settings.amplitude_sd) ** 2)
+
+    def round_(_: int, learned: Learned) -> Learned:
+        parameters = _minimise(lambda p: objective(p, learned.weights), learned.parameters)
+        scales, slopes = unpack(parameters, prior, settings.jumps)
+        given = condition(obs, learned.weights, scales, slopes)
+        return Learned(parameters, update_weights(obs, learned.weights, scales, given, settings.dof))
+
+    start = Learned(centre, Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x)))
+    learned: Learned = jax.lax.fori_loop(0, ROUNDS, round_, start)
+    return learned
+
+
+class _Descent(NamedTuple):
+    """State of `_minimise`; `step` is the share of `direction` to try next."""
+
+    point: Array
+    value: Array
+    gradient: Array
+    memory: optax.OptState
+    direction: Array
+    step: Array
+    gain: Array
+    evaluations: Array
+
+
+def _minimise(objective: Callable[[Array], Array], start: Array) -> Array:
+    """A few steps of L-BFGS with backtracking.
+
+    One loop makes both steps and backtracking, so that the objective is compiled once: compiling takes most
+    of the time of a first fit.
+    """
+    lbfgs = optax.scale_by_lbfgs(memory_size=MEMORY)
+    value_and_grad = jax.value_and_grad(objective)
+
+    def evaluate(s: _Descent) -> _Descent:
+        point = s.point - s.step * s.direction
+        value, gradient = value_and_grad(point)
+        slope = jnp.vdot(s.gradient, s.direction)
+        better = value <= s.value - 1e-4 * s.step * slope
+        bent = jnp.vdot(gradient - s.gradient, point - s.point) > 0
+        memory = jax.tree.map(partial(jnp.where, bent), s.memory, lbfgs.init(point))
+        direction, memory = lbfgs.update(gradient, memory, point)
+        moved = _Descent(point, value, gradient, memory, direction, jnp.ones(()), s.value - value, s.evaluations + 1)
+        stayed = s._replace(step=s.step / 4, evaluations=s.evaluations + 1)
+        descent: _Descent = jax.tree.map(partial(jnp.where, better), moved, stayed)
+        return descent
+
+    zero, infinite = jnp.zeros_like(start), jnp.asarray(jnp.inf)
+    first = _Descent(start, infinite, zero, lbfgs.init(start), zero, jnp.zeros(()), infinite, jnp.asarray(0))
+    last = jax.lax.while_loop(lambda s: (s.evaluations < EVALUATIONS) & (s.gain > ENOUGH), evaluate, first)
+    return last.point

@@ -1,0 +1,318 @@
+"""What the joint fit believes: losses at any size, who is best, and how sure that is."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from lensjax.core.errors import InputError
+from lensjax.curves.table import curve_table
+from lensjax.fit.choice import DRAWS, Choosing
+from lensjax.fit.joint import hierarchy
+from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.per_model import fit_per_model
+
+Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
+_BLOCK = 32  # sizes are asked about in blocks of so many, so that one program serves all questions
+
+
+class Fitted(NamedTuple):
+    """What was learned under one prior.
+
+    Attributes:
+      scales, slopes: of the hierarchy.
+      law: log v, logit s and logit ρ of the population's law; see `lensjax.fit.joint.slopes`.
+      weights: of single noise terms and jumps.
+      given: the hierarchy conditioned on the observations.
+    """
+
+    scales: hierarchy.Scales
+    slopes: hierarchy.Slopes
+    law: Float[Array, "3"]
+    weights: hierarchy.Weights
+    given: hierarchy.Conditional
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Predicted test losses of M models at G sizes, in nats per token: medians and central 90 % intervals."""
+
+    loss: Float[np.ndarray, "M G"]
+    lower: Float[np.ndarray, "M G"]
+    upper: Float[np.ndarray, "M G"]
+
+    @property
+    def log_sd(self) -> Float[np.ndarray, "M G"]:
+        """Standard deviations of log losses, which are Gaussian."""
+        sd: np.ndarray = (np.log(self.upper) - np.log(self.lower)) / (2 * Z90)
+        return sd
+
+
+class JointMoments(NamedTuple):
+    """Log losses that C cells, and all M models at a target, would be measured to have, Gaussian under P priors.
+
+    Attributes:
+      target_mean, target_variance: of the models at the target.
+      cell_mean, cell_variance: of the cells.
+      covariance: of a cell with the models at the target.
+    """
+
+    target_mean: Float[Array, "P M"]
+    target_variance: Float[Array, "P M"]
+    cell_mean: Float[Array, "P C"]
+    cell_variance: Float[Array, "P C"]
+    covariance: Float[Array, "P C M"]
+
+
+@dataclass(frozen=True)
+class JointPosterior(Choosing):
+    """Posterior over the curves of M models, an equal mixture over the slope priors.
+
+    Made by `lensjax.fit.joint.fitting.fit_joint`. Predictions are of a loss that would be measured: they include the
+    jumps and noise of a fine-tuning run that has not happened yet.
+
+    Attributes:
+      models: M names.
+      unit: smallest measured size, where the grid of octaves begins.
+      horizon: largest size that can be asked about.
+      centre: log loss that was taken off every observation.
+      observations: what was fitted.
+      priors: names of the P slope priors that are averaged.
+      dof: degrees of freedom of Student's t for jumps.
+      fitted: what was learned, with a leading axis over priors.
+      time: that of the covariate log F(t), where there is one.
+      widening: how many times wider than modelled all that is said of losses is, as the largest measured ones ask for;
+        see `lensjax.fit.calibration.widening`.
+    """
+
+    models: tuple[str, ...]
+    unit: int
+    horizon: int
+    centre: float
+    observations: hierarchy.Observations
+    priors: tuple[str, ...]
+    dof: float
+    fitted: Fitted
+    time: float | None = None
+    widening: float = 1.0
+
+    @property
+    def evidence(self) -> float:
+        """Log marginal likelihood of the curves, in nats; its mean over the slope priors."""
+        return float(np.mean(np.asarray(self.fitted.given.evidence)))
+
+    def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
+        """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
+
+        Raises:
+          InputError: a size is outside that range.
+        """
+        x = self._octaves(examples)
+        padded = np.zeros(max(1, -(-len(x) // _BLOCK)) * _BLOCK)
+        padded[: len(x)] = x
+        with float64_on_cpu():
+            blocks = [
+                [
+                    np.asarray(moment)
+                    for moment in _moments(self.observations, self.fitted, jnp.asarray(block), self.dof)
+                ]
+                for block in padded.reshape(-1, _BLOCK)
+            ]
+        mean, variance = (np.concatenate(parts, axis=-1)[..., : len(x)] for parts in zip(*blocks, strict=True))
+        middle = mean.mean(axis=0) + self.centre
+        half = Z90 * self.widening * np.sqrt(variance.mean(axis=0) + mean.var(axis=0))
+        return Losses(np.exp(middle), np.exp(middle - half), np.exp(middle + half))
+
+    def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
+        """Joint draws of all models' losses at one size, as many from each prior.
+
+        Raises:
+          InputError: the size is outside the fitted range.
+        """
+        models, (priors, covariate_terms) = len(self.models), self.fitted.given.covariate_mean.shape
+        shapes = [(priors, _BLOCK, n) for n in (covariate_terms, models * self.fitted.given.basis.shape[-1], models)]
+        rng, blocks = np.random.default_rng(seed), []
+        with float64_on_cpu():
+            x = jnp.asarray(self._octaves(examples))
+            for _ in range(-(-draws // (priors * _BLOCK))):  # in blocks, to bound memory
+                noise = [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
+                found = _draws(self.observations, self.fitted, x, self.dof, *noise)
+                blocks.append(np.asarray(found).swapaxes(0, 1).reshape(-1, models))
+        log_losses = np.concatenate(blocks)[:draws] + self.centre
+        if self.widening > 1:
+            middle = np.log(self.predict(examples).loss[:, 0])
+            log_losses = middle + self.widening * (log_losses - middle)
+        samples: np.ndarray = np.exp(log_losses)
+        return samples
+
+    def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
+        """How C cells would be measured, and what they have to do with all models' losses at the target.
+
+        Log losses are less `centre`. Each number of cells C is compiled anew.
+
+        Args:
+          target: size at which losses of all models are asked for.
+          model, examples: a cell's position in `models`, and its size.
+
+        Raises:
+          InputError: a size is outside the fitted range.
+        """
+        sizes, size = np.unique(examples, return_inverse=True)
+        x = self._octaves(np.append(target, sizes))
+        x = np.pad(x, (0, -len(x) % _BLOCK), mode="edge")
+        with float64_on_cpu():
+            cells = jnp.asarray(model), jnp.asarray(size + 1)
+            found: JointMoments = _joint_moments(
+                self.observations, self.fitted, jnp.asarray(x), *cells, self.dof, self.widening
+            )
+        return found
+
+    def examples_needed(self, loss: float) -> Float[np.ndarray, "M 3"]:
+        """Examples with which each model reaches a loss: median, optimistic and pessimistic (5 % and 95 %).
+
+        Infinite where the loss is not reached within the horizon; the smallest measured size where it is
+        reached already there.
+
+        Raises:
+          InputError: `loss` is not a positive number.
+        """
+        if not (np.isfinite(loss) and loss > 0):
+            raise InputError(f"The loss to reach is {loss}; give a positive number of nats per token.")
+        sizes = np.geomspace(self.unit, self.horizon, 4 * _BLOCK)
+        losses = self.predict(sizes)
+        return np.stack([_first_below(sizes, c, loss) for c in (losses.loss, losses.lower, losses.upper)], axis=1)
+
+    def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
+        """B, D_l, β and E of the rectified law L = B / (D_l + D^β) + E closest to each predicted curve.
+
+        They describe the median curves from the smallest measured size to the horizon, in examples and nats per token;
+        the predictions themselves do not follow any one law.
+        """
+        sizes = np.unique(np.geomspace(self.unit, self.horizon, 16).round().astype(np.int64))
+        curves = curve_table(self.models, sizes, self.predict(sizes).loss)
+        return fit_per_model(curves, "rectified").parameters
+
+    def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
+        sizes = np.atleast_1d(np.asarray(examples, dtype=np.float64))
+        outside = sizes[~((sizes >= self.unit) & (sizes <= self.horizon * (1 + 1e-12)))]
+        if outside.size:
+            raise InputError(
+                f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} "
+                f"to {self.horizon}; fit with a larger horizon."
+            )
+        octaves: np.ndarray = np.log2(sizes / self.unit)
+        return octaves
+
+
+def _first_below(
+    sizes: Float[np.ndarray, " G"], curves: Float[np.ndarray, "M G"], loss: float
+) -> Float[np.ndarray, " M"]:
+    """Where each curve first crosses `loss`, by log-linear interpolation."""
+    below = curves <= loss
+    first = np.argmax(below, axis=1)
+    rows, before = np.arange(len(curves)), np.maximum(first - 1, 0)
+    drop = np.log(curves[rows, before]) - np.log(curves[rows, first])
+    share = np.where(drop > 0, (np.log(curves[rows, before]) - np.log(loss)) / np.where(drop > 0, drop, 1), 0)
+    crossing = np.exp((1 - share) * np.log(sizes[before]) + share * np.log(sizes[first]))
+    return np.where(below.any(axis=1), crossing, np.inf)
+
+
+def _variance(curve: Float[Array, "*b"], noise: Float[Array, ""], dof: float) -> Float[Array, "*b"]:
+    """Of a measured loss, given that of the curve, which rounding leaves a little below 0 where it is known exactly."""
+    return jnp.maximum(curve, 0.0) + noise**2 * dof / (dof - 2)
+
+
+@jax.jit
+def _moments(
+    obs: hierarchy.Observations, fitted: Fitted, x: Float[Array, " G"], dof: float
+) -> tuple[Float[Array, "P M G"], Float[Array, "P M G"]]:
+    """Mean and variance of log loss under each prior."""
+
+    def one(f: Fitted) -> tuple[Array, Array]:
+        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
+        shared, covariance = hierarchy.shared_moments(obs, f.given)
+        mean = ahead.offset + jnp.einsum("mgq,mq->mg", ahead.gain, shared)
+        own = _variance(jnp.diagonal(ahead.covariance, axis1=1, axis2=2), f.scales.noise, dof)
+        return mean, own + jnp.einsum("mgq,mqr,mgr->mg", ahead.gain, covariance, ahead.gain)
+
+    moments: tuple[Array, Array] = jax.lax.map(one, fitted)
+    return moments
+
+
+@jax.jit
+def _draws(
+    obs: hierarchy.Observations,
+    fitted: Fitted,
+    x: Float[Array, "1"],
+    dof: float,
+    covariate_noise: Float[Array, "P S Kq"],
+    family_noise: Float[Array, "P S Mq"],
+    own_noise: Float[Array, "P S M"],
+) -> Float[Array, "P S M"]:
+    """Draws of log loss at the one size `x` under each prior, from standard normal noise."""
+
+    def one(args: tuple[Fitted, Array, Array, Array]) -> Array:
+        f, for_covariates, for_families, for_models = args
+        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
+        by_model = for_families.reshape(*for_models.shape, -1)
+        shared = hierarchy.shared_draws(obs, f.given, for_covariates, by_model)
+        variance = _variance(ahead.covariance[:, 0, 0], f.scales.noise, dof)
+        common = ahead.offset[:, 0] + jnp.einsum("mq,smq->sm", ahead.gain[:, 0], shared)
+        return common + jnp.sqrt(variance) * for_models
+
+    draws: Array = jax.lax.map(one, (fitted, covariate_noise, family_noise, own_noise))
+    return draws
+
+
+@jax.jit
+def _joint_moments(
+    obs: hierarchy.Observations,
+    fitted: Fitted,
+    x: Float[Array, " G"],
+    model: Int[Array, " C"],
+    size: Int[Array, " C"],
+    dof: float,
+    widening: float,
+) -> JointMoments:
+    """Of all models at the first of `x`, and of cells, each a model and a position in `x`."""
+    everyone = jnp.arange(obs.x.shape[0])
+    family = obs.family[model]
+
+    def one(f: Fitted) -> JointMoments:
+        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
+        shared, shared_covariance = hierarchy.shared_moments(obs, f.given)
+
+        def alone(model: Int[Array, " N"], size: Int[Array, " N"]) -> tuple[Array, Array, Array, Array]:
+            """Means, variances, and how losses follow the coefficients of families and of covariates."""
+            gain = ahead.gain[model, size]
+            mean = ahead.offset[model, size] + jnp.einsum("nq,nq->n", gain, shared[model])
+            variance = _variance(ahead.covariance[model, size, size], f.scales.noise, dof)
+            variance += jnp.einsum("nq,nqr,nr->n", gain, shared_covariance[model], gain)
+            direct = jnp.einsum("nk,nq->nkq", obs.covariates[model], gain).reshape(len(gain), -1)
+            through_family = jnp.einsum("nqk,nq->nk", f.given.family_gain[obs.family[model]], gain)
+            return mean, variance, gain, direct - through_family
+
+        target_mean, target_variance, target_gain, target_rise = alone(everyone, jnp.zeros_like(everyone))
+        cell_mean, cell_variance, cell_gain, cell_rise = alone(model, size)
+        covariance = cell_rise @ f.given.covariate_covariance @ target_rise.T
+        by_family = jnp.einsum("cq,cqr->cr", cell_gain, f.given.family_covariance[family]) @ target_gain.T
+        covariance += jnp.where(family[:, None] == obs.family, by_family, 0.0)
+        covariance += jnp.where(model[:, None] == everyone, ahead.covariance[model, size, 0][:, None], 0.0)
+        return JointMoments(target_mean, target_variance, cell_mean, cell_variance, covariance)
+
+    def wider(means: Float[Array, "P N"]) -> Float[Array, "P N"]:
+        middle = means.mean(axis=0)
+        return middle + widening * (means - middle)
+
+    modelled: JointMoments = jax.lax.map(one, fitted)
+    return JointMoments(
+        target_mean=wider(modelled.target_mean),
+        target_variance=widening**2 * modelled.target_variance,
+        cell_mean=wider(modelled.cell_mean),
+        cell_variance=widening**2 * modelled.cell_variance,
+        covariance=widening**2 * modelled.covariance,
+    )

@@ -1,0 +1,1 @@
+"""The LensLLM law, fitted to all models at once with their kernels."""

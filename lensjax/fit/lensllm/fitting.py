@@ -1,0 +1,349 @@
+"""The LensLLM method: rectified laws of all models of a task, tied to the NTK's residuals by a shared time.
+
+LensLLM (arXiv 2505.03793) puts F(Θ, t), what linearised training at the pretrained weights has left of the squared
+error after a time t, where the rectified law has D_l. With a t for every model that is no claim: F is one positive
+number of each model, as D_l is. It says something once t is shared::
+
+    L_i(D) = B_i / (D_l,i + D^β_i) + E_i,    log D_l,i = a + b log F_i(t) + ε_i
+
+with t, a and b learned from all curves at once. Four variants hold more or less of this, so that what the NTK adds can
+be told from what sharing adds (see `lensjax.selection.ablation`)::
+
+    tied          t, a, b and the spread of ε learned
+    published     a = 0, b = 1, ε = 0: the paper's law, with one t for all models
+    hierarchical  b = 0: models share a population of D_l, and kernels say nothing
+    free          each model's D_l by itself, under a weak prior
+
+All share B (by way of the loss at the middle of the measured sizes), β and E through a population of which means and
+spreads are learned, and have Student-t noise. `lensjax.fit.lensllm.law_hierarchy` integrates single models out; t is
+integrated out on a grid, since its posterior has several modes. Few curves of few points leave much open, and then
+intervals are wide.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float
+from scipy.special import expit, logsumexp, softmax
+from scipy.stats import t as student
+
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.table import CurveTable
+from lensjax.fit.choice import DRAWS, Choosing
+from lensjax.fit.joint.posterior import Losses
+from lensjax.fit.joint.slopes import LAW_CENTRE, NOISE, USUAL_SLOPE
+from lensjax.fit.lensllm.law_hierarchy import (
+    COORDINATES,
+    D_L,
+    DOF,
+    NUMBERS,
+    Curves,
+    Feature,
+    Mode,
+    Prior,
+    draw_coordinates,
+    find_mode,
+    natural,
+    prior_mode,
+)
+from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.residuals import Residuals, candidate_times
+
+Variant = Literal["tied", "published", "hierarchical", "free"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+NEEDS_KERNELS = ("tied", "published")
+
+TIMES = 24  # of the grid of t
+POPULATIONS = 500  # that are drawn, with DRAWS // POPULATIONS sets of models' parameters each
+POINTS, MODELS = 8, 4  # curves and models are padded to multiples of so many, so that few shapes are compiled
+
+# Prior of log L at the middle of the measured sizes less its mean over models, log β, log D_l and logit E / L there:
+# sd of the population's mean, and median and log-sd of its spread. Medians of β, D_l and E are those of the joint
+# fitter's law; see `_prior`. Wider priors of means let curves that are concave at first end in too high an E: twice
+# these had larger errors 8 and 16 times beyond budgets of 1,600 to 25,600 examples of the public curves.
+MEAN_SD = np.array([1.0, 0.5, 1.0, 0.5])
+SPREAD = np.array([0.3, 0.3, 0.5, 0.5])
+LOG_SPREAD_SD = np.array([1.0, 0.8, 0.8, 0.8])
+FREE_SPREAD = 2.0  # of a log D_l that is its model's own
+B_SD = 1.0  # around 0, so that 1, the paper's, is as likely as not
+LOG_NOISE_SD = 0.8
+
+
+_stack = partial(jax.tree.map, lambda *leaves: np.stack(leaves))  # of trees, along a new first axis
+
+
+class Estimate(NamedTuple):
+    """Medians and central 90 % intervals, of a shared number or of one of each of M models."""
+
+    value: Float[np.ndarray, "*M"]
+    lower: Float[np.ndarray, "*M"]
+    upper: Float[np.ndarray, "*M"]
+
+
+@dataclass(frozen=True)
+class LensLLMPosterior(Choosing):
+    """Posterior over the curves of M models, as S equally probable draws of all that is unknown.
+
+    Made by `fit_lensllm`. Predictions are of a loss that would be measured: they include the noise of a fine-tuning
+    run that has not happened yet.
+
+    Attributes:
+      models: M names.
+      unit: smallest measured size.
+      horizon: largest size that can be asked about.
+      variant: what was learned; see `VARIANTS`.
+      evidence: log marginal likelihood of the measured log losses, by Laplace's method.
+      law: draws of B, D_l, beta and E of the rectified law, in examples and nats per token.
+      noise: draws of the scale of a single run's log loss.
+      intercept, slope: draws of a and b.
+      times: draws of t; None where kernels were not used.
+    """
+
+    models: tuple[str, ...]
+    unit: int
+    horizon: int
+    variant: Variant
+    evidence: float
+    law: dict[str, Float[np.ndarray, "S M"]]
+    noise: Float[np.ndarray, " S"]
+    intercept: Float[np.ndarray, " S"]
+    slope: Float[np.ndarray, " S"]
+    times: Float[np.ndarray, " S"] | None = None
+
+    @property
+    def parameters(self) -> dict[str, Estimate]:
+        """B, D_l, beta and E of every model's rectified law, in examples and nats per token."""
+        return {name: _estimate(draws) for name, draws in self.law.items()}
+
+    @property
+    def a(self) -> Estimate:
+        """log D_l where log F is 0, in units of D^β; held at 0 in the variant "published"."""
+        return _estimate(self.intercept)
+
+    @property
+    def b(self) -> Estimate:
+        """Change of log D_l with log F: held at 1 in the variant "published", at 0 where kernels are not used."""
+        return _estimate(self.slope)
+
+    @property
+    def time(self) -> Estimate | None:
+        """The shared t, in steps of gradient descent at the residuals' learning rate; None where there is none."""
+        return None if self.times is None else _estimate(self.times)
+
+    def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
+        """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
+
+        Raises:
+          InputError: a size is outside that range.
+        """
+        sizes = self._sizes(examples)
+        noise = self.noise[:, None] * np.random.default_rng(0).standard_t(DOF, (len(self.noise), len(self.models)))
+        found = [_estimate(self._log_loss(size) + noise) for size in sizes]
+        parts = np.exp(np.array(found).reshape(len(sizes), 3, len(self.models)))
+        return Losses(*np.moveaxis(parts, 0, -1))
+
+    def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
+        """Joint draws of all models' losses at one size.
+
+        Raises:
+          InputError: the size is outside the fitted range.
+        """
+        (size,) = self._sizes(examples)
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(len(self.noise), draws, replace=draws > len(self.noise))
+        noise = self.noise[rows, None] * rng.standard_t(DOF, (draws, len(self.models)))
+        losses: np.ndarray = np.exp(self._log_loss(size)[rows] + noise)
+        return losses
+
+    def log_density(self, table: CurveTable) -> Float[np.ndarray, "M S"]:
+        """Log predictive density of each measured log loss of a table, in nats; NaN where nothing was measured.
+
+        Args:
+          table: losses of the same models at any sizes D > 0; means over k seeds are as precise as k runs.
+
+        Raises:
+          InputError: a size is outside the fitted range, or the models are others.
+        """
+        if table.models != self.models:
+            raise InputError(f"The losses are of other models than the {len(self.models)} fitted; give those.")
+        density = np.full(table.loss.shape, np.nan)
+        for column in np.flatnonzero(table.measured.any(axis=0) & (table.sizes > 0)):
+            (size,) = self._sizes(int(table.sizes[column]))
+            scale = self.noise[:, None] / np.sqrt(np.maximum(table.seeds[:, column], 1))
+            each = student.logpdf(np.log(table.loss[:, column]), DOF, self._log_loss(size), scale)
+            density[:, column] = logsumexp(each, axis=0) - np.log(len(each))
+        return density
+
+    def _log_loss(self, size: float) -> Float[np.ndarray, "S M"]:
+        """Draws of the curves, without noise."""
+        curve: np.ndarray = np.log(self.law["B"] / (self.law["D_l"] + size ** self.law["beta"]) + self.law["E"])
+        return curve
+
+    def _sizes(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
+        sizes = np.atleast_1d(np.asarray(examples, dtype=np.float64))
+        outside = sizes[~((sizes >= self.unit) & (sizes <= self.horizon))]
+        if outside.size:
+            raise InputError(
+                f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} "
+                f"to {self.horizon}; fit with a larger horizon."
+            )
+        return sizes
+
+
+def fit_lensllm(
+    table: CurveTable, horizon: int, residuals: Residuals | None = None, variant: Variant = "tied"
+) -> LensLLMPosterior:
+    """Fit one variant of the LensLLM law to all curves of a table at once.
+
+    The points at D = 0 are not used: a pretrained model's loss is not on its fine-tuning curve. The law has one there,
+    B / D_l + E, but with it earlier points of the public curves predicted later ones worse on FLAN, better on Gigaword,
+    and a little worse in the mean. Sizes may differ between models and points may be missing. Losses averaged over k
+    seeds count as k times as precise. A model without a kernel has a log F as those of the others are. Intervals are
+    those of the law: they hold where curves follow it. Deterministic; runs in float64 on the CPU, whatever JAX's
+    defaults are.
+
+    Args:
+      table: curves of M models with at least two sizes D > 0 each.
+      horizon: largest number of examples that the posterior will be asked about.
+      residuals: of linearised training under each model's kernel; what is not in `NEEDS_KERNELS` ignores them.
+      variant: what is learned and what is held.
+
+    Raises:
+      InputError: there is no such variant, a model has fewer than two points, the horizon lies below a measured size,
+        or residuals are needed and are missing, of another number of models, or known of fewer than two.
+    """
+    if variant not in VARIANTS:
+        raise InputError(f"There is no variant '{shorten(variant)}' of LensLLM; choose from {listing(VARIANTS)}.")
+    short = [model for model, points in zip(table.models, table.points(), strict=True) if points < 2]
+    if short or not table.models:
+        raise InputError(f"The LensLLM fit needs at least two sizes above 0 of every model; mend {listing(short)}.")
+    used = (table.sizes > 0) & table.measured.any(axis=0)
+    largest = int(table.sizes[used].max())
+    if horizon < largest:
+        raise InputError(f"The horizon of {horizon} examples lies below the measured {largest}; raise it.")
+    times, log_f = None, np.zeros((1, len(table.models)))
+    if variant in NEEDS_KERNELS:
+        times, log_f = _log_f(residuals, len(table.models), variant)
+    means = np.nanmean(log_f, axis=1)
+    with float64_on_cpu():
+        curves, centre = _observe(table, used)
+        priors = [_prior(variant, float(curves.middle), mean) for mean in means]
+        features = [_feature(row, len(curves.y)) for row in log_f]
+        modes: list[Mode] = []
+        for given in zip(features, priors, strict=True):  # times are close, and so are modes
+            modes.append(find_mode(curves, *given, modes[-1] if modes else prior_mode(len(curves.y))))
+        evidences, roots = zip(*map(_laplace, modes), strict=True)
+        rng = np.random.default_rng(0)
+        # As many populations of each time as its share of the evidence; the fraction left over is drawn.
+        places = (np.arange(POPULATIONS) + rng.random()) / POPULATIONS
+        chosen = np.searchsorted(np.cumsum(softmax(evidences))[:-1], places)
+        scores = [modes[k].u + roots[k] @ rng.standard_normal(NUMBERS) for k in chosen]
+        of = _stack(*(priors[k] for k in chosen)).population(np.stack(scores))
+        each = DRAWS // POPULATIONS
+        noise = jnp.asarray(rng.standard_normal((POPULATIONS, each, len(curves.y), COORDINATES)))
+        given, start = _stack(*((features[k], modes[k].models) for k in chosen))
+        theta = draw_coordinates(curves, given, of, start, noise)
+        law = natural(theta[:, :, : len(table.models)].reshape(-1, len(table.models), COORDINATES), curves.middle)
+    of = jax.tree.map(np.asarray, of)
+    shared = {"noise": of.noise, "intercept": of.mean[:, D_L] - of.b * means[chosen], "slope": of.b}
+    if times is not None:
+        shared["times"] = times[chosen]
+    units = {"B": np.exp(centre), "E": np.exp(centre)}
+    return LensLLMPosterior(
+        models=table.models,
+        unit=int(table.sizes[used].min()),
+        horizon=horizon,
+        variant=variant,
+        evidence=float(logsumexp(evidences) - np.log(len(evidences))),
+        law={name: units.get(name, 1.0) * np.asarray(draws) for name, draws in law.items()},
+        **{name: np.repeat(draws, each) for name, draws in shared.items()},
+    )
+
+
+def _log_f(residuals: Residuals | None, models: int, variant: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times, and log F of all models at each."""
+    if residuals is None:
+        raise InputError(f"The variant '{variant}' needs the residuals of the models' kernels; give them.")
+    if residuals.rates.shape[0] != models:
+        raise InputError(
+            f"The residuals are of {residuals.rates.shape[0]} models, the table has {models}; give one for each, None "
+            "where it is not known."
+        )
+    known = int(np.isfinite(residuals.weights).all(axis=1).sum())
+    if known < 2:
+        raise InputError(f"Kernels are known of {known} model; measure those of two at least, or leave residuals out.")
+    times = candidate_times(residuals, TIMES)
+    with float64_on_cpu():
+        log_f = np.stack([np.asarray(residuals.log_f(t)) for t in times])
+    return times, log_f
+
+
+def _observe(table: CurveTable, used: Bool[np.ndarray, " S"]) -> tuple[Curves, float]:
+    """The table's columns in use as padded arrays, and the mean log loss taken off."""
+    log_d, log_loss = np.log(table.sizes[used]), np.log(table.loss[:, used])
+    present = np.isfinite(log_loss)
+    centre = float(np.nanmean(np.nanmean(log_loss, axis=1)))
+    padding = (0, -len(log_loss) % MODELS), (0, -len(log_d) % POINTS)
+
+    def padded(values: np.ndarray) -> Array:
+        return jnp.asarray(np.pad(values, padding))
+
+    curves = Curves(
+        log_d=padded(np.broadcast_to(log_d, log_loss.shape)),
+        y=padded(np.where(present, log_loss - centre, 0.0)),
+        present=padded(present),
+        seeds=jnp.maximum(padded(table.seeds[:, used].astype(np.float64)), 1.0),
+        middle=jnp.asarray((log_d[0] + log_d[-1]) / 2),
+    )
+    return curves, centre
+
+
+def _feature(log_f: Float[np.ndarray, " M"], width: int) -> Feature:
+    """log F less its mean, padded; that of a model without a kernel is spread as the others' are."""
+    known = np.isfinite(log_f)
+    mean = np.where(known, log_f - log_f[known].mean(), 0.0)
+    spread = np.where(known, 0.0, log_f[known].std())
+    padding = (0, width - len(log_f))
+    return Feature(jnp.asarray(np.pad(mean, padding)), jnp.asarray(np.pad(spread, padding)))
+
+
+def _prior(variant: Variant, middle: float, log_f: float) -> Prior:
+    """The variant as a prior: what it holds has no spread.
+
+    Args:
+      middle: log of the size in the middle of those measured.
+      log_f: mean log F over models.
+    """
+    _, logit_s, logit_rho = LAW_CENTRE
+    beta = USUAL_SLOPE / (np.log(2) * expit(logit_s) * expit(-logit_rho))
+    mean, mean_sd = np.array([0.0, np.log(beta), beta * middle - logit_s, logit_rho]), MEAN_SD.copy()
+    log_spread, log_spread_sd = np.log(SPREAD), LOG_SPREAD_SD.copy()
+    b, b_sd = 0.0, 0.0
+    if variant == "tied":
+        b_sd = B_SD
+    elif variant == "published":
+        mean[D_L], log_spread[D_L], b = log_f, -np.inf, 1.0
+    elif variant == "free":
+        log_spread[D_L] = np.log(FREE_SPREAD)
+    if variant in ("published", "free"):
+        mean_sd[D_L] = log_spread_sd[D_L] = 0.0
+    centre = np.concatenate([mean, log_spread, [b, np.log(NOISE)]])
+    sd = np.concatenate([mean_sd, log_spread_sd, [b_sd, LOG_NOISE_SD]])
+    return Prior(jnp.asarray(centre), jnp.asarray(sd))
+
+
+def _laplace(mode: Mode) -> tuple[float, Float[np.ndarray, "N N"]]:
+    """Log evidence, and a root of the covariance about the mode; nothing is less known than it was a priori."""
+    values, vectors = np.linalg.eigh(np.asarray(mode.hessian))
+    values = np.maximum(values, 1.0)
+    # The symmetric root, since the signs of vectors are arbitrary: like posteriors have like draws.
+    return -float(mode.energy) - np.log(values).sum() / 2, (vectors / np.sqrt(values)) @ vectors.T
+
+
+def _estimate(draws: Float[np.ndarray, "S ..."]) -> Estimate:
+    return Estimate(*np.quantile(draws, (0.5, 0.05, 0.95), axis=0))

@@ -1,0 +1,1 @@
+"""What is measured of a candidate: fine-tuned losses, kernels, Hessians, and weight metrics."""

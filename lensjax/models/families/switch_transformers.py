@@ -1,0 +1,129 @@
+"""Switch Transformer (arXiv 2101.03961): T5 in which some MLPs are many, and every token passes through one."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lensjax.models.families.t5 import COPIES, T5, Block, block_table, dense, side_table
+from lensjax.models.family import Family
+from lensjax.models.layers import Linear, Stack
+from lensjax.models.options import Options
+from lensjax.models.weights import Source, Table
+
+_DENSE = {"up": "mlp.wi", "down": "mlp.wo"}
+_SPARSE = {"router": "mlp.router.classifier"} | {
+    f"experts/{ours}": f"mlp.experts.expert_{{expert}}.{theirs}" for ours, theirs in (("up", "wi"), ("down", "wo"))
+}
+
+
+class Experts(nnx.Module):
+    """The MLP that a router finds most probable, for every token, times that probability.
+
+    An expert has room for the first `expert_capacity` tokens of a sequence that choose it, padding included; what it
+    gives for others is 0. There is no jitter, and the losses that balance experts are not part of the model's loss.
+    """
+
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
+        wide = replace(options, dtype=jnp.promote_types(options.dtype, config.router_dtype))
+        self.capacity = config.expert_capacity
+        std = config.initializer_factor
+        self.router = Linear(config.d_model, config.num_experts, wide, rngs, bias=config.router_bias, std=std)
+        make = nnx.vmap(lambda rngs: dense(config, options, rngs))
+        self.experts = nnx.split_rngs(splits=config.num_experts)(make)(rngs)
+
+    def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+        probabilities = jax.nn.softmax(self.router(x)).astype(x.dtype)
+        experts = probabilities.shape[-1]
+        expert = jnp.argmax(probabilities, axis=-1)
+        chosen = jax.nn.one_hot(expert, experts, dtype=jnp.int32)
+        slot = (jnp.cumsum(chosen, axis=1) * chosen).sum(-1) - 1  # how many tokens before chose the same expert
+        size = experts, min(self.capacity, x.shape[1]), x.shape[2]
+
+        def dispatch(x: Array, expert: Int[Array, " time"], slot: Int[Array, " time"]) -> Array:
+            return jnp.zeros(size, x.dtype).at[expert, slot].add(x, mode="drop", unique_indices=True)
+
+        def combine(y: Array, expert: Int[Array, " time"], slot: Int[Array, " time"]) -> Array:
+            return y.at[expert, slot].get(mode="fill", fill_value=0, unique_indices=True)
+
+        graphdef, params = nnx.split(self.experts)
+        y = jax.vmap(dispatch)(x, expert, slot)
+        y = jax.vmap(lambda params, y: nnx.merge(graphdef, params)(y), in_axes=(0, 1), out_axes=1)(params, y)
+        y = jax.vmap(combine)(y, expert, slot)
+        return y * jnp.take_along_axis(probabilities, expert[..., None], axis=-1)
+
+
+class Group(nnx.Module):
+    """Blocks one after another."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self.blocks = nnx.List(blocks)
+
+    def __call__(self, x: Float[Array, "batch time width"], *shared: Any) -> Float[Array, "batch time width"]:
+        for block in self.blocks:
+            x = block(x, *shared)
+        return x
+
+
+class Layers(nnx.Module):
+    """Layers of which every so manyth has experts: a stack of equal groups, and those that make no whole group."""
+
+    def __init__(self, config: Any, decoder: bool, options: Options, rngs: nnx.Rngs) -> None:
+        def group(kinds: tuple[bool, ...], rngs: nnx.Rngs) -> Group:
+            mlps = [Experts(config, options, rngs) if kind else dense(config, options, rngs) for kind in kinds]
+            return Group([Block(config, mlp, options, rngs, decoder=decoder) for mlp in mlps])
+
+        kinds, count, rest = pattern(config, decoder)
+        self.groups = Stack(lambda rngs: group(kinds, rngs), count, options, rngs)
+        self.rest = Stack(lambda rngs: group(kinds[:rest], rngs), 1, options, rngs) if rest else None
+
+    def __call__(self, x: Float[Array, "batch time width"], *shared: Any) -> Float[Array, "batch time width"]:
+        x = self.groups(x, *shared)
+        return x if self.rest is None else self.rest(x, *shared)
+
+
+def pattern(config: Any, decoder: bool) -> tuple[tuple[bool, ...], int, int]:
+    """Whether each layer of a group has experts, the number of such groups, and that of the layers after them.
+
+    With a sparse step of 2 it is layers 1, 3, … that have experts, with 3 layers 1, 4, …; with 1 all, with 0 none.
+    """
+    side = "decoder" if decoder else "encoder"
+    step, depth = getattr(config, f"{side}_sparse_step"), config.num_decoder_layers if decoder else config.num_layers
+    size = min(max(step, 1), depth)
+    kinds = tuple(step == 1 or (step > 1 and layer % step == 1) for layer in range(size))
+    return kinds, depth // size, depth % size
+
+
+def module(config: Any, options: Options, rngs: nnx.Rngs) -> T5:
+    def make_layers(decoder: bool) -> Layers:
+        return Layers(config, decoder, options, rngs)
+
+    return T5(config, make_layers, options, rngs, scaled=config.tie_word_embeddings)
+
+
+def table(config: Any) -> Table:
+    found: dict[str, str | Source] = {"embed": "shared", "head": "lm_head"}
+    for side in ("encoder", "decoder"):
+        found |= side_table(side)
+        kinds, count, rest = pattern(config, side == "decoder")
+        for name, first, held in (("groups", 0, kinds), ("rest", len(kinds) * count, kinds[:rest])):
+            for layer, kind in enumerate(held):
+                path = f"{side}/layers/{name}/blocks/blocks/{layer}"
+                found |= block_table(path, side, _SPARSE if kind else _DENSE, first + layer, len(kinds))
+    return found
+
+
+FAMILIES = (
+    Family(
+        "switch_transformers",
+        "SwitchTransformersForConditionalGeneration",
+        module,
+        table,
+        copies=COPIES | {"lm_head.weight": "shared.weight"},
+        encoder_decoder=True,
+        examples=("google/switch-base-8", "google/switch-base-128"),
+    ),
+)

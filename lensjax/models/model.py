@@ -1,0 +1,252 @@
+"""A model: its configuration, its parameters, and the pure functions that compute with them."""
+
+import copy
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Sharding, SingleDeviceSharding
+from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import DTypeLike
+
+from lensjax.core.errors import InputError
+from lensjax.core.files import check_new_folder, new_folder
+from lensjax.models import sharding
+from lensjax.models.family import Family, family_of
+from lensjax.models.losses import IGNORED, Reduction, reduce_losses, shift_right, token_losses
+from lensjax.models.options import Options, as_dtype
+from lensjax.models.safetensors_files import TensorFiles, write_tensors
+from lensjax.models.weights import Source, Tensor, check_names, checkpoint_tensors, read_params, tensors
+
+Params = dict[str, Any]
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A language model as pure functions of its parameters.
+
+    `apply`, `loss` and `token_losses` compose with jit, grad, jvp, vjp, vmap and linearize. A batch is a mapping as
+    Hugging Face's tokenizers and collators make it: `input_ids` [batch, time], and where needed `attention_mask` (1
+    where there is a token), `position_ids`, `labels` (−100 where there is no target), and for encoder–decoders
+    `decoder_input_ids` and `decoder_attention_mask`; to what traces it, such as `jax.jit`, give a plain dict. A single
+    example may leave out the batch axis. There is no dropout: a model computes what it does when evaluated.
+
+    Attributes:
+      family: What is known of models of its kind.
+      config: Its Hugging Face configuration.
+      options: How it computes.
+      params: Its parameters, nested dicts of arrays; layers of a stack share arrays with a leading axis of layers.
+      folder: Where it was loaded from; None for random initialisation.
+    """
+
+    family: Family
+    config: Any
+    options: Options
+    params: Params
+    graphdef: Any
+    folder: Path | None = None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer in the model's folder.
+
+        Raises:
+          InputError: there is none, or it knows tokens for which the model has no embedding.
+        """
+        from lensjax.models.hub import read_tokenizer
+
+        return read_tokenizer(self.folder, self.config)
+
+    def apply(self, params: Params, batch: Batch) -> Float[Array, "batch time vocabulary"]:
+        """Logits: of the next token at every position, or of every target of an encoder–decoder."""
+        if jnp.ndim(batch["input_ids"]) == 1:
+            return self.apply(params, _batched(batch))[0]
+        arrays = {key: jnp.asarray(value) for key, value in batch.items() if value is not None}
+        if self.family.encoder_decoder and "decoder_input_ids" not in arrays:
+            if "labels" not in arrays:
+                raise InputError(
+                    f"A batch for {self.family.model_type} needs labels or decoder_input_ids; it has neither."
+                )
+            arrays["decoder_input_ids"] = shift_right(arrays["labels"], *_start_and_padding(self.config))
+        logits: Array = nnx.merge(self.graphdef, params)(arrays)
+        return logits
+
+    def token_losses(
+        self, params: Params, batch: Batch
+    ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
+        """Loss in nats and weight (1 or 0) of every target token.
+
+        At position t a decoder-only model predicts label t + 1, and nothing at the last. Without `labels`, its targets
+        are the tokens of `input_ids` that `attention_mask` marks, as the token before them.
+        """
+        if jnp.ndim(batch["input_ids"]) == 1:
+            losses, weights = self.token_losses(params, _batched(batch))
+            return losses[0], weights[0]
+        logits = self.apply(params, batch)
+        if self.family.encoder_decoder:
+            return token_losses(logits, jnp.asarray(batch["labels"]))
+        labels = batch.get("labels")
+        if labels is None:
+            ids, mask = jnp.asarray(batch["input_ids"]), batch.get("attention_mask")
+            labels = ids if mask is None else jnp.where(_seen(jnp.asarray(mask)), ids, IGNORED)
+        following = jnp.roll(jnp.asarray(labels), -1, axis=1).at[:, -1].set(IGNORED)
+        return token_losses(logits, following)  # all of them: a slice of the logits would be a copy
+
+    def loss(self, params: Params, batch: Batch, reduction: Reduction = "mean") -> Array:
+        """Negative log-likelihood in nats per target token: mean over all, or with "example" over each example's."""
+        losses, weights = self.token_losses(params, batch)
+        return reduce_losses(losses, weights, reduction)
+
+    def with_params(self, params: Params) -> "Model":
+        """This model with other parameters, such as fine-tuned ones."""
+        return replace(self, params=params)
+
+    def without_params(self) -> "Model":
+        """This model with shapes in place of its parameters, of which functions made of it then hold none."""
+        return self.with_params(jax.eval_shape(lambda params: params, self.params))
+
+    def save(self, folder: str | Path, dtype: DTypeLike | None = None) -> None:
+        """Write a folder that `transformers` opens: configuration, tokenizer where there is one, safetensors.
+
+        Every process of several must call it; the first writes. `dtype` is the type on disk, by default that of the
+        parameters. Adapters are merged into the kernels.
+
+        Raises:
+          InputError: the folder exists and is not empty, or cannot be written.
+        """
+        from lensjax.models.lora import merge_lora
+
+        target = Path(folder)
+        check_new_folder(target)
+        stored = self.options.param_dtype if dtype is None else as_dtype(dtype)
+        params = merge_lora(self).params
+        wanted = tensors(params, self.family.table(self.config))
+        leaves = (
+            (tensor, _whole(leaf).astype(stored)) for tensor, leaf in zip(wanted, jax.tree.leaves(params), strict=True)
+        )
+        if jax.process_index() != 0:
+            for _ in leaves:  # gathering takes every process
+                pass
+            return
+        from lensjax.models.hub import write_config, write_tokenizer
+
+        zeros = ((name, np.zeros(shape, stored)) for name, shape in self.family.zeros(self.config).items())
+        with new_folder(target) as staging:
+            write_tensors(itertools.chain(checkpoint_tensors(leaves), zeros), staging)
+            write_config(self.config, self.family.architecture, stored.name, staging)
+            write_tokenizer(self, staging)
+
+
+def abstract(config: Any, options: Options) -> tuple[Family, Any, Params]:
+    """The family, the graph definition, and the shapes of the parameters of a model that is not made.
+
+    Raises:
+      InputError: the configuration is of a family that is not supported, or of a variant of it that is not.
+    """
+    family = family_of(config.model_type)
+    made = nnx.eval_shape(lambda: family.module(config, options, nnx.Rngs(0)))
+    graphdef, state = nnx.split(made)
+    shapes: Params = nnx.to_pure_dict(state)
+    return family, graphdef, shapes
+
+
+def read(config: Any, options: Options, folder: Path) -> Model:
+    """The model whose configuration and safetensors lie in a folder."""
+    files = TensorFiles(folder)
+    config = _as_stored(config, files)
+    family, graphdef, shapes = abstract(config, options)
+    wanted = check_names(
+        _tensors(shapes, family, config), files, family.prefix, family.ignored, family.copies, family.zeros(config)
+    )
+    leaves = read_params(
+        wanted, files, options.param_dtype, jax.tree.leaves(placement(shapes, family, config, options))
+    )
+    return Model(family, config, options, jax.tree.unflatten(jax.tree.structure(shapes), leaves), graphdef, folder)
+
+
+def initialise(config: Any, options: Options, seed: int) -> Model:
+    """A model with random parameters, each made on the devices that hold it."""
+    family, graphdef, shapes = abstract(config, options)
+
+    def make() -> Params:
+        params: Params = nnx.to_pure_dict(nnx.split(family.module(config, options, nnx.Rngs(seed)))[1])
+        return params
+
+    params = jax.jit(make, out_shardings=placement(shapes, family, config, options))()
+    return Model(family, config, options, params, graphdef)
+
+
+def placement(shapes: Params, family: Family, config: Any, options: Options) -> Any:
+    """The sharding of every parameter.
+
+    Raises:
+      InputError: the mesh's tensor axis does not divide the heads.
+    """
+    if options.mesh is None:
+        device: Sharding = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda _: device, shapes)
+    check_tensor_axis(config, options.mesh.shape["tensor"])
+    return sharding.shardings(shapes, family.rules, options.mesh)
+
+
+def check_tensor_axis(config: Any, size: int) -> None:
+    """Raise InputError where attention heads cannot be split over that many devices."""
+    heads = config.num_attention_heads
+    if heads % size:
+        raise InputError(f"tensor={size} does not divide the model's {heads} attention heads; choose a divisor, or 1.")
+
+
+def _start_and_padding(config: Any) -> tuple[int, int]:
+    """The token that a decoder starts from, which is that for padding where the configuration names none, as in T5."""
+    padding = getattr(config, "pad_token_id", None)
+    start = getattr(config, "decoder_start_token_id", None)
+    start = padding if start is None else start
+    if start is None or padding is None:
+        raise InputError("config.json names no pad_token_id; add the one that its tokenizer has.")
+    return start, padding
+
+
+def _as_stored(config: Any, files: TensorFiles) -> Any:
+    """The configuration, with a head of its own if the checkpoint's differs from the embedding: T5's never say so."""
+    family = family_of(config.model_type)
+    table = family.table(config)
+    entries = (table["embed"], table["head"])
+    embed, head = (f"{entry.name if isinstance(entry, Source) else entry}.weight" for entry in entries)
+    if not config.tie_word_embeddings or head in family.copies:
+        return config
+    if not {embed, head} <= files.shapes.keys() or files.same(embed, head):
+        return config
+    untied = copy.copy(config)
+    untied.tie_word_embeddings = False
+    return untied
+
+
+def _tensors(shapes: Params, family: Family, config: Any) -> list[Tensor]:
+    return tensors(shapes, family.table(config))
+
+
+def _seen(mask: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:
+    """Where there is a token, and one before it to predict it from."""
+    marked = mask.astype(bool)
+    return marked & jnp.roll(marked, 1, axis=1)
+
+
+def _batched(batch: Batch) -> dict[str, Any]:
+    return {key: jnp.asarray(value)[None] for key, value in batch.items() if value is not None}
+
+
+def _whole(leaf: jax.Array) -> np.ndarray[Any, Any]:
+    """All of a parameter, on every process."""
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(leaf, tiled=True))

@@ -1,0 +1,1 @@
+"""Plotly figures of rankings, curves, and studies."""

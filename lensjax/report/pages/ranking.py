@@ -1,0 +1,265 @@
+"""A ranking as one self-contained HTML page."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+from markupsafe import Markup
+
+from lensjax.core import text
+from lensjax.report.figures.curves import BANDS, curves_figure
+from lensjax.report.figures.plots import (
+    PALETTE,
+    PLOTTED,
+    agreement_figure,
+    beyond_axes,
+    choice,
+    figure_json,
+    highlighted_models,
+    measured_figure,
+    plotted_models,
+    ranks,
+)
+from lensjax.report.pages.html import Plot, render
+from lensjax.selection.ranking import Ranking
+
+ROWS = 50
+PRINTED_ROWS = 300
+_WIDTH, _EDGE = 100.0, 5.0
+_COMPARED = ("AtS", "SubTuning")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A model's name for the page: hub organisation and rest apart, so that the rest can stand out."""
+
+    org: str
+    rest: str
+
+    @classmethod
+    def of(cls, model: str) -> "Name":
+        """`model` with control characters replaced, split where it reads as organisation/name."""
+        name = text.clean(model)
+        hub = re.fullmatch(r"([\w.-]+/)([\w.-]+)", name)
+        return cls(hub[1], hub[2]) if hub else cls("", name)
+
+    def __str__(self) -> str:
+        return self.org + self.rest
+
+
+def render_ranking(ranking: Ranking) -> str:
+    """The ranking as one HTML page that needs no network: plots, styles and scripts are inside it.
+
+    The same ranking gives the same bytes, given the versions named at the foot of the page. Model names,
+    families and the task's name may hold anything: they are escaped wherever they are shown, and the
+    page's content security policy runs no script but the page's own and fetches nothing.
+    """
+    return render("ranking.html.j2", ranking_context(ranking))
+
+
+def ranking_context(ranking: Ranking) -> dict[str, Any]:
+    """What the template of a ranking shows."""
+    table, models = ranking.table, [Name.of(model) for model in ranking.table.models]
+    rows = _rows(ranking, models)
+    measured = table.sizes[(table.sizes > 0) & (table.sizes <= ranking.budget)]
+    plotted = plotted_models(ranking)
+    return {
+        "task": text.clean(table.task),
+        "method": text.method_title(ranking.method),
+        "is_loss": ranking.prediction.is_loss,
+        "budget": ranking.budget,
+        "target": ranking.target,
+        "ratio": text.count(ranking.target / ranking.budget) if 0 < ranking.budget < ranking.target else "",
+        "rungs": len(measured),
+        "smallest": int(measured[0]) if len(measured) else 0,
+        "chosen": rows[0] if rows and rows[0]["rank"] else None,
+        "runner_up": rows[1] if len(rows) > 1 and rows[1]["rank"] else None,
+        "ranked": sum(1 for row in rows if row["rank"]),
+        "total": len(rows),
+        "warnings": [text.clean(sentence) for sentence in ranking.warnings],
+        "compared": _compared(ranking, models),
+        "columns": _columns(ranking),
+        "baselines": [text.method_title(name) for name in ranking.baselines],
+        "ticks": _ticks(ranking),
+        "rows": rows,
+        "row_limit": ROWS,
+        "printed_rows": PRINTED_ROWS,
+        "curves": _curves_plot(ranking),
+        "measured_plot": _measured_plot(ranking),
+        "agreements": [_agreement_plot(ranking, k, name) for k, name in enumerate(ranking.baselines)],
+        "plotted": len(plotted),
+        "plot_limit": PLOTTED,
+        "highlighted": len(highlighted_models(ranking)),
+        "dash": text.DASH,
+        "has_later": bool(table.measured[:, table.sizes > ranking.budget].any()),
+        "has_curves": ranking.curves is not None,
+        "crosses": ranking.curves is None and ranking.prediction.is_loss,
+        "bands": min(BANDS, len(highlighted_models(ranking))) if ranking.curves is not None else 0,
+        "losses": _losses(ranking, models, plotted),
+        "parameters": _parameters(ranking, models),
+        "assumptions": [text.clean(sentence) for sentence in ranking.assumptions],
+        "left_out": [(Name.of(model), text.clean(why)) for model, why in ranking.left_out],
+    }
+
+
+def _columns(ranking: Ranking) -> dict[str, bool]:
+    """Which optional columns of the ranking table hold anything."""
+    table, prediction = ranking.table, ranking.prediction
+
+    def known(values: Float[np.ndarray, " M"] | None) -> bool:
+        return values is not None and bool(np.isfinite(values).any())
+
+    return {
+        "family": any(table.families),
+        "parameters": known(table.parameters),
+        "interval": prediction.is_loss and known(prediction.lower) and known(prediction.upper),
+        "probability": known(ranking.probability_best),
+        "regret": known(ranking.expected_regret),
+        "measured": ranking.target > ranking.budget and known(table.column(ranking.target)),
+    }
+
+
+def _rows(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
+    table, prediction = ranking.table, ranking.prediction
+    missing = np.full(len(models), np.nan)
+    lower = missing if prediction.lower is None else prediction.lower
+    upper = missing if prediction.upper is None else prediction.upper
+    best = missing if ranking.probability_best is None else ranking.probability_best
+    regret = missing if ranking.expected_regret is None else ranking.expected_regret
+    at_budget, at_target = table.column(ranking.budget), table.column(ranking.target)
+    others = [ranks(other.score) for other in ranking.baselines.values()]
+    colours = dict(zip(highlighted_models(ranking), PALETTE, strict=False))
+    scale = _scale(ranking)
+    rows: list[dict[str, object]] = []
+    for place, i in enumerate(map(int, ranking.order), start=1):
+        score = float(prediction.score[i])
+        rows.append(
+            {
+                "rank": place if math.isfinite(score) else None,
+                "name": models[i],
+                "colour": colours.get(i),
+                "family": text.clean(table.families[i], 40) or text.DASH,
+                "parameters": text.count(table.parameters[i]),
+                "at_budget": text.number(at_budget[i]),
+                "score": text.number(score) if prediction.is_loss else text.significant(score),
+                "interval": text.interval(lower[i], upper[i]),
+                "whisker": _whisker(scale, lower[i], score, upper[i]),
+                "probability": text.percent(best[i]),
+                "regret": text.regret(regret[i]),
+                "at_target": text.number(at_target[i]),
+                "others": [rank[i] for rank in others],
+            }
+        )
+    return rows
+
+
+def _scale(ranking: Ranking) -> tuple[float, float] | None:
+    """Ends of the scale of the interval column, over the rows shown; the widest tenth may run off it."""
+    prediction, shown = ranking.prediction, ranking.order[:ROWS]
+    if not prediction.is_loss or prediction.lower is None or prediction.upper is None or not len(shown):
+        return None
+    score, lower, upper = (
+        v[shown][np.isfinite(v[shown])] for v in (prediction.score, prediction.lower, prediction.upper)
+    )
+    if not (score.size and lower.size and upper.size):
+        return None
+    low, high = float(lower.min()), max(float(np.quantile(upper, 0.9)), float(score.max()))
+    return (low, high) if high > low else None
+
+
+def _whisker(scale: tuple[float, float] | None, lower: float, score: float, upper: float) -> dict[str, object] | None:
+    """Where to draw an interval and its centre in the interval column, in its SVG units."""
+    if scale is None or not math.isfinite(score):
+        return None
+
+    def at(value: float) -> float:
+        share = (value - scale[0]) / (scale[1] - scale[0])
+        return round(_EDGE + min(max(share, 0.0), 1.0) * (_WIDTH - 2 * _EDGE), 1)
+
+    known = math.isfinite(lower) and math.isfinite(upper)
+    return {
+        "low": at(lower) if known else None,
+        "high": at(upper) if known else None,
+        "centre": at(score) if score <= scale[1] else None,
+        "beyond": known and upper > scale[1],
+    }
+
+
+def _ticks(ranking: Ranking) -> tuple[str, str]:
+    scale = _scale(ranking)
+    return ("", "") if scale is None else (text.significant(scale[0], 3), text.significant(scale[1], 3))
+
+
+def _compared(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
+    """What the two plain methods of the literature would choose, to hold against the ranking's choice."""
+    chosen = {text.method_title(name): choice(prediction) for name, prediction in ranking.baselines.items()}
+    chosen.pop(text.method_title(ranking.method), None)
+    return [
+        {"method": title, "name": models[at], "same": at == int(ranking.order[0])}
+        for title in _COMPARED
+        if (at := chosen.get(title)) is not None
+    ]
+
+
+def _curves_plot(ranking: Ranking) -> Plot:
+    task, target = text.clean(ranking.table.task, 60), text.count(ranking.target)
+    best = ", ".join(text.clean(ranking.table.models[i], 60) for i in highlighted_models(ranking))
+    label = (
+        f"Line chart of test loss against training examples on {task}, both on logarithmic scales, with the "
+        f"budget of {text.count(ranking.budget)} and the target of {target} examples marked. In colour, best "
+        f"first: {best or 'none'}. The tables of this page hold the numbers."
+    )
+    return Plot("curves", "Curves", Markup(figure_json(curves_figure(ranking))), label)
+
+
+def _agreement_plot(ranking: Ranking, k: int, name: str) -> Plot:
+    title, ours = text.method_title(name), text.method_title(ranking.method)
+    figure = agreement_figure(ranking, name)
+    by_loss = ranking.baselines[name].is_loss and ranking.prediction.is_loss
+    what = "predicted loss" if by_loss else "rank"
+    notes = []
+    unjudged = len(plotted_models(ranking)) - sum(len(trace.x) for trace in figure.data)
+    beyond = beyond_axes(figure)
+    if beyond:
+        notes.append(f"{beyond} beyond the axes")
+    if unjudged:
+        notes.append(f"{unjudged} without a prediction")
+    label = f"Scatter plot of each model's {what} under {ours} against {title}; the ranking table has the ranks."
+    return Plot(f"agreement-{k}", title, _json(figure), label, ", ".join(notes))
+
+
+def _measured_plot(ranking: Ranking) -> Plot | None:
+    """Predicted against measured, where the file already holds losses at the target."""
+    measured = ranking.table.column(ranking.target)
+    known = np.isfinite(measured) & np.isfinite(ranking.prediction.score)
+    if ranking.target <= ranking.budget or not ranking.prediction.is_loss or not known.any():
+        return None
+    label = (
+        f"Scatter plot of the predicted against the measured loss at {text.count(ranking.target)} examples, "
+        "with 90 % intervals; the ranking table has the numbers."
+    )
+    return Plot("measured", "Predicted and measured", _json(measured_figure(ranking)), label)
+
+
+def _json(figure: go.Figure) -> Markup:
+    return Markup(figure_json(figure))
+
+
+def _losses(ranking: Ranking, models: list[Name], plotted: list[int]) -> dict[str, object]:
+    table = ranking.table
+    return {
+        "sizes": [(int(size), bool(size > ranking.budget)) for size in table.sizes],
+        "rows": [(models[i], [text.number(loss) for loss in table.loss[i]]) for i in plotted],
+    }
+
+
+def _parameters(ranking: Ranking, models: list[Name]) -> dict[str, object] | None:
+    if not ranking.parameters:
+        return None
+    values = list(ranking.parameters.values())
+    rows = [(models[i], [text.significant(column[i]) for column in values]) for i in map(int, ranking.order)]
+    return {"names": [text.clean(name) for name in ranking.parameters], "rows": rows}

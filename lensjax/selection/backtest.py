@@ -1,0 +1,102 @@
+"""Back-tests: what every method would have said at every budget, against the losses measured at the target."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.table import CurveTable
+from lensjax.selection.methods import METHODS
+from lensjax.selection.metrics import evaluate
+
+RATIOS = (8, 16, 32, 64, 128, 256, 512)  # target over budget, as in the rectified-scaling-law paper
+
+
+class Score(NamedTuple):
+    """One cell of a back-test; `budget` in examples, `value` a fraction, nats or log nats by metric."""
+
+    task: str
+    method: str
+    budget: int
+    metric: str
+    value: float
+
+
+def backtest(
+    tables: Sequence[CurveTable],
+    target: int,
+    ratios: Sequence[int] = RATIOS,
+    methods: Iterable[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Score]:
+    """Score methods on tasks whose losses at `target` are known; a method at a budget sees nothing above it.
+
+    Args:
+      tables: one table per task, with distinct task names.
+      target: size to predict for, in examples.
+      ratios: budgets are target // ratio examples.
+      methods: names in `METHODS`; all by default.
+      progress: called with (cells done, cells in all).
+
+    Returns:
+      A score per task, method, budget and metric that applies to the method.
+
+    Raises:
+      InputError: a task is repeated or was not measured at the target, or a budget holds fewer than two sizes.
+    """
+    names = list(METHODS) if methods is None else list(methods)
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise InputError(f"There is no method {listing(unknown)}; choose from {listing(tuple(METHODS), 20)}.")
+    tasks = [table.task for table in tables]
+    for task in tasks:
+        if tasks.count(task) > 1:
+            raise InputError(f"The task '{shorten(task)}' is given twice; rename one of the files.")
+    budgets = sorted({target // ratio for ratio in ratios})
+    for table in tables:
+        _check(table, target, ratios)
+    scores = []
+    cells = [(table, budget, name) for table in tables for budget in budgets for name in names]
+    for done, (table, budget, name) in enumerate(cells):
+        progress(done, len(cells))
+        prediction = METHODS[name].predict(table.up_to(budget), target)
+        for metric, value in evaluate(prediction, table.column(target)).items():
+            if np.isfinite(value):
+                scores.append(Score(table.task, name, budget, metric, value))
+    progress(len(cells), len(cells))
+    return scores
+
+
+def _check(table: CurveTable, target: int, ratios: Sequence[int]) -> None:
+    task = shorten(table.task)
+    if np.isfinite(table.column(target)).sum() < 2:
+        raise InputError(
+            f"Task '{task}' has fewer than two models measured at the target of {target} examples; choose one "
+            f"of the sizes {listing([str(size) for size in table.sizes], 20)}."
+        )
+    short = [ratio for ratio in ratios if (table.up_to(target // ratio).points() >= 2).sum() < 2]
+    if short:
+        few = f"fewer than two models with two sizes from 1 to {target // min(short)} examples"
+        enough = [size for size in table.sizes if size <= target and (table.up_to(size).points() >= 2).sum() >= 2]
+        mend = f"give ratios of at most {target // int(enough[0])}" if enough else "measure more sizes below the target"
+        raise InputError(f"Task '{task}' has {few}; {mend}.")
+
+
+def to_csv(scores: Iterable[Score]) -> str:
+    """Scores as tidy CSV text with the columns task, method, budget, metric and value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Score._fields)
+    writer.writerows([*score[:-1], f"{score.value:.6g}"] for score in scores)
+    return text.getvalue()
+
+
+def means(scores: Iterable[Score]) -> dict[tuple[str, str, str], float]:
+    """Mean over budgets by (task, method, metric)."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for score in scores:
+        groups.setdefault((score.task, score.method, score.metric), []).append(score.value)
+    return {key: float(np.mean(values)) for key, values in groups.items()}

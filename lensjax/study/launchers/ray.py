@@ -1,0 +1,189 @@
+"""Computing the cells of a study on a Ray cluster, side by side, each on one host or on several together."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lensjax.core.errors import InputError, one_line
+from lensjax.core.processes import start_processes, stop_requested, stopping_on_signals
+from lensjax.study.cells import Bench, Outcome
+from lensjax.study.journal import Cell
+from lensjax.study.runner import Launcher
+from lensjax.study.spec import Resources, StudySpec
+from lensjax.train.loop import Stopped
+
+_POLL = 1.0  # seconds between looks at whether to stop
+_benches: dict[str, Bench] = {}  # of a worker, whose programs stay compiled from one cell to the next
+
+
+@contextmanager
+def ray_launcher(spec: StudySpec, out: Path, *, retry: bool = False) -> Iterator[Launcher]:
+    """Within it, cells are computed on the Ray cluster that RAY_ADDRESS names, or else on this machine.
+
+    Every host must see the study's folder, its models and its data under the same paths.
+
+    Raises:
+      InputError: Ray is not installed, or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError(
+            "The launcher ray needs Ray; install it with: pip install 'lensjax[ray]', or use --launcher local."
+        ) from error
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        except Exception as error:  # of many kinds
+            raise InputError(f"Ray does not start or answer ({one_line(error)}); see its address and logs.") from error
+    try:
+        yield _Cluster(spec, out.absolute(), retry)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Cluster:
+    """Where cells are computed."""
+
+    def __init__(self, spec: StudySpec, out: Path, retry: bool) -> None:
+        self.spec, self.study = spec, (spec.model_dump_json(), str(out), retry)
+        for candidate in spec.candidates:
+            _check_room(candidate.resources or spec.resources)
+
+    def __call__(self, cells: Iterable[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Each cell and how it ended, in the order in which they end.
+
+        Raises:
+          Stopped: this process was told to end; the cells under way are ended too.
+        """
+        import ray
+
+        waiting, running = list(cells), dict[Any, Cell]()
+        with stopping_on_signals():
+            while waiting or running:
+                for cell in list(waiting):
+                    if self._may_start(cell, running.values()):
+                        waiting.remove(cell)
+                        running[self._start(cell)] = cell
+                ended, _ = ray.wait(list(running), timeout=_POLL)
+                for reference in ended:
+                    yield running.pop(reference), _outcome(reference)
+                if stop_requested():
+                    for reference in running:
+                        ray.cancel(reference)
+                    raise Stopped
+
+    def _may_start(self, cell: Cell, running: Iterable[Cell]) -> bool:
+        """Whether nothing under way does what this cell would do too: choosing the candidate's learning rate."""
+        training = self.spec.finetune_spec(self.spec.candidate(cell.model)).training
+        alone = cell.kind == "finetune" and len(training.learning_rates) > 1
+        return not (alone and any((other.kind, other.model) == (cell.kind, cell.model) for other in running))
+
+    def _start(self, cell: Cell) -> Any:
+        import ray
+
+        needed = self.spec.candidate(cell.model).resources or self.spec.resources
+        if needed.hosts > 1:
+            return ray.remote(num_cpus=0, max_retries=0)(_lead).remote(*self.study, cell, needed)
+        return ray.remote(**_options(needed), max_retries=needed.retries)(_compute).remote(*self.study, cell)
+
+
+def _options(needed: Resources) -> dict[str, Any]:
+    return {"num_cpus": needed.cpus, "num_gpus": needed.gpus, "resources": needed.custom}
+
+
+def _check_room(needed: Resources) -> None:
+    """Raise InputError where a cell would wait for ever."""
+    import ray
+
+    wanted = {"CPU": needed.cpus, "GPU": needed.gpus, **needed.custom}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, amount in wanted.items():
+        largest = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if amount > largest:
+            raise InputError(
+                f"A cell takes {amount:g} {name}, and the largest host of the Ray cluster has {largest:g}; lower "
+                "resources in the spec, or start such a host first."
+            )
+
+
+def _outcome(reference: Any) -> Outcome:
+    """How a cell ended on the cluster."""
+    import ray
+
+    try:
+        outcome: Outcome = ray.get(reference)
+        return outcome
+    except Stopped:
+        raise
+    except ray.exceptions.RayError as error:  # its worker or host died more often than is forgiven
+        return Outcome(f"its worker on the Ray cluster was lost ({one_line(error, 200)})")
+
+
+def _compute(study: str, out: str, retry: bool, cell: Cell) -> Outcome:
+    """Compute a cell in a worker of one host."""
+    key = f"{out} {retry} {study}"
+    if key not in _benches:
+        _benches.clear()
+        _benches[key] = Bench(StudySpec.model_validate_json(study), Path(out), retry=retry)
+    return _benches[key].compute(Cell(*cell))
+
+
+def _lead(study: str, out: str, retry: bool, cell: Cell, needed: Resources) -> Outcome:
+    """Compute a cell on several hosts, as one `jax.distributed` job; all begin again where one is lost."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    bundle = {"CPU": needed.cpus, "GPU": needed.gpus, **needed.custom}
+    group = placement_group([{name: n for name, n in bundle.items() if n}] * needed.hosts, strategy="SPREAD")
+    try:
+        ray.get(group.ready())
+
+        def at(rank: int, function: Any, **options: Any) -> Any:
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            return ray.remote(**options, max_retries=0, scheduling_strategy=place)(function)
+
+        for attempt in range(needed.retries + 1):
+            coordinator = ray.get(at(0, _address, num_cpus=0).remote())
+            # Its own environment gives every member a new process, where JAX has not computed anything yet.
+            new = {"LENSJAX_COORDINATOR": coordinator, "LENSJAX_PROCESSES": str(needed.hosts)}
+            settings = {**_options(needed), "max_calls": 1, "runtime_env": {"env_vars": new}}
+            members = [
+                at(rank, _member, **settings).remote(study, out, retry, cell, rank) for rank in range(needed.hosts)
+            ]
+            try:
+                outcomes: list[Outcome] = ray.get(members)
+                return outcomes[0]
+            except ray.exceptions.WorkerCrashedError:
+                for member in members:
+                    ray.cancel(member, force=True)
+                if attempt == needed.retries:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
+    finally:
+        remove_placement_group(group)
+
+
+def _address() -> str:
+    """A port of this host that is free."""
+    import ray
+
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{found.getsockname()[1]}"
+
+
+def _member(study: str, out: str, retry: bool, cell: Cell, rank: int) -> Outcome:
+    """Compute a cell in a worker of one of several hosts."""
+    os.environ["LENSJAX_PROCESS"] = str(rank)
+    start_processes()
+    return _compute(study, out, retry, cell)

@@ -1,0 +1,384 @@
+"""Running a study: all candidates on small subsets first, decisions after every rung, resumable at any moment."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, Protocol
+
+import jax
+
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import write_files
+from lensjax.core.processes import on_first
+from lensjax.curves.table import CurveTable
+from lensjax.models.family import family_of
+from lensjax.models.hub import find_folder, read_config, read_tokenizer
+from lensjax.selection import advice
+from lensjax.study.cells import (
+    Bench,
+    Outcome,
+    curvature_cells,
+    is_current,
+    read_results,
+    read_searches,
+    run_folder,
+)
+from lensjax.study.checks import check_results
+from lensjax.study.decisions import basis, decide, rankable, results_table
+from lensjax.study.folder import running
+from lensjax.study.journal import Cell, Entry, Journal
+from lensjax.study.spec import StudySpec
+from lensjax.tasks.tokens import padding_token, tokenise
+from lensjax.train.results import CURVES, curves_csv, read_result
+
+LauncherName = Literal["local", "ray"]
+Unit = Literal["flops", "seconds"]  # of costs, as fields of journal entries
+_CHECKED = 8  # examples that every tokenizer is tried on
+
+
+class Launcher(Protocol):
+    """Computes cells that do not depend on each other."""
+
+    def __call__(self, cells: Iterable[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Each cell and how it ended, in the order in which they end."""
+
+
+class LimitReached(Exception):
+    """As many cells were computed as were asked for."""
+
+
+def run_study(
+    spec: StudySpec,
+    out: Path,
+    *,
+    launcher: LauncherName = "local",
+    retry: bool = False,
+    limit: int | None = None,
+    show: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Journal:
+    """Run a study, or go on with it from where an earlier command got to.
+
+    Args:
+      spec: The study.
+      out: Its folder, for this study alone.
+      launcher: "local" computes cells in this process, one after another; "ray" on a Ray cluster.
+      retry: Try cells again that failed.
+      limit: Number of cells to compute at most.
+      show: Whether to show progress of training on standard error.
+      say: Is told, in a sentence each, what was done and decided.
+
+    Raises:
+      InputError: the folder is another study's, another command's or of other data, a candidate cannot be used at all,
+        or the device that the spec asks for is missing.
+      Stopped: the process was told to end; the same call goes on.
+    """
+    with ExitStack() as stack:
+        cluster: Launcher | None = None
+        if launcher == "ray":
+            from lensjax.study.launchers.ray import ray_launcher
+
+            # Before JAX has threads, as Ray forks to start a cluster.
+            cluster = stack.enter_context(ray_launcher(spec, out, retry=retry))
+        check_device(spec)
+        journal = stack.enter_context(running(spec, out))
+        if journal.quarantined:
+            say(f"{journal.quarantined} damaged lines of the journal were set aside; what they told of is looked up.")
+        bench = Bench(spec, out, show=show, retry=retry)
+        check_results(spec, out, bench.task, retry=retry)
+        check_candidates(spec, bench)
+        launch = cluster or _local(bench)
+        runner = _Runner(spec, out, bench, journal, launch, retry, limit, say)
+        try:
+            runner.adaptive() if spec.strategy == "adaptive" else runner.ladder()
+        except LimitReached:
+            say(f"Stopped after {limit} cells; the same command goes on.")
+    return journal
+
+
+def check_device(spec: StudySpec) -> None:
+    """Raise InputError where JAX does not have the device that a study asks for."""
+    found = jax.default_backend()
+    if spec.device not in ("any", found):
+        extra = "tpu" if spec.device == "tpu" else "cuda"
+        raise InputError(
+            f"The study asks for a {spec.device.upper()} and JAX has only found a {found.upper()}; install what it "
+            f"needs (pip install 'lensjax[{extra}]'), or change the field device."
+        )
+
+
+def check_candidates(spec: StudySpec, bench: Bench) -> None:
+    """Make sure of what can be known before any weights are read.
+
+    Raises:
+      InputError: a candidate is unknown, of no family that is supported, or its tokenizer does not suit the task.
+    """
+    rows = bench.probes(min(_CHECKED, bench.sizes[-1]), spec.seeds[0])
+    for candidate in spec.candidates:
+        try:
+            folder = find_folder(candidate.source, what="tokenizer")
+            config = read_config(folder)
+            tokenizer = read_tokenizer(folder, config)
+            encoder_decoder = family_of(config.model_type).encoder_decoder
+            tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder)
+            padding_token(tokenizer)
+        except InputError as error:
+            raise InputError(f"The candidate {shorten(candidate.name)} cannot be used: {error}") from error
+
+
+def stages(spec: StudySpec, models: Iterable[str], size: int) -> tuple[list[Cell], list[Cell]]:
+    """The cells of models on one rung: those that need nothing, and those that need the models these leave."""
+    models, evidence = list(models), spec.evidence
+    first: list[Cell] = []
+    if not size:
+        first += [Cell("weights", model) for model in models if evidence.weights]
+        first += [Cell("ntk", model, 0, spec.seeds[0]) for model in models if evidence.ntk is not None]
+    runs = [Cell("finetune", model, size, seed) for model in models for seed in spec.seeds]
+    return first + runs, [cell for run in runs for cell in curvature_cells(spec, run)]
+
+
+def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]:
+    """The cells that running a study would compute, if no candidate drops out and the budget is large enough.
+
+    Raises:
+      InputError: the folder is another study's or of other data, or the task cannot be read.
+    """
+    bench = Bench(spec, out)
+    cells = [cell for size in bench.sizes for stage in stages(spec, spec.names, size) for cell in stage]
+    if not out.exists():
+        return cells
+    with running(spec, out) as journal:
+        check_results(spec, out, bench.task)
+        forgiven = len(journal.entries) if retry else 0
+        return [cell for cell in cells if not has_ended(spec, out, journal, cell, forgiven)]
+
+
+def has_ended(spec: StudySpec, out: Path, journal: Journal, cell: Cell, forgiven: int = 0) -> bool:
+    """Whether a cell has ended, and its result is still there; the first so many entries' failures do not count."""
+    last = journal.last(cell, forgiven)
+    if last is None:
+        return False
+    return last.status == "failed" or on_first(lambda: is_current(spec, out, cell))
+
+
+def _local(bench: Bench) -> Launcher:
+    def launch(cells: Iterable[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        for cell in cells:
+            yield cell, bench.compute(cell)
+
+    return launch
+
+
+class _Runner:
+    """One command's run of a study. In several processes all take the same steps, and the first one writes."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        out: Path,
+        bench: Bench,
+        journal: Journal,
+        launch: Launcher,
+        retry: bool,
+        limit: int | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.spec, self.out, self.bench, self.journal, self.launch, self.say = spec, out, bench, journal, launch, say
+        self.forgiven = len(journal.entries) if retry else 0  # failures before this do not count
+        self.limit, self.computed = limit, 0
+        self.target = spec.target or bench.available
+        eliminating = spec.eliminate_below is not None
+        self.eliminated = {name for entry in journal.entries for name in entry.eliminated if eliminating}
+
+    def ladder(self) -> None:
+        """All candidates on one rung before the next."""
+        for size in self.bench.sizes:
+            if not self.affordable(self.left, size) or self.clear_after(self.left, size):
+                return
+
+    def adaptive(self) -> None:
+        """The two smallest rungs of all, and then always the run that lowers the expected regret most for its cost."""
+        for size in self.bench.sizes[:3]:
+            if not self.affordable(self.left, size) or self.clear_after(self.left, size):
+                return
+        self.catch_up()
+        while (chosen := self.advised()) is not None:
+            model, size = chosen
+            if not self.affordable([model], size) or self.clear_after([model], size):
+                return
+        table = rankable(self.table())
+        if table is not None:
+            looked_at = f"advice {basis(self.spec, table)}"
+            if not any(entry.basis == looked_at for entry in self.journal.entries):
+                sentence = "No further run is expected to lower the regret."
+                self.journal.add(decision=sentence, basis=looked_at, stop=True)
+                self.say(sentence)
+
+    def catch_up(self) -> None:
+        """Measure what an earlier command left out of the rungs that it had chosen."""
+        ended = dict.fromkeys(e.cell for e in self.journal.entries if e.cell is not None and e.cell.kind == "finetune")
+        runs = [run for run in ended if run.model in self.left and run.seed in self.spec.seeds]
+        self.compute(runs)
+        self.compute(cell for run in runs for cell in curvature_cells(self.spec, run))
+
+    def clear_after(self, models: list[str], size: int) -> bool:
+        """Measure models on a rung, decide, and say whether the decision is clear."""
+        for stage in stages(self.spec, models, size):
+            self.compute(stage)
+        table = rankable(self.table(size if self.spec.strategy == "ladder" else None))
+        return table is not None and self.decided(table)
+
+    def compute(self, cells: Iterable[Cell]) -> None:
+        """Compute those cells that are pending."""
+        pending = self.pending(cells)
+        if self.limit is not None:
+            pending, left_out = pending[: self.limit - self.computed], pending[self.limit - self.computed :]
+        for cell, outcome in self.launch(pending):
+            self.computed += 1
+            entry = self.journal.add(
+                cell=cell,
+                status="failed" if outcome.error else "ok",
+                error=outcome.error,
+                seconds=round(outcome.seconds, 3),
+                flops=outcome.flops,
+            )
+            on_first(self.write_curves)
+            self.say(self.sentence(cell, entry))
+        if self.limit is not None and left_out:
+            raise LimitReached
+
+    def pending(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those cells that have not ended, of candidates of which no run failed."""
+        failed, journal = self.failed, self.journal
+        return [
+            cell
+            for cell in cells
+            if cell.model not in failed and not has_ended(self.spec, self.out, journal, cell, self.forgiven)
+        ]
+
+    @property
+    def failed(self) -> set[str]:
+        """Candidates of which a run failed."""
+        runs = {e.cell for e in self.journal.entries if e.cell is not None and e.cell.kind == "finetune"}
+        ends = {cell: self.journal.last(cell, self.forgiven) for cell in runs}
+        return {cell.model for cell, last in ends.items() if last is not None and last.status == "failed"}
+
+    @property
+    def left(self) -> list[str]:
+        """Candidates that are still measured."""
+        gone = self.failed | self.eliminated
+        return [name for name in self.spec.names if name not in gone]
+
+    def decided(self, table: CurveTable) -> bool:
+        """Decide, or recall what was decided of the same curves; whether measuring ends."""
+        known = basis(self.spec, table)
+        entry = next((e for e in self.journal.entries if e.decision and e.basis == known), None)
+        if entry is None:
+            gone = sorted(self.failed | self.eliminated)
+            found = on_first(lambda: asdict(decide(self.spec, table, self.target, gone)))
+            entry = self.journal.add(
+                decision=found["sentence"],
+                basis=known,
+                eliminated=tuple(found["eliminated"]),
+                stop=found["stop"],
+            )
+            self.say(entry.decision)
+        self.eliminated |= set(entry.eliminated)
+        return entry.stop
+
+    def advised(self) -> tuple[str, int] | None:
+        """The candidate and rung that promise most for their cost; None where no run is left that could."""
+
+        def ask() -> tuple[str, int] | None:
+            table = rankable(self.table())
+            if table is None:
+                return None
+            left = table.select([i for i, name in enumerate(table.models) if name in self.left])
+            cells = advice.candidate_cells(left, self.bench.sizes)
+            found = advice.advise(table, self.target, {cell: self.cost(cell.model, cell.examples) for cell in cells})
+            if not found.cells or not found.cells[0].drop:
+                return None
+            model, examples = found.cells[0].cell
+            return model, examples
+
+        chosen = on_first(ask)
+        return None if chosen is None else (chosen[0], chosen[1])
+
+    def affordable(self, models: list[str], size: int) -> bool:
+        """Whether the budget has room for a rung of some candidates, judged by what their smaller rungs took."""
+        left = sorted({cell.model for stage in stages(self.spec, models, size) for cell in self.pending(stage)})
+        budget = self.spec.budget
+        limits: dict[Unit, float | None] = {
+            "flops": budget.flops,
+            "seconds": None if budget.hours is None else 3600 * budget.hours,
+        }
+        for unit, limit in limits.items():
+            if limit is None or not left:
+                continue
+            if self.spent(unit) + sum(self.cost(model, size, unit) for model in left) > limit:
+                sentence = f"The budget leaves no room for {size:,} examples."
+                if not self.journal.entries or self.journal.entries[-1].decision != sentence:
+                    self.journal.add(decision=sentence)
+                self.say(sentence)
+                return False
+        return True
+
+    def spent(self, unit: Unit) -> float:
+        """What was spent so far, on choosing learning rates too."""
+        cells = float(sum(getattr(entry, unit) for entry in self.journal.entries if entry.cell is not None))
+        return cells + (self.searches(self.spec.names, unit) if unit == "flops" else 0.0)  # whose seconds are in cells
+
+    def searches(self, models: Iterable[str], unit: Unit) -> float:
+        """What the runs took that learning rates were chosen by."""
+
+        def add() -> float:
+            results = read_results(self.spec, self.out)
+            found = (read_searches(self.out, self.spec.candidate(model), results) for model in models)
+            return float(sum(getattr(result, unit) for searches in found for result in searches))
+
+        return on_first(add)
+
+    def cost(self, model: str, size: int, unit: Unit = "flops") -> float:
+        """What a candidate's rung will take, by the largest smaller one; 0 without one.
+
+        What testing alone took stays as it is, and so do kernels and the terms of the bound, which are measured on as
+        many examples on every rung. Of cells that were computed again the last time counts.
+        """
+        last = {e.cell: e for e in self.journal.entries if e.cell is not None and e.cell.model == model}
+
+        def took(kind: str, examples: int) -> float:
+            own = (entry for cell, entry in last.items() if (cell.kind, cell.examples) == (kind, examples))
+            return float(sum(getattr(entry, unit) for entry in own))
+
+        largest = max((cell.examples for cell in last if cell.kind == "finetune" and cell.examples < size), default=0)
+        if not largest:
+            return 0.0
+        run = took("finetune", largest)
+        if unit == "seconds" and largest == self.bench.sizes[1]:
+            run = max(0.0, run - self.searches([model], unit))  # which the first rung alone waits for
+        fixed = min(took("finetune", 0), run)
+        return fixed + (run - fixed) * size / largest + took("hessian", largest) + took("ntk", largest)
+
+    def table(self, largest: int | None = None) -> CurveTable | None:
+        """The curves so far, up to a number of examples."""
+        found = on_first(lambda: curves_csv(read_results(self.spec, self.out)))
+        table = results_table(found, self.spec.task.name)
+        return table if table is None or largest is None else table.up_to(largest)
+
+    def write_curves(self) -> str:
+        """The table of all results so far, which `lensjax rank` reads."""
+        text = curves_csv(read_results(self.spec, self.out))
+        write_files({self.out / CURVES: text})
+        return text
+
+    def sentence(self, cell: Cell, entry: Entry) -> str:
+        """How a cell ended."""
+        if entry.status == "failed":
+            return f"{cell}: failed, {entry.error}"
+        loss = ""
+        if cell.kind == "finetune":
+            folder = run_folder(self.out, self.spec.candidate(cell.model), cell)
+            result = on_first(lambda: getattr(read_result(folder), "loss", None))
+            loss = "" if result is None else f"test loss {result:.4f}, "
+        return f"{cell}: {loss}{entry.seconds:,.0f} s"

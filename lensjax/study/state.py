@@ -1,0 +1,145 @@
+"""How far a study is, as its journal and its files tell."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lensjax.core.errors import InputError
+from lensjax.study import schema
+from lensjax.study.cells import read_results
+from lensjax.study.journal import QUARANTINE, Cell, Entry, Journal
+from lensjax.study.runner import has_ended, stages
+from lensjax.study.spec import StudySpec
+from lensjax.tasks.task import load_task
+from lensjax.train.results import Result
+
+_MENDS = (
+    ("out of memory", "Lower batch_size, or raise accumulation, remat or the number of devices, for this candidate."),
+    ("RESOURCE_EXHAUSTED", "Measure this evidence on fewer examples, or give the candidate a mesh of more devices."),
+    ("is nan", "Lower learning_rate in the candidate's training, or raise warmup."),
+    ("is inf", "Lower learning_rate in the candidate's training, or raise warmup."),
+)
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """What was done, what is left, and who dropped out.
+
+    Attributes:
+      spec: The study.
+      journal: Its lines, oldest first.
+      results: Of fine-tuning, see `read_results`.
+      sizes: Of the ladder, in training examples.
+      target: In training examples.
+      failures: Cells whose last try failed, with that entry.
+      eliminated: Candidates that are measured no further, with the largest rung that had been measured then.
+      pending: Cells that are left; None where the strategy chooses them as it goes.
+      ended_by: See `schema.Progress`.
+      damage: What is wrong with the journal, in sentences.
+    """
+
+    spec: StudySpec
+    journal: Sequence[Entry]
+    results: Sequence[Result]
+    sizes: Sequence[int]
+    target: int
+    failures: dict[Cell, Entry]
+    eliminated: dict[str, int]
+    pending: Sequence[Cell] | None
+    ended_by: str | None
+    damage: Sequence[str]
+
+    @property
+    def done(self) -> set[Cell]:
+        """Cells that ended, well or badly."""
+        return {entry.cell for entry in self.journal if entry.cell is not None}
+
+    @property
+    def failed(self) -> dict[str, Entry]:
+        """Candidates of which a run failed, which are measured no further, and how."""
+        return {cell.model: entry for cell, entry in self.failures.items() if cell.kind == "finetune"}
+
+    def tell(self) -> schema.Progress:
+        """The numbers of it."""
+        left = None if self.pending is None else len(self.pending)
+        return schema.Progress.model_validate({"done": len(self.done), "left": left, "ended_by": self.ended_by})
+
+    def failure_list(self) -> Iterator[schema.Failure]:
+        """What failed, and what to do."""
+        for cell, entry in self.failures.items():
+            mend = next((mend for sign, mend in _MENDS if sign in entry.error), "Mend what the message names.")
+            again = "Then run the study again with --retry."
+            yield schema.Failure(model=cell.model, cell=str(cell), error=entry.error, mend=f"{mend} {again}")
+
+
+def read_state(spec: StudySpec, out: Path) -> StudyState:
+    """How far the study in a folder is.
+
+    Raises:
+      InputError: a file of it cannot be read, or neither the target nor the task's data is known.
+    """
+    journal = Journal(out, spec.identity)
+    available = _available(spec)
+    sizes = spec.ladder(available)
+    last = {entry.cell: entry for entry in journal.entries if entry.cell is not None}
+    failures = {cell: entry for cell, entry in last.items() if entry.status == "failed"}
+    eliminated = _eliminated(journal.entries)
+    gone = {cell.model for cell in failures if cell.kind == "finetune"} | set(eliminated)
+    left = [name for name in spec.names if name not in gone]
+    ended_by = _ended(journal.entries)
+    pending: list[Cell] | None = []
+    if ended_by is None:
+        # Of an adaptive study only the first rungs are known beforehand.
+        known = sizes[:3] if spec.strategy == "adaptive" else sizes
+        cells = [cell for size in known for stage in stages(spec, left, size) for cell in stage]
+        pending = [cell for cell in cells if not has_ended(spec, out, journal, cell)]
+        if not pending:
+            pending, ended_by = (None, None) if spec.strategy == "adaptive" else ([], "ladder")
+    damage = []
+    if journal.quarantined:
+        damage.append(f"{journal.quarantined} damaged lines of the journal were set aside, in {QUARANTINE}.")
+    return StudyState(
+        spec=spec,
+        journal=journal.entries,
+        results=read_results(spec, out),
+        sizes=sizes,
+        target=spec.target or available,
+        failures=failures,
+        eliminated=eliminated,
+        pending=pending,
+        ended_by=ended_by,
+        damage=damage,
+    )
+
+
+def _available(spec: StudySpec) -> int:
+    """Examples to train on at most; a report does not need the data where the target is given."""
+    try:
+        return load_task(spec.task).available(spec.counted)
+    except InputError:
+        if spec.target is None:
+            raise
+        return spec.target
+
+
+def _eliminated(entries: Sequence[Entry]) -> dict[str, int]:
+    """Who was eliminated, and not taken up again under other rules."""
+    found: dict[str, int] = {}
+    largest = 0
+    for entry in entries:
+        if entry.cell is not None and entry.cell.kind == "finetune":
+            largest = max(largest, entry.cell.examples)
+            found.pop(entry.cell.model, None)
+        found |= dict.fromkeys(entry.eliminated, largest)
+    return found
+
+
+def _ended(entries: Sequence[Entry]) -> str | None:
+    """Whether the last word on measuring was that it ends, and why."""
+    for entry in reversed(entries):
+        if entry.decision:
+            # Only the sentence that the budget is spent looks at no curves.
+            return "rule" if entry.stop else None if entry.basis else "budget"
+        if entry.cell is not None and entry.cell.kind == "finetune":
+            return None
+    return None

@@ -1,0 +1,174 @@
+"""Batches of examples of few shapes, in an order that is a pure function of seed and step.
+
+An epoch is a permutation of the examples. Those that fit the short shape and those that do not are batched apart; what
+the short ones leave over goes with the long ones, and the batches are shuffled. There is no state to lose: a run that
+resumes at step s, on any number of devices, asks for batch s.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from lensjax.models.losses import IGNORED
+from lensjax.tasks.task import permutation
+from lensjax.tasks.tokens import Tokens
+
+Lengths = tuple[int, ...]  # (tokens of a row,) for decoders, (of a prompt, of a target) for encoder–decoders
+
+_EPOCHS = 1000  # streams of random bits from here on are those of epochs
+PREFETCH = 8  # batches made ahead of the step that takes them
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which examples are in the batch of every step.
+
+    Attributes:
+      short: Which of the examples fit the short shape.
+      batch_size: Rows of every batch.
+      seed: Of the permutations.
+    """
+
+    short: Bool[np.ndarray, " examples"]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that hold every example once."""
+        short, rest = divmod(int(self.short.sum()), self.batch_size)
+        return short + -(-(rest + int((~self.short).sum())) // self.batch_size)
+
+    def __getitem__(self, step: int) -> tuple[bool, Int[np.ndarray, " rows"]]:
+        """Whether the batch has the short shape, and its examples: `batch_size` of them, or fewer once an epoch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return _epoch(self, epoch)[place]
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@lru_cache(maxsize=4)
+def _epoch(plan: BatchPlan, epoch: int) -> list[tuple[bool, Int[np.ndarray, " rows"]]]:
+    order = permutation(plan.short.size, plan.seed, _EPOCHS + 2 * epoch)
+    short, long = order[plan.short[order]], order[~plan.short[order]]
+    whole = short.size - short.size % plan.batch_size
+    batches = [(True, rows) for rows in np.split(short[:whole], max(whole // plan.batch_size, 1)) if rows.size]
+    # Sorted by their place in the permutation, so that what the short ones leave over is not one batch of its own.
+    place = np.empty(order.size, np.int64)
+    place[order] = np.arange(order.size)
+    others = np.concatenate([short[whole:], long])
+    others = others[np.argsort(place[others], kind="stable")]
+    batches += [(False, others[at : at + plan.batch_size]) for at in range(0, others.size, plan.batch_size)]
+    return [batches[i] for i in permutation(len(batches), plan.seed, _EPOCHS + 2 * epoch + 1)]
+
+
+def fields(lengths: Lengths) -> dict[str, int]:
+    """Names and lengths of the arrays in a batch.
+
+    Rows are filled up at their end, where no token of a decoder looks, so that a decoder needs no attention mask.
+    """
+    if len(lengths) == 1:
+        return {"input_ids": lengths[0], "labels": lengths[0]}
+    return {"input_ids": lengths[0], "attention_mask": lengths[0], "labels": lengths[1]}
+
+
+def example_lengths(tokens: Tokens, encoder_decoder: bool) -> Int[np.ndarray, "examples parts"]:
+    """What each example takes of every part of a row's lengths."""
+    prompts, targets = tokens.prompt_lengths, tokens.target_lengths
+    return np.stack([prompts, targets], axis=1) if encoder_decoder else (prompts + targets)[:, None]
+
+
+def fits(needed: Int[np.ndarray, "examples parts"], lengths: Lengths) -> Bool[np.ndarray, " examples"]:
+    """Which examples a shape is long enough for."""
+    enough: Bool[np.ndarray, " examples"] = np.all(needed <= np.asarray(lengths), axis=1)
+    return enough
+
+
+def choose_lengths(needed: Sequence[Int[np.ndarray, "examples parts"]]) -> tuple[Lengths, Lengths]:
+    """A short and a long shape that hold all examples with the fewest tokens of padding; both may be the same."""
+    rows = np.concatenate(list(needed))
+    long = _rounded(rows.max(axis=0))
+    shares = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    candidates = {_rounded(np.quantile(rows, share, axis=0, method="higher")) for share in shares}
+
+    def padded(short: Lengths) -> float:
+        share = float(fits(rows, short).mean())
+        return share * sum(short) + (1 - share) * sum(long)
+
+    return min((long, *sorted(candidates)), key=padded), long
+
+
+def _rounded(lengths: Int[np.ndarray, " parts"]) -> Lengths:
+    """Up to a multiple of 8 below 128, of 16 below 256, of 32 below 512, and so on."""
+    steps = [max(8, 1 << (max(int(length), 1) - 1).bit_length() >> 4) for length in lengths]
+    return tuple(-(-int(length) // step) * step for length, step in zip(lengths, steps, strict=True))
+
+
+def collate(
+    tokens: Tokens, examples: Sequence[int] | np.ndarray, rows: Sequence[int], lengths: Lengths, padding: int
+) -> dict[str, Int[np.ndarray, "rows time"]]:
+    """Some rows of a batch: row r is example `examples[r]`, or empty from len(examples) on.
+
+    Prompts have the label −100, as has padding; an empty row of an encoder attends to one token of padding, and has no
+    target.
+    """
+    made = {name: np.zeros((len(rows), length), np.int32) for name, length in fields(lengths).items()}
+    made["input_ids"] += np.int32(padding)
+    made["labels"] += np.int32(IGNORED)
+    mask = made.get("attention_mask")
+    if mask is not None:
+        mask[:, 0] = 1
+    for at, row in enumerate(rows):
+        if row >= len(examples):
+            continue
+        prompt, target = tokens.prompt(int(examples[row])), tokens.target(int(examples[row]))
+        ids = prompt if len(lengths) == 2 else np.concatenate([prompt, target])
+        start = 0 if len(lengths) == 2 else prompt.size
+        made["input_ids"][at, : ids.size] = ids
+        if mask is not None:
+            mask[at, : ids.size] = 1
+        made["labels"][at, start : start + target.size] = target
+    return made
+
+
+def training_batches(
+    tokens: Tokens,
+    plan: BatchPlan,
+    lengths: tuple[Lengths, Lengths],
+    rows: Sequence[int],
+    padding: int,
+    steps: range,
+) -> Iterator[dict[str, Int[np.ndarray, "rows time"]]]:
+    """The given rows of the batch of every step, made ahead of being asked for.
+
+    Args:
+      lengths: Of the short and of the long shape.
+      rows: Those that devices of this process hold.
+      padding: Token that fills rows up.
+    """
+    import grain
+
+    def make(step: int) -> dict[str, Any]:
+        short, examples = plan[step]
+        return collate(tokens, examples, rows, lengths[0] if short else lengths[1], padding)
+
+    made = grain.MapDataset.source(steps).map(make)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
+    return iter(made.to_iter_dataset(options))
+
+
+def evaluation_batches(
+    tokens: Tokens, lengths: Lengths, batch_size: int, rows: Sequence[int], padding: int
+) -> Iterator[dict[str, Int[np.ndarray, "rows time"]]]:
+    """The given rows of batches that hold every example once, in their order."""
+    for at in range(0, len(tokens), batch_size):
+        examples = np.arange(at, min(at + batch_size, len(tokens)))
+        yield collate(tokens, examples, rows, lengths, padding)

@@ -1,0 +1,195 @@
+"""Rows with random access, and those of text files: JSONL and CSV."""
+
+import bisect
+import csv
+import io
+import itertools
+import json
+import mmap
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from lensjax.core.errors import InputError, shorten
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Rows(ABC):
+    """Rows in a fixed order, of which any can be read by its number from 0; a malformed one raises `InputError`."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> Mapping[str, object]: ...
+
+    @abstractmethod
+    def where(self, i: int) -> str:
+        """Where row `i` is, for messages, as in "train.jsonl line 12"."""
+
+    def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
+        """The rows of some numbers, in their order; none is parsed before it is asked for."""
+        return map(self.__getitem__, numbers)
+
+
+class Parts(Rows):
+    """The rows of several files, one after the other; a number out of range raises `IndexError`."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts = parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: int) -> Mapping[str, object]:
+        part, within = self._find(i)
+        return part[within]
+
+    def where(self, i: int) -> str:
+        part, within = self._find(i)
+        return part.where(within)
+
+    def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
+        """The rows of some numbers, in their order."""
+        return self._parts[0].read(numbers) if len(self._parts) == 1 else super().read(numbers)
+
+    def _find(self, i: int) -> tuple[Rows, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        part = bisect.bisect_right(self._ends, i)
+        return self._parts[part], i - (self._ends[part - 1] if part else 0)
+
+
+class _Text(Rows):
+    """Rows of a text file. Only the place of each is held in memory, in 24 bytes; parsing waits until it is asked for.
+
+    Attributes:
+      path: the file.
+      starts: byte that each row begins at.
+      ends: byte after each row.
+      lines: number of the first line of each row, from 1.
+    """
+
+    path: Path
+    starts: Int[np.ndarray, " N"]
+    ends: Int[np.ndarray, " N"]
+    lines: Int[np.ndarray, " N"]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                empty = not file.seek(0, io.SEEK_END)
+                self._bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                file.seek(0)
+                places = np.fromiter(self._places(file), dtype=np.dtype((np.int64, 3)))
+        except OSError as error:
+            raise InputError(f"Cannot read {shorten(path, 200)}: {error.strerror}; mend source.files.") from error
+        self.starts, self.ends, self.lines = places.T
+
+    @abstractmethod
+    def _places(self, file: Iterable[bytes]) -> Iterator[tuple[int, int, int]]:
+        """Start, end and line of every row that is not blank."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def where(self, i: int) -> str:
+        return f"{shorten(self.path, 200)} line {self.lines[i]}"
+
+    def _text(self, i: int) -> str:
+        return _decode(self._bytes[self.starts[i] : self.ends[i]], self.where(i))
+
+
+class Jsonl(_Text):
+    """One JSON object a line."""
+
+    def _places(self, file: Iterable[bytes]) -> Iterator[tuple[int, int, int]]:
+        start = 0
+        for number, line in enumerate(file, 1):
+            mark = len(_BOM) if number == 1 and line.startswith(_BOM) else 0
+            if not line[mark:].isspace() and len(line) > mark:
+                yield start + mark, start + len(line), number
+            start += len(line)
+
+    def __getitem__(self, i: int) -> Mapping[str, object]:
+        text = self._text(i)
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.where(i)} is not JSON ({shorten(error)}); mend or remove it.") from error
+        if not isinstance(row, dict):
+            raise InputError(f'{self.where(i)} is not a JSON object; write it as in {{"prompt": …, "target": …}}.')
+        return row
+
+
+class Csv(_Text):
+    """A header, and a row of as many cells for each example; quoted cells may hold line ends."""
+
+    header: list[str]
+
+    def _places(self, file: Iterable[bytes]) -> Iterator[tuple[int, int, int]]:
+        self.header = []
+        start, line, taken, where = 0, 1, 0, shorten(self.path, 200)
+
+        def text() -> Iterator[str]:
+            nonlocal taken
+            for number, piece in enumerate(file, 1):
+                mark = len(_BOM) if number == 1 and piece.startswith(_BOM) else 0
+                taken += len(piece)
+                yield _decode(piece[mark:], f"{where} line {number}")
+
+        reader = csv.reader(text(), strict=True)
+        with _long_cells():
+            try:
+                for cells in reader:
+                    if any(cell.strip() for cell in cells):
+                        if self.header:
+                            yield start, taken, line
+                        else:
+                            self.header = self._checked(cells, line)
+                    start, line = taken, reader.line_num + 1
+            except csv.Error as error:
+                raise InputError(f"{where} line {line} is not CSV ({error}); mend or remove it.") from error
+        if not self.header:
+            raise InputError(f"{where} is empty; it needs a header row such as 'prompt,target'.")
+
+    def _checked(self, cells: list[str], line: int) -> list[str]:
+        names = [cell.strip() for cell in cells]
+        repeated = [name for i, name in enumerate(names) if name in names[:i]]
+        if repeated:
+            raise InputError(
+                f"{shorten(self.path, 200)} line {line} heads two columns '{shorten(repeated[0])}'; rename one."
+            )
+        return names
+
+    def __getitem__(self, i: int) -> Mapping[str, object]:
+        with _long_cells():
+            cells = next(csv.reader(io.StringIO(self._text(i), newline=""), strict=True))
+        if len(cells) != len(self.header):
+            raise InputError(f"{self.where(i)} has {len(cells)} cells, but the header has {len(self.header)}; mend it.")
+        return dict(zip(self.header, cells, strict=True))
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Lifts the limit of 131,072 characters a cell, which holds for the whole process."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _decode(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text; save the file in UTF-8.") from error

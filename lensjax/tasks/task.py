@@ -1,0 +1,228 @@
+"""A task: prompts and targets for training, validation and testing, the same at every run and on every machine.
+
+Rows are drawn in the order of `permutation`, which depends on the seed and the number of rows alone.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.tasks.rows import Rows
+from lensjax.tasks.sources import open_split
+from lensjax.tasks.spec import SplitName, TaskSpec, template_pieces
+
+_HELD_OUT = 0  # stream of the permutations that choose validation and test
+_TRAIN = 1  # stream of those that order the pool
+_COUNTED = 100_000  # rows that are read to count examples, at most
+Text = tuple[str, str]
+
+
+class TooFewExamples(InputError):
+    """There are not so many examples as are to be held out."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as a model sees it.
+
+    Attributes:
+      prompt: what it is given.
+      target: what it should say.
+      where: where the row is, for messages, as in "train.jsonl line 12".
+    """
+
+    prompt: str
+    target: str
+    where: str
+
+    @property
+    def text(self) -> Text:
+        """Prompt and target without the white space around them: examples where it is equal are the same."""
+        return self.prompt.strip(), self.target.strip()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task whose validation and test sets are fixed, and whose training sets are drawn by a seed.
+
+    Attributes:
+      spec: what its user wrote.
+      rows: rows of the train split.
+      pool: numbers of those rows that are left to train on.
+      validation: examples that decide when to stop; none is equal to one of `test`.
+      test: examples that the loss is reported on.
+    """
+
+    spec: TaskSpec
+    rows: Rows
+    pool: Int[np.ndarray, " P"]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    def available(self, most: int | None = None) -> int:
+        """How many examples there are to train on; counting ends at `most`, where given.
+
+        Where more than a hundred thousand rows would have to be read, those equal to held-out examples count too.
+
+        Raises:
+          InputError: a row cannot be rendered.
+        """
+        if min(len(self.pool), most or len(self.pool)) > _COUNTED:
+            return len(self.pool) if most is None else min(len(self.pool), most)
+        return sum(1 for _ in itertools.islice(self.shuffled(0), most))
+
+    def shuffled(self, seed: int) -> Iterator[Example]:
+        """Every example to train on, in the order of a seed; a row is read when its turn comes.
+
+        None is equal to an example of validation or test.
+
+        Raises:
+          InputError: a row cannot be rendered.
+        """
+        held_out = {example.text for example in self.validation + self.test}
+        order = self.pool[permutation(len(self.pool), seed, _TRAIN)]
+        return (example for example in _rendered(self.spec, self.rows, order) if example.text not in held_out)
+
+    def train(self, seed: int, examples: int) -> list[Example]:
+        """The first examples in the order of a seed, so that smaller sets are nested in larger ones.
+
+        Raises:
+          InputError: there are not so many, or a row cannot be rendered.
+        """
+        there = f"at most {len(self.pool):,}"
+        if examples <= len(self.pool):
+            found = list(itertools.islice(self.shuffled(seed), examples))
+            if len(found) == examples:
+                return found
+            there = f"{len(found):,}"
+        raise InputError(
+            f"The task {shorten(self.spec.name)} has {there} examples to train on beside those of validation and test, "
+            f"and {examples:,} are asked for; ask for fewer, or add rows to its train split."
+        )
+
+
+def load_task(spec: TaskSpec) -> Task:
+    """Open a task's source and draw its validation and test sets.
+
+    Each is the first examples of a fixed permutation of its split, or, where the source has none, of what is left of
+    the train split: test first, then validation.
+
+    Raises:
+      TooFewExamples: a split has fewer than are asked for.
+      InputError: the source cannot be read, or one of its rows cannot be rendered.
+    """
+    train = open_split(spec.source, "train", spec.fields)
+    if train is None:
+        raise InputError(f"The task {shorten(spec.name)} has no train split; name it in source.")
+    order = permutation(len(train), 0, _HELD_OUT)
+    used = 0
+
+    def draw(split: SplitName, wanted: int, not_these: frozenset[Text]) -> tuple[Example, ...]:
+        nonlocal used
+        own = open_split(spec.source, split, spec.fields)
+        found: list[Example] = []
+        if own is None:
+            candidates = _rendered(spec, train, order[used:])
+        else:
+            candidates = _rendered(spec, own, permutation(len(own), 0, _HELD_OUT))
+        for example in candidates:
+            used += own is None
+            if example.text not in not_these:
+                found.append(example)
+            if len(found) == wanted:
+                return tuple(found)
+        raise TooFewExamples(_too_few(spec, split, len(found), own is not None))
+
+    test = draw("test", spec.test, frozenset())
+    validation = draw("validation", spec.validation, frozenset(example.text for example in test))
+    pool = np.sort(order[used:])
+    return Task(spec, train, pool, validation, test)
+
+
+def permutation(size: int, seed: int, stream: int = 0) -> Int[np.ndarray, " size"]:
+    """The numbers below `size` in an order that seed and stream decide.
+
+    They are sorted by 64 random bits each, of PCG64. NumPy promises the bits of a seeded generator for good, and not
+    what its `permutation` makes of them; a stable sort of them is the same everywhere.
+    """
+    keys = np.random.PCG64([stream, seed]).random_raw(size)
+    order: Int[np.ndarray, " size"] = np.argsort(keys, kind="stable")
+    return order
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """SHA-256, in hexadecimal, of prompts and targets in their order; it changes when any of them does."""
+    return fingerprints(examples, [len(examples)])[len(examples)]
+
+
+def fingerprints(examples: Iterable[Example], sizes: Iterable[int]) -> dict[int, str]:
+    """The `fingerprint` of the first so many examples, by their number, for all sizes that there are examples for."""
+    digest, wanted = hashlib.sha256(), set(sizes)
+    found = {0: digest.hexdigest()} if 0 in wanted else {}
+    for size, example in enumerate(examples, start=1):
+        for text in (example.prompt, example.target):
+            content = text.encode("utf-8")
+            digest.update(len(content).to_bytes(8, "big") + content)
+        if size in wanted:
+            found[size] = digest.hexdigest()
+    return found
+
+
+def _too_few(spec: TaskSpec, split: SplitName, found: int, own: bool) -> str:
+    wanted = getattr(spec, split)
+    unlike = " that are not in test" if split == "validation" else ""
+    if own:
+        return (
+            f"{split} of the task {shorten(spec.name)} is {wanted:,}, but its {split} split has {found:,} examples"
+            f"{unlike}; ask for no more."
+        )
+    return (
+        f"{split} of the task {shorten(spec.name)} is {wanted:,}, but there are {found:,} examples{unlike} to hold out "
+        f"of its train split; ask for fewer, or name a {split} split in source."
+    )
+
+
+def _rendered(spec: TaskSpec, rows: Rows, numbers: Int[np.ndarray, " N"]) -> Iterator[Example]:
+    """The examples that templates make of rows, one by one."""
+    prompt_pieces, target_pieces = template_pieces(spec.prompt), template_pieces(spec.target)
+    wanted = numbers.tolist()
+    for i, row in zip(wanted, rows.read(wanted), strict=True):
+        where = rows.where(i)
+        prompt, target = _fill(prompt_pieces, row, where), _fill(target_pieces, row, where)
+        if not target.strip():
+            raise InputError(f"{where} has a blank target; fill it in or remove the row.")
+        yield Example(prompt, target, where)
+
+
+def _fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, object], where: str) -> str:
+    return "".join(text + ("" if name is None else _text(name, row, where)) for text, name in pieces)
+
+
+def _text(name: str, row: Mapping[str, object], where: str) -> str:
+    """A field of a row as text."""
+    field = f"the field '{shorten(name)}'"
+    value = row.get(name)
+    if value is None:
+        if name in row:
+            raise InputError(f"{where} has nothing in {field}; fill it in or remove the row.")
+        raise InputError(f"{where} has not {field} but {listing(list(row))}; mend the template or the row.")
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} holds bytes that are not UTF-8 text in {field}; mend or remove it.") from error
+    if not isinstance(value, (str, int, float, np.generic)):
+        kind = type(value).__name__
+        raise InputError(f"{where} holds a {kind} in {field}; templates take texts and numbers, so choose another.")
+    text = str(value)
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where} holds half a character in {field} (a lone surrogate); mend it.") from error
+    return text

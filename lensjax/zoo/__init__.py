@@ -1,1 +1,0 @@
-"""Small models and real tasks that LensJAX brings along, to try it on a machine without a network."""

@@ -1,0 +1,182 @@
+"""`lensjax data`."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lensjax.cli.main import main
+from lensjax.tasks.spec import TaskSpec, read_spec
+from lensjax.tasks.task import fingerprint, load_task
+
+Run = Callable[..., tuple[int, str, str]]
+SPEC = """
+source: {files: rows.jsonl}
+prompt: "say {words}:"
+target: " {words}"
+validation: 20
+test: 30
+max_prompt_tokens: 5
+max_target_tokens: 4
+"""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `lensjax data` in this process; returns exit status, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = 0
+        try:
+            main(["data", *map(str, arguments)])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """A task of 90 rows: i mod 13 + 1 of the words w0, w1, … from the one of i mod 7 on, all different."""
+    rows = ({"words": " ".join(f"w{i % 7 + j}" for j in range(i % 13 + 1)), "n": i} for i in range(90))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "echo.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+@pytest.fixture
+def save_model(tmp_path: Path, save_tokenizer: Callable[[Path, int], None]) -> Callable[..., Path]:
+    """Writes the configuration and the tokenizer of a model, without weights; arguments change the tokenizer's."""
+
+    def save(config: dict[str, object], **settings: object) -> Path:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        save_tokenizer(folder, 40)
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        return folder
+
+    return save
+
+
+def test_characters(run: Run, task: Path, tmp_path: Path) -> None:
+    output = tmp_path / "data.json"
+    status, out, err = run("show", task, "--json", output)
+    assert (status, err) == (0, "")
+    assert "echo: train 40, validation 20, test 30" in out
+    assert "Fields: words\n" in out
+    assert "Lengths in characters" in out
+    assert re.search(r"│ train +│ prompt +│ +\d+ │ +\d+ │ +\d+ │ +\d+ │ +\d+ │ +– │", out)
+    assert f"Wrote {output}" in out
+    content = json.loads(output.read_text())
+    assert content["available"] == {"train": 40, "validation": 20, "test": 30}
+    assert content["unit"] == "characters"
+    loaded = load_task(read_spec(task, TaskSpec))
+    assert content["fingerprint"] == {"validation": fingerprint(loaded.validation), "test": fingerprint(loaded.test)}
+    lengths = sorted(len(example.prompt) for example in loaded.test)
+    found = content["lengths"]["test"]["prompt length"]
+    assert (found["min"], found["max"], found["cut"]) == (lengths[0], lengths[-1], None)
+    drawn = loaded.train(0, 3)
+    assert [(e["prompt"], e["target"], e["where"]) for e in content["examples"]] == [
+        (e.prompt, e.target, e.where) for e in drawn
+    ]
+    for example in drawn:
+        assert f"{example.where} (prompt {len(example.prompt)}, target {len(example.target)} characters)" in out
+        assert f"{example.prompt!r}\n→ {example.target!r}\n" in out
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_tokens(family: str, run: Run, task: Path, tmp_path: Path, save_model: Callable[..., Path]) -> None:
+    model = save_model(
+        {"model_type": family, "vocab_size": 40, "bos_token_id": 39, "eos_token_id": 39}, eos_token="w39"
+    )
+    status, out, err = run("show", task, "--model", model, "--json", tmp_path / "data.json")
+    assert (status, err) == (0, "")
+    assert "Lengths in tokens as cut" in out
+    content = json.loads((tmp_path / "data.json").read_text())
+    assert content["unit"] == "tokens"
+    loaded = load_task(read_spec(task, TaskSpec))
+    words = [len(example.target.split()) for example in loaded.test]
+    targets = content["lengths"]["test"]["target length"]
+    assert targets["cut"] == pytest.approx(sum(n + 1 > 4 for n in words) / 30)  # the end-of-text token counts
+    assert (targets["min"], targets["max"]) == (min(words) + 1, 4)
+    prompts = content["lengths"]["test"]["prompt length"]
+    assert prompts["cut"] == pytest.approx(sum(n + 2 > 5 for n in words) / 30)  # "say" and ":"
+    assert prompts["max"] == 5
+    first = loaded.train(0, 1)[0]
+    assert content["examples"][0]["target length"] == min(len(first.target.split()) + 1, 4)
+    assert f"{targets['cut']:.1%}" in out
+
+
+def test_a_task_that_is_too_small_for_a_sample(run: Run, task: Path) -> None:
+    task.write_text(SPEC.replace("test: 30", "test: 70"))
+    status, out, _ = run("show", task)
+    assert status == 0
+    assert "echo: train 0, validation 20, test 70" in out
+    assert re.search(r"│ train +│ target +│ +– │", out)
+
+
+def test_how_models_are_trained_may_stand_in_the_spec(run: Run, task: Path) -> None:
+    task.write_text(SPEC + "training: {method: lora}\n")
+    assert run("show", task)[0] == 0
+
+
+def test_markup_is_printed_as_it_is(run: Run, task: Path) -> None:
+    row = json.dumps({"words": "[bold]b[/bold] [/x]"}) + "\n"
+    (task.parent / "rows.jsonl").write_text(
+        row.replace("b[", "1b[") + "".join(row.replace("b[", f"{i}b[") for i in range(60))
+    )
+    status, out, _ = run("show", task)
+    assert status == 0
+    assert re.search(r"'say \[bold\]\d+b\[/bold\] \[/x\]:'", out)
+
+
+BAD = {
+    "no spec": ("", ["none.yaml"], "Cannot read none.yaml: No such file or directory; give the YAML file of a task"),
+    "unknown field": (SPEC + "trainings: {}", ["SPEC"], "echo.yaml: there is no field trainings; remove it or mend"),
+    "no such file": (SPEC.replace("rows.j", "row.j"), ["SPEC"], "row.jsonl: No such file or directory; mend source.fi"),
+    "too few": (SPEC.replace("30", "100"), ["SPEC"], "test of the task echo is 100, but there are 90 examples to hold"),
+    "no field of a row": (SPEC.replace(" {words}", " {word}"), ["SPEC"], "has not the field 'word' but words, n; mend"),
+    "no model": (SPEC, ["SPEC", "--model", "no/such/model"], "There is no model folder no/such/model; give the folder"),
+    "output": (SPEC, ["SPEC", "--json", "no/such/data.json"], "there is no folder no/such; make it first"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_exits_with_2_and_one_sentence(kind: str, run: Run, task: Path) -> None:
+    spec, arguments, message = BAD[kind]
+    task.write_text(spec)
+    status, out, err = run("show", *(str(task) if part == "SPEC" else part for part in arguments))
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"lensjax: [^\n]{10,700}\.\n", err), err
+    assert message in err
+
+
+def test_a_tokenizer_that_ends_nothing(run: Run, task: Path, save_model: Callable[..., Path]) -> None:
+    model = save_model({"model_type": "gpt2", "vocab_size": 40})
+    status, _, err = run("show", task, "--model", model)
+    assert status == 2
+    assert f"The tokenizer in {model} has no end-of-text token" in err
+
+
+def test_help_has_worked_examples(run: Run) -> None:
+    status, out, _ = run("show", "--help")
+    assert status == 0
+    assert out.count("lensjax data show") >= 3  # one is the usage
+
+
+def test_characters_are_counted_without_transformers_torch_or_a_device(task: Path) -> None:
+    code = (
+        f"import sys; from lensjax.cli.main import main; main(['data', 'show', {str(task)!r}]); "
+        "print([name for name in ('jax', 'transformers', 'torch', 'tensorflow_datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")

@@ -1,0 +1,169 @@
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lensjax.cli.main import main
+from lensjax.curves import public as datasets
+
+
+def run(capsys, *arguments):
+    """(exit status, standard output, standard error) of a command, in this process."""
+    status = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code or 0
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture
+def curves(tmp_path):
+    path = tmp_path / "curves.csv"
+    datasets.simulated(models=8).write(path)
+    return path
+
+
+def test_rank_prints_a_table_and_writes_every_format(capsys, curves, tmp_path):
+    outputs = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html")}
+    flags = [part for kind, path in outputs.items() for part in (f"--{kind}", path)]
+    status, out, _ = run(capsys, "rank", curves, "--budget", 12800, "--target", 1638400, *flags)
+    assert status == 0
+    assert "P(best)" in out
+    content = json.loads(outputs["json"].read_text())
+    rows = list(csv.DictReader(outputs["csv"].read_text().splitlines()))
+    assert [model["model"] for model in content["models"]] == [row["model"] for row in rows]
+    assert [row["rank"] for row in rows] == [str(i) for i in range(1, 9)]
+    assert content["models"][0]["lower90"] < content["models"][0]["predicted"] < content["models"][0]["upper90"]
+    assert f"Choose {rows[0]['model']}; ats would choose" in out
+    assert "sub_tuning would choose" in out
+    assert outputs["html"].read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_the_budget_is_the_largest_measured_size_by_default(capsys, curves, tmp_path):
+    path = tmp_path / "r.json"
+    status, *_ = run(capsys, "rank", curves, "--target", 20000, "--method", "sub_tuning", "--json", path)
+    assert status == 0
+    assert json.loads(path.read_text())["budget"] == 12800
+
+
+def test_evaluate_writes_tidy_cells(capsys, curves, tmp_path):
+    path = tmp_path / "scores.csv"
+    status, out, _ = run(capsys, "evaluate", curves, "--target", 1638400, "--ratios", "128", "--csv", path)
+    assert status == 0
+    assert "relative_accuracy" in out
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert list(rows[0]) == ["task", "method", "budget", "metric", "value"]
+    assert {row["task"] for row in rows} == {"curves"}
+    assert {row["budget"] for row in rows} == {"12800"}
+    assert {"model_size", "sub_tuning", "vanilla_law", "rectified_law", "ats", "joint"} <= {r["method"] for r in rows}
+
+
+def with_text(text):
+    return lambda folder: (folder / "bad.csv").write_text(text)
+
+
+WIDE = "config name,200,400\n"
+BAD = {
+    "missing": lambda folder: None,
+    "folder": lambda folder: (folder / "bad.csv").mkdir(),
+    "empty": with_text(""),
+    "header only": with_text(WIDE),
+    "no losses": with_text("config name,size,family\na,1,x\n"),
+    "negative": with_text(WIDE + "a,3,2\nb,-3,2\n"),
+    "zero": with_text(WIDE + "a,3,2\nb,0,2\n"),
+    "nan": with_text(WIDE + "a,3,nan\nb,3,2\n"),
+    "infinite": with_text(WIDE + "a,inf,1\nb,3,2\n"),
+    "duplicate model": with_text(WIDE + "a,3,2\na,3,2\n"),
+    "size not a number": with_text("config name,200,many\na,3,2\nb,3,2\n"),
+    "size twice": with_text("config name,200,200\na,3,2\nb,3,2\n"),
+    "too few points": with_text(WIDE + "a,3,\nb,,2\n"),
+    "one model": with_text(WIDE + "a,3,2\n"),
+    "junk": lambda folder: (folder / "bad.csv").write_bytes(bytes(range(256)) * 40_000),
+    "long line": with_text("x" * 10_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_curves_exit_with_2_one_sentence_and_no_file(capsys, tmp_path, kind):
+    BAD[kind](tmp_path)
+    before = sorted(tmp_path.iterdir())
+    status, _, err = run(
+        capsys, "rank", tmp_path / "bad.csv", "--target", 1600, "--budget", 400, "--html", tmp_path / "out.html"
+    )
+    assert status == 2
+    assert re.fullmatch(r"lensjax: [^\n]{10,400}[.…]\n", err), err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("rank", "simulated", "--target", 100),
+        ("rank", "simulated", "--target", 1638400, "--budget", 1638401),
+        ("rank", "simulated", "--target", 10**10, "--budget", 10**9),
+        ("rank", "simulated", "--target", 1638400, "--html", "no/such/folder/out.html"),
+        ("rank", "rectified:nope", "--target", 1638400),
+        ("rank", "simulated", "--target", -5),
+        ("rank", "simulated", "--target", 2**64),
+        ("evaluate", "--target", 1638400),
+        ("evaluate", "simulated", "--target", 5),
+        ("evaluate", "simulated", "--target", 1638400, "--ratios", "8,x"),
+        ("evaluate", "simulated", "simulated", "--target", 1638400),
+    ],
+)
+def test_bad_arguments_exit_with_2_and_one_sentence(capsys, arguments):
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert re.fullmatch(r"lensjax: [^\n]+\.\n", err), err
+
+
+def test_one_file_cannot_hold_two_outputs(capsys, curves, tmp_path):
+    path = tmp_path / "out"
+    status, _, err = run(capsys, "rank", curves, "--target", 1638400, "--json", path, "--csv", path)
+    assert status == 2
+    assert "two outputs" in err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("command", ["rank", "evaluate", "next"])
+def test_what_is_read_is_not_written_to(capsys, curves, tmp_path, command):
+    (tmp_path / "link.csv").symlink_to(curves)
+    before = curves.read_bytes()
+    output = "--json" if command == "next" else "--csv"
+    status, _, err = run(capsys, command, curves, "--target", 1638400, output, tmp_path / "link.csv")
+    assert status == 2
+    assert "is read, and writing to it would lose what it holds; give another file." in err
+    assert curves.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["rank", "evaluate"])
+def test_help_has_worked_examples(capsys, command):
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0
+    assert out.count(f"$ lensjax {command}") >= 2
+
+
+def test_importing_and_helping_load_no_heavy_package():
+    heavy = "jax", "flax", "transformers", "tensorflow_datasets", "plotly"
+    code = f"import sys, lensjax, lensjax.cli.main; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = (
+        "import sys, lensjax.selection.ranking; "
+        "print([m for m in ('flax', 'transformers', 'tensorflow_datasets') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "lensjax", "--help"], capture_output=True, text=True, check=True)
+    assert "rank" in done.stdout
+    failed = subprocess.run(
+        [sys.executable, "-m", "lensjax", "rank", "nope.csv", "--target", "5"], capture_output=True, text=True
+    )
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("lensjax: Cannot read nope.csv")

@@ -1,0 +1,205 @@
+"""Finding the other processes, and two real ones that train one model."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lensjax.core import processes as distributed
+from lensjax.core.errors import InputError
+
+
+@pytest.fixture
+def bare_environment(monkeypatch):
+    """An environment in which no launcher, and nobody by hand, has said anything."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "OMPI", "TPU", "KUBERNETES", "JOB", "MEGASCALE", "LENSJAX_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("environment", "together"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476", "TPU_WORKER_HOSTNAMES": "a"}, True),  # as JAX reads them
+        ({"TPU_PROCESS_ADDRESSES": "local", "TPU_WORKER_HOSTNAMES": "a,b"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"SLURM_NTASKS": "8"}, False),  # an interactive allocation
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "n[1-8]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0", "LENSJAX_PROCESSES": "1"}, False),
+    ],
+)
+def test_launchers_are_recognised(monkeypatch, bare_environment, environment, together):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
+    distributed.start_processes()
+    assert bool(calls) == together
+
+
+@pytest.mark.parametrize(("on_tpu_vm", "workers", "together"), [(False, 2, False), (True, 1, False), (True, 2, True)])
+def test_tpu_vms_that_only_the_metadata_server_knows_of_are_recognised(
+    monkeypatch, bare_environment, on_tpu_vm, workers, together
+):
+    asked = []
+
+    def metadata(key):
+        asked.append(key)
+        values = {"worker-network-endpoints": ",".join(f"host{i}" for i in range(workers))}
+        return values.get(key, "0"), 200
+
+    monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", on_tpu_vm)
+    monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.get_metadata", metadata)
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
+    distributed.start_processes()
+    assert bool(calls) == together
+    assert bool(asked) == on_tpu_vm
+
+
+def test_kubernetes_without_its_package_is_said_in_one_sentence(monkeypatch, bare_environment):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)  # other tests have computed
+    with pytest.raises(
+        InputError,
+        match=r"did not meet \(.*\); on Kubernetes, pip install 'lensjax\[k8s\]', or set LENSJAX_PROCESSES=1",
+    ) as caught:
+        distributed.start_processes()
+    assert "coordinator_address should be defined" in str(caught.value)
+
+
+def test_processes_that_cannot_join_are_told_in_one_sentence(monkeypatch, bare_environment):
+    def fail(*args, **kwargs):
+        raise OSError("no route\n to host")
+
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    monkeypatch.setattr("jax.distributed.initialize", fail)
+    with pytest.raises(InputError, match=r"did not meet \(no route to host\); set LENSJAX_COORDINATOR, LENSJAX_PROC"):
+        distributed.start_processes()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("host:1", None, "0"), "LENSJAX_COORDINATOR and LENSJAX_PROCESS is set, but not LENSJAX_PROCESSES"),
+        (("host:1", "two", "0"), "LENSJAX_PROCESSES is 'two'; it needs a whole number"),
+        (("host", "2", "0"), "LENSJAX_COORDINATOR is 'host'; it needs a port too"),
+        (("host:", "2", "0"), "LENSJAX_COORDINATOR is 'host:'; it needs a port too"),
+        (("host:1", "2", "2"), "LENSJAX_PROCESS is 2 of 2 processes; they are numbered from 0"),
+    ],
+)
+def test_what_is_said_by_hand_is_checked(monkeypatch, values, message):
+    for name, value in zip(("COORDINATOR", "PROCESSES", "PROCESS"), values, strict=True):
+        if value is not None:
+            monkeypatch.setenv(f"LENSJAX_{name}", value)
+    with pytest.raises(InputError, match=message):
+        distributed.start_processes()
+
+
+def test_several_processes_are_asked_by_a_count_that_never_restarts(monkeypatch):
+    counts = []
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.reached_preemption_sync_point", lambda count: bool(counts.append(count))
+    )
+    for step in (1, 2, 3, None, 1, 2):  # two runs
+        distributed.stop_requested(step)
+    assert counts == list(range(counts[0], counts[0] + 5))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_the_system_refuses_the_first_process_is_a_sentence_in_all(monkeypatch, tmp_path, processes):
+    monkeypatch.setattr("jax.process_count", lambda: processes)
+    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda value: value)
+    assert distributed.on_first(lambda: {"a": [1]}) == {"a": [1]}
+    with pytest.raises(InputError, match=r"Cannot read or write .*none/a: No such file or directory; make room"):
+        distributed.on_first((tmp_path / "none" / "a").touch)
+
+
+def test_a_signal_asks_to_stop_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with distributed.stopping_on_signals():
+        assert not distributed.stop_requested(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert distributed.stop_requested(1)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+
+
+def run_processes(arguments, count, devices):
+    """Outputs of `lensjax` in some processes that share the work."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    started = []
+    for rank in range(count):
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        if count > 1:
+            environment |= {"LENSJAX_COORDINATOR": address, "LENSJAX_PROCESSES": str(count)}
+            environment |= {"LENSJAX_PROCESS": str(rank)}
+        command = [sys.executable, "-m", "lensjax", *map(str, arguments)]
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    return started
+
+
+def test_two_processes_that_are_stopped_and_go_on_train_what_one_does(save_task, pretrained, tmp_path):
+    spec = save_task(validation=6, test=10, epochs=100, max_steps=100, evaluate_every=25, patience=9)
+    results = {}
+    for count in (1, 2):
+        arguments = ["finetune", spec, "--model", pretrained("gpt2"), "--examples", 64, "--mesh", "fsdp=2"]
+        arguments += ["--out", tmp_path / f"out{count}"]
+        folder = tmp_path / f"out{count}" / "gpt2" / "examples-64-seed-0"
+        if count == 2:
+            running = run_processes(arguments, count, 1)
+            deadline = time.monotonic() + 120
+            while not (folder / "log.jsonl").exists() or (folder / "log.jsonl").stat().st_size < 2000:
+                assert all(process.poll() is None for process in running)
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            running[1].send_signal(signal.SIGTERM)  # which the other hears of
+            said = [process.communicate(timeout=300) for process in running]
+            assert [process.returncode for process in running] == [143, 143], said
+            (step,) = (int(path.name) for path in (folder / "checkpoints").iterdir())
+            assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] == step < 100
+        running = run_processes(arguments, count, 2 // count)
+        said = [process.communicate(timeout=300) for process in running]
+        assert [process.returncode for process in running] == [0] * count, said
+        assert "test loss" in said[0][0]
+        assert all("test loss" not in text for text, _ in said[1:])  # one of them speaks
+        results[count] = json.loads((folder / "result.json").read_text())
+        assert (folder / "model" / "model.safetensors").exists()
+    one, two = results[1], results[2]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-5)
+    same = ("steps", "best_step", "tokens", "flops", "data", "spec", "devices", "test_tokens")
+    assert {key: one[key] for key in same} == {key: two[key] for key in same}
+
+
+def test_bad_input_ends_all_processes(save_task, pretrained, tmp_path):
+    arguments = ["finetune", save_task(), "--model", pretrained("gpt2"), "--examples", 5000, "--out", tmp_path / "out"]
+    running = run_processes(arguments, 2, 1)
+    said = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [2, 2], said
+    assert all("5,000" in error for _, error in said)

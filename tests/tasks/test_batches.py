@@ -1,0 +1,104 @@
+"""Batches: every example once an epoch, few shapes, an order that is a pure function of seed and step."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lensjax.tasks.batches import (
+    BatchPlan,
+    choose_lengths,
+    collate,
+    evaluation_batches,
+    example_lengths,
+    fits,
+    training_batches,
+)
+from lensjax.tasks.tokens import Tokens
+
+
+def make_tokens(prompts, targets):
+    """Examples of the given lengths whose ids count up from 1."""
+    lengths = np.array(prompts) + np.array(targets)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    none = np.zeros(len(prompts), bool)
+    return Tokens(np.arange(1, starts[-1] + 1, dtype=np.int32), starts, np.array(prompts, np.int32), none, none)
+
+
+lengths_of_examples = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=80)
+
+
+@given(lengths_of_examples, st.integers(1, 16), st.integers(0, 5), st.booleans())
+def test_every_epoch_holds_every_example_once_in_batches_that_fit(sizes, batch_size, seed, encoder_decoder):
+    tokens = make_tokens(*zip(*sizes, strict=True))
+    needed = example_lengths(tokens, encoder_decoder)
+    short, long = choose_lengths([needed])
+    assert fits(needed, long).all()
+    plan = BatchPlan(fits(needed, short), batch_size, seed)
+    for epoch in range(2):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        batches = [plan[step] for step in steps]
+        seen = np.concatenate([examples for _, examples in batches])
+        assert sorted(seen) == list(range(len(sizes)))
+        assert sum(len(examples) < batch_size for _, examples in batches) <= 1
+        assert all(fits(needed[examples], short if is_short else long).all() for is_short, examples in batches)
+
+
+def test_order_depends_on_seed_and_epoch_and_on_nothing_else():
+    short = np.arange(100) % 3 > 0
+    plan, same, other = BatchPlan(short, 8, 1), BatchPlan(short, 8, 1), BatchPlan(short, 8, 2)
+    steps = plan.steps_per_epoch
+    late = same[steps + 2]  # asked for before anything else
+    assert [list(plan[step][1]) for step in range(steps)] == [list(same[step][1]) for step in range(steps)]
+    assert list(plan[steps + 2][1]) == list(late[1])
+    assert list(plan[0][1]) != list(other[0][1])
+    assert list(plan[0][1]) != list(plan[steps][1])
+
+
+def test_order_is_the_same_on_every_machine():
+    plan = BatchPlan(np.ones(10, bool), 4, 0)
+    assert [list(plan[step][1]) for step in range(3)] == [[0, 4, 8, 1], [7, 9], [5, 3, 6, 2]]
+
+
+def test_two_shapes_take_fewer_tokens_than_one():
+    needed = np.array([[10]] * 90 + [[100]] * 10)
+    assert choose_lengths([needed]) == ((16,), (104,))
+    assert choose_lengths([np.full((50, 1), 33)]) == ((40,), (40,))
+    assert choose_lengths([np.array([[10, 3]] * 90 + [[300, 90]] * 10)]) == ((16, 8), (320, 96))
+
+
+def test_rows_of_a_decoder_have_labels_on_the_target_alone():
+    made = collate(make_tokens([2, 1], [3, 1]), np.array([1, 0]), [0, 1, 2], (8,), padding=0)
+    np.testing.assert_array_equal(
+        made["input_ids"], [[6, 7, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(made["labels"][:2, :5], [[-100, 7, -100, -100, -100], [-100, -100, 3, 4, 5]])
+    assert (made["labels"][2] == -100).all()
+
+
+def test_rows_of_an_encoder_decoder_have_prompt_and_target_apart():
+    made = collate(make_tokens([2, 1], [3, 1]), np.array([0, 1]), [1, 0], (4, 3), padding=9)
+    np.testing.assert_array_equal(made["input_ids"], [[6, 9, 9, 9], [1, 2, 9, 9]])
+    np.testing.assert_array_equal(made["attention_mask"], [[1, 0, 0, 0], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(made["labels"], [[7, -100, -100], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_training_batches_are_those_of_the_plan_from_any_step_on(start):
+    tokens = make_tokens(range(1, 21), [2] * 20)
+    needed = example_lengths(tokens, False)
+    lengths = choose_lengths([needed])
+    plan = BatchPlan(fits(needed, lengths[0]), 4, 3)
+    made = list(training_batches(tokens, plan, lengths, [1, 3], 0, range(start, 12)))
+    assert len(made) == 12 - start
+    for step, batch in enumerate(made, start):
+        short, examples = plan[step]
+        expected = collate(tokens, examples, [1, 3], lengths[0 if short else 1], 0)
+        assert all(np.array_equal(batch[key], expected[key]) for key in expected)
+
+
+def test_evaluation_batches_keep_the_order():
+    tokens = make_tokens([1] * 5, [1] * 5)
+    first, second = evaluation_batches(tokens, (8,), 4, range(4), 0)
+    assert list(first["input_ids"][:, 0]) == [1, 3, 5, 7]
+    assert list(second["input_ids"][:, 0]) == [9, 0, 0, 0]

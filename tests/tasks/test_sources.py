@@ -1,0 +1,239 @@
+"""Rows of JSONL, CSV, Parquet and of folders that HF datasets saved."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lensjax.core.errors import InputError
+from lensjax.tasks.rows import Rows
+from lensjax.tasks.sources import open_split
+from lensjax.tasks.spec import Source
+
+ROWS = [{"en": "one", "es": "uno"}, {"en": "two", "es": "dos"}, {"en": "three", "es": "tres"}]
+SaveHF = Callable[[Path, Iterable[Iterable[Mapping[str, Any]]]], Path]
+
+
+def opened(*paths: Path, fields: Iterable[str] = ()) -> Rows:
+    rows = open_split(Source(files={"train": list(paths)}), "train", tuple(fields))
+    assert rows is not None
+    return rows
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def save_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    return path
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    text = '{"a": "é"}\r\n\n  \n{"a": [1, null]}\n{"a": "no line end"}'
+    rows = opened(written(tmp_path, "train.jsonl", text))
+    assert [dict(rows[i]) for i in range(len(rows))] == [{"a": "é"}, {"a": [1, None]}, {"a": "no line end"}]
+    assert [rows.where(i) for i in range(3)] == [f"{tmp_path / 'train.jsonl'} line {line}" for line in (1, 4, 5)]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    assert opened(written(tmp_path, "a.jsonl", '\ufeff{"a": 1}\n'))[0] == {"a": 1}
+    assert opened(written(tmp_path, "a.csv", "\ufeffa,b\n1,2\n"))[0] == {"a": "1", "b": "2"}
+
+
+@given(rows=st.lists(st.dictionaries(st.text(max_size=3), st.text() | st.integers() | st.none()), max_size=8))
+def test_jsonl_gives_back_what_was_written(
+    rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    read = opened(written(tmp_path_factory.mktemp("jsonl"), "a.jsonl", text))
+    assert [read[i] for i in reversed(range(len(read)))] == rows[::-1]
+
+
+# A NUL is not text, and csv.writer leaves a lone carriage return unquoted before Python 3.13.
+cells = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"]), max_size=9)
+
+
+@given(rows=st.lists(st.tuples(cells, cells, cells.map("x{}".format)), max_size=8))
+def test_csv_gives_back_what_was_written(
+    rows: list[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("a", "b", "c"), *rows])
+    read = opened(path)
+    assert [tuple(read[i].values()) for i in range(len(read))] == rows
+
+
+def test_csv_lines_are_right_where_cells_hold_line_ends(tmp_path: Path) -> None:
+    text = 'prompt, target\n\n"one\ntwo",1\nthree,"3 ""x""\n\n"\n,\nlast,4'
+    rows = opened(written(tmp_path, "train.csv", text))
+    assert [dict(rows[i]) for i in range(len(rows))] == [
+        {"prompt": "one\ntwo", "target": "1"},
+        {"prompt": "three", "target": '3 "x"\n\n'},
+        {"prompt": "last", "target": "4"},
+    ]
+    assert [rows.where(i).split()[-1] for i in range(3)] == ["3", "5", "9"]
+
+
+def test_long_cells_are_read_and_the_limit_of_others_is_left(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    rows = opened(written(tmp_path, "a.csv", f"a\n{'x' * (before + 1)}\n"))
+    assert len(str(rows[0]["a"])) == before + 1
+    assert csv.field_size_limit() == before
+
+
+def test_parquet(tmp_path: Path) -> None:
+    rows = opened(save_parquet(tmp_path / "train.parquet", [row | {"n": 7} for row in ROWS]))
+    assert [dict(rows[i]) for i in range(len(rows))] == [row | {"n": 7} for row in ROWS]
+    assert rows.where(2) == f"{tmp_path / 'train.parquet'} row 3"
+    some = opened(tmp_path / "train.parquet", fields=["es"])
+    assert dict(some[1]) == {"es": "dos"}
+
+
+def test_files_of_several_kinds_follow_one_another(tmp_path: Path, save_jsonl: Callable[..., Path]) -> None:
+    first, empty = save_jsonl("a.jsonl", ROWS[:2]), written(tmp_path, "empty.jsonl", "")
+    rows = opened(first, empty, written(tmp_path, "b.CSV", "en,es\nthree,tres\n"))
+    assert [dict(rows[i]) for i in range(len(rows))] == ROWS
+    assert rows.where(2) == f"{tmp_path / 'b.CSV'} line 2"
+    for outside in (-1, 3):
+        with pytest.raises(IndexError):
+            rows[outside]
+
+
+def test_nothing_but_empty_files(tmp_path: Path) -> None:
+    assert len(opened(written(tmp_path, "a.jsonl", ""))) == 0
+    assert len(opened(written(tmp_path, "a.csv", "a,b\n"))) == 0
+
+
+def test_a_split_that_files_do_not_name(tmp_path: Path) -> None:
+    source = Source(files={"train": [tmp_path / "none"], "test": []})
+    assert open_split(source, "validation") is None
+    assert open_split(source, "test") is None
+
+
+def test_saved_data_set(tmp_path: Path, save_hf: SaveHF) -> None:
+    source = Source(saved=save_hf(tmp_path / "verses", [ROWS[:2], ROWS[2:]]))
+    rows = open_split(source, "train")
+    assert rows is not None
+    assert [dict(rows[i]) for i in range(len(rows))] == ROWS
+    assert rows.where(2) == f"{tmp_path / 'verses'} row 3"
+    assert open_split(source, "test") is None
+
+
+def test_saved_splits_and_their_names(tmp_path: Path, save_hf: SaveHF) -> None:
+    (tmp_path / "verses").mkdir()
+    (tmp_path / "verses" / "dataset_dict.json").write_text('{"splits": ["train", "dev"]}')
+    save_hf(tmp_path / "verses" / "train", [ROWS])
+    save_hf(tmp_path / "verses" / "dev", [ROWS[1:]])
+    plain = Source(saved=tmp_path / "verses")
+    assert open_split(plain, "validation") is None
+    renamed = Source(saved=tmp_path / "verses", splits={"validation": "dev", "test": None})
+    rows = open_split(renamed, "validation")
+    assert rows is not None
+    assert (len(rows), dict(rows[0])) == (2, ROWS[1])
+    assert rows.where(0) == f"{tmp_path / 'verses' / 'dev'} row 1"
+    assert open_split(renamed, "test") is None
+    with pytest.raises(
+        InputError, match=r"has no split 'gone' but train, dev; name the right one in source\.splits\.t"
+    ):
+        open_split(Source(saved=tmp_path / "verses", splits={"test": "gone"}), "test")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"a": 1', r"bad\.jsonl line 2 is not JSON \(.*\); mend or remove it"),
+        ("[" * 100_000, "is not JSON"),
+        ("[1]", r"bad\.jsonl line 2 is not a JSON object; write it as in"),
+        (b'{"a": "\xff"}', r"bad\.jsonl line 2 is not UTF-8 text; save the file in UTF-8"),
+    ],
+    ids=["cut", "deep", "list", "bytes"],
+)
+def test_a_bad_line_of_jsonl_is_named_when_it_is_read(row: str | bytes, message: str, tmp_path: Path) -> None:
+    content = row if isinstance(row, bytes) else row.encode()
+    rows = opened(written(tmp_path, "bad.jsonl", b'{"a": 1}\n' + content + b'\n{"a": 3}\n'))
+    assert rows[2] == {"a": 3}
+    with pytest.raises(InputError, match=message):
+        rows[1]
+
+
+def test_a_csv_row_of_another_width_is_named_when_it_is_read(tmp_path: Path) -> None:
+    rows = opened(written(tmp_path, "bad.csv", "a,b\n1,2\n3\n"))
+    with pytest.raises(InputError, match=r"bad\.csv line 3 has 1 cells, but the header has 2; mend it\."):
+        rows[1]
+
+
+BAD: dict[str, tuple[str, str | bytes | None, str]] = {
+    "unclosed": ("a.csv", 'a,b\n1,2\n3,"4\n', r"a\.csv line 3 is not CSV \(.*\); mend or remove it"),
+    "after a quote": ("a.csv", 'a,b\n"1"x,2\n', r"a\.csv line 2 is not CSV"),
+    "repeated": ("a.csv", "a,b, a\n", r"a\.csv line 1 heads two columns 'a'; rename one"),
+    "no header": ("a.csv", "\n\n", r"a\.csv is empty; it needs a header row such as 'prompt,target'"),
+    "latin": ("a.csv", b"a\nx\n\xe9\n", r"a\.csv line 3 is not UTF-8 text; save the file in UTF-8"),
+    "kind": ("a.xlsx", "", r"a\.xlsx is of a kind that is not known \('\.xlsx'\); give a \.jsonl, \.csv or \.parquet"),
+    "no kind": ("rows", "", r"rows is of a kind that is not known \(''\)"),
+    "no jsonl": ("a.jsonl", None, r"Cannot read .*a\.jsonl: No such file or directory; mend source\.files"),
+    "no csv": ("a.csv", None, r"Cannot read .*a\.csv: No such file"),
+    "no parquet": ("a.parquet", None, r"Cannot read .*a\.parquet: No such file or directory; mend source\.files"),
+    "not parquet": ("a.parquet", "a,b\n", r"a\.parquet is not a whole Parquet file \(.*\); write it again"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_named_in_one_sentence(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    name, content, message = BAD[kind]
+    if content is not None:
+        written(tmp_path, name, content)
+    with pytest.raises(InputError, match=message) as raised:
+        opened(tmp_path / name)
+    assert re.fullmatch(r"[^\n]+\.", str(raised.value))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    for kind in ("jsonl", "csv", "parquet"):
+        (tmp_path / f"a.{kind}").mkdir()
+        with pytest.raises(InputError, match=rf"Cannot read .*a\.{kind}: .*; mend source\.files\."):
+            opened(tmp_path / f"a.{kind}")
+
+
+def test_a_column_that_parquet_has_not(tmp_path: Path) -> None:
+    path = save_parquet(tmp_path / "a.parquet", [{"en": "one", "es": "uno"}])
+    with pytest.raises(InputError, match=r"a\.parquet has no column 'fr' but en, es; mend the template or the file\."):
+        opened(path, fields=["en", "fr"])
+
+
+def test_folders_that_were_not_saved_so(tmp_path: Path, save_hf: SaveHF) -> None:
+    def message(folder: Path) -> str:
+        with pytest.raises(InputError) as raised:
+            open_split(Source(saved=folder), "train")
+        return str(raised.value)
+
+    assert re.search(r"none has neither dataset_dict\.json nor state\.json; give", message(tmp_path / "none"))
+    folder = save_hf(tmp_path / "one", [ROWS])
+    arrow = next(folder.glob("*.arrow"))
+    whole = arrow.read_bytes()
+    arrow.write_bytes(whole[: len(whole) // 2])
+    assert re.search(r"\.arrow is missing or not a whole Arrow file \(.*\); save the data set again\.", message(folder))
+    arrow.unlink()
+    assert "is missing or not a whole Arrow file (" in message(folder)
+    for entries in ("[3]", '["a.arrow"]', "[{}]", '[{"filename": 3}]'):
+        (folder / "state.json").write_text(f'{{"_data_files": {entries}}}')
+        assert re.search(r"state\.json is not what .* writes \(a data file has no filename\); save", message(folder))
+    mixed = save_hf(tmp_path / "mixed", [[{"en": "one"}], [{"es": 1}]])
+    assert re.search(r"mixed do not have the same columns \([^\n]*\); save the data set again\.", message(mixed))
+    (folder / "state.json").write_text("{}")
+    assert re.search(r"state\.json is not what save_to_disk of HF datasets writes \(.*\); save", message(folder))
+    (folder / "dataset_dict.json").write_text('{"splits": "train"}')
+    assert "dataset_dict.json is not what save_to_disk of HF datasets writes" in message(folder)
