@@ -184,8 +184,7 @@ def on_first(function: Callable[[], Json]) -> Json:
     said = json.loads(text.tobytes())
     if "error" in said:
         raise InputError(said["error"])
-    value: Json = said["value"]
-    return value
+    return said["value"]
 
 
 @contextmanager

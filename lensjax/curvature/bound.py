@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.flops import matmul_flops
+from lensjax.core.pytrees import path_name
 from lensjax.curvature.hvp import layer_forms
 from lensjax.curvature.streaming import (
     Function,
@@ -33,7 +34,6 @@ from lensjax.curvature.streaming import (
     traced,
     wide,
 )
-from lensjax.models.sharding import path_name
 
 Block = Literal["diagonal", "joint"]
 EPSILON = 0.01  # the theorem has "any fixed ε close to zero"
@@ -70,14 +70,12 @@ class LayerTerms:
     @property
     def largest(self) -> Float[np.ndarray, " l"]:
         """H_i: the largest over examples, from 0 up; of the positive part where that was measured."""
-        largest: Float[np.ndarray, " l"] = self._measured.max(axis=1, initial=0.0)
-        return largest
+        return self._measured.max(axis=1, initial=0.0)
 
     @property
     def mean(self) -> Float[np.ndarray, " l"]:
         """The mean over examples, of the positive part where that was measured."""
-        mean: Float[np.ndarray, " l"] = self._measured.mean(axis=1)
-        return mean
+        return self._measured.mean(axis=1)
 
     @property
     def _measured(self) -> Float[np.ndarray, "l N"]:
@@ -267,8 +265,7 @@ def _minus(x: Array, y: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _values(program: Program, captured: Any, params: Any, batch: Any) -> Array:
-    values: Array = program(captured, params, batch)
-    return values
+    return program(captured, params, batch)
 
 
 def _forms(
@@ -329,13 +326,11 @@ def _positive(
         if whole:
             return form(batch, layer)
         held = 2 * steps * (v.size // (layers or 1)) * v.dtype.itemsize
-        each: Array = jax.lax.map(
+        return jax.lax.map(
             lambda one: form(jax.tree.map(lambda x: x[None], one), layer), batch, batch_size=max(1, _AT_ONCE // held)
         )
-        return each
 
-    found: Array = forms(None) if layers is None else jax.lax.map(forms, jnp.arange(layers))
-    return found
+    return forms(None) if layers is None else jax.lax.map(forms, jnp.arange(layers))
 
 
 def _quadrature(product: Callable[[Array], Array], v: Array, steps: int) -> Array:
@@ -363,5 +358,4 @@ def _quadrature(product: Callable[[Array], Array], v: Array, steps: int) -> Arra
     _, matrix, _, _ = jax.lax.fori_loop(0, steps, step, (*zeros, begin, jnp.zeros((), kind)))
     upper = jnp.triu(matrix)
     values, vectors = jnp.linalg.eigh(upper + jnp.triu(matrix, 1).T)
-    form: Array = length**2 * (jnp.square(vectors[0]) * jnp.maximum(values, 0)).sum()
-    return form
+    return length**2 * (jnp.square(vectors[0]) * jnp.maximum(values, 0)).sum()

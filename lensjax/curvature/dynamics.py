@@ -32,8 +32,7 @@ def residual_loss(
       InputError: the shapes do not match, or the kernel is not finite or not symmetric.
     """
     rates, weights = residual_modes(theta, f0, y)
-    left: Array = jnp.exp(-2 * eta * jnp.asarray(t, weights.dtype)[..., None] * rates) @ weights
-    return left
+    return jnp.exp(-2 * eta * jnp.asarray(t, weights.dtype)[..., None] * rates) @ weights
 
 
 def residual_modes(

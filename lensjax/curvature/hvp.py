@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
+from lensjax.core.pytrees import path_name
 from lensjax.curvature.jaxpr.taylor import second_derivative
 from lensjax.curvature.streaming import (
     Batches,
@@ -44,7 +45,6 @@ from lensjax.curvature.streaming import (
     wide,
 )
 from lensjax.models.model import Batch, Model
-from lensjax.models.sharding import path_name
 
 Product = Callable[[Any], Any]
 Mode = Literal["linearized", "direct"]
@@ -157,8 +157,7 @@ def quadratic_form(
             found: tuple[Array, Array] = _second(program, captured, params, one, jax.tree.leaves(v))
         return found
 
-    forms: Array = gathered(form, batch)
-    return forms
+    return gathered(form, batch)
 
 
 def layer_forms(
@@ -192,8 +191,7 @@ def layer_forms(
         value, parts = (_joint if block == "joint" else _diagonals)(losses, params, one, v, layers)
         return value, dict(zip(names, parts, strict=True))
 
-    found: dict[str, Array] = gathered(forms, batch)
-    return found
+    return gathered(forms, batch)
 
 
 def softmax_hessian(logits: Float[Array, "*rows classes"], weights: Float[Array, "*rows"]) -> Linear:
@@ -364,8 +362,7 @@ def _diagonal(
         for i, (number, leaf) in enumerate(v.items()):
             chosen = i * depth + jnp.arange(depth) == place
             along[number] = jnp.where(chosen.reshape(-1, *[1] * (leaf.ndim - 1)) if layers else chosen[0], leaf, 0)
-        value_and_form: tuple[Array, Array] = _second(program, captured, params, batch, along)
-        return value_and_form
+        return _second(program, captured, params, batch, along)
 
     values, forms = jax.lax.map(form, jnp.arange(len(v) * depth))
     parts = [forms[i * depth : (i + 1) * depth] if layers else forms[i] for i in range(len(v))]
@@ -381,8 +378,7 @@ def _joint(losses: Function, params: Any, batch: Any, v: Any, layers: Layers) ->
             return value, layer_dots(layers, v, product)
         count_examples(batch)
         program, captured = trace(losses, params, jax.tree.map(lambda x: x[:1], batch))
-        found: Forms = _joint_examples(program, layers, captured, params, batch, v)
-        return found
+        return _joint_examples(program, layers, captured, params, batch, v)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

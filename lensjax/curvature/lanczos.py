@@ -210,8 +210,7 @@ def _zeros(how: Layout, size: int, dtype: Any, like: Any) -> Any:
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _put(narrow: str | None, vectors: Any, number: Int[Array, ""], v: Any) -> Any:
     def put(stack: Array, x: Array) -> Array:
-        updated: Array = jax.lax.dynamic_update_index_in_dim(stack, _packed(narrow, x, stack.dtype), number, 0)
-        return updated
+        return jax.lax.dynamic_update_index_in_dim(stack, _packed(narrow, x, stack.dtype), number, 0)
 
     return jax.tree.map(put, vectors, v)
 
@@ -224,16 +223,14 @@ def _take(narrow: str | None, dtype: str, vectors: Any, number: Int[Array, ""]) 
 @jax.jit
 def _dot(a: Any, b: Any) -> Float[Array, ""]:
     products = jax.tree.map(lambda x, y: (x * y.astype(x.dtype)).sum(), a, b)
-    total: Array = sum(jax.tree.leaves(products), jnp.zeros(()))
-    return total
+    return sum(jax.tree.leaves(products), jnp.zeros(()))
 
 
 @partial(jax.jit, static_argnums=0)
 def _dots(narrow: str | None, vectors: Any, count: Int[Array, ""], v: Any) -> Float[Array, " size"]:
     size = jax.tree.leaves(vectors)[0].shape[0]
     zeros = jnp.zeros(size, _dot(v, v).dtype)
-    dots: Array = jax.lax.fori_loop(0, count, lambda i, c: c.at[i].set(_dot(v, _at(narrow, vectors, i))), zeros)
-    return dots
+    return jax.lax.fori_loop(0, count, lambda i, c: c.at[i].set(_dot(v, _at(narrow, vectors, i))), zeros)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -249,8 +246,7 @@ def _orthogonalized(
         left = jax.tree.map(lambda x, y: x - part.astype(x.dtype) * y.astype(x.dtype), left, q)
         return left, parts.at[i].set(part)
 
-    found: tuple[Any, Array] = jax.lax.fori_loop(0, count, remove, (v, jnp.zeros(size, _dot(v, v).dtype)))
-    return found
+    return jax.lax.fori_loop(0, count, remove, (v, jnp.zeros(size, _dot(v, v).dtype)))
 
 
 @jax.jit
@@ -259,8 +255,7 @@ def _recurred(w: Any, q: Any, previous: Any, coupling: float) -> tuple[Any, Floa
     along = _dot(w, q)
 
     def less(x: Array, y: Array, z: Array) -> Array:
-        left: Array = x - along.astype(x.dtype) * y - jnp.asarray(coupling, x.dtype) * z
-        return left
+        return x - along.astype(x.dtype) * y - jnp.asarray(coupling, x.dtype) * z
 
     return jax.tree.map(less, w, q, previous), along
 
@@ -270,8 +265,7 @@ def _at(narrow: str | None, vectors: Any, i: Int[Array, ""]) -> Any:
 
 
 def _packed(narrow: str | None, x: Array, dtype: Any) -> Array:
-    packed: Array = x.astype(dtype) if narrow is None else jax.lax.bitcast_convert_type(x.astype(narrow), dtype)
-    return packed
+    return x.astype(dtype) if narrow is None else jax.lax.bitcast_convert_type(x.astype(narrow), dtype)
 
 
 def _unpacked(narrow: str | None, x: Array) -> Array:
@@ -288,18 +282,14 @@ def _combined(narrow: str | None, stack: Array, weights: Float[Array, "k count"]
 
     def combine(row: Array) -> Array:
         def add(i: Array, total: Array) -> Array:
-            new: Array = total + row[i] * _at(narrow, stack, i)
-            return new
+            return total + row[i] * _at(narrow, stack, i)
 
-        total: Array = jax.lax.fori_loop(0, len(row), add, jnp.zeros(one.shape[1:], one.dtype))
-        return total
+        return jax.lax.fori_loop(0, len(row), add, jnp.zeros(one.shape[1:], one.dtype))
 
-    combined: Array = jax.lax.map(combine, weights)
-    return combined
+    return jax.lax.map(combine, weights)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _combined_in_place(narrow: str | None, stack: Array, weights: Float[Array, "k count"]) -> Array:
     combined = jax.lax.map(lambda row: _packed(narrow, _combined(narrow, stack, row[None])[0], stack.dtype), weights)
-    changed: Array = jax.lax.dynamic_update_slice_in_dim(stack, combined, 0, 0)
-    return changed
+    return jax.lax.dynamic_update_slice_in_dim(stack, combined, 0, 0)

@@ -20,10 +20,10 @@ from jaxtyping import Array, Float
 from numpy.typing import DTypeLike, NDArray
 
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.pytrees import path_name
 from lensjax.curvature.hvp import Product
 from lensjax.curvature.lanczos import Basis, Lanczos, draw, finite, multiplied, norm, scaled
 from lensjax.curvature.streaming import check_params, laid_out, layer_dots, layout
-from lensjax.models.sharding import path_name
 
 Which = Literal["largest", "smallest", "magnitude"]
 
@@ -338,8 +338,7 @@ def _left_out(r: NDArray[Any], w: NDArray[Any], h: NDArray[Any], size: int) -> N
     x = w - s * (s * w).sum(axis=0)
     left = (w * r).sum(axis=0) - 2 * (x * r).sum(axis=0) + (x * (h @ x)).sum(axis=0)
     left *= (size - k + 1) / (size - np.square(x).sum(axis=0))
-    estimates: NDArray[Any] = np.trace(h) - (s * (h @ s)).sum(axis=0) + left
-    return estimates
+    return np.trace(h) - (s * (h @ s)).sum(axis=0) + left
 
 
 def _size(like: Any) -> int:

@@ -16,9 +16,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from lensjax.core.errors import InputError
+from lensjax.core.pytrees import path_name
 from lensjax.curvature.jaxpr.linear_uses import find_uses
 from lensjax.models.model import Model
-from lensjax.models.sharding import path_name
 
 Function = Callable[[Any, Any], Any]
 Layout = tuple[NamedSharding | None, ...]

@@ -52,8 +52,7 @@ class CurveTable:
     @property
     def measured(self) -> Bool[np.ndarray, "M S"]:
         """Where a loss was measured."""
-        measured: Bool[np.ndarray, "M S"] = np.isfinite(self.loss)
-        return measured
+        return np.isfinite(self.loss)
 
     def column(self, examples: int) -> Float[np.ndarray, " M"]:
         """Loss of every model at one size; NaN where not measured."""
@@ -70,8 +69,7 @@ class CurveTable:
 
     def points(self) -> Int[np.ndarray, " M"]:
         """Number of measured sizes D > 0 of each model, the points a curve is fitted to."""
-        points: Int[np.ndarray, " M"] = self.measured[:, self.sizes > 0].sum(axis=1)
-        return points
+        return self.measured[:, self.sizes > 0].sum(axis=1)
 
     def _take(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> "CurveTable":
         rows = np.arange(len(self.models)) if rows is None else rows

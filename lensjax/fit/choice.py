@@ -10,14 +10,12 @@ DRAWS = 4000
 
 def probability_best(losses: Float[np.ndarray, "draws M"]) -> Float[np.ndarray, " M"]:
     """In which share of the draws each model has the lowest loss."""
-    probability: np.ndarray = np.bincount(np.argmin(losses, axis=1), minlength=losses.shape[1]) / len(losses)
-    return probability
+    return np.bincount(np.argmin(losses, axis=1), minlength=losses.shape[1]) / len(losses)
 
 
 def expected_regret(losses: Float[np.ndarray, "draws M"]) -> Float[np.ndarray, " M"]:
     """Mean over the draws of each model's loss above the lowest, in the unit of the losses."""
-    regret: np.ndarray = (losses - losses.min(axis=1, keepdims=True)).mean(axis=0)
-    return regret
+    return (losses - losses.min(axis=1, keepdims=True)).mean(axis=0)
 
 
 class Choosing(ABC):

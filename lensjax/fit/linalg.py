@@ -66,5 +66,4 @@ def cholesky(a: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
         root = jnp.where(jnp.arange(n) == k, column[..., None], root)
         return left - column[..., :, None] * column[..., None, :], root
 
-    root: Array = jax.lax.fori_loop(0, n, eliminate, (a, jnp.zeros_like(a)))[1]
-    return root
+    return jax.lax.fori_loop(0, n, eliminate, (a, jnp.zeros_like(a)))[1]

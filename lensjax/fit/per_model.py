@@ -263,5 +263,4 @@ def _refine(start: Float[Array, "4"], c: _Curves) -> Float[Array, "4"]:
         damping = jnp.maximum(jnp.where(better, damping / 5, damping * 4), 1e-12)
         return jnp.where(better, candidate, shape), damping
 
-    shape: Array = jax.lax.fori_loop(0, _STEPS, step, (start, jnp.asarray(1e-2)))[0]
-    return shape
+    return jax.lax.fori_loop(0, _STEPS, step, (start, jnp.asarray(1e-2)))[0]

@@ -28,8 +28,7 @@ class Residuals(NamedTuple):
 
     def log_f(self, t: Float[ArrayLike, ""]) -> Float[Array, " M"]:
         """log F_i(t)."""
-        found: Array = jax.nn.logsumexp(-2 * self.rates * t, b=self.weights, axis=1)
-        return found
+        return jax.nn.logsumexp(-2 * self.rates * t, b=self.weights, axis=1)
 
 
 def stack_residuals(

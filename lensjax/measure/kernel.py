@@ -187,14 +187,12 @@ def _functional(
 @partial(jax.jit, static_argnums=0)
 def _values(f: functionals.Functional, params: Any, batch: Any) -> jax.Array:
     """f of every example, one after the other."""
-    found: jax.Array = jax.lax.map(lambda example: f(params, example), batch)
-    return found
+    return jax.lax.map(lambda example: f(params, example), batch)
 
 
 def _first_targets(batch: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     labels = np.asarray(batch["labels"])
-    first: np.ndarray[Any, Any] = labels[np.arange(len(labels)), (labels != IGNORED).argmax(axis=1)]
-    return first
+    return labels[np.arange(len(labels)), (labels != IGNORED).argmax(axis=1)]
 
 
 def _labels(batch: Mapping[str, np.ndarray[Any, Any]]) -> tuple[int, ...]:

@@ -80,7 +80,6 @@ def device_bytes(tree: Any) -> int:
 
 
 def _placed(shapes: Params, shardings: Any) -> Params:
-    placed: Params = jax.tree.map(
+    return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    return placed

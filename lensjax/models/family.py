@@ -81,5 +81,4 @@ def family_of(model_type: str, where: str = "config.json") -> Family:
             f"it has {', '.join(supported())}."
         )
     families = importlib.import_module(f"lensjax.models.families.{_MODULES[model_type]}").FAMILIES
-    found: Family = next(family for family in families if family.model_type == model_type)
-    return found
+    return next(family for family in families if family.model_type == model_type)

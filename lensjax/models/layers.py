@@ -337,8 +337,7 @@ def _recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
 
     It is for elementwise functions and norms, whose intermediate results take longer to store than to compute.
     """
-    recomputed: Callable[..., Array] = jax.checkpoint(function, prevent_cse=False)
-    return recomputed
+    return jax.checkpoint(function, prevent_cse=False)
 
 
 def _wide(dtype: Any) -> Any:

@@ -139,13 +139,11 @@ def _initial(shapes: Params, placed: Any, seed: int) -> Params:
         if name == "lora_b":
             return jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
         draw = jax.jit(_uniform, static_argnames=("shape", "dtype"), out_shardings=sharding)
-        drawn: Array = draw(jax.random.fold_in(jax.random.key(seed), index), shape=leaf.shape, dtype=leaf.dtype)
-        return drawn
+        return draw(jax.random.fold_in(jax.random.key(seed), index), shape=leaf.shape, dtype=leaf.dtype)
 
     pairs = zip(leaves, jax.tree.leaves(placed), strict=True)
     made = [make(index, path[-1].key, leaf, sharding) for index, ((path, leaf), sharding) in enumerate(pairs)]
-    adapters: Params = jax.tree.unflatten(structure, made)
-    return adapters
+    return jax.tree.unflatten(structure, made)
 
 
 def _uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

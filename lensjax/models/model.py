@@ -76,8 +76,7 @@ class Model:
                     f"A batch for {self.family.model_type} needs labels or decoder_input_ids; it has neither."
                 )
             arrays["decoder_input_ids"] = shift_right(arrays["labels"], *_start_and_padding(self.config))
-        logits: Array = nnx.merge(self.graphdef, params)(arrays)
-        return logits
+        return nnx.merge(self.graphdef, params)(arrays)
 
     def token_losses(
         self, params: Params, batch: Batch
@@ -177,8 +176,7 @@ def initialise(config: Any, options: Options, seed: int) -> Model:
     family, graphdef, shapes = abstract(config, options)
 
     def make() -> Params:
-        params: Params = nnx.to_pure_dict(nnx.split(family.module(config, options, nnx.Rngs(seed)))[1])
-        return params
+        return nnx.to_pure_dict(nnx.split(family.module(config, options, nnx.Rngs(seed)))[1])
 
     params = jax.jit(make, out_shardings=placement(shapes, family, config, options))()
     return Model(family, config, options, params, graphdef)

@@ -13,9 +13,10 @@ from numpy.typing import DTypeLike
 from rich import filesize
 
 from lensjax import __version__
+from lensjax.core.pytrees import path_name
 from lensjax.models.model import abstract, check_tensor_axis
 from lensjax.models.options import make_options
-from lensjax.models.sharding import partition_specs, path_name, shard_shape
+from lensjax.models.sharding import partition_specs, shard_shape
 
 LARGE = 2**20  # values from which a parameter had better not lie whole on every device
 

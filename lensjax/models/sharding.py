@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.pytrees import path_name
 
 AXES = ("data", "fsdp", "tensor")
 SMALL = 2**16  # parameters with fewer values than this may lie whole on every device
@@ -104,13 +105,7 @@ def constrain_activations(x: jax.Array, mesh: Mesh | None, last: str | None = No
         return x
     end = last if last is not None and x.shape[-1] % mesh.shape[last] == 0 else None
     spec = PartitionSpec(("data", "fsdp"), *(None,) * (x.ndim - 2), end)
-    constrained: jax.Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-    return constrained
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """The path of a leaf as text: keys with slashes between."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def shard_shape(shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.pytrees import path_name
 from lensjax.models.safetensors_files import FLOATING, TensorFiles
-from lensjax.models.sharding import path_name
 
 _ALIGNMENT = 64  # bytes
 _SUFFIX = {"kernel": ".weight", "embedding": ".weight", "scale": ".weight", "bias": ".bias"}

@@ -72,5 +72,4 @@ def evaluate(prediction: Prediction, true: Float[np.ndarray, " M"]) -> dict[str,
 def _ranks(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
     _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    ranks: np.ndarray = (ends - (counts - 1) / 2)[where]
-    return ranks
+    return (ends - (counts - 1) / 2)[where]

@@ -88,8 +88,7 @@ def example_lengths(tokens: Tokens, encoder_decoder: bool) -> Int[np.ndarray, "e
 
 def fits(needed: Int[np.ndarray, "examples parts"], lengths: Lengths) -> Bool[np.ndarray, " examples"]:
     """Which examples a shape is long enough for."""
-    enough: Bool[np.ndarray, " examples"] = np.all(needed <= np.asarray(lengths), axis=1)
-    return enough
+    return np.all(needed <= np.asarray(lengths), axis=1)
 
 
 def choose_lengths(needed: Sequence[Int[np.ndarray, "examples parts"]]) -> tuple[Lengths, Lengths]:

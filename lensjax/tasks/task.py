@@ -151,8 +151,7 @@ def permutation(size: int, seed: int, stream: int = 0) -> Int[np.ndarray, " size
     what its `permutation` makes of them; a stable sort of them is the same everywhere.
     """
     keys = np.random.PCG64([stream, seed]).random_raw(size)
-    order: Int[np.ndarray, " size"] = np.argsort(keys, kind="stable")
-    return order
+    return np.argsort(keys, kind="stable")
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -60,8 +60,7 @@ class Tokens:
     @property
     def target_lengths(self) -> Int[np.ndarray, " N"]:
         """Number of tokens of each target."""
-        lengths: Int[np.ndarray, " N"] = np.diff(self.starts) - self.prompts
-        return lengths
+        return np.diff(self.starts) - self.prompts
 
     def take(self, n: int) -> "Tokens":
         """The first `n` examples, as views of these arrays."""

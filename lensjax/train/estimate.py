@@ -331,8 +331,7 @@ def _made_up(shapes: Params) -> Params:
 
         return jax.tree.map(leaf, shapes)
 
-    made: Params = jax.jit(make, out_shardings=jax.tree.map(lambda shape: shape.sharding, shapes))()
-    return made
+    return jax.jit(make, out_shardings=jax.tree.map(lambda shape: shape.sharding, shapes))()
 
 
 def _median_seconds(call: Callable[[], None]) -> float:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lensjax.models.sharding import path_name
+from lensjax.core.pytrees import path_name
 from lensjax.train.spec import TrainingSpec
 
 _UNDECAYED = ("bias", "scale")

@@ -59,8 +59,7 @@ class BatchPlacement:
         def place(rows: np.ndarray) -> jax.Array:
             length = rows.shape[-1]
             shaped = rows if self.parts == 1 else rows.reshape(self.parts, -1, length)
-            placed: jax.Array = jax.make_array_from_process_local_data(self.sharding, shaped, (*self._leading, length))
-            return placed
+            return jax.make_array_from_process_local_data(self.sharding, shaped, (*self._leading, length))
 
         return {name: place(rows) for name, rows in local.items()}
 

@@ -10,11 +10,12 @@ import pytest
 from transformers import GPT2Config, LlamaConfig
 
 from lensjax.core.errors import InputError
+from lensjax.core.pytrees import path_name
 from lensjax.models import make_mesh
 from lensjax.models.model import abstract, placement
 from lensjax.models.options import make_options
 from lensjax.models.parameter_table import LARGE, parameter_table
-from lensjax.models.sharding import parse_mesh, path_name
+from lensjax.models.sharding import parse_mesh
 
 MakeConfig = Callable[[str], Any]
 LLAMA_70B = {

@@ -172,8 +172,7 @@ def _while(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
         return jaxpr_as_fun(test)(*(x[0] for x in (*bounds, *carry)))[0]
 
     init = _settled(lambda carry: jax.eval_shape(step, carry), init)
-    found: list[Series] = jax.lax.while_loop(goes_on, lambda carry: _alike(step(carry), carry), init)
-    return found
+    return jax.lax.while_loop(goes_on, lambda carry: _alike(step(carry), carry), init)
 
 
 def _cond(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
@@ -182,8 +181,7 @@ def _cond(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
     made = zip(*(jax.eval_shape(call, operands) for call in calls), strict=True)
     longest = [max(each, key=len) for each in made]
     branches = [lambda operands, call=call: _alike(call(operands), longest) for call in calls]
-    found: list[Series] = jax.lax.switch(index[0], branches, operands)
-    return found
+    return jax.lax.switch(index[0], branches, operands)
 
 
 _RULES = {"cond": _cond, "exp": _exp, "scan": _scan, "while": _while}

@@ -49,8 +49,7 @@ class Factor:
         """The factor of some layers, where left and right have an axis of layers before that of rows."""
 
         def take(x: Array, after: int) -> Array:
-            taken: Array = jax.lax.dynamic_slice_in_dim(x, start, size, x.ndim - 1 - after)
-            return taken
+            return jax.lax.dynamic_slice_in_dim(x, start, size, x.ndim - 1 - after)
 
         return Factor(take(self.left, 1 if self.looks_up else 2), take(self.right, 2))
 
@@ -123,8 +122,7 @@ def _form(
 
         return jax.lax.scan(add, total, rights)[0], None
 
-    total: Array = jax.lax.scan(strip, jnp.zeros(shape, dtype), lefts)[0]
-    return total
+    return jax.lax.scan(strip, jnp.zeros(shape, dtype), lefts)[0]
 
 
 def _tiles(x: Float[Array, "*axes length"], size: int) -> Float[Array, "tiles *axes {size}"]:
@@ -233,8 +231,7 @@ def _gram(a: Factor, b: Factor, output: Output, chunk_bytes: int, mesh: Mesh | N
 
         some = a.left[rows], a.right[rows]
         at_once = max(1, chunk_bytes * (1 if mesh is None else mesh.size) // each)
-        found: Array = jax.lax.map(one, some, batch_size=min(at_once, len(some[0])))
-        return found
+        return jax.lax.map(one, some, batch_size=min(at_once, len(some[0])))
 
     return _by_panels(len(a.right), symmetric, max(1, _PANEL // a.rows), products)
 
@@ -279,15 +276,13 @@ def constrain(x: Array, mesh: Mesh | None, axis: int | None = None) -> Array:
     if mesh is None:
         return x
     spec = PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, mesh.axis_names)
-    constrained: Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-    return constrained
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def einsum(spec: str, *arrays: Array) -> Array:
     """`jnp.einsum`, exact to rounding, summed in float32 or wider."""
     wide = _wide(jnp.result_type(*arrays))
-    found: Array = jnp.einsum(spec, *arrays, precision=_EXACT, preferred_element_type=wide)
-    return found
+    return jnp.einsum(spec, *arrays, precision=_EXACT, preferred_element_type=wide)
 
 
 def _wide(dtype: Any) -> Any:

@@ -22,11 +22,11 @@ from jaxtyping import Array
 
 from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
+from lensjax.core.pytrees import path_name
 from lensjax.curvature.compiling import exact_options
 from lensjax.curvature.jaxpr.linear_uses import Function
 from lensjax.curvature.ntk.contract import TAIL, Factor, Output, constrain, contract
 from lensjax.curvature.ntk.factors import Leaf, Part, Plan, make_factors, make_parts, make_plan
-from lensjax.models.sharding import path_name
 
 _HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
 _WITH_BACKWARD = 3  # times the factors' memory is what making them takes
@@ -153,8 +153,7 @@ def ntk_vp(f: Function, params: Any, xs: Any, batch_size: int | None = None) -> 
         zeros = jax.tree.map(jnp.zeros_like, params)
         pulled, _ = jax.lax.scan(add, zeros, (stacked, padded.reshape(batches, batch_size, *v.shape[1:])))
         pushed = jax.lax.map(lambda some: jax.jvp(lambda p: values(p, some), (params,), (pulled,))[1], stacked)
-        found: Array = pushed.reshape(-1, *v.shape[1:])[:n]
-        return found
+        return pushed.reshape(-1, *v.shape[1:])[:n]
 
     return product
 
@@ -284,8 +283,7 @@ def _fill(
         return constrain(values, mesh), jax.tree.map(lambda new: new[None], made)
 
     def put(old: Array, new: Array) -> Array:
-        updated: Array = jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
-        return updated
+        return jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
 
     return constrain(values, mesh), jax.tree.map(put, held, made)
 

@@ -174,8 +174,7 @@ def _errors(posterior: JointPosterior, last: CurveTable) -> Float[np.ndarray, " 
     sizes, place = np.unique(last.sizes[column], return_inverse=True)
     losses = posterior.predict(sizes)
     far = np.log(last.loss[scored, column]) - np.log(losses.loss[scored, place])
-    errors: np.ndarray = far / losses.log_sd[scored, place]
-    return errors
+    return far / losses.log_sd[scored, place]
 
 
 def _best_time(fit: Callable[[float], JointPosterior], residuals: Residuals) -> tuple[float, JointPosterior]:
@@ -272,8 +271,7 @@ def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitt
         given = condition(obs, weights, scales, slopes)
         return Fitted(scales, slopes, learned.parameters[-SHAPES:], weights, given)
 
-    fitted: Fitted = jax.lax.map(one, priors)
-    return fitted
+    return jax.lax.map(one, priors)
 
 
 def _learn(obs: Observations, prior: SlopePrior, settings: JointSettings) -> Learned:
@@ -293,8 +291,7 @@ def _learn(obs: Observations, prior: SlopePrior, settings: JointSettings) -> Lea
         return Learned(parameters, update_weights(obs, learned.weights, scales, given, settings.dof))
 
     start = Learned(centre, Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x)))
-    learned: Learned = jax.lax.fori_loop(0, ROUNDS, round_, start)
-    return learned
+    return jax.lax.fori_loop(0, ROUNDS, round_, start)
 
 
 class _Descent(NamedTuple):
@@ -329,8 +326,7 @@ def _minimise(objective: Callable[[Array], Array], start: Array) -> Array:
         direction, memory = lbfgs.update(gradient, memory, point)
         moved = _Descent(point, value, gradient, memory, direction, jnp.ones(()), s.value - value, s.evaluations + 1)
         stayed = s._replace(step=s.step / 4, evaluations=s.evaluations + 1)
-        descent: _Descent = jax.tree.map(partial(jnp.where, better), moved, stayed)
-        return descent
+        return jax.tree.map(partial(jnp.where, better), moved, stayed)
 
     zero, infinite = jnp.zeros_like(start), jnp.asarray(jnp.inf)
     first = _Descent(start, infinite, zero, lbfgs.init(start), zero, jnp.zeros(()), infinite, jnp.asarray(0))

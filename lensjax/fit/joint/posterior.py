@@ -48,8 +48,7 @@ class Losses:
     @property
     def log_sd(self) -> Float[np.ndarray, "M G"]:
         """Standard deviations of log losses, which are Gaussian."""
-        sd: np.ndarray = (np.log(self.upper) - np.log(self.lower)) / (2 * Z90)
-        return sd
+        return (np.log(self.upper) - np.log(self.lower)) / (2 * Z90)
 
 
 class JointMoments(NamedTuple):
@@ -146,8 +145,7 @@ class JointPosterior(Choosing):
         if self.widening > 1:
             middle = np.log(self.predict(examples).loss[:, 0])
             log_losses = middle + self.widening * (log_losses - middle)
-        samples: np.ndarray = np.exp(log_losses)
-        return samples
+        return np.exp(log_losses)
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """How C cells would be measured, and what they have to do with all models' losses at the target.
@@ -204,8 +202,7 @@ class JointPosterior(Choosing):
                 f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} "
                 f"to {self.horizon}; fit with a larger horizon."
             )
-        octaves: np.ndarray = np.log2(sizes / self.unit)
-        return octaves
+        return np.log2(sizes / self.unit)
 
 
 def _first_below(
@@ -239,8 +236,7 @@ def _moments(
         own = _variance(jnp.diagonal(ahead.covariance, axis1=1, axis2=2), f.scales.noise, dof)
         return mean, own + jnp.einsum("mgq,mqr,mgr->mg", ahead.gain, covariance, ahead.gain)
 
-    moments: tuple[Array, Array] = jax.lax.map(one, fitted)
-    return moments
+    return jax.lax.map(one, fitted)
 
 
 @jax.jit
@@ -264,8 +260,7 @@ def _draws(
         common = ahead.offset[:, 0] + jnp.einsum("mq,smq->sm", ahead.gain[:, 0], shared)
         return common + jnp.sqrt(variance) * for_models
 
-    draws: Array = jax.lax.map(one, (fitted, covariate_noise, family_noise, own_noise))
-    return draws
+    return jax.lax.map(one, (fitted, covariate_noise, family_noise, own_noise))
 
 
 @jax.jit

@@ -157,8 +157,7 @@ class LensLLMPosterior(Choosing):
         rng = np.random.default_rng(seed)
         rows = rng.choice(len(self.noise), draws, replace=draws > len(self.noise))
         noise = self.noise[rows, None] * rng.standard_t(DOF, (draws, len(self.models)))
-        losses: np.ndarray = np.exp(self._log_loss(size)[rows] + noise)
-        return losses
+        return np.exp(self._log_loss(size)[rows] + noise)
 
     def log_density(self, table: CurveTable) -> Float[np.ndarray, "M S"]:
         """Log predictive density of each measured log loss of a table, in nats; NaN where nothing was measured.
@@ -181,8 +180,7 @@ class LensLLMPosterior(Choosing):
 
     def _log_loss(self, size: float) -> Float[np.ndarray, "S M"]:
         """Draws of the curves, without noise."""
-        curve: np.ndarray = np.log(self.law["B"] / (self.law["D_l"] + size ** self.law["beta"]) + self.law["E"])
-        return curve
+        return np.log(self.law["B"] / (self.law["D_l"] + size ** self.law["beta"]) + self.law["E"])
 
     def _sizes(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
         sizes = np.atleast_1d(np.asarray(examples, dtype=np.float64))

@@ -114,8 +114,7 @@ def log_loss(theta: Float[Array, "*s 4"], log_d: Float[Array, "*s"], middle: Flo
     beta = jnp.exp(log_beta)
     log_b = jax.nn.log_sigmoid(-logit_rho) + jnp.logaddexp(log_d_l, beta * middle)
     log_e = jax.nn.log_sigmoid(logit_rho)
-    found: Array = level + rectified(log_d, log_b=log_b, log_d_l=log_d_l, beta=beta, log_e=log_e)
-    return found
+    return level + rectified(log_d, log_b=log_b, log_d_l=log_d_l, beta=beta, log_e=log_e)
 
 
 @jax.jit
@@ -210,15 +209,13 @@ def _score_mode(start: Float[Array, "4"], model: _Model, of: Population, middle:
         inverse: Array = inverse_and_log_det(jax.vmap(linear)(jnp.eye(COORDINATES)))[0]
         return inverse @ y
 
-    mode: Array = jax.lax.custom_root(jax.grad(energy), start, solve, tangent)
-    return mode
+    return jax.lax.custom_root(jax.grad(energy), start, solve, tangent)
 
 
 def _information(z: Float[Array, "4"], model: _Model, of: Population, middle: Array) -> Float[Array, "4 4"]:
     """Expected information of the standard scores, which unlike the observed one is always positive."""
     jacobian = jax.jacfwd(partial(_residuals, model=model, of=of, middle=middle))(z)
-    information: Array = (DOF + 1) / (DOF + 3) * jacobian.T @ jacobian + jnp.eye(COORDINATES)
-    return information
+    return (DOF + 1) / (DOF + 3) * jacobian.T @ jacobian + jnp.eye(COORDINATES)
 
 
 def evidence(
@@ -279,8 +276,7 @@ def find_mode(curves: Curves, feature: Feature, prior: Prior, start: Mode) -> Mo
         mode, gradient = at(s.mode.u - inverse @ s.gradient, s.mode.models)
         moved = _Newton(mode, gradient, s.damping / 10, s.steps + 1)
         stayed = s._replace(damping=jnp.maximum(s.damping, 1e-2) * 10, steps=s.steps + 1)
-        newton: _Newton = jax.tree.map(partial(jnp.where, mode.energy <= s.mode.energy), moved, stayed)
-        return newton
+        return jax.tree.map(partial(jnp.where, mode.energy <= s.mode.energy), moved, stayed)
 
     def going(s: _Newton) -> Array:
         return (s.steps < NEWTON_STEPS) & ((s.steps == 0) | (jnp.max(jnp.abs(s.gradient)) > ENOUGH))
@@ -316,8 +312,6 @@ def draw_coordinates(
     def each(args: tuple[Feature, Population, Array, Array]) -> Array:
         feature, of, start, noise = args
         of_models = jax.vmap(one, in_axes=(0, None, 0, 1), out_axes=1)
-        drawn: Array = of_models(_models(curves, feature), of, start, noise)
-        return drawn
+        return of_models(_models(curves, feature), of, start, noise)
 
-    drawn: Array = jax.lax.map(each, (feature, of, start, noise), batch_size=_BLOCK)
-    return drawn
+    return jax.lax.map(each, (feature, of, start, noise), batch_size=_BLOCK)

@@ -44,8 +44,7 @@ class Block(nnx.Module):
         x = x + self.attention(self.attention_norm(x), mask, bias=bias)
         if self.cross is not None and self.cross_norm is not None:
             x = x + self.cross(self.cross_norm(x), source_mask, source=source)
-        y: Array = x + self.mlp(self.mlp_norm(x))
-        return y
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Side(nnx.Module):
@@ -61,8 +60,7 @@ class Side(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
     ) -> Float[Array, "batch time width"]:
-        y: Array = self.norm(self.layers(x, mask, self.relative_bias(x.shape[1]), *source))
-        return y
+        return self.norm(self.layers(x, mask, self.relative_bias(x.shape[1]), *source))
 
     def relative_bias(self, time: int) -> Heads:
         """What is added to the scores of every pair of positions."""

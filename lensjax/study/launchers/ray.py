@@ -120,8 +120,7 @@ def _outcome(reference: Any) -> Outcome:
     import ray
 
     try:
-        outcome: Outcome = ray.get(reference)
-        return outcome
+        return ray.get(reference)
     except Stopped:
         raise
     except ray.exceptions.RayError as error:  # its worker or host died more often than is forgiven
