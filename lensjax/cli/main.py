@@ -62,8 +62,9 @@ def rank(
     check_writable(outputs, [curves])
     check_target(target)
     from lensjax.core.files import write_files
-    from lensjax.report.table import print_ranking, ranking_csv, ranking_json
+    from lensjax.report.terminal import print_ranking
     from lensjax.selection.ranking import rank as rank_models
+    from lensjax.selection.records import ranking_csv, ranking_json
 
     table = read_table(curves)
     if budget is None:
@@ -115,7 +116,7 @@ def evaluate(
     if not curves:
         raise InputError("No file of curves is named; give one or more.")
     from lensjax.core.files import write_files
-    from lensjax.report.table import print_means
+    from lensjax.report.terminal import print_means
     from lensjax.selection.backtest import backtest, to_csv
 
     try:

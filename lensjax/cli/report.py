@@ -20,7 +20,8 @@ def report(folder: StudyFolder) -> None:
     from lensjax.study.folder import read_study_folder
 
     spec = read_study_folder(folder)
-    from lensjax.study.report import collect, write_findings
+    from lensjax.report.study_files import write_findings
+    from lensjax.study.report import collect
 
     found = collect(spec, folder)
     print_decision(found.report)

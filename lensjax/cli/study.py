@@ -111,7 +111,8 @@ def run(
     study = read_study(spec)
     folder = spec.with_suffix("") if out is None else out
     start_processes()
-    from lensjax.study.report import collect, write_findings
+    from lensjax.report.study_files import write_findings
+    from lensjax.study.report import collect
     from lensjax.study.runner import cells_left, run_study
 
     def say(sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""What a study found so far, as a page and as files that programs read. Works while it runs, and after."""
+"""Everything that a study has measured and decided so far, while it runs or after."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,13 +10,10 @@ import numpy as np
 import lensjax
 from lensjax.core import text
 from lensjax.core.errors import InputError, listing
-from lensjax.core.files import write_files
-from lensjax.core.processes import is_first
 from lensjax.curves.table import CurveTable
-from lensjax.report.pages.study import render_study
-from lensjax.report.table import ranking_csv, records
 from lensjax.selection.methods import Prediction
 from lensjax.selection.ranking import Ranking, rank
+from lensjax.selection.records import records
 from lensjax.study import evidence, schema
 from lensjax.study.cost import study_cost
 from lensjax.study.decisions import results_table
@@ -24,15 +21,14 @@ from lensjax.study.lensllm import LensLLMFit, fit_study, lensllm_prediction, ran
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import LENSLLM, StudySpec
 from lensjax.study.state import StudyState, read_state
-from lensjax.train.results import CURVES, curves_csv, steps_caution
+from lensjax.train.results import curves_csv, steps_caution
 
-REPORT, PAGE, RANKING = "report.json", "report.html", "ranking.csv"
 NLP_METRICS = "nlp_metrics"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A report, and what its files are made of besides.
+    """A report, and what its files hold besides.
 
     Attributes:
       report: Everything that was found.
@@ -43,37 +39,6 @@ class Findings:
     report: StudyReport
     ranking: Ranking | None
     curves: str
-
-
-def write_report(spec: StudySpec, out: Path) -> list[Path]:
-    """Write report.html, report.json, ranking.csv and curves.csv to a study's folder, all of them or none.
-
-    Args:
-      spec: The study.
-      out: Its folder.
-
-    Raises:
-      InputError: a file of the study cannot be read, or one of these not written.
-    """
-    return write_findings(collect(spec, out), out)
-
-
-def write_findings(found: Findings, out: Path) -> list[Path]:
-    """See `write_report`.
-
-    Raises:
-      InputError: a file cannot be written.
-    """
-    header = ",".join(name for name in schema.Ranked.model_fields if name not in ("baselines", "law")) + "\n"
-    contents: dict[Path, str | bytes] = {
-        out / PAGE: render_study(found.report, found.ranking),
-        out / REPORT: found.report.model_dump_json(indent=2) + "\n",
-        out / RANKING: header if found.ranking is None else ranking_csv(found.ranking),
-        out / CURVES: found.curves,
-    }
-    if is_first():
-        write_files(contents)
-    return list(contents)
 
 
 def collect(spec: StudySpec, out: Path) -> Findings:

@@ -14,12 +14,13 @@ from lensjax.curvature.dynamics import residual_loss, spectrum
 from lensjax.measure.kernel import Kernel, choose_times
 from lensjax.measure.rungs import Rung, rung_arrays
 from lensjax.models.heavy_tails import LayerMetrics, TailFit, WeightMetrics
+from lensjax.report.study_files import write_findings
 from lensjax.selection import METHODS, ranking
 from lensjax.study.cells import _write, evidence_file, run_folder, runs_folder
 from lensjax.study.cost import CPU_WATTS, watts
 from lensjax.study.folder import open_study
 from lensjax.study.journal import Cell, Journal
-from lensjax.study.report import collect, write_findings, write_report
+from lensjax.study.report import collect
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import StudySpec
 from lensjax.train.results import Result, write_result
@@ -169,7 +170,7 @@ def found(complete):
 
 def test_nothing_measured(make):
     folder = make()
-    assert [path.name for path in write_report(folder.spec, folder.out)] == FILES
+    assert [path.name for path in write_findings(collect(folder.spec, folder.out), folder.out)] == FILES
     report = StudyReport.model_validate_json((folder.out / "report.json").read_text())
     assert report.decision.sentence == "No decision yet: nothing was measured so far. 12 cells of 12 are left."
     assert (report.decision.model, report.decision.final) == (None, False)
@@ -388,7 +389,7 @@ def test_all_or_none(make, quick):
     folder = make(**quick)
     (folder.out / "ranking.csv").mkdir()
     with pytest.raises(InputError, match=r"ranking\.csv is a folder"):
-        write_report(folder.spec, folder.out)
+        write_findings(collect(folder.spec, folder.out), folder.out)
     assert not any((folder.out / name).exists() for name in FILES if name != "ranking.csv")
 
 

@@ -1,81 +1,20 @@
-"""Rankings and back-tests as terminal tables, CSV and JSON."""
+"""Rankings and back-tests as tables on the terminal."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lensjax import __version__
 from lensjax.selection.backtest import Score, means
 from lensjax.selection.metrics import METRICS
 from lensjax.selection.ranking import Ranking
+from lensjax.selection.records import records
 
 SHOWN = 40  # rows of a terminal table
 BESIDE = ("ats", "sub_tuning")  # baselines whose choice is always told
-
-
-def records(ranking: Ranking) -> list[dict[str, Any]]:
-    """One flat record per model, best first; None where nothing is known."""
-    prediction, measured = ranking.prediction, ranking.table.column(ranking.budget)
-
-    def at(values: np.ndarray | None, i: int) -> float | None:
-        return None if values is None or not math.isfinite(values[i]) else float(values[i])
-
-    rows = []
-    for place, i in enumerate(ranking.order, start=1):
-        row = {
-            "rank": place,
-            "model": ranking.table.models[i],
-            "family": ranking.table.families[i] or None,
-            "parameters": at(ranking.table.parameters, i),
-            "loss_at_budget": at(measured, i),
-            "predicted": at(prediction.score, i),
-            "lower90": at(prediction.lower, i),
-            "upper90": at(prediction.upper, i),
-            "probability_best": at(ranking.probability_best, i),
-            "expected_regret": at(ranking.expected_regret, i),
-        }
-        rows.append(row | {name: at(other.score, i) for name, other in ranking.baselines.items()})
-    return rows
-
-
-def ranking_csv(ranking: Ranking) -> str:
-    """One row per model, best first; blank where nothing is known."""
-    rows = records(ranking)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def ranking_json(ranking: Ranking) -> str:
-    """Everything a program might want of a ranking."""
-    laws = ranking.parameters
-    models = [
-        row | {"law": {name: float(values[i]) for name, values in laws.items()} or None}
-        for row, i in zip(records(ranking), ranking.order, strict=True)
-    ]
-    content = {
-        "lensjax": __version__,
-        "task": ranking.table.task,
-        "budget": ranking.budget,
-        "target": ranking.target,
-        "method": ranking.method,
-        "predicts_loss": ranking.prediction.is_loss,
-        "models": models,
-        "left_out": [{"model": model, "reason": reason} for model, reason in ranking.left_out],
-        "warnings": list(ranking.warnings),
-        "assumptions": list(ranking.assumptions),
-    }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _console() -> Console:

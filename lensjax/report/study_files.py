@@ -1,0 +1,38 @@
+"""The files of a study's report."""
+
+from pathlib import Path
+
+from lensjax.core.files import write_files
+from lensjax.core.processes import is_first
+from lensjax.report.pages.study import render_study
+from lensjax.selection.records import ranking_csv
+from lensjax.study.report import Findings
+from lensjax.study.schema import Ranked
+from lensjax.train.results import CURVES
+
+REPORT, PAGE, RANKING = "report.json", "report.html", "ranking.csv"
+
+
+def write_findings(findings: Findings, out: Path) -> list[Path]:
+    """Write report.html, report.json, ranking.csv and curves.csv to a study's folder, all of them or none.
+
+    Args:
+      findings: The report, as `lensjax.study.report.collect` returns it.
+      out: The study's folder.
+
+    Returns:
+      The files; of several processes, only the first writes them.
+
+    Raises:
+      InputError: one of them cannot be written.
+    """
+    header = ",".join(name for name in Ranked.model_fields if name not in ("baselines", "law")) + "\n"
+    contents: dict[Path, str | bytes] = {
+        out / PAGE: render_study(findings.report, findings.ranking),
+        out / REPORT: findings.report.model_dump_json(indent=2) + "\n",
+        out / RANKING: header if findings.ranking is None else ranking_csv(findings.ranking),
+        out / CURVES: findings.curves,
+    }
+    if is_first():
+        write_files(contents)
+    return list(contents)
