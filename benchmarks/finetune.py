@@ -176,7 +176,7 @@ def waiting(plan: Plan) -> Json:
         with candidate_on(config, numbers(examples + 200), steps, batch_size, examples, dtype="float32") as candidate:
             _, progress = [train(candidate, Steps(0, 0)) for _ in range(2)]  # the first compiles
             found[name] = {
-                "parameters": candidate.size,
+                "parameters": candidate.parameters,
                 "batch": [batch_size, *candidate.tokens.lengths[1]],
                 "steps": progress.step,
                 "seconds": progress.seconds,
@@ -197,7 +197,7 @@ def ladder(plan: Plan) -> Json:
         assert [result.status for result in results] == ["ok"] * len(sizes), results
         programs = {name: getattr(candidate.programs, name)._cache_size() for name in ("step", "losses")}
         return {
-            "parameters": candidate.size,
+            "parameters": candidate.parameters,
             "rungs": sizes,
             "steps": [result.steps for result in results],
             "training_lengths": [list(lengths) for lengths in candidate.tokens.lengths],
@@ -275,7 +275,7 @@ def step_times(contenders: Mapping[str, Callable[[], float]], plan: Plan, shape:
 def about(candidate: Candidate, shape: tuple[int, int]) -> Json:
     installed = {name: version(name) for name in hf_trainer.PACKAGES if find_spec(name)}
     steps = candidate.spec.training.max_steps
-    return {"peers": installed, "parameters": candidate.size, "batch": list(shape), "steps": steps}
+    return {"peers": installed, "parameters": candidate.parameters, "batch": list(shape), "steps": steps}
 
 
 def gpt2_config(plan: Plan, tokens: int) -> Any:

@@ -98,7 +98,7 @@ def flops(plan: Plan) -> Json:
     for family in plan.families:
         make = FAMILIES[family]
         with planned_for(make(plan.width, plan.layers), plan) as candidate:
-            (planned,) = {candidate.step_flops[shape] for shape in candidate.shapes}
+            (planned,) = {candidate.step_flops(shape) for shape in candidate.lengths}
             evaluation = candidate.evaluation_flops
         with unrolled():
             (step_1, losses_1), (step_2, losses_2) = (xla_flops(make(plan.width, n), plan) for n in (1, 2))
@@ -196,7 +196,7 @@ def study(
 def xla_flops(config: Any, plan: Plan) -> tuple[float, float]:
     """Operations that XLA counts in a compiled step and in a compiled evaluation."""
     with planned_for(config, plan) as candidate:
-        step = candidate.compiled_step(candidate.shapes[1]).cost_analysis()["flops"]
+        step = candidate.compiled_step(candidate.lengths[1]).cost_analysis()["flops"]
         return float(step), float(candidate.compiled_losses.cost_analysis()["flops"])
 
 
@@ -213,9 +213,9 @@ def unrolled() -> Iterator[None]:
 
 def real_bytes(candidate: AbstractCandidate) -> int:
     """What the compiler says of a step whose arguments are real."""
-    training, options = candidate.training, candidate.model.options
+    training, options = candidate.spec.training, candidate.abstract.options
     model = lensjax.models.from_config(
-        candidate.model.config,
+        candidate.abstract.config,
         dtype=options.dtype,
         param_dtype=options.param_dtype,
         mesh=candidate.mesh,
@@ -226,7 +226,7 @@ def real_bytes(candidate: AbstractCandidate) -> int:
     programs: Any = make_programs(model, training, candidate.mesh)
     trained, frozen = split_trainable(model.params)
     state = programs.start(trained)
-    shapes = candidate.placement.shapes(candidate.shapes[1])
+    shapes = candidate.placement.shapes(candidate.lengths[1])
     zeros = {name: jax.numpy.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for name, leaf in shapes.items()}
     found = programs.step.lower(state, frozen, zeros, 0.0).compile().memory_analysis()
     kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes

@@ -10,14 +10,17 @@ from rich import filesize
 
 from lensjax.core import text
 from lensjax.core.errors import InputError, shorten
+from lensjax.measure.kernel import kernel_flops
+from lensjax.measure.probes import probe_batch
+from lensjax.measure.rungs import rung_flops
 from lensjax.models.abstract import topology_devices
 from lensjax.models.sharding import make_mesh
 from lensjax.study.cells import Bench, curvature_cells
 from lensjax.study.journal import Cell
-from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs, Seconds
+from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs
 from lensjax.study.runner import check_candidates, check_device
 from lensjax.study.spec import CandidateSpec, StudySpec
-from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, device_memory
+from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, Seconds, device_memory
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.spec import FinetuneSpec
 
@@ -126,11 +129,11 @@ class _Planner:
         planned = known.model_copy(
             update={
                 "problem": problem,
-                "family": found.model.family.model_type,
+                "family": found.abstract.family.model_type,
                 "parameters": found.parameters,
                 "dtype": found.dtype,
                 "mesh": dict(mesh.shape),
-                "lengths": (*found.shapes, found.tokens.evaluation_length),
+                "lengths": (*found.lengths, found.tokens.evaluation_length),
                 "memory": memory,
                 "room": room,
                 "each": seconds,
@@ -172,7 +175,8 @@ class _Planner:
 
         def count() -> int:
             probes = self.bench.probes(evidence.examples, self.spec.seeds[0])
-            return found.kernel_flops(self.spec.task, probes, evidence)
+            model = found.curvature_model
+            return kernel_flops(model, probe_batch(model, self.spec.task, probes), evidence.functional)
 
         return self._counted(f"The kernel of {candidate.name}", costs, count)
 
@@ -182,8 +186,11 @@ class _Planner:
             return None
 
         def count() -> int:
+            model = found.curvature_model
             probes = (self.bench.probes(evidence.examples, seed) for seed in self.spec.seeds)
-            return sum(found.terms_flops(self.spec.task, examples, evidence) for examples in probes)
+            batches = (probe_batch(model, self.spec.task, examples) for examples in probes)
+            block, steps = evidence.block, evidence.positive_steps
+            return sum(rung_flops(model, [batch], block=block, positive_steps=steps) for batch in batches)
 
         return self._counted(f"What the bound on {candidate.name} needs", costs, count)
 
@@ -220,7 +227,7 @@ class _Costs(NamedTuple):
         """Seconds of other work, done as fast as training steps."""
         if self.taken is None:
             return None
-        return flops * self.taken.steps[1] / self.candidate.step_flops[self.candidate.shapes[1]]
+        return flops * self.taken.steps[1] / self.candidate.step_flops(self.candidate.lengths[1])
 
 
 def _sum(amounts: Iterable[Amount | None]) -> Amount:

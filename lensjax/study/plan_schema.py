@@ -6,6 +6,7 @@ from pydantic import Field
 
 from lensjax import __version__
 from lensjax.study.schema import Part
+from lensjax.train.estimate import Memory, Seconds
 
 Basis = Literal["timed", "peak"]
 
@@ -30,45 +31,6 @@ class Runs(Amount):
     runs: int
     steps: int
     tokens: int
-
-
-class Memory(Part):
-    """Bytes on each device while a candidate is fine-tuned, as the compiler counts them.
-
-    Attributes:
-      arguments, outputs, temporaries, aliased: Of a training step; aliased outputs take the place of arguments.
-      step: What it takes: arguments + outputs + temporaries − aliased.
-      evaluation: What a batch of evaluation takes.
-      moments: Of the optimiser, which lie there while validating.
-      best: The best parameters so far, which are kept besides.
-      peak: The most there is at a time.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    aliased: int
-    step: int
-    evaluation: int
-    moments: int
-    best: int
-    peak: int
-
-
-class Seconds(Part):
-    """How long a candidate's programs take.
-
-    Attributes:
-      steps: A training step of the short and of the long shape.
-      evaluation: A batch of evaluation.
-      preparing: Tokenising, and tracing the model, once.
-      compiling: All programs, once.
-    """
-
-    steps: tuple[float, float]
-    evaluation: float
-    preparing: float = 0.0
-    compiling: float = 0.0
 
 
 class CandidatePlan(Part):

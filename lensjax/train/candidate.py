@@ -5,7 +5,6 @@ import math
 import shutil
 import time
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import jax
@@ -19,16 +18,14 @@ from lensjax.models.hub import find_folder
 from lensjax.models.lora import add_lora, join, split_trainable
 from lensjax.models.model import Model, Params
 from lensjax.models.safetensors_files import weights_fingerprint
-from lensjax.tasks.tokens import padding_token
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Run, fine_tune
-from lensjax.train.placement import BatchPlacement
-from lensjax.train.prepare import Examples, tokenise_all
+from lensjax.train.prepare import Examples
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import Result, write_curves, write_result
-from lensjax.train.spec import FinetuneSpec, TrainingSpec
-from lensjax.train.step import make_programs, program_flops, shapes_of
+from lensjax.train.spec import FinetuneSpec
+from lensjax.train.workload import Workload
 
 CHECKPOINTS, MODEL = "checkpoints", "model"  # folders of a run
 _NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
@@ -49,7 +46,7 @@ class Cell:
         return cls(examples, seed, rate, model / f"examples-{examples}-seed-{seed}")
 
 
-class Candidate:
+class Candidate(Workload):
     """A model and a task, ready to be fine-tuned on any of the ladder's subsets; programs are compiled once.
 
     Args:
@@ -73,43 +70,22 @@ class Candidate:
         out: Path,
         mesh: Mesh | None = None,
     ) -> None:
-        training = spec.training
-        self.spec, self.source, self.name, self.examples, self.out = spec, source, name, examples, out
-        self.mesh = make_mesh() if mesh is None else mesh
-        self.dtype = _compute_dtype(training)
-        part = training.batch_size // training.accumulation
-        evaluated = training.evaluation_batch_size or 2 * part
-        self.placement = BatchPlacement(self.mesh, training.batch_size, training.accumulation)
-        self.evaluation_placement = BatchPlacement(self.mesh, evaluated)
-        self.placement.check("batch_size")
-        self.evaluation_placement.check("evaluation_batch_size")
+        super().__init__(spec, examples, make_mesh() if mesh is None else mesh)
+        self.source, self.name, self.out = source, name, out
         try:
             model = self.pretrained()
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             devices = "one device" if self.mesh.size == 1 else f"{self.mesh.size} devices"
-            lora = "" if training.method == "lora" else ", or method lora, which trains few parameters"
+            lora = "" if spec.training.method == "lora" else ", or method lora, which trains few parameters"
             raise InputError(
                 f"{shorten(source, 400)} does not fit in the memory of {devices}; take a smaller model, or more "
                 f"devices along fsdp{lora}."
             ) from error
         self._loaded: Model | None = model  # for the first run; later ones read it again
-        self.family = model.family.model_type
-        self.size = sum(
-            leaf.size
-            for leaf in jax.tree.leaves(
-                model.params if model.options.lora is None else split_trainable(model.params)[1]
-            )
-        )
         self.weights = weights_fingerprint(find_folder(source))
-        self.tokens = tokenise_all(examples, model, spec, out)
-        self.padding = padding_token(model.tokenizer)
-        self.shapes = model.with_params(shapes_of(model.params))
-        self.programs = make_programs(self.shapes, training, self.mesh)
-        of_step, of_losses = program_flops(self.shapes, training, self.mesh, self.programs)
-        self.step_flops = cache(lambda lengths: of_step(self.placement.shapes(lengths)))
-        self.evaluation_flops = of_losses(self.evaluation_placement.shapes(self.tokens.evaluation_length))
+        self.prepare(model, out)
 
     @property
     def folder(self) -> Path:
@@ -122,7 +98,7 @@ class Candidate:
         model = load(
             self.source,
             dtype=self.dtype,
-            param_dtype="float32" if training.method == "full" else self.dtype,
+            param_dtype=self.param_dtype,
             mesh=self.mesh,
             remat=training.remat,
             attention=training.attention,
@@ -167,7 +143,7 @@ class Candidate:
                 raise Diverged(f"the test loss is {test.loss}", progress)
             result = self._result(cell, progress, test)
             if save_model and not on_first((cell.folder / MODEL).exists):
-                self.shapes.with_params(join(trained, frozen)).save(cell.folder / MODEL)
+                self.abstract.with_params(join(trained, frozen)).save(cell.folder / MODEL)
         except Diverged as error:
             result = self._result(cell, error.progress, None, str(error))
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -209,7 +185,7 @@ class Candidate:
             validation=tokens.validation,
             lengths=tokens.lengths,
             evaluation_length=tokens.evaluation_length,
-            encoder_decoder=self.shapes.family.encoder_decoder,
+            encoder_decoder=self.abstract.family.encoder_decoder,
             padding=self.padding,
             seed=cell.seed,
             rate=cell.rate,
@@ -231,8 +207,8 @@ class Candidate:
             examples=cell.examples,
             loss=None if test is None else test.loss,
             seed=cell.seed,
-            size=self.size,
-            family=self.family,
+            size=self.parameters,
+            family=self.abstract.family.model_type,
             standard_error=None if test is None or math.isnan(test.standard_error) else test.standard_error,
             status="failed" if error else "ok",
             validation_loss=progress.best_loss if progress.best_step else None,
@@ -254,12 +230,6 @@ class Candidate:
             jax=jax.__version__,
             error=error,
         )
-
-
-def _compute_dtype(spec: TrainingSpec) -> str:
-    if spec.dtype != "auto":
-        return spec.dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

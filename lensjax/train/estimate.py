@@ -19,25 +19,19 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from lensjax.core.flops import peak_flops
-from lensjax.measure.kernel import kernel_flops
-from lensjax.measure.probes import probe_batch
-from lensjax.measure.rungs import rung_flops
 from lensjax.models.abstract import CHIP_GB, abstract_model, add_abstract_lora, device_bytes
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import split_trainable
 from lensjax.models.model import Model, Params
 from lensjax.models.options import make_options
-from lensjax.study.plan_schema import Memory, Seconds
-from lensjax.study.spec import HessianEvidence, KernelEvidence
 from lensjax.tasks.batches import BatchPlan, Lengths, collate, example_lengths, fits
-from lensjax.tasks.spec import TaskSpec
-from lensjax.tasks.task import Example
-from lensjax.tasks.tokens import padding_token
+from lensjax.tasks.spec import Strict
 from lensjax.train.loop import planned_steps
 from lensjax.train.placement import BatchPlacement
-from lensjax.train.prepare import Examples, tokenise_all
+from lensjax.train.prepare import Examples
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
-from lensjax.train.step import make_programs, program_flops, state_shapes
+from lensjax.train.step import state_shapes
+from lensjax.train.workload import Workload
 
 _LISTED = 2_000_000  # examples of a run whose batches are planned one by one, at most
 UTILISATION = 0.4  # share of the published peak that is assumed where nothing is timed
@@ -90,8 +84,47 @@ class NoRoom(Exception):
     """The compiler says that a program does not fit the device; the message is "needed of there is", where known."""
 
 
-class AbstractCandidate:
-    """A candidate as `lensjax.train.candidate.Candidate` is, with shapes in place of weights.
+class Memory(Strict):
+    """Bytes on each device while a candidate is fine-tuned, as the compiler counts them.
+
+    Attributes:
+      arguments, outputs, temporaries, aliased: Of a training step; aliased outputs take the place of arguments.
+      step: Of a training step in all: arguments + outputs + temporaries − aliased.
+      evaluation: Of a batch of evaluation.
+      moments: Of the optimiser's moments, which stay there during evaluation.
+      best: Of the best parameters so far, which are kept besides.
+      peak: The most at any time.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    aliased: int
+    step: int
+    evaluation: int
+    moments: int
+    best: int
+    peak: int
+
+
+class Seconds(Strict):
+    """How long a candidate's programs take.
+
+    Attributes:
+      steps: A training step of the short and of the long shape.
+      evaluation: A batch of evaluation.
+      preparing: Tokenising, and tracing the model, once.
+      compiling: All programs, once.
+    """
+
+    steps: tuple[float, float]
+    evaluation: float
+    preparing: float = 0.0
+    compiling: float = 0.0
+
+
+class AbstractCandidate(Workload):
+    """A candidate with shapes in place of weights, to plan with.
 
     Args:
       source: Folder or hub id of the model, of which configuration and tokenizer are read.
@@ -104,42 +137,36 @@ class AbstractCandidate:
     """
 
     def __init__(self, spec: FinetuneSpec, source: str, examples: Examples, mesh: Mesh) -> None:
+        super().__init__(spec, examples, mesh)
         training = spec.training
-        self.mesh, self.training = mesh, training
         self._spent: dict[str, float] = {}
-        self._steps: dict[Lengths, Any] = {}
-        part = training.batch_size // training.accumulation
-        self.placement = BatchPlacement(mesh, training.batch_size, training.accumulation)
-        self.evaluation_placement = BatchPlacement(mesh, training.evaluation_batch_size or 2 * part)
-        self.placement.check("batch_size")
-        self.evaluation_placement.check("evaluation_batch_size")
+        self._steps: dict[Lengths, jax.stages.Compiled] = {}
         with self._measuring("preparing"):
-            self.model = self._abstract(source)
-            self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.model.params))
+            options = make_options(self.dtype, self.param_dtype, training.remat, training.attention, mesh)
+            folder = find_folder(source, what="tokenizer")
+            model = abstract_model(read_config(folder), options, folder)
             if training.method == "lora":
-                how = training.lora_rank, training.lora_alpha, training.lora_targets
-                self.model = add_abstract_lora(self.model, *how)
+                model = add_abstract_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
             with tempfile.TemporaryDirectory() as made:  # whose files stay readable while they are mapped
-                self.tokens = tokenise_all(examples, self.model, spec, Path(made))
-            self.trained, self.frozen = split_trainable(self.model.params)
-            self.state = state_shapes(self.model, training, mesh)
-            self.programs: Any = make_programs(self.model, training, mesh)
-            of_step, of_losses = program_flops(self.model, training, mesh, self.programs)
-            self.step_flops = {shape: of_step(self.placement.shapes(shape)) for shape in set(self.shapes)}
-            self.evaluation_flops = of_losses(self.evaluation_placement.shapes(self.tokens.evaluation_length))
+                self.prepare(model, Path(made))
+            self.state = state_shapes(model, training, mesh)
+            for lengths in self.lengths:
+                self.step_flops(lengths)
 
     @property
-    def shapes(self) -> tuple[Lengths, Lengths]:
-        """The short and the long shape of training batches, which may be the same."""
-        return self.tokens.lengths
+    def curvature_model(self) -> Model:
+        """The model as its curvature is measured: in float32, on these devices if they are attached."""
+        attached = self.mesh.devices.flat[0] in jax.devices()
+        options = make_options("float32", mesh=self.mesh if attached else None)
+        return abstract_model(self.abstract.config, options, self.abstract.folder)
 
     def work(self, seed: int, examples: int) -> Work:
         """What training on so many examples of a seed does; more than there are, as if the same came again."""
         tokens = self.tokens.train[seed].take(examples)
-        needed = example_lengths(tokens, self.model.family.encoder_decoder)
+        needed = example_lengths(tokens, self.abstract.family.encoder_decoder)
         if examples > _LISTED:
-            return scaled_work(needed, self.shapes[0], self.training, examples)
-        return planned_work(np.resize(needed, (examples, needed.shape[1])), self.shapes[0], self.training, seed)
+            return scaled_work(needed, self.lengths[0], self.spec.training, examples)
+        return planned_work(np.resize(needed, (examples, needed.shape[1])), self.lengths[0], self.spec.training, seed)
 
     def evaluations(self, work: Work) -> int:
         """Batches of evaluation that go with it: of every validation, and of the test."""
@@ -148,7 +175,7 @@ class AbstractCandidate:
 
     def flops(self, work: Work) -> int:
         """Floating-point operations of a run, as its `Result` has them."""
-        steps = sum(n * self.step_flops[shape] for n, shape in zip(work.steps, self.shapes, strict=True))
+        steps = sum(n * self.step_flops(shape) for n, shape in zip(work.steps, self.lengths, strict=True))
         return steps + self.evaluations(work) * self.evaluation_flops
 
     def seconds(self, work: Work, taken: Seconds) -> float:
@@ -184,7 +211,7 @@ class AbstractCandidate:
         Raises:
           NoRoom: the compiler says that a program does not fit.
         """
-        step = self.compiled_step(self.shapes[1]).memory_analysis()
+        step = self.compiled_step(self.lengths[1]).memory_analysis()
         losses = self.compiled_losses.memory_analysis()
         arguments, outputs, temporaries, aliased = (
             getattr(step, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp", "alias")
@@ -210,8 +237,8 @@ class AbstractCandidate:
         Raises:
           NoRoom: the compiler says that a program does not fit.
         """
-        steps, losses = {shape: self.compiled_step(shape) for shape in self.shapes}, self.compiled_losses
-        trained, frozen = split_trainable(_made_up(self.model.params))
+        steps, losses = {shape: self.compiled_step(shape) for shape in self.lengths}, self.compiled_losses
+        trained, frozen = split_trainable(_made_up(self.abstract.params))
         with self._measuring("compiling"):
             state = jax.block_until_ready(self.programs.start(trained))
         taken = {}
@@ -229,7 +256,7 @@ class AbstractCandidate:
         def evaluate() -> None:
             jax.block_until_ready(losses(state.params, frozen, self.evaluation_placement.to_devices(rows)))
 
-        short, long = (taken[shape] for shape in self.shapes)
+        short, long = (taken[shape] for shape in self.lengths)
         return Seconds(steps=(short, long), evaluation=_median_seconds(evaluate), **self._spent)
 
     def from_peak(self) -> Seconds | None:
@@ -238,37 +265,8 @@ class AbstractCandidate:
         if peak is None:
             return None
         speed = UTILISATION * peak * self.mesh.size
-        short, long = (self.step_flops[shape] / speed for shape in self.shapes)
+        short, long = (self.step_flops(shape) / speed for shape in self.lengths)
         return Seconds(steps=(short, long), evaluation=self.evaluation_flops / speed)
-
-    def kernel_flops(self, task: TaskSpec, examples: list[Example], evidence: KernelEvidence) -> int:
-        """Operations of the neural tangent kernel; on devices that are not attached, those that one of ours would do.
-
-        Raises:
-          InputError: the memory does not suffice for it, or see `lensjax.measure.kernel.measure_kernel`.
-        """
-        model = self._for_evidence
-        return kernel_flops(model, probe_batch(model, task, examples), evidence.functional)
-
-    def terms_flops(self, task: TaskSpec, examples: list[Example], evidence: HessianEvidence) -> int:
-        """Operations of the terms of the bound at a fine-tuned model.
-
-        Raises:
-          InputError: see `lensjax.curvature.bound.layer_terms`.
-        """
-        model = self._for_evidence
-        batch = probe_batch(model, task, examples)
-        return rung_flops(model, [batch], block=evidence.block, positive_steps=evidence.positive_steps)
-
-    @property
-    def _for_evidence(self) -> Model:
-        """The model as its curvature is measured."""
-        mesh = self.mesh if self._attached else None
-        return abstract_model(self.model.config, make_options("float32", mesh=mesh), self.model.folder)
-
-    @property
-    def _attached(self) -> bool:
-        return self.mesh.devices.flat[0] in jax.devices()
 
     def _compile(self, program: Any, *arguments: Any) -> Any:
         with self._measuring("compiling"):
@@ -288,22 +286,12 @@ class AbstractCandidate:
         finally:
             self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - began
 
-    def _abstract(self, source: str) -> Model:
-        """The model as it is before it has adapters."""
-        training = self.training
-        automatic = "float32" if self.mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-        self.dtype = automatic if training.dtype == "auto" else training.dtype
-        held = "float32" if training.method == "full" else self.dtype
-        options = make_options(self.dtype, held, training.remat, training.attention, self.mesh)
-        folder = find_folder(source, what="tokenizer")
-        return abstract_model(read_config(folder), options, folder)
-
     def rows(self, shape: Lengths, placement: BatchPlacement) -> Mapping[str, np.ndarray]:
         """A batch of training examples that fit a shape."""
         tokens = next(iter(self.tokens.train.values()))
-        needed = example_lengths(tokens, self.model.family.encoder_decoder)
+        needed = example_lengths(tokens, self.abstract.family.encoder_decoder)
         fitting = np.flatnonzero(fits(needed, shape))[: placement.rows]
-        return collate(tokens, fitting, placement.local_rows(), shape, padding_token(self.model.tokenizer))
+        return collate(tokens, fitting, placement.local_rows(), shape, self.padding)
 
 
 def device_memory(mesh: Mesh, topology: str | None = None) -> int | None:

@@ -89,6 +89,12 @@ class TrainingSpec(Strict):
         """The learning rates to choose from."""
         return self.learning_rate or _RATES[self.method]
 
+    def dtypes(self, platform: str) -> tuple[str, str]:
+        """The types to compute in and to load parameters as, on devices of a platform, such as "cpu"."""
+        automatic = "float32" if platform == "cpu" else "bfloat16"
+        dtype = automatic if self.dtype == "auto" else self.dtype
+        return dtype, "float32" if self.method == "full" else dtype
+
 
 class FinetuneSpec(TaskSpec):
     """A task, and how models are fine-tuned on it."""
