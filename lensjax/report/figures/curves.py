@@ -1,6 +1,6 @@
 """The figure of measured losses and fitted curves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,15 +12,15 @@ from lensjax.report.figures.plots import (
     NO_EXTRA,
     PALETTE,
     SYMBOLS,
+    add_band,
     base_layout,
     compact,
     error_bars,
     highlighted_models,
     label,
     plotted_models,
-    translucent,
 )
-from lensjax.selection.ranking import Curves, Ranking
+from lensjax.selection.ranking import Ranking
 
 BANDS = 3
 _POINT = "<b>%{text}</b><br>%{x:,.0f} examples<br>loss %{y:.4~g}, "
@@ -57,7 +57,7 @@ def curves_figure(ranking: Ranking) -> go.Figure:
         name, style = label(ranking, i), {"legendgroup": f"model {k}", "showlegend": False}
         if curves is not None:
             if k < BANDS:
-                _add_band(figure, curves, i, PALETTE[k], style)
+                add_band(figure, curves.sizes, curves.lower[i], curves.upper[i], PALETTE[k], **style)
             x, y, line = compact(curves.sizes), compact(curves.loss[i]), {"color": PALETTE[k], "width": 2.2}
             _add(figure, x, y, name, "fitted", mode="lines", line=line, **style)
         else:
@@ -76,6 +76,31 @@ def curves_figure(ranking: Ranking) -> go.Figure:
         other = f"{len(grey)} other model" + "s" * (len(grey) > 1)
         _add_legend(figure, other, "others", {"color": GREY, "size": 5}, 1)
     _curve_axes(figure, ranking, [*coloured, *grey])
+    return figure
+
+
+def mark_phases(figure: go.Figure, ranking: Ranking, begins: Mapping[str, int]) -> go.Figure:
+    """Rings around the points of `curves_figure` at which power phases begin, by model."""
+    table, coloured = ranking.table, highlighted_models(ranking)
+    groups = {i: f"model {k}" for k, i in enumerate(coloured)}
+    for i in plotted_models(ranking):
+        size = begins.get(table.models[i])
+        if size is None:
+            continue
+        figure.add_scatter(
+            x=[size],
+            y=compact(table.column(size)[[i]]),
+            mode="markers",
+            marker={
+                "color": PALETTE[coloured.index(i)] if i in coloured else GREY,
+                "symbol": "circle-open",
+                "size": 17,
+                "line": {"width": 2},
+            },
+            legendgroup=groups.get(i, "others"),
+            showlegend=False,
+            hoverinfo="skip",  # the point inside it is what is read
+        )
     return figure
 
 
@@ -98,22 +123,6 @@ def _add(figure: go.Figure, x: object, y: object, text: object, what: str, **sty
     if x:
         names = [text] * len(x) if isinstance(text, str) else text  # type: ignore[arg-type]
         figure.add_scatter(x=x, y=y, text=names, hovertemplate=_POINT + what + NO_EXTRA, **style)
-
-
-def _add_band(figure: go.Figure, curves: Curves, i: int, colour: str, style: dict[str, object]) -> None:
-    lower, upper = curves.lower[i], curves.upper[i]
-    known = np.flatnonzero(np.isfinite(lower) & np.isfinite(upper) & (lower > 0))
-    if known.size:
-        figure.add_scatter(
-            x=compact(np.concatenate([curves.sizes[known], curves.sizes[known[::-1]]])),
-            y=compact(np.concatenate([upper[known], lower[known[::-1]]])),
-            mode="lines",
-            fill="toself",
-            fillcolor=translucent(colour, 0.14),
-            line={"width": 0},
-            hoverinfo="skip",
-            **style,
-        )
 
 
 def _add_legend(figure: go.Figure, name: str, group: str, marker: dict[str, object], width: float) -> None:

@@ -163,6 +163,24 @@ def _scatter(
             )
 
 
+def add_band(
+    figure: go.Figure, x: np.ndarray, lower: np.ndarray, upper: np.ndarray, colour: str, **style: object
+) -> None:
+    """A translucent band between two lines, where both are known and above 0."""
+    known = np.flatnonzero(np.isfinite(lower) & np.isfinite(upper) & (lower > 0))
+    if known.size:
+        figure.add_scatter(
+            x=compact(np.concatenate([x[known], x[known[::-1]]])),
+            y=compact(np.concatenate([upper[known], lower[known[::-1]]])),
+            mode="lines",
+            fill="toself",
+            fillcolor=translucent(colour, 0.14),
+            line={"width": 0},
+            hoverinfo="skip",
+            **{"showlegend": False, **style},
+        )
+
+
 def translucent(colour: str, alpha: float) -> str:
     """A #rrggbb colour with an opacity."""
     red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))

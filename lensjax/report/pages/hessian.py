@@ -1,17 +1,13 @@
 """A Hessian as one self-contained HTML page: its density, its layers, and the bound's terms along a ladder."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
-from lensjax.core.text import plotly_text
-from lensjax.report.figures.figures import Table, log_log, plot, render_figures
-from lensjax.report.figures.plots import GREY, NO_EXTRA, PALETTE, base_layout, compact, translucent
-
-if TYPE_CHECKING:
-    from lensjax.measure.hessian import Hessian
+from lensjax.core.sections import DataTable, DotPlot, Line, LinePlot, Section
+from lensjax.measure.hessian import Hessian
+from lensjax.report.pages.sections import cell, render_measurement
 
 _POINTS, _WIDTHS = 400, 60  # of the density's grid, and smoothing widths in its range
 _SHOWN = 40  # layers
@@ -26,95 +22,70 @@ _COLUMNS = {
     "remainder_term": "c n^(−3/4)",
     "bound": "bound",
 }
+_TERMS = {name: _COLUMNS[name] for name in ("hessian_term", "remainder_term", "sum_of_largest")}
 _HOW = {"as_bounded": "Hessian's term as in the bound", "scale_fitted": "its scale fitted"}
 
 
-def render_hessian(hessian: "Hessian", summary: Mapping[str, Any]) -> str:
-    """The page; `summary` holds task, model, examples, `Hessian.summary`'s numbers and the ladder's, if any."""
-    density = "Share of eigenvalues per unit, by stochastic Lanczos quadrature; the band is two standard errors."
-    layers = f"Traces of layers' own blocks, the {_SHOWN} largest in magnitude; bars are two standard errors."
-    plots = [
-        plot("density", "Spectral density", density_figure(hessian), density),
-        plot("layers", "Layers", layers_figure(hessian), layers),
-    ]
-    ladder, table, facts = summary.get("ladder"), None, dict(summary)
+def render_hessian(hessian: Hessian, summary: Mapping[str, Any]) -> str:
+    """The Hessian of one model as a page that needs no network.
+
+    Args:
+      hessian: Measured before fine-tuning.
+      summary: Task, model, examples and all else that is listed, see `Hessian.summary`; "ladder", where it is there, is
+        what `lensjax.measure.rungs.ladder_summary` says of the fine-tuned models.
+    """
+    ladder, facts = summary.get("ladder"), dict(summary)
+    sections = [_figures(hessian, ladder)]
     if ladder is not None:
-        about = f"Block {ladder['block']}, C = {ladder['loss_bound']:.4g} nats ({ladder['loss_bound_is']})."
-        plots.append(plot("terms", "Terms of the bound", terms_figure(ladder), about))
         facts = {"task": summary["task"], "model": summary["model"], **_fitted(ladder), **summary}
-        table = _rungs(ladder)
+        sections.append(Section("rows", "Rungs", tables=[_rungs(ladder)]))
     first = f"Largest eigenvalue {hessian.eigenvalues[0]:.4g}, trace {summary['trace']:.4g}."
-    return render_figures("Hessian", "Hessian", "Of the mean loss of target tokens", first, plots, facts, table)
+    return render_measurement("Hessian", "Hessian", ("Of the mean loss of target tokens", first), sections, facts)
 
 
-def density_figure(hessian: "Hessian") -> go.Figure:
-    """The smoothed density, its axis logarithmic."""
+def _figures(hessian: Hessian, ladder: Mapping[str, Any] | None) -> Section:
+    plots: list[LinePlot | DotPlot] = [_density(hessian), _layers(hessian)]
+    if ladder is not None:
+        note = f"Block {ladder['block']}, C = {ladder['loss_bound']:.4g} nats ({ladder['loss_bound_is']})."
+        terms = _TERMS | {"gap": "test loss − (1 + ε) L̂"}
+        sizes = [row["examples"] for row in ladder["rungs"]]
+        lines = [Line(title, sizes, [row[name] for row in ladder["rungs"]]) for name, title in terms.items()]
+        plots.append(LinePlot("terms", "Terms of the bound", "training examples", "nats", lines, note, ladder=True))
+    return Section("figures", "Figures", plots=plots)
+
+
+def _density(hessian: Hessian) -> LinePlot:
     nodes = hessian.density.nodes
     low, high = float(nodes.min()), float(nodes.max())
     width = max(high - low, 1e-12 * max(abs(low), abs(high), 1)) / _WIDTHS
     grid = np.linspace(low - 3 * width, high + 3 * width, _POINTS)
-    found = hessian.density.curve(grid, width)
-    least = 1e-9 * found.value.max()
-    figure = go.Figure(layout=base_layout(height=340, small=True))
-    ends = [np.maximum(found.value + sign * 2 * found.standard_error, least) for sign in (1, -1)]
-    figure.add_scatter(
-        x=compact([*grid, *grid[::-1]]),
-        y=compact([*ends[0], *ends[1][::-1]]),
-        fill="toself",
-        fillcolor=translucent(PALETTE[0], 0.2),
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    figure.add_scatter(
-        x=compact(grid),
-        y=compact(np.maximum(found.value, least)),
-        mode="lines",
-        line={"color": PALETTE[0], "width": 2},
-        hovertemplate=f"eigenvalue %{{x:.4~g}}<br>density %{{y:.4~g}}{NO_EXTRA}",
-        showlegend=False,
-    )
-    figure.update_xaxes(title_text="eigenvalue")
-    return figure.update_yaxes(type="log", title_text="density")
+    density = hessian.density.curve(grid, width)
+    ends = (density.value + sign * 2 * density.standard_error for sign in (-1, 0, 1))
+    lower, y, upper = (np.maximum(end, 1e-9 * density.value.max()).tolist() for end in ends)
+    line = Line("density", grid.tolist(), y, lower, upper)
+    note = "Share of eigenvalues per unit, by stochastic Lanczos quadrature; the band is two standard errors."
+    return LinePlot("density", "Spectral density", "eigenvalue", "density", [line], note, log_x=False)
 
 
-def layers_figure(hessian: "Hessian") -> go.Figure:
-    """Traces of the layers, those of the largest magnitude."""
+def _layers(hessian: Hessian) -> DotPlot:
     value, error = hessian.layer_traces.value, hessian.layer_traces.standard_error
-    shown = np.argsort(-np.abs(value), kind="stable")[:_SHOWN][::-1]
-    figure = go.Figure(layout=base_layout(height=120 + 16 * len(shown), small=True))
-    figure.add_scatter(
-        x=compact(value[shown]),
-        y=[plotly_text(hessian.layers[i]) for i in shown],
-        error_x={"array": compact(2 * error[shown]), "color": GREY, "thickness": 1.2, "width": 0},
-        mode="markers",
-        marker={"color": PALETTE[0], "size": 7},
-        hovertemplate=f"%{{y}}<br>trace %{{x:.4~g}}{NO_EXTRA}",
-        showlegend=False,
-    )
-    return figure.update_xaxes(title_text="trace")
+    shown = np.argsort(-np.abs(value), kind="stable")[:_SHOWN]
+    names = [hessian.layers[i] for i in shown]
+    note = f"Traces of layers' own blocks, the {_SHOWN} largest in magnitude; bars are two standard errors."
+    return DotPlot("layers", "Layers", "trace", names, value[shown].tolist(), (2 * error[shown]).tolist(), note)
 
 
-def terms_figure(ladder: Mapping[str, Any]) -> go.Figure:
-    """ΣH_i, the bound's terms and the gap that they bound, by the number of training examples."""
-    names = {name: _COLUMNS[name] for name in ("hessian_term", "remainder_term", "sum_of_largest")}
-    names["gap"] = "test loss − (1 + ε) L̂"
-    lines = {}
-    for name, title in names.items():
-        points = np.array([(row["examples"], row[name]) for row in ladder["rungs"] if row[name] > 0])
-        if len(points):
-            lines[title] = points[:, 0], points[:, 1]
-    return log_log("training examples", "nats", lines, "lines+markers")
-
-
-def _rungs(ladder: Mapping[str, Any]) -> Table:
+def _rungs(ladder: Mapping[str, Any]) -> DataTable:
     """The terms of every rung, and its phase where that is known."""
-    columns, rows = list(_COLUMNS.values()), [[row[name] for name in _COLUMNS] for row in ladder["rungs"]]
+    first, *others = _COLUMNS
+    columns = [_COLUMNS[name] for name in others]
+    rows = [[cell(row[name]) for name in others] for row in ladder["rungs"]]
     if ladder["decay"] is not None:
         for name, title in _HOW.items():
             columns.append(f"phase, {title}")
             rows = [[*row, phase] for row, phase in zip(rows, ladder["phases"][name]["phase"], strict=True)]
-    return Table("Rungs", columns, rows)
+    names = [cell(row[first]) for row in ladder["rungs"]]
+    return DataTable("Rungs", columns, list(zip(names, rows, strict=True)), heading=_COLUMNS[first])
 
 
 def _fitted(ladder: Mapping[str, Any]) -> dict[str, str]:

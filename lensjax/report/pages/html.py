@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,22 +11,47 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 
 import jinja2
+import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import lensjax
 from lensjax.core import text
+from lensjax.report.figures.plots import figure_json
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot of a page: its figure as JSON, its text alternative and the note under it."""
+    """One plot of a page: its figure, its text alternative and the note under it."""
 
     id: str
     title: str
-    json: Markup
+    figure: go.Figure
     label: str
     note: str = ""
+
+    @property
+    def json(self) -> Markup:
+        """Data and layout, as a template puts them into a <script> element."""
+        return Markup(figure_json(self.figure))
+
+
+@dataclass(frozen=True)
+class Name:
+    """A model's name for the page: hub organisation and rest apart, so that the rest can stand out."""
+
+    org: str
+    rest: str
+
+    @classmethod
+    def of(cls, model: str) -> "Name":
+        """`model` with control characters replaced, split where it reads as organisation/name."""
+        name = text.clean(model)
+        hub = re.fullmatch(r"([\w.-]+/)([\w.-]+)", name)
+        return cls(hub[1], hub[2]) if hub else cls("", name)
+
+    def __str__(self) -> str:
+        return self.org + self.rest
 
 
 def render(template: str, context: Mapping[str, object]) -> str:

@@ -1,15 +1,11 @@
 """A kernel as one self-contained HTML page: its spectrum, and the residual of linearised training."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
-
-from lensjax.report.figures.figures import log_log, plot, render_figures
-
-if TYPE_CHECKING:
-    from lensjax.measure.kernel import Kernel
+from lensjax.core.sections import Line, LinePlot, Section
+from lensjax.measure.kernel import Kernel
+from lensjax.report.pages.sections import render_measurement
 
 _WHAT = {
     "loss": "Of the loss of each example",
@@ -19,38 +15,27 @@ _WHAT = {
 }
 
 
-def render_kernel(kernel: "Kernel", summary: Mapping[str, Any]) -> str:
-    """The page; `summary` holds task, model, examples and what else is to be shown, see `Kernel.summary`.
+def render_kernel(kernel: Kernel, summary: Mapping[str, Any]) -> str:
+    """The kernel of one model as a page that needs no network.
 
-    Its "ladder", where there is one, is of fine-tuned models, see `lensjax.measure.kernel.moved`.
+    Args:
+      kernel: Measured before fine-tuning.
+      summary: Task, model, examples and all else that is listed, see `Kernel.summary`; "ladder", where it is there,
+        holds what `lensjax.measure.kernel.moved` says of each fine-tuned model.
     """
-    plots = [plot("spectrum", "Spectrum", spectrum_figure(kernel), "Eigenvalues of Θ / N, largest first.")]
-    if kernel.times is not None:
+    values = kernel.eigenvalues[kernel.eigenvalues > 0].tolist()
+    line = Line("spectrum", range(1, len(values) + 1), values)
+    note = "Eigenvalues of Θ / N, largest first."
+    plots = [LinePlot("spectrum", "Spectrum", "rank", "eigenvalue of Θ / N", [line], note)]
+    if kernel.times is not None and kernel.residuals is not None:
+        shown = kernel.residuals > 1e-12 * kernel.residuals[0]
+        line = Line("residual", kernel.times[shown].tolist(), kernel.residuals[shown].tolist())
         note = "Squared error per example that is left under gradient descent of the linearised model: F(Θ, t)."
-        plots.append(plot("residual", "Residual", residual_figure(kernel), note))
+        plots.append(LinePlot("residual", "Residual", "η t", "F(Θ, t)", [line], note))
     if ladder := summary.get("ladder"):
+        line = Line("drift", [rung["examples"] for rung in ladder], [rung["drift"] for rung in ladder])
         note = "1 − cos between this kernel and that after fine-tuning on so many examples."
-        plots.append(plot("drift", "Drift", drift_figure(ladder), note))
+        plots.append(LinePlot("drift", "Drift", "training examples", "1 − cos", [line], note, ladder=True))
     rank = f"Effective rank {summary['effective_rank']:.1f} of {summary['size']:,}."
-    return render_figures("Neural tangent kernel", "kernel", _WHAT[kernel.functional], rank, plots, summary)
-
-
-def spectrum_figure(kernel: "Kernel") -> go.Figure:
-    """Positive eigenvalues by rank, both on log axes."""
-    values = kernel.eigenvalues[kernel.eigenvalues > 0]
-    line = np.arange(1, len(values) + 1), values
-    return log_log("rank", "eigenvalue of Θ / N", {"spectrum": line}, "lines")
-
-
-def residual_figure(kernel: "Kernel") -> go.Figure:
-    """F(Θ, t) by time, both on log axes."""
-    assert kernel.times is not None
-    assert kernel.residuals is not None
-    shown = kernel.residuals > 1e-12 * kernel.residuals[0]
-    return log_log("η t", "F(Θ, t)", {"residual": (kernel.times[shown], kernel.residuals[shown])}, "lines")
-
-
-def drift_figure(ladder: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """How far kernels have drifted by the number of training examples, both on log axes."""
-    points = np.array([(rung["examples"], rung["drift"]) for rung in ladder if rung["drift"] > 0]).reshape(-1, 2)
-    return log_log("training examples", "1 − cos", {"drift": (points[:, 0], points[:, 1])}, "lines+markers")
+    sections = [Section("figures", "Figures", plots=plots)]
+    return render_measurement("Neural tangent kernel", "kernel", (_WHAT[kernel.functional], rank), sections, summary)

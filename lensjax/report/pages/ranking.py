@@ -1,14 +1,10 @@
 """A ranking as one self-contained HTML page."""
 
 import math
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from jaxtyping import Float
-from markupsafe import Markup
 
 from lensjax.core import text
 from lensjax.report.figures.curves import BANDS, curves_figure
@@ -18,37 +14,18 @@ from lensjax.report.figures.plots import (
     agreement_figure,
     beyond_axes,
     choice,
-    figure_json,
     highlighted_models,
     measured_figure,
     plotted_models,
     ranks,
 )
-from lensjax.report.pages.html import Plot, render
+from lensjax.report.pages.html import Name, Plot, render
 from lensjax.selection.ranking import Ranking
 
 ROWS = 50
 PRINTED_ROWS = 300
 _WIDTH, _EDGE = 100.0, 5.0
 _COMPARED = ("AtS", "SubTuning")
-
-
-@dataclass(frozen=True)
-class Name:
-    """A model's name for the page: hub organisation and rest apart, so that the rest can stand out."""
-
-    org: str
-    rest: str
-
-    @classmethod
-    def of(cls, model: str) -> "Name":
-        """`model` with control characters replaced, split where it reads as organisation/name."""
-        name = text.clean(model)
-        hub = re.fullmatch(r"([\w.-]+/)([\w.-]+)", name)
-        return cls(hub[1], hub[2]) if hub else cls("", name)
-
-    def __str__(self) -> str:
-        return self.org + self.rest
 
 
 def render_ranking(ranking: Ranking) -> str:
@@ -213,7 +190,7 @@ def _curves_plot(ranking: Ranking) -> Plot:
         f"budget of {text.count(ranking.budget)} and the target of {target} examples marked. In colour, best "
         f"first: {best or 'none'}. The tables of this page hold the numbers."
     )
-    return Plot("curves", "Curves", Markup(figure_json(curves_figure(ranking))), label)
+    return Plot("curves", "Curves", curves_figure(ranking), label)
 
 
 def _agreement_plot(ranking: Ranking, k: int, name: str) -> Plot:
@@ -229,7 +206,7 @@ def _agreement_plot(ranking: Ranking, k: int, name: str) -> Plot:
     if unjudged:
         notes.append(f"{unjudged} without a prediction")
     label = f"Scatter plot of each model's {what} under {ours} against {title}; the ranking table has the ranks."
-    return Plot(f"agreement-{k}", title, _json(figure), label, ", ".join(notes))
+    return Plot(f"agreement-{k}", title, figure, label, ", ".join(notes))
 
 
 def _measured_plot(ranking: Ranking) -> Plot | None:
@@ -242,11 +219,7 @@ def _measured_plot(ranking: Ranking) -> Plot | None:
         f"Scatter plot of the predicted against the measured loss at {text.count(ranking.target)} examples, "
         "with 90 % intervals; the ranking table has the numbers."
     )
-    return Plot("measured", "Predicted and measured", _json(measured_figure(ranking)), label)
-
-
-def _json(figure: go.Figure) -> Markup:
-    return Markup(figure_json(figure))
+    return Plot("measured", "Predicted and measured", measured_figure(ranking), label)
 
 
 def _losses(ranking: Ranking, models: list[Name], plotted: list[int]) -> dict[str, object]:

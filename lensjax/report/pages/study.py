@@ -1,22 +1,16 @@
 """A study as one self-contained HTML page: its decision and ranking, and all that was measured and spent on the way."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-from markupsafe import Markup
+from typing import Any
 
 from lensjax.core import text
-from lensjax.report.figures.curves import curves_figure
-from lensjax.report.figures.figures import plot
-from lensjax.report.figures.plots import figure_json
-from lensjax.report.figures.study import Line, lines_figure, mark_phases
-from lensjax.report.pages.html import Plot, render
-from lensjax.report.pages.ranking import Name, ranking_context
+from lensjax.core.sections import DataTable
+from lensjax.report.figures.curves import mark_phases
+from lensjax.report.pages.html import Name, render
+from lensjax.report.pages.ranking import ranking_context
+from lensjax.report.pages.sections import shown_section, shown_table
 from lensjax.selection.ranking import Ranking
-
-if TYPE_CHECKING:
-    from lensjax.study.schema import Amount, Interval, Spent, StudyReport
+from lensjax.study.schema import Amount, Spent, StudyReport
+from lensjax.study.sections import interval, sections
 
 _ENDED = {
     "rule": "ended: the decision is clear",
@@ -30,25 +24,9 @@ _KINDS = {
     "hessian": "Hessian",
     "weights": "Weight metrics",
 }
-_SEEN_IN = {"bound": "the bound’s terms", "losses": "test losses (AtS)"}
-_FLAT = 1e-12  # of F(0): what is below is rounding
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of candidates: what it is called, its columns but the first, and for each row a name and values.
-
-    Attributes:
-      words: Columns of sentences, which break over lines.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[tuple[Name, Sequence[str]]]
-    words: Sequence[str] = ()
-
-
-def render_study(report: "StudyReport", ranking: Ranking | None) -> str:
+def render_study(report: StudyReport, ranking: Ranking | None) -> str:
     """The report as one HTML page that needs no network.
 
     Names, errors, and decisions may hold any text; it is escaped, see `lensjax.report.pages.html.render`.
@@ -62,12 +40,12 @@ def render_study(report: "StudyReport", ranking: Ranking | None) -> str:
     if ranking is not None:
         shown = ranking_context(ranking)
         begins = {phase.model: phase.begins for phase in report.phases if phase.begins is not None}
-        figure = mark_phases(curves_figure(ranking), ranking, begins)
-        shown["curves"] = replace(shown["curves"], json=Markup(figure_json(figure)))
+        mark_phases(shown["curves"].figure, ranking, begins)
     return render("study.html.j2", shown | _context(report))
 
 
-def _context(report: "StudyReport") -> dict[str, Any]:
+def _context(report: StudyReport) -> dict[str, Any]:
+    order = [row.model for row in report.ranking]
     return {
         "study": text.clean(report.study, 100),
         "task": text.clean(report.task),
@@ -79,10 +57,7 @@ def _context(report: "StudyReport") -> dict[str, Any]:
         "warnings": [text.clean(sentence) for sentence in report.warnings],
         "so_far": _so_far(report),
         "ringed": any(phase.begins is not None for phase in report.phases),
-        "phases": _phases(report),
-        "terms_plot": _terms_plot(report),
-        "kernel_plots": _kernel_plots(report),
-        "kernels": _kernels(report),
+        "sections": [shown_section(section, order) for section in sections(report)],
         "lensllm": _lensllm(report),
         "lensllm_missing": text.clean(report.lensllm_missing),
         "cost": _cost_table(report),
@@ -98,7 +73,7 @@ def _context(report: "StudyReport") -> dict[str, Any]:
     }
 
 
-def _lead(report: "StudyReport") -> str:
+def _lead(report: StudyReport) -> str:
     """The decision, without the words that the heading says already."""
     decision = report.decision
     sentence = text.clean(decision.sentence)
@@ -108,7 +83,7 @@ def _lead(report: "StudyReport") -> str:
     return sentence
 
 
-def _facts(report: "StudyReport") -> list[tuple[str, str]]:
+def _facts(report: StudyReport) -> list[tuple[str, str]]:
     progress, cost = report.progress, report.cost
     done = f"{progress.done:,} cell{'s' if progress.done != 1 else ''} done"
     if progress.ended_by is not None:
@@ -130,114 +105,17 @@ def _facts(report: "StudyReport") -> list[tuple[str, str]]:
     ]
 
 
-def _so_far(report: "StudyReport") -> Table:
+def _so_far(report: StudyReport) -> dict[str, Any]:
     """What there is before there is a ranking."""
     sizes = sorted({size for candidate in report.candidates for size in candidate.losses})
     rows = [
-        (Name.of(one.name), [one.state, *(text.number(one.losses.get(size, float("nan"))) for size in sizes)])
+        (one.name, [one.state, *(text.number(one.losses.get(size, float("nan"))) for size in sizes)])
         for one in report.candidates
     ]
-    return Table("Test losses so far", ["State", *map(text.count, sizes)], rows)
+    return shown_table(DataTable("Test losses so far", ["State", *map(text.count, sizes)], rows))
 
 
-def _in_order(report: "StudyReport", models: Sequence[str]) -> list[str]:
-    """Models as they are ranked, so that colours of figures agree; those in no ranking last."""
-    places = {row.model: row.rank for row in report.ranking}
-    return sorted(models, key=lambda model: places.get(model, len(places) + 1))
-
-
-def _phases(report: "StudyReport") -> Table | None:
-    """Where phases begin, beside the terms of the bound where these were measured."""
-    terms = {one.model: one for one in reversed(report.bound_terms)}
-    seen = {one.model: one for one in report.phases}
-    rows = []
-    for model in _in_order(report, list(dict.fromkeys([*seen, *terms]))):
-        phase, term = seen.get(model), terms.get(model)
-        begins = "" if phase is None or phase.begins is None else f"{text.count(phase.begins)} examples"
-        if begins and term is not None and term.transition is not None:
-            begins += f" (fit: {term.transition:,.0f})"
-        row = [begins or text.DASH, "" if phase is None else _SEEN_IN[phase.seen_in]]
-        if terms:
-            row += ["", ""] if term is None else [text.significant(term.sum_of_largest[-1], 3), _interval(term.beta2)]
-        note = phase.note if phase is not None and phase.note else term.note if term is not None else ""
-        rows.append((Name.of(model), [*row, text.clean(note)]))
-    columns = ["Power phase from", "Seen in", *(["Σ Hᵢ, last rung", "β₂, 90 % interval"] if terms else []), "Note"]
-    return Table("Phases of candidates", columns, rows, words=("Note",)) if rows else None
-
-
-def _terms_plot(report: "StudyReport") -> Plot | None:
-    if not report.bound_terms:
-        return None
-    several = len({one.seed for one in report.bound_terms}) > 1
-    lines: list[Line] = []
-    for model in _in_order(report, list(dict.fromkeys(one.model for one in report.bound_terms))):
-        for one in (one for one in report.bound_terms if one.model == model):
-            name = f"{model}, seed {one.seed}" if several else model
-            lines.append((name, one.examples, one.sum_of_largest))
-    one = report.bound_terms[0]
-    note = (
-        f"Σ Hᵢ over layers at every rung, the largest of {one.measured_on:,} training examples, "
-        f"{'rows of blocks as in one product' if one.block == 'joint' else 'layers’ own blocks'}."
-    )
-    return plot("terms", "Hessian terms", lines_figure("training examples", "Σ Hᵢ", lines, ladder=True), note)
-
-
-def _kernel_plots(report: "StudyReport") -> list[Plot]:
-    if not report.kernels:
-        return []
-    kernels = {one.model: one for one in report.kernels}
-    ordered = [kernels[model] for model in _in_order(report, list(kernels))]
-    spectra: list[Line] = [(one.model, range(1, len(one.eigenvalues) + 1), one.eigenvalues) for one in ordered]
-    residuals: list[Line] = []
-    for one in ordered:
-        pairs = [
-            (t, f) for t, f in zip(one.times, one.residuals, strict=True) if f > _FLAT * max(one.residuals, default=0)
-        ]
-        residuals.append((one.model, [t for t, _ in pairs], [f for _, f in pairs]))
-    drifts: list[Line] = [
-        (one.model, one.examples, one.drift)
-        for model in ordered
-        for one in report.kernel_drifts
-        if one.model == model.model
-    ]
-    plots = [
-        plot(
-            "spectra",
-            "NTK spectra",
-            lines_figure("rank", "eigenvalue of Θ / N", spectra),
-            "Eigenvalues of Θ / N at the pretrained weights, largest first.",
-        ),
-        plot(
-            "residuals",
-            "Residuals F(Θ, t)",
-            lines_figure("η t", "F(Θ, t)", residuals),
-            "Squared error per example that linearised training has left after a time t.",
-        ),
-    ]
-    if drifts:
-        figure = lines_figure("training examples", "1 − cos of kernels", drifts, ladder=True)
-        note = "1 − cos between the kernel before and after fine-tuning: 0 where only its scale changes."
-        plots.append(plot("drifts", "Drift of kernels", figure, note))
-    return plots
-
-
-def _kernels(report: "StudyReport") -> Table | None:
-    kernels = {one.model: one for one in report.kernels}
-    drifts = {one.model: one for one in report.kernel_drifts}
-    rows = []
-    for model in _in_order(report, list(kernels)):
-        one, drift = kernels[model], drifts.get(model)
-        aligned = text.DASH if one.target_alignment is None else f"{one.target_alignment:.3f}"
-        start = text.significant(one.residuals[0]) if one.residuals else text.DASH
-        moved = [text.DASH] * 2 if drift is None else [f"{drift.drift[-1]:.3f}", text.significant(drift.growth[-1], 3)]
-        values = [f"{one.effective_rank:.1f} of {one.size:,}", aligned, _first(one.eigenvalues), start]
-        rows.append((Name.of(model), values + (moved if drifts else [])))
-    after = ["Drift, last rung", "Growth of its trace"] if drifts else []
-    columns = ["Effective rank", "Alignment", "Largest eigenvalue", "F(Θ, 0)", *after]
-    return Table("Kernels of candidates", columns, rows) if rows else None
-
-
-def _lensllm(report: "StudyReport") -> dict[str, Any] | None:
+def _lensllm(report: StudyReport) -> dict[str, Any] | None:
     found = report.lensllm
     if found is None:
         return None
@@ -246,18 +124,18 @@ def _lensllm(report: "StudyReport") -> dict[str, Any] | None:
         best = min(one.predicted, key=lambda model: one.predicted[model])
         held = text.DASH if one.held_out is None else f"{one.held_out:.3f}"
         values = [held, f"{one.evidence:.2f}", f"{text.clean(best, 60)} ({text.number(one.predicted[best])})"]
-        rows.append((Name.of(one.variant), [*values, text.clean(one.meaning)]))
+        rows.append((one.variant, [*values, one.meaning]))
     columns = ["Held-out log density", "Log evidence", "First choice", "What it holds"]
-    table = Table("Variants of the LensLLM law", columns, rows, words=("What it holds", "First choice"))
+    table = DataTable("Variants of the LensLLM law", columns, rows, words=("What it holds", "First choice"))
     shared = [("a", found.a), ("b", found.b), ("t", found.time)]
     return {
         "verdict": text.clean(found.verdict),
-        "shared": [(name, _interval(value)) for name, value in shared if value is not None],
-        "table": table,
+        "shared": [(name, interval(value)) for name, value in shared if value is not None],
+        "table": shown_table(table),
     }
 
 
-def _cost_table(report: "StudyReport") -> Table | None:
+def _cost_table(report: StudyReport) -> dict[str, Any] | None:
     kinds = [kind for kind in _KINDS if any(one.kind == kind for one in report.cost.spent)]
     rows = []
     for candidate in report.candidates:
@@ -269,11 +147,12 @@ def _cost_table(report: "StudyReport") -> Table | None:
                 else ""
                 for kind in kinds
             ]
-            rows.append((Name.of(candidate.name), values))
-    return Table("What was spent on candidates", [_KINDS[kind] for kind in kinds], rows) if rows else None
+            rows.append((candidate.name, values))
+    table = DataTable("What was spent on candidates", [_KINDS[kind] for kind in kinds], rows)
+    return shown_table(table) if rows else None
 
 
-def _cost_notes(report: "StudyReport") -> list[str]:
+def _cost_notes(report: StudyReport) -> list[str]:
     """What was spent and saved, in sentences."""
     cost, full = report.cost, report.cost.full_tuning
     notes = [f"The study {'took' if report.progress.ended_by else 'has taken'} {_amount(cost.total)}."]
@@ -297,7 +176,7 @@ def _cost_notes(report: "StudyReport") -> list[str]:
     return [*notes, text.clean(cost.energy)]
 
 
-def _origin(report: "StudyReport") -> list[tuple[str, str]]:
+def _origin(report: StudyReport) -> list[tuple[str, str]]:
     origin = report.origin
     pairs = [
         ("measured with", ", ".join([*(f"LensJAX {v}" for v in origin.lensjax), *(f"jax {v}" for v in origin.jax)])),
@@ -307,18 +186,7 @@ def _origin(report: "StudyReport") -> list[tuple[str, str]]:
     return [(name, text.clean(value)) for name, value in pairs if value]
 
 
-def _interval(found: "Interval | None") -> str:
-    if found is None:
-        return text.DASH
-    value, lower, upper = (text.significant(one, 3) for one in (found.value, found.lower, found.upper))
-    return f"{value} ({lower} to {upper})"
-
-
-def _first(values: Sequence[float]) -> str:
-    return text.significant(values[0]) if values else text.DASH
-
-
-def _amount(amount: "Amount") -> str:
+def _amount(amount: Amount) -> str:
     parts = [text.flops(amount.flops), text.duration(amount.seconds)]
     if amount.kwh is not None:
         parts.append(f"about {amount.kwh:.2g} kWh")
