@@ -26,7 +26,7 @@ from parts import RATIO, Json, Promise, Stopwatch, compared, run_parts, timed, u
 from spelling import RATE, SEED, candidate_on, numbers
 from transformers import GPT2Config, LlamaConfig
 
-from lensjax.core.flops import peak_flops
+from lensjax.core.devices import peak_flops
 from lensjax.models.lora import split_trainable
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints

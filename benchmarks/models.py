@@ -23,7 +23,7 @@ from parts import RATIO, Json, Promise, run_parts, summary, timed, use_cpu, warm
 from transformers import GPT2Config, LlamaConfig
 
 import lensjax.models
-from lensjax.core.flops import peak_flops
+from lensjax.core.devices import peak_flops
 from lensjax.models.model import Model, abstract
 from lensjax.models.options import make_options
 

@@ -22,10 +22,11 @@ import jax
 from machine import describe
 from transformers import LlamaConfig, T5Config
 
+from lensjax.core.devices import CHIP_GB, topology_devices
 from lensjax.core.errors import InputError
 from lensjax.models import model as base
 from lensjax.models import sharding
-from lensjax.models.abstract import CHIP_GB, abstract_model, topology_devices
+from lensjax.models.abstract import abstract_model
 from lensjax.models.options import make_options
 from lensjax.tasks.batches import Lengths
 from lensjax.train.placement import BatchPlacement

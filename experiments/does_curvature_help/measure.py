@@ -16,7 +16,7 @@ import tyro
 from pydantic import ValidationError
 
 from lensjax.core.errors import InputError
-from lensjax.core.files import locked, make_folder, write_files
+from lensjax.core.files import LOCK, locked, make_folder, read_json, write_files
 from lensjax.models.pocket import SCHEME, bundled
 from lensjax.study.cells import read_evidence, read_results, read_searches, runs_folder
 from lensjax.study.evidence import bound_terms, kernel_drifts, kernels, weight_scores
@@ -28,7 +28,7 @@ from lensjax.study.state import StudyState, read_state
 from lensjax.tasks.packaged import TASKS, write_rows
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
-from lensjax.train.results import LOCK, Result, curves_csv, read_json
+from lensjax.train.results import Result, curves_csv
 from lensjax.train.runs import CLAIM
 
 Training = Literal["twelve_epochs", "eight_epochs", "thrice_as_long"]

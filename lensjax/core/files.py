@@ -1,6 +1,7 @@
 """Writing files whole or not at all, and one at a time."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from lensjax.core.errors import InputError, shorten
 
+LOCK = ".lock"  # held by a command while it changes files that others may change too
 _PREFIX, _SUFFIX = ".lensjax-", ".part"  # of what is not yet whole
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without locks say
 
@@ -169,6 +171,23 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
                 where = shorten(path, 400)
                 raise InputError(f"Cannot lock {where}: {error.strerror}; choose another place.") from error
         yield
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """A small file of ours; None where it is not there.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise InputError(f"{shorten(path.parent, 400)} is not a folder; give the name of one.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {shorten(path, 400)}; remove it, and it is made again.") from error
+    return content if isinstance(content, dict) else None
 
 
 def share(path: str | Path, mode: int = 0o666) -> None:

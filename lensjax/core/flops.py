@@ -1,39 +1,12 @@
-"""Floating-point operations: how many the matrix products of a function take, and how many a device can do a second."""
+"""Floating-point operations of a function's matrix products."""
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
-from numpy.typing import DTypeLike
-
-# Dense TFLOP/s of matrix units by pattern of `device_kind`, in the types that they take.
-_TPUS: Sequence[tuple[str, float]] = (
-    (r"TPU v2", 45 / 2),  # JAX's devices are the two cores of a chip of v2, v3 and 7x
-    (r"TPU v3", 123 / 2),
-    (r"TPU v4", 275),
-    (r"TPU v5 lite|TPU v5e", 197),
-    (r"TPU v5p?", 459),
-    (r"TPU v6 lite|TPU v6e", 918),
-    (r"TPU ?v?7x?", 2307 / 2),
-)
-_GPUS: Sequence[tuple[str, dict[str, float]]] = (
-    (r"Tesla V100-SXM2.*", {"float16": 125, "float32": 15.7}),  # no TF32, so float32 is that of the other units
-    (r"Tesla V100-PCIE.*", {"float16": 112, "float32": 14}),
-    (r"Tesla T4", {"float16": 65, "float32": 8.1}),
-    (r"NVIDIA A100.*", {"float16": 312, "bfloat16": 312, "float32": 156}),
-    (r"NVIDIA A10", {"float16": 125, "bfloat16": 125, "float32": 62.5}),
-    (r"NVIDIA L4", {"float16": 121, "bfloat16": 121, "float32": 60}),
-    (r"NVIDIA L40S", {"float16": 362, "bfloat16": 362, "float32": 183}),
-    (r"NVIDIA H100 PCIe", {"float16": 756, "bfloat16": 756, "float32": 378}),
-    (r"NVIDIA H(100|200) NVL", {"float16": 835, "bfloat16": 835, "float32": 417}),
-    (r"NVIDIA (H100.* HBM3|H200|GH200.*)", {"float16": 989, "bfloat16": 989, "float32": 494}),
-    (r"NVIDIA B200", {"float16": 2250, "bfloat16": 2250, "float32": 1125}),
-    (r"NVIDIA GB200", {"float16": 2500, "bfloat16": 2500, "float32": 1250}),
-)
 
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
@@ -57,30 +30,6 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     jaxpr = compiled.trace(*args).jaxpr.jaxpr
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(needed)
-
-
-def peak_flops(device: Any, dtype: DTypeLike) -> float | None:
-    """Published dense peak of the matrix units of one JAX device, in FLOP/s; None where it is not known.
-
-    Of float32 it is the peak at JAX's default precision: one bfloat16 pass on TPUs, TF32 on NVIDIA's GPUs from Ampere
-    on, and before those float32 on the other units. GPUs are taken at full power and boost clock, and without the
-    factor of 2 for sparse matrices; a slice of one (MIG) is not known.
-
-    Sources: the pages "TPU v2" to "TPU7x (Ironwood)" of Google Cloud's TPU documentation; NVIDIA's data sheets of V100,
-    T4, A100, A10, L4, L40S, H100, H100 NVL, H200, GH200, DGX B200 and GB200 NVL72.
-
-    Args:
-      device: Such as `jax.devices()[0]`; its `device_kind` decides.
-      dtype: Of the factors, whose products are summed in float32.
-    """
-    kind, name = str(device.device_kind), jax.numpy.dtype(dtype).name
-    for pattern, tera in _TPUS:
-        if re.fullmatch(pattern, kind):
-            return tera * 1e12 if name in ("bfloat16", "float32") else None
-    for pattern, table in _GPUS:
-        if re.fullmatch(pattern, kind) and "MIG" not in kind:
-            return table[name] * 1e12 if name in table else None
-    return None
 
 
 def _count(jaxpr: Jaxpr) -> int:

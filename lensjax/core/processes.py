@@ -1,4 +1,4 @@
-"""Several processes that train one model, and being told to stop.
+"""Several processes that train one model.
 
 On a TPU pod, under Slurm, Kubernetes and Open MPI, JAX finds the other processes by itself. Elsewhere each is told:
 LENSJAX_COORDINATOR=host:port, LENSJAX_PROCESSES=how many, LENSJAX_PROCESS=which of them, from 0.
@@ -6,16 +6,12 @@ LENSJAX_PROCESSES=1, and none of the others, has a process work alone, whatever 
 """
 
 import importlib.util
-import itertools
 import json
 import os
 import re
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TypeVar
 
 import jax
@@ -26,8 +22,6 @@ from lensjax.core.errors import InputError, one_line, shorten
 Json = TypeVar("Json")  # what JSON can say
 
 _BY_HAND = ("LENSJAX_COORDINATOR", "LENSJAX_PROCESSES", "LENSJAX_PROCESS")
-_asked_to_stop = threading.Event()
-_asked = itertools.count(1)  # how often JAX was asked whether to stop: equal in all processes, and never restarted
 
 
 def start_processes() -> None:
@@ -105,45 +99,6 @@ def _is_in_tpu_pod() -> bool:
         return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
     except (ImportError, AttributeError, OSError, RuntimeError, ValueError):  # it has moved, or there is no such server
         return False
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGINT ask training to save and stop; a second SIGINT interrupts at once.
-
-    With several processes, JAX itself takes note of SIGTERM, and has all of them stop at the same step.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and _asked_to_stop.is_set():
-            raise KeyboardInterrupt
-        _asked_to_stop.set()
-
-    _asked_to_stop.clear()
-    signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-    before = {number: signal.signal(number, ask) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stop_requested(step: int | None = None) -> bool:
-    """Whether to stop after this step; all processes agree, though one alone may have been asked.
-
-    Between runs there is no step, and several processes only agree at one.
-    """
-    # JAX has all stop at the count that follows the highest of any process. Steps begin anew in every run, so that a
-    # signal at the end of a run would be for a step that the next one only comes to much later, or never.
-    if jax.process_count() == 1 or step is None:
-        return _asked_to_stop.is_set()
-    from jax.experimental.multihost_utils import reached_preemption_sync_point
-
-    return reached_preemption_sync_point(next(_asked))
 
 
 def agreed(mine: bool) -> bool:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import read_json
 from lensjax.core.flops import matmul_flops
 from lensjax.curvature.bound import (
     EPSILON,
@@ -28,7 +29,7 @@ from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example, fingerprint, load_task
 from lensjax.train.candidate import MODEL
-from lensjax.train.results import Result, read_json, read_result
+from lensjax.train.results import Result, read_result
 from lensjax.train.runs import CLAIM
 
 _FITTED = ("examples", "sum_of_largest", "gap", "test_loss")

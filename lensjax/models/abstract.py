@@ -1,48 +1,15 @@
-"""Models without weights, and TPUs that are not attached: what compiling needs to say what a program takes."""
+"""Models without weights: what compiling needs to say what a program takes."""
 
-import importlib.util
 import math
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from lensjax.core.errors import InputError, one_line, shorten
 from lensjax.models.lora import add_lora, join, split_trainable
 from lensjax.models.model import Model, Params, abstract, placement
 from lensjax.models.options import Options
-
-# Published memory of one of JAX's devices, in GB of 10^9 bytes; of 7x they are the two halves of a chip.
-CHIP_GB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 96}
-
-
-def topology_devices(name: str) -> list[Any]:
-    """The devices of a TPU topology, such as "v5e:16x16", that need not be attached; programs are compiled for them.
-
-    Raises:
-      InputError: there is no such topology, or its compiler is not installed.
-    """
-    chip, _, shape = name.partition(":")
-    if chip not in CHIP_GB or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        raise InputError(
-            f"'{shorten(name)}' is no TPU topology; write chip and shape as in v5e:16x16, the chip one of "
-            f"{', '.join(CHIP_GB)}."
-        )
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError("Compiling for a TPU that is not attached needs its compiler; pip install libtpu.")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not look for a TPU's metadata server
-    from jax.experimental import topologies
-
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
-    except Exception as error:  # whatever the compiler says of shapes that are not made
-        raise InputError(
-            f"The TPU compiler does not know the topology {shorten(name)} ({one_line(error, 200)}); take one that is "
-            "offered, such as v5e:16x16."
-        ) from error
 
 
 def abstract_model(config: Any, options: Options, folder: Path | None = None) -> Model:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lensjax.core.errors import InputError, one_line
-from lensjax.core.files import make_folder, write_files
+from lensjax.core.files import make_folder, read_json, write_files
 from lensjax.core.processes import is_first, on_first
 from lensjax.measure.kernel import measure_kernel
 from lensjax.measure.probes import probe_batch
@@ -33,7 +33,7 @@ from lensjax.train.candidate import Cell as Run
 from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples
-from lensjax.train.results import Result, read_json, read_result
+from lensjax.train.results import Result, read_result
 from lensjax.train.runs import SEARCH
 
 EVIDENCE = "evidence"  # folder of what is measured besides curves

@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import read_json
 from lensjax.core.processes import on_first
 from lensjax.study.cells import evidence_cells, evidence_file, read_results, runs_folder
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Task, fingerprint, fingerprints
-from lensjax.train.results import read_json, read_result
+from lensjax.train.results import read_result
 from lensjax.train.runs import kept_spec
 from lensjax.train.spec import FinetuneSpec
 

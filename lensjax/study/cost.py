@@ -1,52 +1,15 @@
 """What a study took, and what that is of fine-tuning every candidate on everything."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lensjax.core.devices import CPU_WATTS, watts
 from lensjax.study import schema
 from lensjax.study.cells import read_searches
 from lensjax.study.spec import CandidateSpec
 from lensjax.study.state import StudyState
 from lensjax.train.results import Result
-
-CPU_WATTS = 85.0  # what CodeCarbon takes a processor for that it does not know
-
-# Watts of boards at their rated limit by pattern of `device_kind`; of TPUs, those of a chip that Google has published.
-_WATTS: Sequence[tuple[str, float]] = (
-    (r"cpu", CPU_WATTS),
-    (r"TPU v2", 280 / 2),  # JAX's devices are the two cores of a chip of v2 and v3
-    (r"TPU v3", 450 / 2),
-    (r"TPU v4", 192),
-    (r"Tesla V100-SXM2.*", 300),
-    (r"Tesla V100-PCIE.*", 250),
-    (r"Tesla T4", 70),
-    (r"NVIDIA A100-SXM.*", 400),
-    (r"NVIDIA A100-PCIE.*", 250),
-    (r"NVIDIA A100 80GB PCIe", 300),
-    (r"NVIDIA A10", 150),
-    (r"NVIDIA L4", 72),
-    (r"NVIDIA L40S", 350),
-    (r"NVIDIA H100 PCIe", 350),
-    (r"NVIDIA H100 NVL", 400),
-    (r"NVIDIA H200 NVL", 600),
-    (r"NVIDIA (H100.* HBM3|H200)", 700),
-    (r"NVIDIA B200", 1000),
-    (r"NVIDIA GB200", 1200),
-)
-
-
-def watts(device: str) -> float | None:
-    """Power of one JAX device under full load, by its `device_kind`; None where it is not known.
-
-    Sources: NVIDIA's data sheets of V100, T4, A100, A10, L4, L40S, H100, H100 NVL, H200, DGX B200 and GB200 NVL72;
-    Jouppi et al., "A domain-specific supercomputer for training deep neural networks" (CACM 2020) for TPU v2 and v3,
-    and "TPU v4" (ISCA 2023) for v4, the largest that was measured. Of later TPUs no power is published. A slice of a
-    GPU (MIG) is not known.
-    """
-    found = (power for pattern, power in _WATTS if re.fullmatch(pattern, device))
-    return None if "MIG" in device else next(found, None)
 
 
 def study_cost(state: StudyState, out: Path) -> schema.Cost:

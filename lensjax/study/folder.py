@@ -6,11 +6,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import locked, make_folder, write_files
+from lensjax.core.files import LOCK, locked, make_folder, read_json, write_files
 from lensjax.core.processes import on_first
 from lensjax.study.journal import Journal
 from lensjax.study.spec import StudySpec
-from lensjax.train.results import LOCK, read_json
 
 STUDY = "study.json"
 _RUNNING = ".running"  # held by the command that runs the study

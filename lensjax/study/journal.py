@@ -10,9 +10,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import locked, write_files
+from lensjax.core.files import LOCK, locked, write_files
 from lensjax.core.processes import on_first
-from lensjax.train.results import LOCK
 
 JOURNAL = "journal.jsonl"
 QUARANTINE = "journal.quarantined.jsonl"  # lines that could not be read

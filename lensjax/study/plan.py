@@ -9,18 +9,18 @@ from jax.sharding import Mesh
 from rich import filesize
 
 from lensjax.core import text
+from lensjax.core.devices import device_memory, topology_devices
 from lensjax.core.errors import InputError, shorten
 from lensjax.measure.kernel import kernel_flops
 from lensjax.measure.probes import probe_batch
 from lensjax.measure.rungs import rung_flops
-from lensjax.models.abstract import topology_devices
 from lensjax.models.sharding import make_mesh
 from lensjax.study.cells import Bench, curvature_cells
 from lensjax.study.journal import Cell
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs
 from lensjax.study.runner import check_candidates, check_device
 from lensjax.study.spec import CandidateSpec, StudySpec
-from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, Seconds, device_memory
+from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, Seconds
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.spec import FinetuneSpec
 

@@ -1,6 +1,5 @@
 """What fine-tuning one candidate takes, known before its weights are: operations, memory of a device, and seconds."""
 
-import os
 import re
 import statistics
 import tempfile
@@ -18,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from lensjax.core.flops import peak_flops
-from lensjax.models.abstract import CHIP_GB, abstract_model, add_abstract_lora, device_bytes
+from lensjax.core.devices import peak_flops
+from lensjax.models.abstract import abstract_model, add_abstract_lora, device_bytes
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import split_trainable
 from lensjax.models.model import Model, Params
@@ -292,19 +291,6 @@ class AbstractCandidate(Workload):
         needed = example_lengths(tokens, self.abstract.family.encoder_decoder)
         fitting = np.flatnonzero(fits(needed, shape))[: placement.rows]
         return collate(tokens, fitting, placement.local_rows(), shape, self.padding)
-
-
-def device_memory(mesh: Mesh, topology: str | None = None) -> int | None:
-    """Bytes that each device has, of which CPU devices share the host's; None where nobody knows."""
-    if topology is not None:
-        return CHIP_GB[topology.partition(":")[0]] * 10**9
-    device = mesh.devices.flat[0]
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    if device.platform != "cpu":
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
 
 
 def _made_up(shapes: Params) -> Params:

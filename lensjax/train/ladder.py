@@ -10,6 +10,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import read_json
 from lensjax.core.processes import on_first
 from lensjax.models.hub import find_folder
 from lensjax.models.safetensors_files import weights_fingerprint
@@ -17,7 +18,7 @@ from lensjax.train.candidate import Candidate, Cell
 from lensjax.train.prepare import FIRST_RUNG, Examples, read_examples
 from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.recorder import Recorder
-from lensjax.train.results import CURVES, Result, read_json, write_curves
+from lensjax.train.results import CURVES, Result, write_curves
 from lensjax.train.runs import CLAIM, SPEC, claim_folder, known_result, make_run, open_folder
 from lensjax.train.search import choose_rate, result_of_search
 from lensjax.train.spec import FinetuneSpec

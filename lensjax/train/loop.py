@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from lensjax.core.errors import InputError
-from lensjax.core.processes import agreed, stop_requested
+from lensjax.core.processes import agreed
+from lensjax.core.signals import stop_requested
 from lensjax.models.model import Params
 from lensjax.tasks.batches import BatchPlan, Lengths, example_lengths, fits, training_batches
 from lensjax.tasks.tokens import Tokens

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import jax
 import jax.numpy as jnp
 
+from lensjax.core.devices import peak_flops
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import write_files
-from lensjax.core.flops import peak_flops
 from lensjax.core.processes import is_first
 from lensjax.train.evaluate import Evaluation
 from lensjax.train.loop import Progress

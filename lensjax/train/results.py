@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,11 +9,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import locked, write_files
+from lensjax.core.files import LOCK, locked, write_files
 
 RESULT = "result.json"
 CURVES = "curves.csv"
-LOCK = ".lock"  # held by a command while it changes what others may change too
 
 
 class Result(BaseModel):
@@ -136,20 +134,3 @@ def curves_csv(results: Sequence[Result]) -> str:
         cells = result.model_dump().values()
         writer.writerow(["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in cells])
     return text.getvalue()
-
-
-def read_json(path: Path) -> dict[str, object] | None:
-    """A small file of ours; None where it is not there.
-
-    Raises:
-      InputError: it cannot be read.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError as error:
-        raise InputError(f"{shorten(path.parent, 400)} is not a folder; give the name of one.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read {shorten(path, 400)}; remove it, and it is made again.") from error
-    return content if isinstance(content, dict) else None

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import is_leftover, locked, make_folder, remove_leftovers, write_files
-from lensjax.core.processes import on_first, stop_requested, stopping_on_signals
+from lensjax.core.files import LOCK, is_leftover, locked, make_folder, read_json, remove_leftovers, write_files
+from lensjax.core.processes import on_first
+from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.train.candidate import CHECKPOINTS, MODEL, Candidate, Cell
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples
 from lensjax.train.recorder import Recorder
-from lensjax.train.results import LOCK, Result, read_json, read_result
+from lensjax.train.results import Result, read_result
 from lensjax.train.spec import FinetuneSpec
 
 SPEC = "spec.json"

@@ -6,11 +6,11 @@ import shutil
 from typing import Any
 
 from lensjax.core.errors import InputError
-from lensjax.core.files import make_folder, write_files
+from lensjax.core.files import make_folder, read_json, write_files
 from lensjax.core.processes import on_first
 from lensjax.train.candidate import MODEL, Candidate, Cell
 from lensjax.train.recorder import LOG, Recorder
-from lensjax.train.results import Result, read_json, read_result, write_curves, write_result
+from lensjax.train.results import Result, read_result, write_curves, write_result
 from lensjax.train.runs import SEARCH, known_result, make_run
 
 

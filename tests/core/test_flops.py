@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lensjax.core.flops import matmul_flops, peak_flops
+from lensjax.core.flops import matmul_flops
 from lensjax.models import from_config, make_mesh
 from lensjax.models.lora import add_lora, join, split_trainable
 
@@ -170,41 +169,3 @@ def test_xla_counts_the_same_and_elementwise_work_besides() -> None:
     theirs = jax.jit(gradient).lower(weights, x).compile().cost_analysis()["flops"]
     ours = matmul_flops(gradient, weights, x)
     assert ours <= theirs <= 1.03 * ours
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype", "tera"),
-    [
-        ("TPU v2", "bfloat16", 22.5),
-        ("TPU v3", "bfloat16", 61.5),
-        ("TPU v4", "bfloat16", 275),
-        ("TPU v5 lite", jnp.bfloat16, 197),
-        ("TPU v5", "bfloat16", 459),
-        ("TPU v5p", "float32", 459),
-        ("TPU v6 lite", "bfloat16", 918),
-        ("TPU7x", "bfloat16", 1153.5),
-        ("TPU v5 lite", "float16", None),
-        ("TPU v99", "bfloat16", None),
-        ("Tesla V100-SXM2-16GB", "float16", 125),
-        ("Tesla V100-SXM2-16GB", "bfloat16", None),
-        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312),
-        ("NVIDIA A100-SXM4-40GB", "float32", 156),
-        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "bfloat16", None),
-        ("NVIDIA H100 80GB HBM3", "bfloat16", 989),
-        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16", None),
-        ("NVIDIA H100 PCIe", "float16", 756),
-        ("NVIDIA H100 NVL", "float16", 835),
-        ("NVIDIA H200", "bfloat16", 989),
-        ("NVIDIA H200 NVL", "bfloat16", 835),
-        ("NVIDIA B200", "bfloat16", 2250),
-        ("NVIDIA H200", "float64", None),
-        ("cpu", "float32", None),
-    ],
-)
-def test_peaks(kind: str, dtype: Any, tera: float | None) -> None:
-    found = peak_flops(SimpleNamespace(device_kind=kind), dtype)
-    assert found == (None if tera is None else pytest.approx(tera * 1e12))
-
-
-def test_a_cpu_has_no_published_peak() -> None:
-    assert peak_flops(jax.devices("cpu")[0], jnp.float32) is None

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from lensjax.core import processes as distributed
 from lensjax.core.errors import InputError
+from lensjax.core.processes import on_first, start_processes
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_launchers_are_recognised(monkeypatch, bare_environment, environment, to
         monkeypatch.setenv(name, value)
     calls = []
     monkeypatch.setattr("jax.distributed.initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
-    distributed.start_processes()
+    start_processes()
     assert bool(calls) == together
 
 
@@ -63,7 +63,7 @@ def test_tpu_vms_that_only_the_metadata_server_knows_of_are_recognised(
     monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.get_metadata", metadata)
     calls = []
     monkeypatch.setattr("jax.distributed.initialize", lambda *args, **kwargs: calls.append((args, kwargs)))
-    distributed.start_processes()
+    start_processes()
     assert bool(calls) == together
     assert bool(asked) == on_tpu_vm
 
@@ -78,7 +78,7 @@ def test_kubernetes_without_its_package_is_said_in_one_sentence(monkeypatch, bar
         InputError,
         match=r"did not meet \(.*\); on Kubernetes, pip install 'lensjax\[k8s\]', or set LENSJAX_PROCESSES=1",
     ) as caught:
-        distributed.start_processes()
+        start_processes()
     assert "coordinator_address should be defined" in str(caught.value)
 
 
@@ -89,7 +89,7 @@ def test_processes_that_cannot_join_are_told_in_one_sentence(monkeypatch, bare_e
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
     monkeypatch.setattr("jax.distributed.initialize", fail)
     with pytest.raises(InputError, match=r"did not meet \(no route to host\); set LENSJAX_COORDINATOR, LENSJAX_PROC"):
-        distributed.start_processes()
+        start_processes()
 
 
 @pytest.mark.parametrize(
@@ -107,43 +107,16 @@ def test_what_is_said_by_hand_is_checked(monkeypatch, values, message):
         if value is not None:
             monkeypatch.setenv(f"LENSJAX_{name}", value)
     with pytest.raises(InputError, match=message):
-        distributed.start_processes()
-
-
-def test_several_processes_are_asked_by_a_count_that_never_restarts(monkeypatch):
-    counts = []
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    monkeypatch.setattr(
-        "jax.experimental.multihost_utils.reached_preemption_sync_point", lambda count: bool(counts.append(count))
-    )
-    for step in (1, 2, 3, None, 1, 2):  # two runs
-        distributed.stop_requested(step)
-    assert counts == list(range(counts[0], counts[0] + 5))
+        start_processes()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_the_system_refuses_the_first_process_is_a_sentence_in_all(monkeypatch, tmp_path, processes):
     monkeypatch.setattr("jax.process_count", lambda: processes)
     monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda value: value)
-    assert distributed.on_first(lambda: {"a": [1]}) == {"a": [1]}
+    assert on_first(lambda: {"a": [1]}) == {"a": [1]}
     with pytest.raises(InputError, match=r"Cannot read or write .*none/a: No such file or directory; make room"):
-        distributed.on_first((tmp_path / "none" / "a").touch)
-
-
-def test_a_signal_asks_to_stop_and_the_second_interrupts():
-    before = signal.getsignal(signal.SIGINT)
-    with distributed.stopping_on_signals():
-        assert not distributed.stop_requested(1)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert distributed.stop_requested(1)
-        with pytest.raises(KeyboardInterrupt):
-            interrupt()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(1)
+        on_first((tmp_path / "none" / "a").touch)
 
 
 def run_processes(arguments, count, devices):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import lensjax.models
 from lensjax.core import text
+from lensjax.core.devices import peak_flops
 from lensjax.core.errors import InputError
-from lensjax.core.flops import peak_flops
 from lensjax.measure.kernel import measure_kernel
 from lensjax.measure.probes import probe_batch, probe_examples
 from lensjax.measure.rungs import rung_flops

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from lensjax.core.devices import CPU_WATTS, watts
 from lensjax.core.errors import InputError
 from lensjax.curvature.bound import LayerTerms
 from lensjax.curvature.dynamics import residual_loss, spectrum
@@ -17,7 +18,6 @@ from lensjax.models.heavy_tails import LayerMetrics, TailFit, WeightMetrics
 from lensjax.report.study_files import write_findings
 from lensjax.selection import METHODS, ranking
 from lensjax.study.cells import _write, evidence_file, run_folder, runs_folder
-from lensjax.study.cost import CPU_WATTS, watts
 from lensjax.study.folder import open_study
 from lensjax.study.journal import Cell, Journal
 from lensjax.study.report import collect

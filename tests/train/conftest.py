@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lensjax.models
-from lensjax.core.processes import stopping_on_signals
+from lensjax.core.signals import stopping_on_signals
 from lensjax.tasks.batches import choose_lengths, example_lengths
 from lensjax.tasks.spec import read_spec
 from lensjax.tasks.task import Example

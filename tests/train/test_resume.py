@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import lensjax.models
-from lensjax.core.processes import stopping_on_signals
+from lensjax.core.signals import stopping_on_signals
 from lensjax.tasks.spec import read_spec
 from lensjax.train.candidate import Candidate, Cell
 from lensjax.train.loop import Stopped

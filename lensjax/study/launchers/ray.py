@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lensjax.core.errors import InputError, one_line
-from lensjax.core.processes import start_processes, stop_requested, stopping_on_signals
+from lensjax.core.processes import start_processes
+from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.study.cells import Bench, Outcome
 from lensjax.study.journal import Cell
 from lensjax.study.runner import Launcher

@@ -1,0 +1,48 @@
+"""Published facts about devices, by their kind."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lensjax.core.devices import peak_flops
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tera"),
+    [
+        ("TPU v2", "bfloat16", 22.5),
+        ("TPU v3", "bfloat16", 61.5),
+        ("TPU v4", "bfloat16", 275),
+        ("TPU v5 lite", jnp.bfloat16, 197),
+        ("TPU v5", "bfloat16", 459),
+        ("TPU v5p", "float32", 459),
+        ("TPU v6 lite", "bfloat16", 918),
+        ("TPU7x", "bfloat16", 1153.5),
+        ("TPU v5 lite", "float16", None),
+        ("TPU v99", "bfloat16", None),
+        ("Tesla V100-SXM2-16GB", "float16", 125),
+        ("Tesla V100-SXM2-16GB", "bfloat16", None),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 312),
+        ("NVIDIA A100-SXM4-40GB", "float32", 156),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "bfloat16", None),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16", None),
+        ("NVIDIA H100 PCIe", "float16", 756),
+        ("NVIDIA H100 NVL", "float16", 835),
+        ("NVIDIA H200", "bfloat16", 989),
+        ("NVIDIA H200 NVL", "bfloat16", 835),
+        ("NVIDIA B200", "bfloat16", 2250),
+        ("NVIDIA H200", "float64", None),
+        ("cpu", "float32", None),
+    ],
+)
+def test_peaks(kind: str, dtype: Any, tera: float | None) -> None:
+    found = peak_flops(SimpleNamespace(device_kind=kind), dtype)
+    assert found == (None if tera is None else pytest.approx(tera * 1e12))
+
+
+def test_a_cpu_has_no_published_peak() -> None:
+    assert peak_flops(jax.devices("cpu")[0], jnp.float32) is None
