@@ -16,10 +16,9 @@ from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.lensllm.fitting import VARIANTS, Variant, fit_lensllm
 from lensjax.fit.residuals import Residuals, stack_residuals
-from lensjax.selection.baselines import joint_prediction
-from lensjax.selection.methods import METHODS, Prediction
+from lensjax.selection.methods import METHODS, methods_in_order
 from lensjax.selection.metrics import evaluate
-from lensjax.study.lensllm import lensllm_prediction
+from lensjax.selection.prediction import Prediction, predict_from
 from lensjax.train.prepare import FIRST_RUNG
 
 RATIOS = (4, 8, 16, 32, 64, 128)  # target over budget
@@ -244,7 +243,7 @@ def variant_scores(task: TaskEvidence, budget: int) -> dict[Variant, VariantScor
         density = np.mean([fit.log_density(task.table)[:, -1] for fit in fits], axis=0)
         b = fits[0].b
         slope = None if fits[0].times is None else (float(b.value), float(b.lower), float(b.upper))
-        metrics = metrics_of(task, [lensllm_prediction(fit, task.target) for fit in fits])
+        metrics = metrics_of(task, [predict_from(fit, task.target) for fit in fits])
         found[variant] = VariantScore(density, metrics, slope)
     return found
 
@@ -256,11 +255,11 @@ def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]
     """
     ladders, target = task.ladders(budget), task.target
     fits = [fit_joint(seen, target) for seen in ladders]
-    others = {name: method for name, method in METHODS.items() if name != "joint"}
-    said = {name: [method.predict(seen, target) for seen in ladders] for name, method in others.items()}
+    others = [name for name in methods_in_order() if name != "joint" and not METHODS[name].needs]
+    said = {name: [METHODS[name].predict(seen, target) for seen in ladders] for name in others}
     said |= {
-        "joint": [joint_prediction(fit, target) for fit in fits],
-        "joint, not widened": [joint_prediction(replace(fit, widening=1.0), target) for fit in fits],
+        "joint": [predict_from(fit, target) for fit in fits],
+        "joint, not widened": [predict_from(replace(fit, widening=1.0), target) for fit in fits],
         "nlp_metrics": [Prediction(task.weights, is_loss=False)],
         "kernel, effective rank": [Prediction(-task.ranks, is_loss=False)],
     }

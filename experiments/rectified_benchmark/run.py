@@ -18,10 +18,9 @@ from lensjax.core.files import write_files
 from lensjax.curves import public as datasets
 from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.fitting import JointSettings, fit_joint
-from lensjax.selection import METHODS
 from lensjax.selection.backtest import RATIOS, Score, backtest, means, to_csv
-from lensjax.selection.baselines import joint_prediction
 from lensjax.selection.metrics import METRICS, evaluate
+from lensjax.selection.prediction import predict_from
 
 TARGET = 1_638_400
 # Back-tests stop at TARGET / 8, the largest budget, so that choosing by them never looks at the target.
@@ -69,20 +68,20 @@ def ingredient_scores(table: CurveTable, name: str, settings: JointSettings) -> 
         for budget in sizes:
             posterior = fit_joint(table.up_to(budget), TARGET, settings=settings)
             targets = [t for t in EARLIER if t // budget in EARLIER_RATIOS] if when == "earlier" else [TARGET]
-            cells += [evaluate(joint_prediction(posterior, t), table.column(t)) for t in targets]
+            cells += [evaluate(predict_from(posterior, t), table.column(t)) for t in targets]
         for metric in METRICS:
             yield IngredientScore(table.task, name, when, metric, float(np.mean([cell[metric] for cell in cells])))
 
 
 def benchmark_markdown(scores: Sequence[Score]) -> str:
     """Means over budgets and every cell of the two published metrics, as Markdown."""
-    averages = means(scores)
+    averages, methods = means(scores), list(dict.fromkeys(score.method for score in scores))
     lines = ["# Every method on the public curves", ""]
     for task in dict.fromkeys(score.task for score in scores):
         budgets = sorted({score.budget for score in scores if score.task == task}, reverse=True)
         lines += [f"## {task}: mean over {len(budgets)} budgets", "", "| method | " + " | ".join(METRICS) + " |"]
         lines += ["|---|" + "---|" * len(METRICS)]
-        for method in METHODS:
+        for method in methods:
             cells = [averages.get((task, method, metric)) for metric in METRICS]
             lines.append(f"| {method} | " + " | ".join("–" if c is None else f"{c:.3f}" for c in cells) + " |")
         value = {(s.method, s.budget, s.metric): s.value for s in scores if s.task == task}
@@ -90,7 +89,7 @@ def benchmark_markdown(scores: Sequence[Score]) -> str:
             lines += ["", f"### {task}: {metric} by budget", ""]
             lines += ["| method | " + " | ".join(f"1/{TARGET // budget}" for budget in budgets) + " |"]
             lines += ["|---|" + "---|" * len(budgets)]
-            for method in METHODS:
+            for method in methods:
                 row = [value.get((method, budget, metric)) for budget in budgets]
                 lines.append(f"| {method} | " + " | ".join("–" if c is None else f"{c:.3f}" for c in row) + " |")
         lines.append("")
@@ -149,7 +148,7 @@ def draw(scores: Sequence[Score], path: Path) -> None:
     for column, task in enumerate(tasks):
         for row, metric in enumerate(("pearson", "relative_accuracy")):
             axis = axes[row][column]
-            for number, method in enumerate(METHODS):
+            for number, method in enumerate(dict.fromkeys(score.method for score in scores)):
                 points = sorted(
                     (s.budget, s.value) for s in scores if (s.task, s.method, s.metric) == (task, method, metric)
                 )

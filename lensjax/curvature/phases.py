@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 
 from lensjax.core.errors import InputError
 from lensjax.curvature.bound import RATE
-from lensjax.selection.ats import FIRST, accepted
+from lensjax.selection.methods.ats import FIRST, accepted
 
 LEVEL = 0.9  # of intervals
 LEAST_RUNGS = 3  # that a line with an interval takes

@@ -1,9 +1,5 @@
-"""Selection methods, what they say of a table of curves, and how good that is.
+"""Selection methods, the rankings they give, and how good those are."""
 
-Importing this package registers every method.
-"""
+from lensjax.selection.methods import DEFAULT_METHOD, METHODS, register
 
-from lensjax.selection import ats, baselines
-from lensjax.selection.methods import METHODS, Prediction, register
-
-__all__ = ["METHODS", "Prediction", "ats", "baselines", "register"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "register"]

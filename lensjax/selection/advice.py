@@ -27,10 +27,10 @@ from jaxtyping import Float
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.fit.choice import DRAWS
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
 from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.posterior import DRAWS
 
 ENOUGH = 2  # sizes above 0 that the joint fit needs of every model
 REACH = 8.0  # standard deviations of a cell's log loss that are integrated over

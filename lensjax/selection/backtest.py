@@ -9,7 +9,7 @@ import numpy as np
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.selection.methods import METHODS
+from lensjax.selection.methods import METHODS, methods_in_order
 from lensjax.selection.metrics import evaluate
 
 RATIOS = (8, 16, 32, 64, 128, 256, 512)  # target over budget, as in the rectified-scaling-law paper
@@ -38,7 +38,7 @@ def backtest(
       tables: one table per task, with distinct task names.
       target: size to predict for, in examples.
       ratios: budgets are target // ratio examples.
-      methods: names in `METHODS`; all by default.
+      methods: names in `METHODS`; all that need curves alone by default.
       progress: called with (cells done, cells in all).
 
     Returns:
@@ -47,10 +47,11 @@ def backtest(
     Raises:
       InputError: a task is repeated or was not measured at the target, or a budget holds fewer than two sizes.
     """
-    names = list(METHODS) if methods is None else list(methods)
+    known = methods_in_order()
+    names = [name for name in known if not METHODS[name].needs] if methods is None else list(methods)
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise InputError(f"There is no method {listing(unknown)}; choose from {listing(tuple(METHODS), 20)}.")
+        raise InputError(f"There is no method {listing(unknown)}; choose from {listing(known, 20)}.")
     tasks = [table.task for table in tables]
     for task in tasks:
         if tasks.count(task) > 1:

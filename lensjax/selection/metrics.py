@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from lensjax.selection.methods import Prediction
+from lensjax.selection.prediction import Prediction
 
 METRICS = ("pearson", "relative_accuracy", "spearman", "rmse", "log_rmse", "regret", "coverage90")
 

@@ -10,14 +10,16 @@ from jaxtyping import Float, Int
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.fit.calibration import FEWEST
-from lensjax.fit.choice import expected_regret, probability_best
-from lensjax.fit.joint.fitting import fit_joint
-from lensjax.fit.joint.posterior import JointPosterior
-from lensjax.selection.baselines import joint_prediction
-from lensjax.selection.methods import METHODS, Prediction
+from lensjax.fit.posterior import CurvePosterior, expected_regret, probability_best
+from lensjax.selection.evidence import Evidence
+from lensjax.selection.methods import DEFAULT_METHOD, METHODS, methods_in_order
+from lensjax.selection.prediction import Prediction
 
-WIDE = 1.2  # times that intervals are widened, from which on it is said
+WIDE = 1.2  # factor of widening that is worth a warning
+ASSUMPTIONS = (
+    "The test loss of every model was measured in the same way, on the same test set, in nats per token.",
+    "Larger training sets contain the smaller ones, and the target follows the same distribution.",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Ranking:
       prediction: what that method says.
       order: positions in `table.models`, best first; models it cannot judge come last.
       baselines: what the other methods say, by name.
+      missing: why a method says nothing, by name.
       probability_best: P(this model has the lowest loss at the target), where the method knows.
       expected_regret: expected loss above the best candidate if this one is chosen, nats per token.
       curves: fitted curves from the smallest measured size to the target, where the method fits any.
@@ -60,6 +63,7 @@ class Ranking:
     prediction: Prediction
     order: Int[np.ndarray, " M"]
     baselines: dict[str, Prediction] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
     probability_best: Float[np.ndarray, " M"] | None = None
     expected_regret: Float[np.ndarray, " M"] | None = None
     curves: Curves | None = None
@@ -73,8 +77,11 @@ def rank(
     table: CurveTable,
     budget: int,
     target: int,
-    method: str = "joint",
+    method: str = DEFAULT_METHOD,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    evidence: Evidence | None = None,
+    otherwise: str | None = None,
 ) -> Ranking:
     """Rank the models of a table by predicted loss after fine-tuning on `target` examples.
 
@@ -84,15 +91,23 @@ def rank(
       target: size to predict for, in examples.
       method: name in `METHODS` of the method that ranks; all others are run beside it.
       progress: called with (methods done, methods in all).
+      evidence: what was measured of the models besides curves. Methods that need more than that are left out.
+      otherwise: the method that ranks where `method` lacks evidence.
+
+    Returns:
+      All models with two sizes above 0 within the budget, in order, and what every method predicts of them.
 
     Raises:
-      InputError: budget, target or method make no sense for this table, or fewer than two models have two
-        sizes above 0 within the budget.
+      InputError: budget, target or method make no sense for this table, fewer than two models have two sizes above 0
+        within the budget, or the method that ranks lacks evidence or can judge no model.
     """
-    if method not in METHODS:
-        raise InputError(f"There is no method '{shorten(method)}'; choose from {listing(tuple(METHODS), 20)}.")
+    METHODS.check(method)
     seen, left_out = _within(table, budget, target)
-    predictions, posterior = _predict_all(seen, target, progress)
+    predictions, missing = _predict_all(seen, target, evidence or Evidence(), progress)
+    if method in missing and otherwise is not None:
+        method = METHODS.check(otherwise)
+    if method in missing:
+        raise InputError(f"The method {method} cannot rank: {missing[method]}")
     prediction = predictions.pop(method)
     if not np.isfinite(prediction.score).any():
         raise InputError(
@@ -107,11 +122,11 @@ def rank(
         prediction=prediction,
         order=np.argsort(prediction.score, kind="stable"),
         baselines=predictions,
+        missing=missing,
         left_out=left_out,
-        assumptions=_assumptions(method),
+        assumptions=(*ASSUMPTIONS, *(prediction.assumptions or (f"Ranked by {method}: {METHODS[method].summary}.",))),
+        **({} if prediction.posterior is None else _asked_of(prediction.posterior, target)),
     )
-    if method == "joint":
-        ranking = replace(ranking, **_beyond_losses(posterior, target))
     return replace(ranking, warnings=find_warnings(ranking, seen))
 
 
@@ -142,29 +157,24 @@ def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tu
 
 
 def _predict_all(
-    seen: CurveTable, target: int, progress: Callable[[int, int], None]
-) -> tuple[dict[str, Prediction], JointPosterior]:
-    """What every method says. They run side by side, because compiling is most of the work."""
-
-    def run(name: str) -> tuple[str, Any]:
-        if name == "joint":
-            return name, fit_joint(seen, target)
-        return name, METHODS[name].predict(seen, target)
-
-    found: dict[str, Any] = {}
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        names = sorted(METHODS, key=lambda name: name != "joint")  # the longest first
-        for job in as_completed([pool.submit(run, name) for name in names]):
-            name, value = job.result()
-            found[name] = value
-            progress(len(found), len(METHODS))
-    posterior: JointPosterior = found["joint"]
-    found["joint"] = joint_prediction(posterior, target)
-    return {name: found[name] for name in METHODS}, posterior
+    seen: CurveTable, target: int, evidence: Evidence, progress: Callable[[int, int], None]
+) -> tuple[dict[str, Prediction], dict[str, str]]:
+    """What every method says, or why it says nothing. They run side by side, because compiling is most of the work."""
+    names = methods_in_order()
+    predictions, missing = {}, {}
+    with ThreadPoolExecutor(max_workers=2) as pool:  # the last ones, which take longest, first
+        jobs = {pool.submit(METHODS[name].predict, seen, target, evidence): name for name in reversed(names)}
+        for done, job in enumerate(as_completed(jobs), start=1):
+            try:
+                predictions[jobs[job]] = job.result()
+            except InputError as error:
+                missing[jobs[job]] = str(error)
+            progress(done, len(names))
+    return {name: predictions[name] for name in names if name in predictions}, missing
 
 
-def _beyond_losses(posterior: JointPosterior, target: int) -> dict[str, Any]:
-    """What a ranking holds besides predicted losses. The parts are compiled side by side."""
+def _asked_of(posterior: CurvePosterior, target: int) -> dict[str, Any]:
+    """What a posterior says of the choice and of curves. The parts are compiled side by side."""
     sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
     with ThreadPoolExecutor(max_workers=2) as pool:
         sampling = pool.submit(posterior.sample, target)
@@ -173,28 +183,9 @@ def _beyond_losses(posterior: JointPosterior, target: int) -> dict[str, Any]:
     return {
         "probability_best": probability_best(samples),
         "expected_regret": expected_regret(samples),
-        "curves": Curves(sizes, losses.loss, losses.lower, losses.upper),
+        "curves": Curves(sizes, *losses.parts),
         "parameters": parameters,
     }
-
-
-def _assumptions(method: str) -> tuple[str, ...]:
-    common = (
-        "The test loss of every model was measured in the same way, on the same test set, in nats per token.",
-        "Larger training sets contain the smaller ones, and the target follows the same distribution.",
-    )
-    if method != "joint":
-        return (*common, f"Ranked by {method}: {METHODS[method].summary}.")
-    return (
-        *common,
-        "All models were fitted at once. Their local slopes, -d log L / d log D, share a population, their "
-        "family's, and effects of log size and of the loss level; how much of each was learned.",
-        "Four priors that extrapolate differently are averaged with equal weight: the rectified law "
-        "L = B / (D_l + D^β) + E, and slopes that drift about a constant in three ways.",
-        "Noise and jumps of the level are Student-t with 3 degrees of freedom; intervals include those of a run "
-        "that has not happened yet. The pretrained loss (D = 0) is not on the curve and is not used.",
-        "All intervals are widened where those of the same fit without the largest sizes were too narrow for them.",
-    )
 
 
 def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
@@ -207,8 +198,7 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
             f"{few} of {len(points)} models were measured at fewer than 4 sizes (the least: {fewest}); their "
             "curves say little about where they bend."
         )
-    if ranking.method == "joint" and points.max() <= FEWEST:
-        found.append("No model was measured at three sizes, so that nothing shows whether intervals are wide enough.")
+    found += prediction.cautions
     if prediction.widening > WIDE:
         found.append(
             "From the other sizes, losses at the largest would not have been foreseen as surely as the fit thinks; "

@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from lensjax.curves.csv_files import parse_curves
 from lensjax.curves.table import CurveTable
-from lensjax.fit.choice import expected_regret, probability_best
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointPosterior
+from lensjax.fit.posterior import expected_regret, probability_best
 from lensjax.study.spec import StudySpec
 
 

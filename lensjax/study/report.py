@@ -1,9 +1,9 @@
 """Everything that a study has measured and decided so far, while it runs or after."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,19 +11,17 @@ import lensjax
 from lensjax.core import text
 from lensjax.core.errors import InputError, listing
 from lensjax.curves.table import CurveTable
-from lensjax.selection.methods import Prediction
+from lensjax.selection.evidence import Evidence
+from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.selection.ranking import Ranking, rank
 from lensjax.selection.records import records
 from lensjax.study import evidence, schema
 from lensjax.study.cost import study_cost
 from lensjax.study.decisions import results_table
-from lensjax.study.lensllm import LensLLMFit, fit_study, lensllm_prediction, ranked_by
 from lensjax.study.schema import StudyReport
-from lensjax.study.spec import LENSLLM, StudySpec
+from lensjax.study.spec import StudySpec
 from lensjax.study.state import StudyState, read_state
 from lensjax.train.results import curves_csv, steps_caution
-
-NLP_METRICS = "nlp_metrics"
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,8 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     table = results_table(curves, spec.task.name)
     kernels, modes = evidence.kernels(state, out)
     drifts, terms = evidence.kernel_drifts(state, out), evidence.bound_terms(state, out)
-    ranking, why = _rank(state, table)
-    fit, missing = (None, "there is no ranking yet.") if ranking is None else _lensllm(ranking, modes)
-    if ranking is not None:
-        ranking = _with_evidence(state, ranking, fit, missing, evidence.weight_scores(state, out))
+    measured = Evidence({"ntk": modes, "weights": evidence.weight_scores(state, out)})
+    ranking, why = _rank(state, table, measured)
     budget = 0 if table is None else int(table.sizes[table.measured.any(axis=0)].max())
     progress = state.tell()
     report = StudyReport(
@@ -77,8 +73,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
         kernel_drifts=tuple(drifts),
         bound_terms=tuple(terms),
         phases=() if table is None else tuple(evidence.power_phases(table, terms)),
-        lensllm=None if fit is None else fit.told,
-        lensllm_missing=missing,
+        **_sections(ranking),
         cost=study_cost(state, out),
         failures=tuple(state.failure_list()),
         eliminated=tuple(schema.Elimination(model=name, after=size) for name, size in state.eliminated.items()),
@@ -88,54 +83,38 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     return Findings(report, ranking, curves)
 
 
-def _rank(state: StudyState, table: CurveTable | None) -> tuple[Ranking | None, str]:
-    """The candidates in order, or why there is no order yet."""
+def _rank(state: StudyState, table: CurveTable | None, measured: Evidence) -> tuple[Ranking | None, str]:
+    """The candidates in order with what the study knows against it, or why there is no order yet."""
     seen = None if table is None else table.up_to(state.target)
     if seen is None or not seen.measured.any():
         return None, "nothing was measured so far"
     budget = int(seen.sizes[seen.measured.any(axis=0)].max())
-    method = "joint" if state.spec.method == LENSLLM else state.spec.method
     try:
-        return rank(seen, budget, state.target, method), ""
+        ranking = rank(seen, budget, state.target, state.spec.method, evidence=measured, otherwise=DEFAULT_METHOD)
     except InputError as error:
         return None, str(error)
+    left_out, warnings = tuple(_left_out(state, ranking).items()), (*_cautions(state, ranking), *ranking.warnings)
+    return replace(ranking, left_out=left_out, warnings=warnings), ""
 
 
-def _lensllm(ranking: Ranking, modes: Mapping[str, evidence.Modes]) -> tuple[LensLLMFit | None, str]:
-    """The LensLLM law of the ranked candidates, or why there is none."""
-    try:
-        return fit_study(ranking.table, ranking.target, modes), ""
-    except InputError as error:
-        return None, str(error)
+def _sections(ranking: Ranking | None) -> dict[str, Any]:
+    """What methods add to the report in fields of their names, and why where they do not."""
+    fields: dict[str, Any] = {}
+    for name in set(METHODS) & set(StudyReport.model_fields):
+        prediction = None if ranking is None else ({ranking.method: ranking.prediction} | ranking.baselines).get(name)
+        section = None if prediction is None or prediction.section is None else prediction.section()
+        missing = "there is no ranking yet." if ranking is None else ranking.missing.get(name, "")
+        fields |= {name: section, f"{name}_missing": missing}
+    return fields
 
 
-def _with_evidence(
-    state: StudyState, ranking: Ranking, fit: LensLLMFit | None, missing: str, scores: Mapping[str, float]
-) -> Ranking:
-    """A ranking with what evidence besides curves says, and what the study knows against it."""
-    models = ranking.table.models
-    beside = {}
-    if scores:
-        beside[NLP_METRICS] = Prediction(np.array([scores.get(name, np.nan) for name in models]), is_loss=False)
-    if fit is not None and state.spec.method == LENSLLM:
-        ranking = ranked_by(fit, ranking)
-    elif fit is not None:
-        beside[LENSLLM] = lensllm_prediction(fit.posterior, ranking.target)
-    ranking = replace(ranking, baselines=ranking.baselines | beside)
-    cautions = _cautions(state, ranking, missing)
-    return replace(
-        ranking,
-        left_out=tuple(_left_out(state, ranking).items()),
-        warnings=(*cautions, *ranking.warnings),
-    )
-
-
-def _cautions(state: StudyState, ranking: Ranking, missing: str) -> list[str]:
+def _cautions(state: StudyState, ranking: Ranking) -> list[str]:
     """What the study knows against its own first choice."""
-    first = ranking.table.models[ranking.order[0]]
+    first, asked = ranking.table.models[ranking.order[0]], state.spec.method
     found = []
-    if state.spec.method == LENSLLM and ranking.method != LENSLLM:
-        found.append(f"{text.method_title(ranking.method)} ranks, for LensLLM could not be fitted: {missing}")
+    if asked != ranking.method:
+        ours, theirs = text.method_title(ranking.method), text.method_title(asked)
+        found.append(f"{ours} ranks, for {theirs} could not be fitted: {ranking.missing[asked]}")
     if first in state.failed:
         found.append(f"{first} comes first, and a run of it failed: {state.failed[first].error.rstrip('.')}.")
     if first in state.eliminated:

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import MAX_EXAMPLES
-from lensjax.selection import METHODS
+from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.tasks.spec import Count, Strict, TaskSpec, from_folder, read_fields, read_spec, validated
 from lensjax.train.ladder import check_name, model_name, rungs
 from lensjax.train.prepare import FIRST_RUNG
@@ -20,7 +20,6 @@ from lensjax.train.spec import FinetuneSpec, TrainingSpec
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
 Size = Annotated[int, Field(ge=1, le=MAX_EXAMPLES, strict=True)]  # of a training set, in examples
-LENSLLM = "lensllm"  # the method that needs kernels, and so is none of `METHODS`
 
 
 class Resources(Strict):
@@ -158,7 +157,7 @@ class StudySpec(Strict):
         given.
       seeds: Of the choice and order of training examples; losses are averaged over them.
       evidence: What is measured besides curves.
-      method: Ranks the candidates: "lensllm", or one that `lensjax rank` knows.
+      method: Name of the selection method that ranks the candidates.
       strategy: What is measured next: "ladder" has all candidates on one rung before the next, "adaptive" the run that
         promises the largest drop of regret for its cost.
       eliminate_below: Candidates whose P(best) falls below this are measured no further.
@@ -176,7 +175,7 @@ class StudySpec(Strict):
     target: Size | None = None
     seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = (0,)
     evidence: Evidence = Evidence()
-    method: str = "joint"
+    method: str = DEFAULT_METHOD
     strategy: Literal["ladder", "adaptive"] = "ladder"
     eliminate_below: Probability | None = None
     stop_when: StopRule | None = None
@@ -213,14 +212,15 @@ class StudySpec(Strict):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in (*METHODS, LENSLLM):
-            raise ValueError(f"choose from {listing((*METHODS, LENSLLM), 20)}")
+        if value not in METHODS:
+            raise ValueError(f"choose from {listing(METHODS.names, 20)}")
         return value
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.method == LENSLLM and self.evidence.ntk is None:
-            raise ValueError("the method lensllm needs kernels; set evidence.ntk to true")
+        for measurement, what in METHODS[self.method].needs.items():
+            if not getattr(self.evidence, measurement, None):
+                raise ValueError(f"the method {self.method} needs {what}; set evidence.{measurement} to true")
         largest = self.budget.examples
         if self.target is not None and largest is not None and self.target < largest:
             raise ValueError(f"the target of {self.target} examples is below the budget of {largest}")

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lensjax.fit.choice import expected_regret, probability_best
+from lensjax.fit.posterior import expected_regret, probability_best
 
 LOSSES = st.tuples(st.integers(1, 20), st.integers(1, 6)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.integers(1, 9).map(float))

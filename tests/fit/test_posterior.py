@@ -7,9 +7,9 @@ import pytest
 from lensjax.core.errors import InputError
 from lensjax.curves.laws import LAWS
 from lensjax.curves.table import curve_table
-from lensjax.fit.choice import DRAWS
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import Z90
+from lensjax.fit.posterior import DRAWS
 
 SIZES = 200 * 2 ** np.arange(10)
 BUDGET, HORIZON = 25_600, 102_400

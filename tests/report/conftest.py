@@ -12,7 +12,7 @@ import pytest
 
 from lensjax.curves.table import curve_table
 from lensjax.report.pages.ranking import render_ranking
-from lensjax.selection.methods import Prediction
+from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Curves, Ranking
 
 SIZES = (0, 200, 400, 800, 1600, 3200, 6400, 12800)

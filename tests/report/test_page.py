@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lensjax.report.pages.ranking import ROWS, render_ranking
-from lensjax.selection.methods import Prediction
+from lensjax.selection.prediction import Prediction
 
 
 class _Page(HTMLParser):

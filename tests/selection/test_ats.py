@@ -3,14 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensjax.curves.table import curve_table
-from lensjax.selection.ats import accepted, ats
+from lensjax.selection.methods.ats import accepted, ats
 
 SIZES = 200 * 2 ** np.arange(8)
 
 
 def test_a_power_law_is_extrapolated_exactly():
     loss = 5 * SIZES**-0.1
-    assert np.allclose(ats(curve_table(["m"], SIZES, [loss]), 1_638_400).score, 5 * 1_638_400**-0.1)
+    assert np.allclose(ats.predict(curve_table(["m"], SIZES, [loss]), 1_638_400).score, 5 * 1_638_400**-0.1)
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
@@ -31,6 +31,6 @@ def test_missing_points_and_the_pretrained_loss_are_left_out():
     with_gaps = np.concatenate([[9.0], loss])
     with_gaps[3] = np.nan
     table = curve_table(["m", "short"], [0, *SIZES], [with_gaps, np.r_[1.0, 2.0, np.full(7, np.nan)]])
-    predicted = ats(table, 10**6).score
+    predicted = ats.predict(table, 10**6).score
     assert np.isclose(predicted[0], 5 * 10**-0.6)
     assert np.isnan(predicted[1])

@@ -21,7 +21,8 @@ def ranking():
 def test_order_is_by_predicted_loss_and_everything_is_there(ranking):
     predicted = ranking.prediction.score[ranking.order]
     assert (np.diff(predicted) >= 0).all()
-    assert set(ranking.baselines) == set(METHODS) - {"joint"}
+    assert set(ranking.baselines) == set(METHODS) - {"joint", "lensllm", "nlp_metrics"}
+    assert set(ranking.missing) == {"lensllm", "nlp_metrics"}  # which need more than curves
     assert ranking.probability_best.sum() == pytest.approx(1)
     assert (ranking.expected_regret >= 0).all()
     assert ranking.curves.sizes[0] == 200

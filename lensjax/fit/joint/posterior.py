@@ -11,12 +11,11 @@ from jaxtyping import Float, Int
 
 from lensjax.core.errors import InputError
 from lensjax.curves.table import curve_table
-from lensjax.fit.choice import DRAWS, Choosing
 from lensjax.fit.joint import hierarchy
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.per_model import fit_per_model
+from lensjax.fit.posterior import DRAWS, Z90, CurvePosterior, Losses
 
-Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
 _BLOCK = 32  # sizes are asked about in blocks of so many, so that one program serves all questions
 
 
@@ -37,20 +36,6 @@ class Fitted(NamedTuple):
     given: hierarchy.Conditional
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Predicted test losses of M models at G sizes, in nats per token: medians and central 90 % intervals."""
-
-    loss: Float[np.ndarray, "M G"]
-    lower: Float[np.ndarray, "M G"]
-    upper: Float[np.ndarray, "M G"]
-
-    @property
-    def log_sd(self) -> Float[np.ndarray, "M G"]:
-        """Standard deviations of log losses, which are Gaussian."""
-        return (np.log(self.upper) - np.log(self.lower)) / (2 * Z90)
-
-
 class JointMoments(NamedTuple):
     """Log losses that C cells, and all M models at a target, would be measured to have, Gaussian under P priors.
 
@@ -68,7 +53,7 @@ class JointMoments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class JointPosterior(Choosing):
+class JointPosterior(CurvePosterior):
     """Posterior over the curves of M models, an equal mixture over the slope priors.
 
     Made by `lensjax.fit.joint.fitting.fit_joint`. Predictions are of a loss that would be measured: they include the
@@ -195,14 +180,7 @@ class JointPosterior(Choosing):
         return fit_per_model(curves, "rectified").parameters
 
     def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
-        sizes = np.atleast_1d(np.asarray(examples, dtype=np.float64))
-        outside = sizes[~((sizes >= self.unit) & (sizes <= self.horizon * (1 + 1e-12)))]
-        if outside.size:
-            raise InputError(
-                f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} "
-                f"to {self.horizon}; fit with a larger horizon."
-            )
-        return np.log2(sizes / self.unit)
+        return np.log2(self._within(examples) / self.unit)
 
 
 def _first_below(

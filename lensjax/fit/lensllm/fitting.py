@@ -34,8 +34,6 @@ from scipy.stats import t as student
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.fit.choice import DRAWS, Choosing
-from lensjax.fit.joint.posterior import Losses
 from lensjax.fit.joint.slopes import LAW_CENTRE, NOISE, USUAL_SLOPE
 from lensjax.fit.lensllm.law_hierarchy import (
     COORDINATES,
@@ -52,6 +50,7 @@ from lensjax.fit.lensllm.law_hierarchy import (
     prior_mode,
 )
 from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 from lensjax.fit.residuals import Residuals, candidate_times
 
 Variant = Literal["tied", "published", "hierarchical", "free"]
@@ -77,7 +76,7 @@ LOG_NOISE_SD = 0.8
 _stack = partial(jax.tree.map, lambda *leaves: np.stack(leaves))  # of trees, along a new first axis
 
 
-class Estimate(NamedTuple):
+class CredibleInterval(NamedTuple):
     """Medians and central 90 % intervals, of a shared number or of one of each of M models."""
 
     value: Float[np.ndarray, "*M"]
@@ -86,7 +85,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LensLLMPosterior(Choosing):
+class LensLLMPosterior(CurvePosterior):
     """Posterior over the curves of M models, as S equally probable draws of all that is unknown.
 
     Made by `fit_lensllm`. Predictions are of a loss that would be measured: they include the noise of a fine-tuning
@@ -116,24 +115,28 @@ class LensLLMPosterior(Choosing):
     times: Float[np.ndarray, " S"] | None = None
 
     @property
-    def parameters(self) -> dict[str, Estimate]:
+    def parameters(self) -> dict[str, CredibleInterval]:
         """B, D_l, beta and E of every model's rectified law, in examples and nats per token."""
-        return {name: _estimate(draws) for name, draws in self.law.items()}
+        return {name: _interval(draws) for name, draws in self.law.items()}
+
+    def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
+        """See `CurvePosterior.law_parameters`; medians."""
+        return {name: interval.value for name, interval in self.parameters.items()}
 
     @property
-    def a(self) -> Estimate:
+    def a(self) -> CredibleInterval:
         """log D_l where log F is 0, in units of D^β; held at 0 in the variant "published"."""
-        return _estimate(self.intercept)
+        return _interval(self.intercept)
 
     @property
-    def b(self) -> Estimate:
+    def b(self) -> CredibleInterval:
         """Change of log D_l with log F: held at 1 in the variant "published", at 0 where kernels are not used."""
-        return _estimate(self.slope)
+        return _interval(self.slope)
 
     @property
-    def time(self) -> Estimate | None:
+    def time(self) -> CredibleInterval | None:
         """The shared t, in steps of gradient descent at the residuals' learning rate; None where there is none."""
-        return None if self.times is None else _estimate(self.times)
+        return None if self.times is None else _interval(self.times)
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
@@ -141,9 +144,9 @@ class LensLLMPosterior(Choosing):
         Raises:
           InputError: a size is outside that range.
         """
-        sizes = self._sizes(examples)
+        sizes = self._within(examples)
         noise = self.noise[:, None] * np.random.default_rng(0).standard_t(DOF, (len(self.noise), len(self.models)))
-        found = [_estimate(self._log_loss(size) + noise) for size in sizes]
+        found = [_interval(self._log_loss(size) + noise) for size in sizes]
         parts = np.exp(np.array(found).reshape(len(sizes), 3, len(self.models)))
         return Losses(*np.moveaxis(parts, 0, -1))
 
@@ -153,7 +156,7 @@ class LensLLMPosterior(Choosing):
         Raises:
           InputError: the size is outside the fitted range.
         """
-        (size,) = self._sizes(examples)
+        (size,) = self._within(examples)
         rng = np.random.default_rng(seed)
         rows = rng.choice(len(self.noise), draws, replace=draws > len(self.noise))
         noise = self.noise[rows, None] * rng.standard_t(DOF, (draws, len(self.models)))
@@ -172,7 +175,7 @@ class LensLLMPosterior(Choosing):
             raise InputError(f"The losses are of other models than the {len(self.models)} fitted; give those.")
         density = np.full(table.loss.shape, np.nan)
         for column in np.flatnonzero(table.measured.any(axis=0) & (table.sizes > 0)):
-            (size,) = self._sizes(int(table.sizes[column]))
+            (size,) = self._within(int(table.sizes[column]))
             scale = self.noise[:, None] / np.sqrt(np.maximum(table.seeds[:, column], 1))
             each = student.logpdf(np.log(table.loss[:, column]), DOF, self._log_loss(size), scale)
             density[:, column] = logsumexp(each, axis=0) - np.log(len(each))
@@ -181,16 +184,6 @@ class LensLLMPosterior(Choosing):
     def _log_loss(self, size: float) -> Float[np.ndarray, "S M"]:
         """Draws of the curves, without noise."""
         return np.log(self.law["B"] / (self.law["D_l"] + size ** self.law["beta"]) + self.law["E"])
-
-    def _sizes(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
-        sizes = np.atleast_1d(np.asarray(examples, dtype=np.float64))
-        outside = sizes[~((sizes >= self.unit) & (sizes <= self.horizon))]
-        if outside.size:
-            raise InputError(
-                f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} "
-                f"to {self.horizon}; fit with a larger horizon."
-            )
-        return sizes
 
 
 def fit_lensllm(
@@ -343,5 +336,5 @@ def _laplace(mode: Mode) -> tuple[float, Float[np.ndarray, "N N"]]:
     return -float(mode.energy) - np.log(values).sum() / 2, (vectors / np.sqrt(values)) @ vectors.T
 
 
-def _estimate(draws: Float[np.ndarray, "S ..."]) -> Estimate:
-    return Estimate(*np.quantile(draws, (0.5, 0.05, 0.95), axis=0))
+def _interval(draws: Float[np.ndarray, "S ..."]) -> CredibleInterval:
+    return CredibleInterval(*np.quantile(draws, (0.5, 0.05, 0.95), axis=0))

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from lensjax.core.text import count, method_title, plotly_text
-from lensjax.selection.methods import Prediction
+from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Ranking
 
 # At least 3:1 contrast on white and on near-black, distinct in any colour vision; symbols say it again.

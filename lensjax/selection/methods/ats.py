@@ -4,7 +4,9 @@ import numpy as np
 from jaxtyping import Float
 
 from lensjax.curves.table import CurveTable
-from lensjax.selection.methods import Prediction, register
+from lensjax.selection.evidence import Evidence
+from lensjax.selection.methods import register
+from lensjax.selection.prediction import Prediction
 
 FIRST = 3  # points that are accepted unseen
 TOLERANCE = 5.0  # residual standard deviations within which the next smaller point must lie
@@ -31,8 +33,8 @@ def accepted(log_d: Float[np.ndarray, " n"], log_loss: Float[np.ndarray, " n"]) 
     return count
 
 
-@register("ats", "log-log line through the largest sizes (accept then stop)")
-def ats(table: CurveTable, target: int) -> Prediction:
+@register("ats", "log-log line through the largest sizes (accept then stop)", place=1)
+def ats(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
     """Extrapolate each model's accepted points along their line; needs two sizes above 0."""
     positive = table.sizes > 0
     log_d = np.log(table.sizes[positive])

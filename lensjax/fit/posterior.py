@@ -1,0 +1,96 @@
+"""What any posterior over curves can be asked: losses, law parameters, and which model to choose."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from lensjax.core.errors import InputError
+
+DRAWS = 4000
+Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Predicted test losses of M models at G sizes, in nats per token: medians and central 90 % intervals."""
+
+    loss: Float[np.ndarray, "M G"]
+    lower: Float[np.ndarray, "M G"]
+    upper: Float[np.ndarray, "M G"]
+
+    @property
+    def parts(self) -> tuple[Float[np.ndarray, "M G"], Float[np.ndarray, "M G"], Float[np.ndarray, "M G"]]:
+        """Medians, lower and upper ends."""
+        return self.loss, self.lower, self.upper
+
+    @property
+    def log_sd(self) -> Float[np.ndarray, "M G"]:
+        """Standard deviations of log losses, if those are Gaussian."""
+        return (np.log(self.upper) - np.log(self.lower)) / (2 * Z90)
+
+
+def probability_best(losses: Float[np.ndarray, "draws M"]) -> Float[np.ndarray, " M"]:
+    """Share of the draws in which each model has the lowest loss."""
+    return np.bincount(np.argmin(losses, axis=1), minlength=losses.shape[1]) / len(losses)
+
+
+def expected_regret(losses: Float[np.ndarray, "draws M"]) -> Float[np.ndarray, " M"]:
+    """Mean over the draws of each model's loss above the lowest, in the unit of the losses."""
+    return (losses - losses.min(axis=1, keepdims=True)).mean(axis=0)
+
+
+class CurvePosterior(ABC):
+    """A posterior over the curves of M models.
+
+    Attributes:
+      models: M names.
+      unit: smallest measured size, in examples.
+      horizon: largest size that can be asked about.
+      widening: factor by which predictions are wider than modelled.
+    """
+
+    models: tuple[str, ...]
+    unit: int
+    horizon: int
+    widening: float = 1.0
+
+    @abstractmethod
+    def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
+        """Losses that would be measured at one size or at G sizes, from `unit` to `horizon`.
+
+        Raises:
+          InputError: a size is outside that range.
+        """
+
+    @abstractmethod
+    def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
+        """Joint draws of all models' losses at one size, in nats per token.
+
+        Raises:
+          InputError: the size is outside the fitted range.
+        """
+
+    @abstractmethod
+    def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
+        """B, D_l, beta and E of each model's rectified law L = B / (D_l + D^β) + E, in examples and nats per token."""
+
+    def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
+        """Probability that each model has the lowest loss at one size."""
+        return probability_best(self.sample(examples, draws, seed))
+
+    def expected_regret(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
+        """Expected loss above the best model's if this one is chosen, in nats per token."""
+        return expected_regret(self.sample(examples, draws, seed))
+
+    def _within(self, examples: int | Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        """Sizes as an array, each checked to be in the fitted range."""
+        sizes = np.atleast_1d(np.asarray(examples, dtype=np.float64))
+        outside = sizes[~((sizes >= self.unit) & (sizes <= self.horizon * (1 + 1e-12)))]
+        if outside.size:
+            raise InputError(
+                f"Losses at {outside[0]:.0f} examples were asked for, outside the fitted range {self.unit} "
+                f"to {self.horizon}; fit with a larger horizon."
+            )
+        return sizes

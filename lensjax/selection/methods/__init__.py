@@ -1,0 +1,79 @@
+"""Selection methods: each is one function of a table of curves, a target size and further evidence.
+
+A new one is a file of this package, or of another package that names it in its entry points::
+
+    @register("my_method", "what it predicts from, in a few words")
+    def my_method(table: CurveTable, target: int, evidence: Evidence) -> Prediction: ...
+
+Names of methods are known without importing them or NumPy, so that the command line can offer them at once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from lensjax.core.registry import Registry
+from lensjax.selection.evidence import Evidence
+
+if TYPE_CHECKING:
+    from lensjax.curves.table import CurveTable
+    from lensjax.selection.prediction import Prediction
+
+    Function: TypeAlias = Callable[[CurveTable, int, Evidence], Prediction]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A selection method.
+
+    Attributes:
+      name: what users type.
+      summary: what it predicts from, in a few words.
+      function: (table, target, evidence) → prediction; raises InputError where it lacks what it needs.
+      place: where it stands among the others in tables and files; methods of other packages come last.
+      needs: measurements besides curves without which it predicts nothing, each with what it gives, in the plural, as
+        in {"ntk": "kernels"}.
+    """
+
+    name: str
+    summary: str
+    function: "Function"
+    place: float = 100
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+    def predict(self, table: "CurveTable", target: int, evidence: Evidence | None = None) -> "Prediction":
+        """What the method says of the M models of a table.
+
+        Args:
+          table: measured curves; all of it may be looked at.
+          target: number of training examples to predict the loss for.
+          evidence: measured values besides curves.
+
+        Raises:
+          InputError: the evidence lacks what the method needs, or the curves cannot be fitted.
+        """
+        return self.function(table, target, evidence or Evidence())
+
+
+METHODS: Registry[Method] = Registry("method", __name__, "lensjax.methods")
+DEFAULT_METHOD = "joint"
+
+
+def register(
+    name: str, summary: str, *, place: float = 100, needs: Mapping[str, str] | None = None
+) -> "Callable[[Function], Method]":
+    """A decorator that makes a function a method and adds it to `METHODS`; see `Method` for the arguments.
+
+    Raises:
+      InputError: the name is taken.
+    """
+
+    def add(function: "Function") -> Method:
+        return METHODS.register(name)(Method(name, summary, function, place, needs or {}))
+
+    return add
+
+
+def methods_in_order() -> list[str]:
+    """Names of all methods, in the order in which tables and files show them."""
+    return sorted(METHODS, key=lambda name: (METHODS[name].place, name))

@@ -1,0 +1,54 @@
+"""What a selection method predicts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lensjax.curves.table import CurveTable
+from lensjax.fit.posterior import CurvePosterior
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a method says of each of M models.
+
+    Attributes:
+      score: smaller is better; NaN where the method cannot judge the model.
+      is_loss: whether `score` is a predicted test loss at the target (nats per token) or only an order.
+      lower, upper: ends of the 90 % interval of the loss, where the method gives one.
+      widening: factor by which intervals were widened; see `lensjax.fit.calibration.widening`.
+      posterior: the fit behind the prediction, where there is one. If the method ranks, probabilities, regrets, curves
+        and law parameters are asked of it.
+      assumptions: sentences on what the method assumes and how it is fitted; its summary where there are none.
+      cautions: reasons to trust this prediction less that only the method knows.
+      section: computes what a study's report tells of the method besides, where it has a field of the method's name.
+    """
+
+    score: Float[np.ndarray, " M"]
+    is_loss: bool = True
+    lower: Float[np.ndarray, " M"] | None = None
+    upper: Float[np.ndarray, " M"] | None = None
+    widening: float = 1.0
+    posterior: CurvePosterior | None = None
+    assumptions: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+    section: Callable[[], Mapping[str, Any]] | None = None
+
+
+def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | None = None, **fields: Any) -> Prediction:
+    """Medians and 90 % intervals of a posterior's losses.
+
+    Args:
+      posterior: of some models or all of the table's.
+      target: number of training examples.
+      table: whose models are predicted, NaN where the posterior does not know them; the posterior's own by default.
+      fields: further ones of `Prediction`.
+    """
+    models = posterior.models if table is None else table.models
+    losses, ends = posterior.predict(target), np.full((3, len(models)), np.nan)
+    ends[:, [models.index(model) for model in posterior.models]] = np.stack(losses.parts)[:, :, 0]
+    score, lower, upper = ends
+    return Prediction(score, lower=lower, upper=upper, widening=posterior.widening, posterior=posterior, **fields)
