@@ -17,6 +17,7 @@ import numpy as np
 from lensjax.core.errors import InputError, one_line
 from lensjax.core.files import make_folder, read_json, write_files
 from lensjax.core.processes import is_first, on_first
+from lensjax.core.specs import Strict
 from lensjax.measure.kernel import measure_kernel
 from lensjax.measure.probes import probe_batch
 from lensjax.measure.rungs import FinetuneRun, RungLosses, measure_rungs, rung_arrays, rung_flops, rung_losses
@@ -26,7 +27,6 @@ from lensjax.models.model import Model
 from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.study.journal import Cell, CellKind
 from lensjax.study.spec import CandidateSpec, StudySpec
-from lensjax.tasks.spec import Strict
 from lensjax.tasks.task import Example, Task, fingerprint, load_task
 from lensjax.train.candidate import MODEL
 from lensjax.train.candidate import Cell as Run

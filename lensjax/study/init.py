@@ -9,7 +9,6 @@ from pathlib import Path
 from lensjax.core.errors import InputError, shorten
 from lensjax.models.hub import local_folder, read_config
 from lensjax.study.spec import read_study
-from lensjax.tasks.sources import open_split
 from lensjax.tasks.task import TooFewExamples, load_task
 from lensjax.train.prepare import FIRST_RUNG
 
@@ -113,7 +112,7 @@ def new_study(
         except InputError as error:
             raise InputError(str(error).replace(f"{trial}: ", "").replace(str(trial), file.name)) from error
     task = study.task
-    rows = len(open_split(task.source, "train", task.fields) or ())
+    rows = len(task.source.open("train", task.fields) or ())
     held_out = min(_HELD_OUT, rows // 10)
     if not held_out:
         raise InputError(f"{data} holds {rows} rows, of which none can be held out; add some.")

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.specs import Count, Strict, read_fields, validated
 from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
-from lensjax.tasks.spec import Count, Strict, TaskSpec, from_folder, read_fields, read_spec, validated
+from lensjax.tasks.spec import TaskSpec, read_spec
 from lensjax.train.ladder import check_name, model_name, rungs
 from lensjax.train.prepare import FIRST_RUNG
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
@@ -290,7 +291,7 @@ def read_study(path: str | Path) -> StudySpec:
         content["task"] = {"name": content["name"], **task}
     spec = validated(StudySpec, content, path)
     if isinstance(task, dict):
-        source = from_folder(spec.task.source, path.parent)
+        source = spec.task.source.relative_to(path.parent)
         spec = spec.model_copy(update={"task": spec.task.model_copy(update={"source": source})})
     candidates = tuple(_placed(candidate, path) for candidate in spec.candidates)
     for candidate in candidates:

@@ -13,8 +13,8 @@ from jaxtyping import Int
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.tasks.rows import Rows
-from lensjax.tasks.sources import open_split
-from lensjax.tasks.spec import SplitName, TaskSpec, template_pieces
+from lensjax.tasks.source import SplitName
+from lensjax.tasks.spec import TaskSpec, template_pieces
 
 _HELD_OUT = 0  # stream of the permutations that choose validation and test
 _TRAIN = 1  # stream of those that order the pool
@@ -116,7 +116,7 @@ def load_task(spec: TaskSpec) -> Task:
       TooFewExamples: a split has fewer than are asked for.
       InputError: the source cannot be read, or one of its rows cannot be rendered.
     """
-    train = open_split(spec.source, "train", spec.fields)
+    train = spec.source.open("train", spec.fields)
     if train is None:
         raise InputError(f"The task {shorten(spec.name)} has no train split; name it in source.")
     order = permutation(len(train), 0, _HELD_OUT)
@@ -124,7 +124,7 @@ def load_task(spec: TaskSpec) -> Task:
 
     def draw(split: SplitName, wanted: int, not_these: frozenset[Text]) -> tuple[Example, ...]:
         nonlocal used
-        own = open_split(spec.source, split, spec.fields)
+        own = spec.source.open(split, spec.fields)
         found: list[Example] = []
         if own is None:
             candidates = _rendered(spec, train, order[used:])

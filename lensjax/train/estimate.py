@@ -18,13 +18,13 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from lensjax.core.devices import peak_flops
+from lensjax.core.specs import Strict
 from lensjax.models.abstract import abstract_model, add_abstract_lora, device_bytes
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import split_trainable
 from lensjax.models.model import Model, Params
 from lensjax.models.options import make_options
 from lensjax.tasks.batches import BatchPlan, Lengths, collate, example_lengths, fits
-from lensjax.tasks.spec import Strict
 from lensjax.train.loop import planned_steps
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples

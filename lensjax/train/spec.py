@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from lensjax.tasks.spec import Count, Strict, TaskSpec
+from lensjax.core.specs import Count, Strict
+from lensjax.tasks.spec import TaskSpec
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
 from lensjax.tasks.rows import Rows
-from lensjax.tasks.sources import open_split
-from lensjax.tasks.spec import Source
+from lensjax.tasks.sources.files import Files
+from lensjax.tasks.sources.saved import Saved
 
 ROWS = [{"en": "one", "es": "uno"}, {"en": "two", "es": "dos"}, {"en": "three", "es": "tres"}]
 SaveHF = Callable[[Path, Iterable[Iterable[Mapping[str, Any]]]], Path]
 
 
 def opened(*paths: Path, fields: Iterable[str] = ()) -> Rows:
-    rows = open_split(Source(files={"train": list(paths)}), "train", tuple(fields))
+    rows = Files(files={"train": list(paths)}).open("train", tuple(fields))
     assert rows is not None
     return rows
 
@@ -118,18 +118,18 @@ def test_nothing_but_empty_files(tmp_path: Path) -> None:
 
 
 def test_a_split_that_files_do_not_name(tmp_path: Path) -> None:
-    source = Source(files={"train": [tmp_path / "none"], "test": []})
-    assert open_split(source, "validation") is None
-    assert open_split(source, "test") is None
+    source = Files(files={"train": [tmp_path / "none"], "test": []})
+    assert source.open("validation") is None
+    assert source.open("test") is None
 
 
 def test_saved_data_set(tmp_path: Path, save_hf: SaveHF) -> None:
-    source = Source(saved=save_hf(tmp_path / "verses", [ROWS[:2], ROWS[2:]]))
-    rows = open_split(source, "train")
+    source = Saved(saved=save_hf(tmp_path / "verses", [ROWS[:2], ROWS[2:]]))
+    rows = source.open("train")
     assert rows is not None
     assert [dict(rows[i]) for i in range(len(rows))] == ROWS
     assert rows.where(2) == f"{tmp_path / 'verses'} row 3"
-    assert open_split(source, "test") is None
+    assert source.open("test") is None
 
 
 def test_saved_splits_and_their_names(tmp_path: Path, save_hf: SaveHF) -> None:
@@ -137,18 +137,18 @@ def test_saved_splits_and_their_names(tmp_path: Path, save_hf: SaveHF) -> None:
     (tmp_path / "verses" / "dataset_dict.json").write_text('{"splits": ["train", "dev"]}')
     save_hf(tmp_path / "verses" / "train", [ROWS])
     save_hf(tmp_path / "verses" / "dev", [ROWS[1:]])
-    plain = Source(saved=tmp_path / "verses")
-    assert open_split(plain, "validation") is None
-    renamed = Source(saved=tmp_path / "verses", splits={"validation": "dev", "test": None})
-    rows = open_split(renamed, "validation")
+    plain = Saved(saved=tmp_path / "verses")
+    assert plain.open("validation") is None
+    renamed = Saved(saved=tmp_path / "verses", splits={"validation": "dev", "test": None})
+    rows = renamed.open("validation")
     assert rows is not None
     assert (len(rows), dict(rows[0])) == (2, ROWS[1])
     assert rows.where(0) == f"{tmp_path / 'verses' / 'dev'} row 1"
-    assert open_split(renamed, "test") is None
+    assert renamed.open("test") is None
     with pytest.raises(
         InputError, match=r"has no split 'gone' but train, dev; name the right one in source\.splits\.t"
     ):
-        open_split(Source(saved=tmp_path / "verses", splits={"test": "gone"}), "test")
+        Saved(saved=tmp_path / "verses", splits={"test": "gone"}).open("test")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_column_that_parquet_has_not(tmp_path: Path) -> None:
 def test_folders_that_were_not_saved_so(tmp_path: Path, save_hf: SaveHF) -> None:
     def message(folder: Path) -> str:
         with pytest.raises(InputError) as raised:
-            open_split(Source(saved=folder), "train")
+            Saved(saved=folder).open("train")
         return str(raised.value)
 
     assert re.search(r"none has neither dataset_dict\.json nor state\.json; give", message(tmp_path / "none"))

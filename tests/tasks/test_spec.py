@@ -7,7 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from lensjax.core.errors import InputError
-from lensjax.tasks.spec import Source, TaskSpec, read_spec, template_fields, template_pieces
+from lensjax.tasks.sources.files import Files
+from lensjax.tasks.sources.saved import Saved
+from lensjax.tasks.sources.tfds import Tfds
+from lensjax.tasks.spec import TaskSpec, read_spec, template_fields, template_pieces
 
 WHOLE = """
 source:
@@ -66,17 +69,26 @@ def test_paths_of_other_sources_are_taken_from_the_folder_of_the_spec(tmp_path: 
 
 @pytest.mark.parametrize("name", ["verses", "verses/plain", "verses:1.0.0", "verses/en-es:1.*.*"])
 def test_names_of_tfds(name: str) -> None:
-    assert Source(tfds=name).tfds == name
+    assert Tfds(tfds=name).tfds == name
 
 
 def test_a_split_can_be_renamed_or_held_out() -> None:
-    splits = Source(saved=Path("x"), splits={"validation": "dev", "test": None}).splits
+    splits = Saved(saved=Path("x"), splits={"validation": "dev", "test": None}).splits
     assert splits == {"validation": "dev", "test": None}
+
+
+def test_empty_fields_of_other_sources_are_none() -> None:
+    """As specs have them that earlier versions wrote beside results."""
+    spec = TaskSpec.model_validate(
+        {"source": {"files": {"train": ["a.csv"]}, "tfds": None, "saved": None, "splits": None}, "target": "{a}"}
+    )
+    assert spec.source == Files(files={"train": [Path("a.csv")]})
+    assert TaskSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
 def test_specs_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        TaskSpec(source=Source(files={"train": [Path("a.csv")]}), target="{a}").test = 3
+        TaskSpec(source=Files(files={"train": [Path("a.csv")]}), target="{a}").test = 3
 
 
 def test_templates() -> None:

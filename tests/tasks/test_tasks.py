@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
-from lensjax.tasks import sources
-from lensjax.tasks.rows import Rows
-from lensjax.tasks.spec import Source, TaskSpec
+from lensjax.tasks.rows import Jsonl, Rows
+from lensjax.tasks.sources.files import Files
+from lensjax.tasks.sources.saved import Saved
+from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example, Task, fingerprint, load_task, permutation
 
 Save = Callable[..., Path]
@@ -98,7 +99,7 @@ def test_sets_are_nested_and_disjoint(
     files = {"train": rows} | ({} if own_test is None else {"test": own_test})
     for name, values in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"x": value}) + "\n" for value in values))
-    source = Source(files={name: [folder / f"{name}.jsonl"] for name in files})
+    source = Files(files={name: [folder / f"{name}.jsonl"] for name in files})
     spec = TaskSpec(name="x", source=source, prompt="{x} is", target="{x}", validation=2, test=3)
     try:
         task = load_task(spec)
@@ -136,9 +137,7 @@ class Counting(Rows):
 
 def test_only_what_is_needed_is_read(monkeypatch: pytest.MonkeyPatch, make_spec: Make, save_jsonl: Save) -> None:
     rows = Counting()
-    monkeypatch.setattr(
-        "lensjax.tasks.task.open_split", lambda source, split, fields: rows if split == "train" else None
-    )
+    monkeypatch.setattr(Files, "open", lambda source, split, fields: rows if split == "train" else None)
     save_jsonl("train.jsonl", [])
     task = load_task(make_spec(validation=100, test=100))
     assert rows.made == 200
@@ -153,7 +152,7 @@ def test_two_sets_from_one_split(tmp_path: Path, save_hf: Save, make_spec: Make)
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "dev"]}')
     save_hf(tmp_path / "all" / "train", [sums(0, 50)])
     save_hf(tmp_path / "all" / "dev", [sums(50, 90)])
-    source = Source(saved=tmp_path / "all", splits={"validation": "dev", "test": "dev"})
+    source = Saved(saved=tmp_path / "all", splits={"validation": "dev", "test": "dev"})
     task = load_task(make_spec(source=source, validation=15, test=25))
     assert len(set(texts(task.validation + task.test))) == 40
     with pytest.raises(InputError, match="validation of the task sums is 16, but its validation split has 15 examples"):
@@ -213,7 +212,7 @@ def test_bytes_are_text(tmp_path: Path, save_hf: Save, make_spec: Make) -> None:
     def load(value: bytes) -> Task:
         folder = tmp_path / str(len(value))
         save_hf(folder, [[{"a": 1, "b": i, "c": value} for i in range(3)]])
-        return load_task(make_spec(source=Source(saved=folder), validation=1, test=1))
+        return load_task(make_spec(source=Saved(saved=folder), validation=1, test=1))
 
     assert load("né".encode()).test[0].target == "né"
     with pytest.raises(InputError, match=r"row \d holds bytes that are not UTF-8 text in the field 'c'; mend or"):
@@ -225,7 +224,7 @@ def test_a_field_that_no_row_of_a_parquet_file_has(tmp_path: Path, make_spec: Ma
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(sums(0, 5)), tmp_path / "a.parquet")
-    source = Source(files={"train": [tmp_path / "a.parquet"]})
+    source = Files(files={"train": [tmp_path / "a.parquet"]})
     with pytest.raises(InputError, match=r"a\.parquet has no column 'd' but a, b, c"):
         load_task(make_spec(source=source, target="{d}", validation=1, test=1))
 
@@ -247,9 +246,7 @@ def test_fingerprint_tells_changes_of_text_and_order() -> None:
 
 def test_numbers_of_tfds_are_text_too(monkeypatch: pytest.MonkeyPatch, make_spec: Make, save_jsonl: Save) -> None:
     save_jsonl("train.jsonl", sums(0, 3))
-    monkeypatch.setattr(
-        sources.Jsonl, "__getitem__", lambda self, i: {"a": np.int32(i), "b": np.float32(0.1), "c": b"x%d" % i}
-    )
+    monkeypatch.setattr(Jsonl, "__getitem__", lambda self, i: {"a": np.int32(i), "b": np.float32(0.1), "c": b"x%d" % i})
     task = load_task(make_spec(validation=1, test=1))
     assert {example.text for example in [*task.test, *task.validation, *task.train(0, 1)]} == {
         (f"{i}+0.1=", f"x{i}") for i in range(3)

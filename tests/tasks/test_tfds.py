@@ -15,8 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lensjax.core.errors import InputError
-from lensjax.tasks.sources import open_split
-from lensjax.tasks.spec import Source, TaskSpec, read_spec
+from lensjax.tasks.sources.tfds import Tfds
+from lensjax.tasks.spec import TaskSpec, read_spec
 from lensjax.tasks.task import load_task
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "tfds_task"
@@ -54,14 +54,14 @@ def changed(prepared: Path, tmp_path: Path) -> Path:
     return shutil.copytree(prepared, tmp_path / "tfds")
 
 
-def source(folder: Path, name: str = "cmu_pronunciations", **splits: str | None) -> Source:
-    return Source(tfds=name, data_dir=folder, splits=splits or None)
+def source(folder: Path, name: str = "cmu_pronunciations", **splits: str | None) -> Tfds:
+    return Tfds(tfds=name, data_dir=folder, splits=splits or None)
 
 
 def test_rows_of_a_prepared_data_set(prepared: Path, builder_module: ModuleType) -> None:
     found: list[tuple[object, str]] = []
     for split in ("train", "validation", "test"):
-        rows = open_split(source(prepared), split)
+        rows = source(prepared).open(split)
         assert rows is not None
         words = [bytes(rows[i]["word"]).decode() for i in range(len(rows))]
         assert words
@@ -88,18 +88,18 @@ def test_the_experiment_is_a_task(prepared: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cmu_pronunciations", "cmu_pronunciations:1.0.0", "cmu_pronunciations:1.*.*"])
 def test_names(name: str, prepared: Path) -> None:
-    assert open_split(source(prepared, name), "test") is not None
+    assert source(prepared, name).open("test") is not None
 
 
 def test_splits_are_renamed_sliced_or_held_out(prepared: Path) -> None:
     given = source(prepared, train="train[10:]", validation="train[:10]", test=None)
-    train, validation = (open_split(given, split) for split in ("train", "validation"))
-    whole = open_split(source(prepared), "train")
+    train, validation = (given.open(split) for split in ("train", "validation"))
+    whole = source(prepared).open("train")
     assert train is not None
     assert validation is not None
     assert whole is not None
     assert (len(validation), len(train)) == (10, len(whole) - 10)
-    assert open_split(given, "test") is None
+    assert given.open("test") is None
 
 
 def test_a_split_that_the_data_set_has_not(changed: Path) -> None:
@@ -107,12 +107,12 @@ def test_a_split_that_the_data_set_has_not(changed: Path) -> None:
     content = json.loads(path.read_text())
     content["splits"] = [split for split in content["splits"] if split["name"] == "train"]
     path.write_text(json.dumps(content))
-    assert open_split(source(changed), "test") is None
+    assert source(changed).open("test") is None
     for wrong in ("dev", "train[", "tra in"):
         with pytest.raises(
             InputError, match=r"has no split '.*' but train; name the right one in source\.splits\.test"
         ):
-            open_split(source(changed, test=wrong), "test")
+            source(changed, test=wrong).open("test")
 
 
 COMMAND = (
@@ -128,17 +128,14 @@ def test_what_is_not_prepared_fails_at_once(name: str, prepared: Path) -> None:
         rf"There is no TFDS data set '{name}' prepared in .*; mend source\.tfds .* {COMMAND.format(name)}, or with"
     )
     with pytest.raises(InputError, match=message) as raised:
-        open_split(source(prepared, name), "train")
+        source(prepared, name).open("train")
     assert time.monotonic() - begin < 5
     assert re.fullmatch(r"[^\n]+\.", str(raised.value))
 
 
 def test_where_tfds_looks_by_itself(prepared: Path) -> None:
-    code = (
-        "from lensjax.tasks.sources import open_split; from lensjax.tasks.spec import Source; "
-        "print(len(open_split(Source(tfds='cmu_pronunciations'), 'test')))"
-    )
-    rows = open_split(source(prepared), "test")
+    code = "from lensjax.tasks.sources.tfds import Tfds; print(len(Tfds(tfds='cmu_pronunciations').open('test')))"
+    rows = source(prepared).open("test")
     assert rows is not None
     done = subprocess.run(
         [sys.executable, "-c", code], env={"TFDS_DATA_DIR": str(prepared)}, capture_output=True, text=True, check=True
@@ -151,13 +148,13 @@ def test_another_format(changed: Path) -> None:
     path.write_text(path.read_text().replace("array_record", "tfrecord"))
     message = r"is in tfrecord format, of which no single example can be read; remove it and " + COMMAND
     with pytest.raises(InputError, match=message.format("cmu_pronunciations")):
-        open_split(source(changed), "train")
+        source(changed).open("train")
 
 
 def test_broken_files(changed: Path) -> None:
     record = next(changed.rglob("*-train.array_record*"))
     record.write_bytes(record.read_bytes()[:40_000])
-    rows = open_split(source(changed), "train")
+    rows = source(changed).open("train")
     assert rows is not None
     with pytest.raises(InputError, match=r"cmu_pronunciations/train example 4 cannot be read \(.*\); prepare the data"):
         rows[3]
@@ -167,7 +164,7 @@ def test_broken_files(changed: Path) -> None:
         rows[len(rows)]
     next(changed.rglob("dataset_info.json")).write_text("{")
     with pytest.raises(InputError, match=r"TFDS cannot read 'cmu_pronunciations' in .* \(.*\); remove it and prepare"):
-        open_split(source(changed), "train")
+        source(changed).open("train")
 
 
 def test_the_dictionary_is_asked_for_where_it_is_missing(

@@ -1,0 +1,90 @@
+"""What users write in YAML files, read into Pydantic models; errors name the field."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lensjax.core.errors import InputError, one_line, shorten
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Fields = TypeVar("Fields", bound=BaseModel)
+
+_MERGE = "tag:yaml.org,2002:merge"  # <<, which may be there several times
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
+    """The fields of a YAML file.
+
+    Args:
+      path: The file.
+      what: What it describes, as in "a task".
+      least: The fields that it needs at least, as in "source and target".
+
+    Raises:
+      InputError: it cannot be read, is not YAML, or holds no fields.
+    """
+    where = shorten(path, 200)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"Cannot read {where}: {why}; give the YAML file of {what}.") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # as of 2024-13-45
+        raise InputError(f"{where} is not YAML ({one_line(error, 200)}); mend it.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{where} holds no fields; write at least {least}.")
+    return content
+
+
+def validated(kind: type[Fields], content: Mapping[str, Any], path: Path) -> Fields:
+    """The fields of a file as a model of the given kind.
+
+    Raises:
+      InputError: a field is missing, unknown or wrong; names it.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{shorten(path, 200)}: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing wrong with a spec, naming the field: one that nobody knows, as it may be one that is missing."""
+    found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    field = shorten(".".join(str(part) for part in found["loc"] if part != "[key]"))
+    why = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "missing":
+        return f"the field {field} is missing; add it."
+    if found["type"] == "extra_forbidden":
+        return f"there is no field {field}; remove it or mend its name."
+    value = "" if isinstance(found["input"], (dict, list)) else f" is {_quoted(found['input'])}"
+    return f"{field or 'the spec'}{value}: {why[:1].lower()}{why[1:]}."
+
+
+def _quoted(value: object) -> str:
+    """A value of a spec as its YAML has it."""
+    return "empty" if value is None else f"'{shorten(value)}'"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a field that is there twice, as YAML 1.2 does, instead of taking the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # before << is filled in
+        seen: set[tuple[str, object]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{shorten(key.value)} is there twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node

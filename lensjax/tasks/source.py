@@ -1,0 +1,145 @@
+"""Sources: where the rows of a task are.
+
+A source is a class with the settings that its users write under `source:` in a spec, and a method that opens a split.
+Adding one is adding a module to `lensjax.tasks.sources`, or to a package with an entry point in "lensjax.sources". The
+module and one of the settings have the name that the class is registered by:
+
+    @SOURCES.register("parquet")
+    class Parquet(Source):
+        parquet: Path
+
+        def open(self, split, fields=()): ...
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from os.path import expanduser
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ValidationError, field_validator, model_validator
+
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.registry import Registry
+from lensjax.core.specs import Strict
+from lensjax.tasks.rows import Parts, Rows
+
+SplitName = Literal["train", "validation", "test"]
+
+
+class Source(Strict, ABC):
+    """Where a task's rows are; paths in it are relative to the folder of the spec."""
+
+    @abstractmethod
+    def open(self, split: SplitName, fields: Collection[str] = ()) -> Rows | None:
+        """The rows of a split.
+
+        Args:
+          split: Which of them.
+          fields: Names of the fields of a row that are needed; nothing else needs to be read. All of them by default.
+
+        Returns:
+          The rows, of which none is parsed before it is asked for; None where the source has no such split.
+
+        Raises:
+          InputError: the data are missing or malformed, or lack `train` or a split that the source renames.
+        """
+
+    def relative_to(self, folder: Path) -> Self:
+        """This source with its relative paths taken from a folder."""
+        return self.model_copy(update={name: _relative_to(folder, value) for name, value in self})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_fields(cls, value: Any) -> Any:
+        """Drops empty fields of other sources, and refuses others of theirs."""
+        own = {}
+        for field, given in value.items() if isinstance(value, Mapping) else ():
+            others = [] if field in cls.model_fields else _sources_with(field)
+            if others and given is not None:
+                raise ValueError(f"{field} belongs to {' and '.join(others)}, which {_is(others)} not given")
+            if not others:
+                own[field] = given
+        return own or value
+
+
+class NamedSplits(Source):
+    """A source whose splits have names.
+
+    Attributes:
+      splits: The names of `train`, `validation` and `test` where they are called otherwise; null for one to be held out
+        of train instead.
+    """
+
+    splits: dict[SplitName, str | None] | None = None
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What messages call it, as in "folder verses"."""
+
+    @abstractmethod
+    def find(self, name: str) -> tuple[Rows | None, list[str]]:
+        """The rows of a split by its own name, None where there is none of that name; and the names of all splits."""
+
+    def open(self, split: SplitName, fields: Collection[str] = ()) -> Rows | None:
+        renamed = self.splits or {}
+        name = renamed.get(split, split)
+        if name is None:
+            return None
+        rows, names = self.find(name)
+        if rows is None and (split == "train" or split in renamed):
+            raise InputError(
+                f"The {self.title} has no split '{shorten(name)}' but {listing(names)}; name the right one in "
+                f"source.splits.{split}."
+            )
+        return None if rows is None else Parts([rows])
+
+    @field_validator("splits")
+    @classmethod
+    def _keeps_train(cls, value: dict[SplitName, str | None] | None) -> dict[SplitName, str | None] | None:
+        if value and "train" in value and not value["train"]:
+            raise ValueError("train is what the others are held out of; name it")
+        return value
+
+
+SOURCES: Registry[type[Source]] = Registry("source", "lensjax.tasks.sources", "lensjax.sources")
+
+
+def as_source(value: Any) -> Any:
+    """The source that has the fields of a mapping, one of which has its name; anything else as it is.
+
+    Raises:
+      ValidationError: a field is wrong, or no source has it.
+      ValueError: the fields name no source, or several.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    named = [name for name in SOURCES.names if value.get(name) is not None]
+    if len(named) == 1:
+        return SOURCES[named[0]].model_validate(value)
+    for field, given in value.items():
+        if not _sources_with(field):
+            raise ValidationError.from_exception_data(
+                "Source", [{"type": "extra_forbidden", "loc": (field,), "input": given}]
+            )
+    *first, last = SOURCES.names
+    raise ValueError(f"give one of {', '.join(first)} and {last}, not {' and '.join(named) or 'none of them'}")
+
+
+def _sources_with(field: str) -> list[str]:
+    """Names of the sources that have a field."""
+    return [name for name, source in SOURCES.items() if field in source.model_fields]
+
+
+def _is(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _relative_to(folder: Path, value: Any) -> Any:
+    """Paths, also those in lists and values of dicts, taken from a folder."""
+    if isinstance(value, Path):
+        return folder / expanduser(value)  # which leaves the ~ of nobody as it is
+    if isinstance(value, dict):
+        return {key: _relative_to(folder, one) for key, one in value.items()}
+    return [_relative_to(folder, one) for one in value] if isinstance(value, list) else value
