@@ -28,8 +28,9 @@ from hvp_peers import ROWS, Case, Row, random_batch, random_vector
 from machine import peak_memory_gb
 from parts import RATIO, Json, Promise, compared, run_parts, timed, use_cpu, warm
 
-from lensjax.curvature.hvp import ggn_vp_fn, hvp_fn, quadratic_form, token_cross_entropy
+from lensjax.curvature.hvp import ggn_vp_fn, hvp_fn, quadratic_form
 from lensjax.curvature.spectrum import top_eigenpairs
+from lensjax.measure.model_losses import token_cross_entropy
 
 Part = Literal["gpt2", "t5", "cost", "lanczos", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "lensjax")

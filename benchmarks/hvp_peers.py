@@ -23,6 +23,7 @@ from parts import Json, timed, use_cpu
 
 import lensjax.models
 from lensjax.curvature import hvp as curvature
+from lensjax.measure.model_losses import token_cross_entropy
 from lensjax.models.model import Batch, Model
 
 Row = Literal["gradient", "hvp", "linearised", "ggn_vp", "fisher_vp", "quadratic_form", "joint", "diagonal"]
@@ -152,7 +153,7 @@ def _lensjax(row: Row, folders: list[Path], batch: Batch) -> Callable[[], Comput
 
     def make() -> Compute:
         # Held, as a bound method is made anew wherever it is named, and what is new is compiled anew.
-        loss, apply, outputs = model.loss, model.apply, curvature.token_cross_entropy(model)
+        loss, apply, outputs = model.loss, model.apply, token_cross_entropy(model)
         gradient = jax.jit(jax.grad(loss))
         kept = curvature.hvp_fn(loss, params, batch) if row == "linearised" else None
         products: dict[Row, Callable[[Any], Any] | None] = {

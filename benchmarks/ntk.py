@@ -33,7 +33,8 @@ from transformers import GPT2Config
 
 import lensjax.models
 from lensjax.curvature.ntk.ntk import ntk, ntk_flops
-from lensjax.measure import functionals
+from lensjax.measure.functionals.label_logits import label_logits
+from lensjax.measure.functionals.loss import loss
 
 Part = Literal["floor", "peers", "cost", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "lensjax")
@@ -195,7 +196,7 @@ def gpt2_loss(plan: Plan, shape: tuple[int, int]) -> tuple[Any, Any, Json]:
     config = GPT2Config(bos_token_id=0, eos_token_id=0, **plan.gpt2)
     model = lensjax.models.from_config(config)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
-    return functionals.loss(model), model.params, {"input_ids": ids}
+    return loss(model), model.params, {"input_ids": ids}
 
 
 def device_peak_gb() -> float:
@@ -354,7 +355,7 @@ def cost_point(sizes: Mapping[str, int], *, labels: bool, repeats: int) -> Json:
         eos_token_id=0,
     )
     model = lensjax.models.from_config(config)
-    f = functionals.label_logits(model, range(sizes["outputs"])) if labels else functionals.loss(model)
+    f = label_logits(model, range(sizes["outputs"])) if labels else loss(model)
     tokens = sizes["tokens"]
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (sizes["examples"], tokens))
     last = np.where(np.arange(tokens) == tokens - 1, ids, -100)  # the token that a label takes the place of

@@ -9,7 +9,7 @@ from lensjax.core.errors import InputError
 
 if TYPE_CHECKING:
     from lensjax.measure.hessian import Hessian
-    from lensjax.measure.kernel import Kernel
+    from lensjax.measure.kernel import MeasuredKernel
     from lensjax.measure.rungs import FinetuneRun
     from lensjax.models.model import Model
     from lensjax.tasks.spec import TaskSpec
@@ -96,7 +96,7 @@ def ntk(
     make_folder(out)
     began = time.perf_counter()
 
-    def measure(model: "Model", what: str) -> "Kernel":
+    def measure(model: "Model", what: str) -> "MeasuredKernel":
         with progress_bar(what) as progress:
             return measure_kernel(model, batch, functional, memory_limit=limit, progress=progress)
 
@@ -272,7 +272,7 @@ def _cost(seconds: float) -> dict[str, Any]:
     }
 
 
-def _write_kernel(out: Path, kernel: "Kernel", arrays: dict[str, Any], summary: dict[str, Any]) -> None:
+def _write_kernel(out: Path, kernel: "MeasuredKernel", arrays: dict[str, Any], summary: dict[str, Any]) -> None:
     from lensjax.report.pages.kernel import render_kernel
 
     rank, size = summary["effective_rank"], summary["size"]

@@ -23,15 +23,12 @@ from lensjax.core.errors import InputError, shorten
 from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import path_name
 from lensjax.curvature.hvp import layer_forms
+from lensjax.curvature.jaxpr.program import Function, Program, traced_program
 from lensjax.curvature.streaming import (
-    Function,
-    Program,
     Shares,
     check_params,
     layer_dots,
     scanned_layers,
-    trace,
-    traced,
     wide,
 )
 
@@ -143,7 +140,7 @@ def layer_terms(
     v = difference(pretrained, finetuned)
     data, values = Shares(batch), {}
     for number, _, one in data:
-        values[number] = _values(*traced(losses, finetuned, one), finetuned, one)
+        values[number] = _values(*traced_program(losses, finetuned, one, (0, 1)), finetuned, one)
     data.check(values)
     layers = scanned_layers(losses, finetuned, one)
     forms, positive = [], []
@@ -179,7 +176,7 @@ def layer_terms_flops(
 
     def compute(params: Any, batch: Any) -> Any:
         layers = scanned_layers(losses, params, batch)
-        value = _values(*traced(losses, params, batch), params, batch)
+        value = _values(*traced_program(losses, params, batch, (0, 1)), params, batch)
         return value, _forms(losses, params, batch, params, layers, block, positive_steps)
 
     return sum(matmul_flops(compute, params, one) for _, _, one in Shares(batch))
@@ -288,10 +285,10 @@ def _positive_parts(
     losses: Function, params: Any, batch: Any, v: Any, layers: tuple[int | None, ...], steps: int
 ) -> list[Array]:
     """v_iᵀ (H_ii)₊ v_i of every leaf, [layers?, examples?]."""
-    program, captured = traced(losses, params, batch)
+    program, captured = traced_program(losses, params, batch, (0, 1))
     whole = program.shapes == ((),)
     if not whole:
-        program, captured = trace(losses, params, jax.tree.map(lambda x: x[:1], batch))
+        program, captured = traced_program(losses, params, jax.tree.map(lambda x: x[:1], batch))
     return [
         _positive(program, whole, number, length, steps, captured, params, batch, part)
         for number, (length, part) in enumerate(zip(layers, jax.tree.leaves(v), strict=True))

@@ -10,24 +10,22 @@ Everything is computed in the type of the parameters: for float64 make them so, 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import path_name
+from lensjax.curvature.jaxpr.program import Function, Program, traced_program
 from lensjax.curvature.jaxpr.taylor import second_derivative
 from lensjax.curvature.streaming import (
     Batches,
-    Function,
     Layout,
-    Program,
     Shares,
     check_params,
     check_vector,
@@ -40,11 +38,8 @@ from lensjax.curvature.streaming import (
     layout,
     mean,
     scanned_layers,
-    trace,
-    traced,
     wide,
 )
-from lensjax.models.model import Batch, Model
 
 Product = Callable[[Any], Any]
 Mode = Literal["linearized", "direct"]
@@ -121,7 +116,7 @@ def empirical_fisher_vp_fn(losses: Function, params: Any, batch: Any, *, mode: M
     Raises:
       InputError: as `ggn_vp_fn`.
     """
-    return _product_fn(_GaussNewton(_MEAN, axes=1), losses, params, batch, mode)
+    return _product_fn(_GaussNewton(_MEAN, ranks=(1,)), losses, params, batch, mode)
 
 
 def quadratic_form(
@@ -152,7 +147,7 @@ def quadratic_form(
         if mode == "reverse":
             value, parts = _joint(losses, params, one, v, (None,) * len(jax.tree.leaves(params)))
             return value, sum(parts[1:], parts[0])
-        program, captured = traced(losses, params, one)
+        program, captured = traced_program(losses, params, one, (0, 1))
         with explained("mode='reverse' can take it", _FORWARD):
             found: tuple[Array, Array] = _second(program, captured, params, one, jax.tree.leaves(v))
         return found
@@ -208,33 +203,15 @@ def softmax_hessian(logits: Float[Array, "*rows classes"], weights: Float[Array,
     return product
 
 
-def token_cross_entropy(model: Model) -> OutputLoss:
-    """`model.loss` as a function of `model.apply`'s logits, with its Hessian written out."""
-    given = _Logits(**{field.name: getattr(model, field.name) for field in fields(model)})
-
-    def hessian(logits: Any, batch: Batch) -> Linear:
-        _, weights = given.token_losses(logits, batch)
-        return softmax_hessian(logits, weights / jnp.maximum(weights.sum(), 1))
-
-    return OutputLoss(given.loss, hessian)
-
-
 # The Hessian of a mean is 0; with I / N in its place the product is that of the gradients.
 _MEAN = OutputLoss(lambda losses, _: losses.mean(), lambda losses, _: lambda u: u / losses.size)
-
-
-class _Logits(Model):
-    """A model whose parameters are its logits."""
-
-    def apply(self, params: Any, batch: Batch) -> Any:
-        return params
 
 
 @dataclass(frozen=True)
 class _Hessian:
     """The product of a scalar function's Hessian: what is linear in v, and the value, of which the finiteness tells."""
 
-    axes = 0  # of the function's value
+    ranks = (0,)
 
     def linear(self, f: Linear, params: Any, batch: Any) -> tuple[Array, Linear]:
         (value, _), push = jax.linearize(jax.value_and_grad(f), params)
@@ -250,7 +227,7 @@ class _GaussNewton:
     """The product of the Gauss–Newton matrix of a function's outputs under a loss."""
 
     output: OutputLoss
-    axes: int | None = None
+    ranks: tuple[int, ...] | None = None  # of the outputs
 
     def linear(self, f: Linear, params: Any, batch: Any) -> tuple[Array, Linear]:
         z, push = jax.linearize(f, params)
@@ -282,7 +259,7 @@ def _product_fn(rule: _Rule, f: Function, params: Any, batch: Any, mode: Mode | 
 
     def call(compute: Callable[..., Any], one: Any, *v: Any) -> Any:
         with explained(_BACKWARD, _FORWARD):
-            program, captured = traced(f, params, one, rule.axes)
+            program, captured = traced_program(f, params, one, rule.ranks)
             return compute(rule, program, how, captured, params, one, *v)
 
     held = [(share, *call(_linearize, one)) for _, share, one in data] if linearized else []
@@ -335,12 +312,12 @@ def _second(program: Program, captured: Any, params: Any, batch: Any, v: list[Ar
     """The value, and its second derivative along leaves of a vector, of which None is 0."""
     leaves = jax.tree.leaves((params, batch))
     v = [*v, *[None] * (len(leaves) - len(v))]
-    return second_derivative(ClosedJaxpr(program.jaxpr, captured), leaves, v)[0]
+    return second_derivative(program.jaxpr, captured, leaves, v)[0]
 
 
 def _diagonals(losses: Function, params: Any, batch: Any, v: Any, layers: Layers) -> Forms:
     """The value, and v_iᵀH_ii v_i of every leaf. Leaves of one part of a model and of one shape share a program."""
-    program, captured = traced(losses, params, batch)
+    program, captured = traced_program(losses, params, batch, (0, 1))
     alike: dict[Any, dict[int, Array]] = {}
     for number, ((path, leaf), length) in enumerate(zip(jax.tree.leaves_with_path(v), layers, strict=True)):
         alike.setdefault((path[:1], length, leaf.shape, leaf.dtype), {})[number] = leaf
@@ -371,13 +348,13 @@ def _diagonal(
 
 def _joint(losses: Function, params: Any, batch: Any, v: Any, layers: Layers) -> Forms:
     """The value, and v_iᵀ(Hv)_i of every leaf; of examples, one at a time."""
-    program, captured = traced(losses, params, batch)
+    program, captured = traced_program(losses, params, batch, (0, 1))
     with explained("hvp_fn of a function without it can", _FORWARD):
         if program.shapes == ((),):
             value, product = _direct(_Hessian(), program, layout(params), captured, params, batch, v)
             return value, layer_dots(layers, v, product)
         count_examples(batch)
-        program, captured = trace(losses, params, jax.tree.map(lambda x: x[:1], batch))
+        program, captured = traced_program(losses, params, jax.tree.map(lambda x: x[:1], batch))
         return _joint_examples(program, layers, captured, params, batch, v)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from matfree import decomp
 
 from lensjax.core.errors import InputError
-from lensjax.curvature.jaxpr.linear_uses import Function
+from lensjax.curvature.jaxpr.program import Function
 from lensjax.curvature.ntk.ntk import ntk, ntk_vp
 
 _ROUNDING = 1e-6  # of the largest eigenvalue: those below are no more than rounding

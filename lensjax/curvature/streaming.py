@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,8 @@ from jaxtyping import Array
 
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import path_name
-from lensjax.curvature.jaxpr.linear_uses import find_uses
-from lensjax.models.model import Model
+from lensjax.curvature.jaxpr.program import Function, traced_program
 
-Function = Callable[[Any, Any], Any]
 Layout = tuple[NamedSharding | None, ...]
 
 
@@ -32,18 +29,12 @@ def count_examples(batch: Any) -> float:
     return float(lengths.pop())
 
 
-def target_tokens(model: Model) -> Callable[[Any], float]:
-    """Counts the target tokens of a batch: the weight with which means of `model.loss` are means over all tokens."""
-    count = jax.jit(lambda params, batch: model.token_losses(params, batch)[1].sum())
-    return lambda batch: float(count(model.params, batch)) if count_examples(batch) else 0.0
-
-
 @dataclass(frozen=True)
 class Batches:
     """A data set as batches, of which one at a time is on the devices.
 
     A product over it is Σ_b w_b H_b v / Σ_b w_b. It is that of the mean over the whole data set where the loss of a
-    batch is a mean over what its weight counts: by default examples, with `target_tokens(model)` target tokens.
+    batch is a mean over what its weight counts: by default examples.
 
     Attributes:
       batches: Read anew for every product: a list, or whatever can be iterated over again. Batches of one shape are
@@ -100,63 +91,10 @@ class Shares:
         self.checked = True
 
 
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A function of parameters and a batch as traced, called with the arrays that it captured.
-
-    These are arguments, so that compiled code does not hold them: frozen parameters, say, beside adapters.
-    """
-
-    jaxpr: Any
-    structure: Any
-    shapes: tuple[tuple[int, ...], ...]
-
-    def __call__(self, captured: Any, params: Any, batch: Any) -> Any:
-        flat = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*jax.tree.leaves((params, batch)))
-        return jax.tree.unflatten(self.structure, flat)
-
-
-_programs: WeakKeyDictionary[Function, dict[Any, tuple[Program, Any]]] = WeakKeyDictionary()
-
-
-def trace(f: Function, params: Any, batch: Any) -> tuple[Program, Any]:
-    """The program of f(params, batch), and the arrays that f captured.
-
-    A function traced for the same shapes before is not traced again, so other parameters and batches compile nothing.
-    """
-    leaves, structure = jax.tree.flatten((params, batch))
-    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    key = (structure, shapes, jax.config.read("jax_enable_x64"))
-    try:
-        known = _programs.setdefault(f, {})
-    except TypeError:  # neither hashable nor weakly referable
-        known = {}
-    if key in known:
-        return known[key]
-    closed, out = jax.make_jaxpr(f, return_shape=True)(params, batch)
-    values = jax.tree.leaves(out)
-    if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in values):
-        raise InputError("The function gives whole numbers; curvature is that of a floating-point function.")
-    program = Program(closed.jaxpr, jax.tree.structure(out), tuple(value.shape for value in values))
-    if not any(isinstance(x, jax.core.Tracer) for x in (*leaves, *closed.consts)):
-        known[key] = program, closed.consts
-    return program, closed.consts
-
-
-def traced(f: Function, params: Any, batch: Any, axes: int | None = -1) -> tuple[Program, Any]:
-    """`trace`, of a function whose value is checked to have so many axes; −1 is for one or none, None for any value."""
-    program, captured = trace(f, params, batch)
-    ranks = [len(shape) for shape in program.shapes]
-    if axes is not None and (len(ranks) != 1 or (ranks[0] != axes if axes >= 0 else ranks[0] > 1)):
-        wanted = {0: "a scalar", 1: "one loss for each example"}.get(axes, "a scalar or one loss for each example")
-        raise InputError(f"The function gives shapes {', '.join(map(str, program.shapes))}; {wanted} is needed.")
-    return program, captured
-
-
 def scanned_layers(f: Function, params: Any, batch: Any) -> tuple[int | None, ...]:
     """For every leaf of the parameters the length of its leading axis, where a scan in f(params, batch) slices it."""
-    found = find_uses(f, params, batch)[2]
-    return tuple(found.get(number) for number in range(len(jax.tree.leaves(params))))
+    program, _ = traced_program(f, params, batch)
+    return tuple(program.uses.scanned.get(number) for number in range(program.parameters))
 
 
 def kept(push: Callable[[Any], Any], like: Any) -> Partial:

@@ -12,7 +12,8 @@ from lensjax.core.errors import InputError
 from lensjax.curvature.bound import layer_names
 from lensjax.curvature.hvp import Product, hvp_fn
 from lensjax.curvature.spectrum import Density, Estimate, layer_traces, spectral_density, top_eigenpairs, trace
-from lensjax.curvature.streaming import Batches, scanned_layers, target_tokens
+from lensjax.curvature.streaming import Batches, scanned_layers
+from lensjax.measure.model_losses import target_tokens
 from lensjax.models.model import Batch, Model
 
 _NARROW = 2**25  # parameters from which the basis of eigenvectors is held in bfloat16

@@ -110,7 +110,7 @@ class HessianEvidence(Strict):
     """The terms of the PAC-Bayes bound at every fine-tuned model; see `lensjax hessian --finetuned`."""
 
     examples: Annotated[int, Field(ge=1, le=FIRST_RUNG, strict=True)] = 32
-    block: Literal["diagonal", "joint"] = "joint"
+    block: Literal["diagonal", "joint"] = "diagonal"
     positive_steps: Count | None = None
 
 

@@ -12,7 +12,7 @@ from lensjax.cli.main import main
 from lensjax.curvature.bound import layer_terms
 from lensjax.curvature.dynamics import effective_rank, kernel_drift
 from lensjax.curvature.ntk.ntk import ntk
-from lensjax.measure import functionals
+from lensjax.measure.functionals.loss import loss
 from lensjax.measure.probes import probe_batch, probe_examples
 from lensjax.measure.rungs import Rung, ladder_summary
 from lensjax.tasks.spec import read_spec
@@ -92,7 +92,7 @@ def test_the_kernel_is_that_of_the_api(save_sums, save_model, tmp_path):
     run(spec, "--model", folder, "--examples", 4, "--out", tmp_path / "out", "--mesh", "data=1,fsdp=8")
     model, task = lensjax.models.load(folder), read_spec(spec, FinetuneSpec)
     batch = probe_batch(model, task, probe_examples(task, 4))
-    theta = ntk(functionals.loss(model), model.params, batch)
+    theta = ntk(loss(model), model.params, batch)
     np.testing.assert_allclose(np.load(tmp_path / "out" / "kernel.npz")["theta"], theta, rtol=1e-4, atol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_drift_of_kernels_is_written(ladder, tmp_path, capsys, fails):
     assert f"Drift: {rungs[0]['drift']:.3f} after 12 examples, " in capsys.readouterr().out
     assert 'id="drift"' in (out / "kernel.html").read_text()
     model, task = lensjax.models.load(runs / "examples-24-seed-0" / "model"), read_spec(spec, FinetuneSpec)
-    theta = ntk(functionals.loss(model), model.params, probe_batch(model, task, probe_examples(task, 6)))
+    theta = ntk(loss(model), model.params, probe_batch(model, task, probe_examples(task, 6)))
     np.testing.assert_allclose(arrays["rung_theta"][1], theta, rtol=1e-4, atol=1e-5)
     given = ["ntk", *given, "--finetuned"]
     assert "smallest of the fine-tuned models was trained on 12" in fails(*given, runs, "--examples", 20)

@@ -1,5 +1,7 @@
 """Products with Hessians, against dense ones in float64."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,10 @@ from lensjax.curvature.hvp import (
     layer_forms,
     quadratic_form,
     softmax_hessian,
-    token_cross_entropy,
 )
-from lensjax.curvature.streaming import Batches, scanned_layers, target_tokens, trace
+from lensjax.curvature.jaxpr.program import traced_program
+from lensjax.curvature.streaming import Batches, scanned_layers
+from lensjax.measure.model_losses import target_tokens, token_cross_entropy
 from lensjax.models.lora import add_lora, join, split_trainable
 
 N, TIME, WORDS = 3, 5, 16
@@ -261,7 +264,7 @@ def test_adapters_have_products_of_their_own(small, wide):
 
     v, batch = make_vector(adapters), make_batch()
     assert_close(flat(hvp_fn(loss, adapters, batch, mode="direct")(v)), dense(loss, adapters, batch) @ flat(v), 1e-9)
-    _, captured = trace(loss, adapters, batch)
+    _, captured = traced_program(loss, adapters, batch)
     assert {leaf.shape for leaf in jax.tree.leaves(frozen)} <= {np.shape(x) for x in captured}  # not constants
 
 
@@ -306,6 +309,57 @@ def test_any_function_of_any_pytree_is_compiled_once(wide):
     low = jax.tree.map(lambda x: x.astype("bfloat16"), params)
     product = hvp_fn(loss, low, Batches(xs))(jax.tree.map(lambda x: x.astype("bfloat16"), v))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(product)} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("change", "x"),
+    [
+        (lambda: jax.default_matmul_precision("highest"), np.ones((3, 3), np.float32)),
+        (lambda: jax.numpy_dtype_promotion("strict"), np.ones((3, 3), np.float32)),
+        (lambda: jax.enable_x64(True), np.ones((3, 3), np.float32)),
+        (nullcontext, np.ones((2, 3), np.float32)),
+        (nullcontext, np.ones((3, 3), "bfloat16")),
+        (nullcontext, {"x": np.ones((3, 3), np.float32)}),
+    ],
+)
+def test_a_program_is_traced_again_where_it_would_be_another(change, x):
+    precisions = []
+
+    def loss(params, x):
+        precisions.append(jax.config.jax_default_matmul_precision)
+        return jnp.square(jax.tree.leaves(x)[0] @ params).sum()
+
+    params = jnp.ones(3)
+    first, _ = traced_program(loss, params, np.ones((3, 3), np.float32))
+    assert traced_program(loss, 2 * params, np.zeros((3, 3), np.float32))[0] is first
+    with change():
+        other, _ = traced_program(loss, params, x)
+        assert traced_program(loss, params, x)[0] is other
+    assert other is not first
+    assert len(precisions) == 2
+    assert traced_program(loss, params, np.ones((3, 3), np.float32))[0] is first
+
+
+def test_a_program_of_weak_types_is_another():
+    def f(params, x):
+        return params * x
+
+    weak, strong = (traced_program(f, jnp.ones(2, "bfloat16"), x)[0] for x in (2.0, jnp.asarray(2.0, "float32")))
+    assert [program.jaxpr.outvars[0].aval.dtype.name for program in (weak, strong)] == ["bfloat16", "float32"]
+
+
+def test_what_an_outer_trace_holds_does_not_outlive_it():
+    held = {}
+
+    def f(params, x):
+        return held["scale"] * params @ x
+
+    def outer(scale):
+        held["scale"] = scale
+        program, captured = traced_program(f, jnp.ones(3), jnp.ones(3))
+        return program(captured, jnp.ones(3), jnp.ones(3))
+
+    assert [float(jax.jit(lambda scale: outer(scale))(scale)) for scale in (1.0, 2.0)] == [3, 6]
 
 
 def test_what_cannot_be_differentiated_says_what_can(wide):

@@ -7,7 +7,7 @@ import numpy as np
 import lensjax.models
 from lensjax.curvature.dynamics import residual_loss
 from lensjax.curvature.ntk.ntk import ntk
-from lensjax.measure import functionals
+from lensjax.measure.functionals.label_logits import label_logits
 
 EXAMPLES, TIME, LABELS, STEPS = 8, 8, [3, 5], 200
 
@@ -18,7 +18,7 @@ def test_residuals_are_those_of_gradient_descent_of_a_wide_model(tiny_config):
     random = np.random.default_rng(0)
     ids = random.integers(3, 96, (EXAMPLES, TIME))
     xs = {"input_ids": ids, "labels": np.where(np.arange(TIME) == TIME - 1, ids, -100)}
-    f = functionals.label_logits(model, LABELS)
+    f = label_logits(model, LABELS)
     size = EXAMPLES * len(LABELS)
     theta = ntk(f, model.params, xs, output="full").transpose(0, 2, 1, 3).reshape(size, size)
     y = np.eye(2)[random.integers(0, 2, EXAMPLES)].ravel()

@@ -11,7 +11,10 @@ import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
 from lensjax.curvature.ntk.ntk import ntk, ntk_flops, ntk_vp
-from lensjax.measure import functionals
+from lensjax.measure.functionals.fisher_sketch import fisher_sketch
+from lensjax.measure.functionals.label_logits import label_logits
+from lensjax.measure.functionals.loss import loss
+from lensjax.measure.functionals.target_logprob import target_logprob
 from lensjax.models.lora import add_lora, join, split_trainable
 
 N, TIME = 4, 6
@@ -50,13 +53,13 @@ def test_every_kind_of_block_has_the_kernel_of_its_dense_jacobian(tiny_config, r
     config, xs = tiny_config(distinct_type), make_examples()
     narrow, model = (random_model(config, dtype=dtype) for dtype in ("float32", "float64"))
     params = jax.tree.map(lambda leaf: leaf.astype(np.float64), narrow.params)
-    f = functionals.loss(model)
+    f = loss(model)
     dense = jacobian(f, params, xs)[:, 0]
     theta = ntk(f, params, xs)
     assert_close(theta, dense @ dense.T, 1e-10)
     assert theta.dtype == np.float64
     np.testing.assert_array_equal(theta, theta.T)
-    rounded = ntk(functionals.loss(narrow), narrow.params, xs)
+    rounded = ntk(loss(narrow), narrow.params, xs)
     assert rounded.dtype == np.float32
     assert_close(rounded, dense @ dense.T, 1e-5)
 
@@ -64,7 +67,7 @@ def test_every_kind_of_block_has_the_kernel_of_its_dense_jacobian(tiny_config, r
 @pytest.mark.parametrize("model_type", ["llama", "bart"])
 def test_padding_does_not_change_it(tiny_config, random_model, wide, model_type):
     model = random_model(tiny_config(model_type), dtype="float64")
-    f, xs = functionals.loss(model), make_examples()
+    f, xs = loss(model), make_examples()
     filled = {"input_ids": 0, "labels": -100, "attention_mask": 0}
     padded = {name: np.pad(rows, ((0, 0), (0, 3)), constant_values=filled[name]) for name, rows in xs.items()}
     assert_close(ntk(f, model.params, padded), ntk(f, model.params, xs), 1e-10)
@@ -73,7 +76,7 @@ def test_padding_does_not_change_it(tiny_config, random_model, wide, model_type)
 @pytest.mark.parametrize("model_type", ["gpt2", "t5"])
 def test_outputs_and_pairs_of_sets(tiny_config, random_model, wide, model_type):
     model = random_model(tiny_config(model_type), dtype="float64")
-    f, xs, ys = functionals.label_logits(model, [5, 9, 7]), make_examples(), make_examples(1, 3)
+    f, xs, ys = label_logits(model, [5, 9, 7]), make_examples(), make_examples(1, 3)
     one, other = jacobian(f, model.params, xs), jacobian(f, model.params, ys)
     full = np.einsum("nkp,mlp->nmkl", one, other)
     assert_close(ntk(f, model.params, xs, ys, output="full"), full, 1e-10)
@@ -84,7 +87,7 @@ def test_outputs_and_pairs_of_sets(tiny_config, random_model, wide, model_type):
 @pytest.mark.parametrize("output", ["trace", "full"])
 def test_parts_of_parameters_and_of_examples_do_not_change_it(tiny_config, random_model, wide, output):
     model = random_model(tiny_config("gpt2"), dtype="float64")
-    f, xs, ys = functionals.label_logits(model, [5, 9]), make_examples(n=7), make_examples(1, 3)
+    f, xs, ys = label_logits(model, [5, 9]), make_examples(n=7), make_examples(1, 3)
     theta = ntk(f, model.params, xs, ys, output=output)
     with pytest.raises(InputError, match="these examples need") as refused:
         ntk(f, model.params, xs, ys, output=output, memory_limit=1)
@@ -98,7 +101,7 @@ def test_parts_of_parameters_and_of_examples_do_not_change_it(tiny_config, rando
 
 def test_parts_of_parameters_sum_to_it(tiny_config, random_model, wide):
     model = random_model(tiny_config("gpt2"), dtype="float64")
-    f, xs = functionals.loss(model), make_examples(n=5)
+    f, xs = loss(model), make_examples(n=5)
     for limit in (None, 450_000):
         parts = ntk(f, model.params, xs, by_parameter=True, memory_limit=limit)
         assert parts["layers/blocks/mlp/up/kernel"].shape == (2, 5, 5)
@@ -114,30 +117,30 @@ def test_devices_that_share_the_work_do_not_change_it(tiny_config, random_model,
     mesh = lensjax.models.make_mesh(axes)
     one, eight = (random_model(tiny_config(model_type), mesh=where) for where in (None, mesh))
     xs, ys = make_examples(n=29), None if limit is None else make_examples(1, 3)
-    shared = ntk(functionals.loss(eight), eight.params, xs, ys, memory_limit=limit)
-    assert_close(shared, ntk(functionals.loss(one), one.params, xs, ys), 1e-5)
+    shared = ntk(loss(eight), eight.params, xs, ys, memory_limit=limit)
+    assert_close(shared, ntk(loss(one), one.params, xs, ys), 1e-5)
 
 
 def test_rounded_factors_and_models_of_half_precision_are_near(tiny_config, random_model):
     model = random_model(tiny_config("llama"))
-    f, xs = functionals.loss(model), make_examples(n=6)
+    f, xs = loss(model), make_examples(n=6)
     exact, rounded = ntk(f, model.params, xs), ntk(f, model.params, xs, factors="bfloat16")
     assert 0 < np.abs(rounded - exact).max() < 2e-2 * exact.max()
     half = random_model(tiny_config("llama"), dtype="bfloat16")
-    computed = ntk(functionals.loss(half), half.params, xs)
+    computed = ntk(loss(half), half.params, xs)
     assert computed.dtype == np.float32
     assert np.abs(computed - exact).max() < 0.15 * exact.max()  # what the model computes is rounded
 
 
 def test_it_is_positive(tiny_config, random_model):
     model = random_model(tiny_config("llama"))
-    theta = ntk(functionals.loss(model), model.params, make_examples(n=12))
+    theta = ntk(loss(model), model.params, make_examples(n=12))
     assert np.linalg.eigvalsh(theta.astype(np.float64)).min() > -1e-5 * theta.max()
 
 
 def test_products_with_vectors(tiny_config, random_model, wide):
     model = random_model(tiny_config("gpt2"), dtype="float64")
-    f, xs = functionals.label_logits(model, [5, 9]), make_examples()
+    f, xs = label_logits(model, [5, 9]), make_examples()
     full = ntk(f, model.params, xs, output="full")
     v = np.random.default_rng(0).normal(size=(N, 2))
     for batch_size in (None, 3):
@@ -146,7 +149,7 @@ def test_products_with_vectors(tiny_config, random_model, wide):
 
 def test_products_and_bytes_are_counted(tiny_config, random_model):
     model = random_model(tiny_config("gpt2"))
-    f, xs = functionals.loss(model), make_examples(n=6)
+    f, xs = loss(model), make_examples(n=6)
     one, two = (ntk_flops(f, model.params, make_examples(n=n)) for n in (6, 12))
     assert 1.9 * one < two < 4.1 * one  # between gradients, linear in N, and products of them
     gradients = 6 * matmul_flops(jax.grad(f), model.params, {name: rows[0] for name, rows in xs.items()})
@@ -190,7 +193,7 @@ def test_sketches_estimate_the_fisher_weighted_kernel(tiny_config, random_model,
         roots.append(np.diag(np.sqrt(p)) - np.outer(p, np.sqrt(p)))
     weighted = [root.T @ jac for root, jac in zip(roots, dense, strict=True)]
     truth = np.array([[np.sum(a * b) for b in weighted] for a in weighted])
-    each = ntk(functionals.fisher_sketch(model, 400), model.params, xs, output="diagonal")
+    each = ntk(fisher_sketch(model, 400), model.params, xs, output="diagonal")
     error = each.std(axis=-1, ddof=1) / np.sqrt(400)
     assert np.all(np.abs(each.mean(axis=-1) - truth) < 4 * error)
     assert np.all(error < 0.15 * truth.max())
@@ -199,7 +202,7 @@ def test_sketches_estimate_the_fisher_weighted_kernel(tiny_config, random_model,
 def test_log_probabilities_sum_to_the_loss(tiny_config, random_model):
     model = random_model(tiny_config("gpt2"))
     example = {key: rows[1] for key, rows in make_examples().items()}
-    each = functionals.target_logprob(model)(model.params, example)
+    each = target_logprob(model)(model.params, example)
     assert each.shape == (TIME,)
     assert float(-each.sum() / 3) == pytest.approx(float(model.loss(model.params, example)), rel=1e-5)
 

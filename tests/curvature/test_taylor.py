@@ -20,7 +20,7 @@ A = np.random.default_rng(2).normal(size=(4, 4))
 def series(f, x, v):
     """The value and the second derivative of f at x along v, leaf by leaf."""
     closed = jax.make_jaxpr(f)(x)
-    return second_derivative(closed, jax.tree.leaves(x), jax.tree.leaves(v))
+    return second_derivative(closed.jaxpr, closed.consts, jax.tree.leaves(x), jax.tree.leaves(v))
 
 
 def twice(f, x, v):
@@ -139,7 +139,7 @@ def test_only_products_with_terms_are_computed():
     def flops(f, moves):
         closed = jax.make_jaxpr(f)(params)
         v = [params[name] if name in moves else None for name in params]
-        return matmul_flops(lambda *args: second_derivative(closed, args, v), *params.values())
+        return matmul_flops(lambda *args: second_derivative(closed.jaxpr, closed.consts, args, v), *params.values())
 
     params = dict(sorted(params.items()))  # as the leaves are
     linear, bent = (lambda p, act=act: act(rows @ p["up"]) @ p["down"] for act in (lambda x: x, jnp.tanh))

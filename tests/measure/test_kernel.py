@@ -19,7 +19,7 @@ def batch():
 def test_models_of_one_architecture_share_what_is_traced(
     tiny_config, random_model, batch, traced, tmp_path, functional
 ):
-    kernel._functional.cache_clear()
+    kernel._of_architecture.cache_clear()
     model = random_model(tiny_config("gpt2"))
     first = measure_kernel(model, batch, functional)
     assert traced

@@ -241,9 +241,9 @@ def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):
     found = make_plan(spec, timing=False).candidates[0]
     model = lensjax.models.load(found.source, dtype="float32", param_dtype="float32")
     batches = [probe_batch(model, spec.task, probe_examples(spec.task, 4, seed)) for seed in spec.seeds]
-    assert found.terms.flops == sum(rung_flops(model, [batch], block="joint") for batch in batches)
+    assert found.terms.flops == sum(rung_flops(model, [batch], block="diagonal") for batch in batches)
     halves = [{name: rows[part] for name, rows in batches[0].items()} for part in (slice(2), slice(2, 4))]
-    assert rung_flops(model, halves, block="joint") == rung_flops(model, batches[:1], block="joint")
+    assert rung_flops(model, halves, block="diagonal") == rung_flops(model, batches[:1], block="diagonal")
     assert [rung.examples for rung in found.rungs] == [0, 200, 400]
     assert found.total.flops == 2 * found.terms.flops + sum(rung.flops for rung in found.rungs)
 

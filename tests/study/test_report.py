@@ -12,7 +12,7 @@ from lensjax.core.devices import CPU_WATTS, watts
 from lensjax.core.errors import InputError
 from lensjax.curvature.bound import LayerTerms
 from lensjax.curvature.dynamics import residual_loss, spectrum
-from lensjax.measure.kernel import Kernel, choose_times
+from lensjax.measure.kernel import MeasuredKernel, choose_times
 from lensjax.measure.rungs import Rung, rung_arrays
 from lensjax.models.heavy_tails import LayerMetrics, TailFit, WeightMetrics
 from lensjax.report.study_files import write_findings
@@ -100,7 +100,7 @@ class Folder:
         theta = (2 if size else 1) * ((1 - turned) * theta + turned * np.trace(theta) * np.eye(8, dtype=np.float32) / 8)
         values, y = spectrum(theta), np.zeros(8, np.float32)
         times = choose_times(values)
-        kernel = Kernel(
+        kernel = MeasuredKernel(
             "loss", theta, None, f0, y, values, times, np.asarray(residual_loss(theta, f0, y, times)), (), 10**6
         )
         asked = self.spec.evidence.ntk.model_dump(mode="json") | ({} if examples is None else {"examples": examples})

@@ -1,8 +1,11 @@
 """Reading a study: defaults, what candidates differ in, and sentences about what is wrong."""
 
+from inspect import signature
+
 import pytest
 import yaml
 
+from lensjax.cli.curvature import hessian
 from lensjax.core.errors import InputError
 from lensjax.study.spec import read_study
 
@@ -32,6 +35,11 @@ def test_a_short_study_has_defaults(write, tmp_path):
     assert spec.evidence.hessian is None
     assert spec.ladder(10_000) == [0, 200, 400, 800, 1600]
     assert spec.ladder(500) == [0, 200, 400]
+
+
+def test_studies_and_the_command_measure_the_same_block_of_the_hessian(write):
+    spec = read_study(write(evidence={"hessian": True}))
+    assert spec.evidence.hessian.block == signature(hessian).parameters["block"].default == "diagonal"
 
 
 def test_candidates_may_be_trained_otherwise(write):

@@ -11,13 +11,14 @@ activation by a weight takes 5 products of matrices, where a gradient takes 3, a
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import comb
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
-from jax.extend.core import Literal as JaxprLiteral
+from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
 from jaxtyping import Array
+
+from lensjax.curvature.jaxpr.walker import Interpreter, Key, aval, bind
 
 Series = tuple[Array, ...]
 _MOST = 3  # coefficients
@@ -25,17 +26,16 @@ _MOST = 3  # coefficients
 # Primitives whose first derivative is 0, and those whose second is, wherever they have one.
 _LEVEL = frozenset({"ceil", "floor", "round", "sign", "stop_gradient"})
 _LINEAR = """
-    abs add add_any broadcast_in_dim clamp complex concatenate conj convert_element_type copy copy_p cummax cummin
+    add add_any broadcast_in_dim clamp complex concatenate conj convert_element_type copy copy_p cummax cummin
     cumsum device_put dynamic_slice dynamic_update_slice fft gather imag max min name neg optimization_barrier pad real
     reduce_max reduce_min reduce_precision reduce_sum reduce_window_max reduce_window_min reduce_window_sum reshape rev
     scatter scatter-add select_n sharding_constraint slice sort split squeeze stack sub top_k transpose
 """
 _BILINEAR = frozenset({"conv_general_dilated", "dot_general", "mul", "ragged_dot_general"})
-_CALLS = frozenset({"checkpoint", "closed_call", "core_call", "jit", "pjit", "remat2"})
 
 
 def second_derivative(
-    closed: ClosedJaxpr, args: Sequence[Array], v: Sequence[Array | None]
+    jaxpr: Jaxpr, captured: Sequence[Array], args: Sequence[Array], v: Sequence[Array | None]
 ) -> list[tuple[Array, Array]]:
     """The values of a jaxpr at args + t v for t = 0, and d²/dt² of them.
 
@@ -43,7 +43,7 @@ def second_derivative(
     is respected, and a custom_vjp refused, whose backward pass need not be the derivative of what it computes.
 
     Args:
-      closed: The function.
+      jaxpr, captured: The function, and the arrays that it captured.
       args: Its arguments.
       v: For every argument a direction, or None where it does not depend on t.
 
@@ -54,137 +54,133 @@ def second_derivative(
       TypeError: the function has a custom_vjp.
     """
     series = [(x,) if dx is None else (x, dx) for x, dx in zip(args, v, strict=True)]
-    padded = [_padded(y, _MOST) for y in _walk(closed, series)]
+    padded = [_padded(y, _MOST) for y in _Taylor().run(jaxpr, [(x,) for x in captured], series)]
     return [(y[0], y[2]) for y in padded]
 
 
-def _walk(closed: ClosedJaxpr, args: Sequence[Series]) -> list[Series]:
-    jaxpr = closed.jaxpr
-    known: dict[Any, Series] = {var: (x,) for var, x in zip(jaxpr.constvars, closed.consts, strict=True)}
-    known |= dict(zip(jaxpr.invars, args, strict=True))
+class _Taylor(Interpreter[Series]):
+    """Carries series; those of one coefficient do not depend on t."""
 
-    def read(atom: Any) -> Series:
-        return (atom.val,) if isinstance(atom, JaxprLiteral) else known[atom]
+    def constant(self, value: Any) -> Series:
+        return (value,)
 
-    for equation in jaxpr.eqns:
-        outputs = _equation(equation, [read(atom) for atom in equation.invars])
-        known |= dict(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    def matters(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> bool:
+        return any(len(x) > 1 for x in inputs) and any(_differentiable(aval(var)) for var in equation.outvars)
 
+    def plain(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        """Outputs of which the derivatives are 0."""
+        return [(y,) for y in bind(equation, [x[0] for x in inputs])]
 
-def _equation(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
-    name = equation.primitive.name
-    level = all(len(x) == 1 for x in inputs) or not any(_differentiable(var.aval) for var in equation.outvars)
-    if level or name in _LEVEL:
-        return [(y,) for y in _bind(equation, [x[0] for x in inputs])]
-    if name in _LINEAR.split() or (name == "div" and len(inputs[1]) == 1):
-        return _linear(equation, inputs)
-    if name in _BILINEAR:
-        return _product(equation, inputs)
-    if name in _CALLS:
-        inner = equation.params["jaxpr" if "jaxpr" in equation.params else "call_jaxpr"]
-        return _walk(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()), inputs)
-    return _RULES.get(name, _general)(equation, inputs)
+    def linear(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        """y⁽ᵏ⁾ = Df x⁽ᵏ⁾."""
+        pushed = [
+            jax.jvp(*_function(equation, inputs, order), _coefficients(inputs, order, order), has_aux=True)
+            for order in range(1, max(map(len, inputs)))
+        ]
+        ys, _, others = pushed[0]
+        return _merged(equation, zip(ys, *(dys for _, dys, _ in pushed), strict=True), others)
 
+    def bilinear(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        """Leibniz's rule, Σᵢ (k over i) a⁽ⁱ⁾ b⁽ᵏ⁻ⁱ⁾; other inputs are group sizes, which are whole numbers."""
+        a, b, *others = inputs
 
-def _linear(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
-    """y⁽ᵏ⁾ = Df x⁽ᵏ⁾."""
-    found = [
-        jax.jvp(*_function(equation, inputs, order), _coefficients(inputs, order, order), has_aux=True)
-        for order in range(1, max(map(len, inputs)))
-    ]
-    ys, _, others = found[0]
-    return _merged(equation, zip(ys, *(dys for _, dys, _ in found), strict=True), others)
+        def term(i: int, j: int) -> Any:
+            factor = comb(i + j, i) * a[i] if i and j else a[i]
+            (y,) = bind(equation, [factor, b[j], *(x[0] for x in others)])
+            return y
 
+        def coefficient(k: int) -> Any:
+            first, *more = [term(i, k - i) for i in range(len(a)) if 0 <= k - i < len(b)]
+            return sum(more, first)
 
-def _product(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
-    """Leibniz's rule, Σᵢ (k over i) a⁽ⁱ⁾ b⁽ᵏ⁻ⁱ⁾; other inputs are group sizes, which are whole numbers."""
-    a, b, *others = inputs
+        return [tuple(coefficient(k) for k in range(min(_MOST, len(a) + len(b) - 1)))]
 
-    def term(i: int, j: int) -> Any:
-        factor = comb(i + j, i) * a[i] if i and j else a[i]
-        (y,) = _bind(equation, [factor, b[j], *(x[0] for x in others)])
-        return y
+    def absolute(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        """Linear on either side of 0; that of a complex number is not."""
+        complex_ = jnp.iscomplexobj(inputs[0][0])
+        return (self.unknown if complex_ else self.linear)(equation, inputs, key)
 
-    def coefficient(k: int) -> Any:
-        first, *more = [term(i, k - i) for i in range(len(a)) if 0 <= k - i < len(b)]
-        return sum(more, first)
+    def divide(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        """Linear where the divisor does not depend on t."""
+        return (self.linear if len(inputs[1]) == 1 else self.unknown)(equation, inputs, key)
 
-    return [tuple(coefficient(k) for k in range(min(_MOST, len(a) + len(b) - 1)))]
+    def exp(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        """Written out, so that its coefficients share y alone, and one array of a softmax's size is kept."""
+        x, dx, *ddx = inputs[0]
+        (y,) = bind(equation, [x])
+        return [(y, y * dx, y * sum(ddx, dx * dx))]
 
+    def unknown(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        """y″ = D²f [x′, x′] + Df x″: the first derivative, Df x′, differentiated along (x′, x″)."""
+        f, xs = _function(equation, inputs, 1)
 
-def _exp(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
-    """Written out, because its coefficients then have y in common only, and one array of a softmax's size is kept."""
-    x, dx, *ddx = inputs[0]
-    (y,) = _bind(equation, [x])
-    return [(y, y * dx, y * sum(ddx, dx * dx))]
+        def slope(xs: tuple[Any, ...], bent: tuple[Any, ...]) -> tuple[Any, Any]:
+            given = iter(bent)
+            firsts = tuple(next(given) if len(x) > 2 else x[1] for x in inputs if len(x) > 1)
+            ys, dys, others = jax.jvp(f, xs, firsts, has_aux=True)
+            return (ys, dys), others
 
+        at = xs, _coefficients(inputs, 2, 1)
+        along = _coefficients(inputs, 1, 1), _coefficients(inputs, 2, 2)
+        (ys, dys), (_, ddys), others = jax.jvp(slope, at, along, has_aux=True)
+        return _merged(equation, zip(ys, dys, ddys, strict=True), others)
 
-def _general(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
-    """y″ = D²f [x′, x′] + Df x″: the first derivative, Df x′, differentiated along (x′, x″)."""
-    f, xs = _function(equation, inputs, 1)
+    def scan(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        params = equation.params
+        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        consts, init, xs = inputs[:first], inputs[first:last], inputs[last:]
 
-    def slope(xs: tuple[Any, ...], bent: tuple[Any, ...]) -> tuple[Any, Any]:
-        given = iter(bent)
-        firsts = tuple(next(given) if len(x) > 2 else x[1] for x in inputs if len(x) > 1)
-        ys, dys, others = jax.jvp(f, xs, firsts, has_aux=True)
-        return (ys, dys), others
+        def step(carry: list[Series], sliced: list[Series]) -> tuple[list[Series], list[Series]]:
+            outputs = self.run_closed(params["jaxpr"], [*consts, *carry, *sliced], key)
+            return outputs[: len(init)], outputs[len(init) :]
 
-    at = xs, _coefficients(inputs, 2, 1)
-    along = _coefficients(inputs, 1, 1), _coefficients(inputs, 2, 2)
-    (ys, dys), (_, ddys), others = jax.jvp(slope, at, along, has_aux=True)
-    return _merged(equation, zip(ys, dys, ddys, strict=True), others)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+        init = _settled(lambda carry: jax.eval_shape(step, carry, one)[0], init)
 
+        def padded(carry: list[Series], sliced: list[Series]) -> tuple[list[Series], list[Series]]:
+            made, ys = step(carry, sliced)
+            return _alike(made, carry), ys
 
-def _scan(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
-    params = equation.params
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, init, xs = inputs[:first], inputs[first:last], inputs[last:]
+        options = {name: params[name] for name in ("length", "reverse", "unroll")}
+        carry, ys = jax.lax.scan(padded, init, xs, **options)
+        return [*carry, *ys]
 
-    def step(carry: list[Series], sliced: list[Series]) -> tuple[list[Series], list[Series]]:
-        outputs = _walk(params["jaxpr"], [*consts, *carry, *sliced])
-        return outputs[: len(init)], outputs[len(init) :]
+    def while_loop(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        params = equation.params
+        test, body = params["cond_jaxpr"], params["body_jaxpr"]
+        if test.out_avals[0].shape:  # of several loops at once
+            return self.unknown(equation, inputs, key)
+        first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        bounds, consts, init = inputs[:first], inputs[first:last], inputs[last:]
 
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    init = _settled(lambda carry: jax.eval_shape(step, carry, one)[0], init)
+        def step(carry: list[Series]) -> list[Series]:
+            return self.run_closed(body, [*consts, *carry], key)
 
-    def padded(carry: list[Series], sliced: list[Series]) -> tuple[list[Series], list[Series]]:
-        made, ys = step(carry, sliced)
-        return _alike(made, carry), ys
+        def goes_on(carry: list[Series]) -> Any:
+            return jaxpr_as_fun(test)(*(x[0] for x in (*bounds, *carry)))[0]
 
-    options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, ys = jax.lax.scan(padded, init, xs, **options)
-    return [*carry, *ys]
+        init = _settled(lambda carry: jax.eval_shape(step, carry), init)
+        return jax.lax.while_loop(goes_on, lambda carry: _alike(step(carry), carry), init)
 
+    def cond(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        index, *operands = inputs
+        calls = [partial(self.run_closed, branch, key=key) for branch in equation.params["branches"]]
+        made = zip(*(jax.eval_shape(call, operands) for call in calls), strict=True)
+        longest = [max(each, key=len) for each in made]
+        branches = [lambda operands, call=call: _alike(call(operands), longest) for call in calls]
+        return jax.lax.switch(index[0], branches, operands)
 
-def _while(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
-    params = equation.params
-    test, body = params["cond_jaxpr"], params["body_jaxpr"]
-    if test.out_avals[0].shape:  # of several loops at once
-        return _general(equation, inputs)
-    first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    bounds, consts, init = inputs[:first], inputs[first:last], inputs[last:]
-
-    def step(carry: list[Series]) -> list[Series]:
-        return _walk(body, [*consts, *carry])
-
-    def goes_on(carry: list[Series]) -> Any:
-        return jaxpr_as_fun(test)(*(x[0] for x in (*bounds, *carry)))[0]
-
-    init = _settled(lambda carry: jax.eval_shape(step, carry), init)
-    return jax.lax.while_loop(goes_on, lambda carry: _alike(step(carry), carry), init)
-
-
-def _cond(equation: JaxprEqn, inputs: list[Series]) -> list[Series]:
-    index, *operands = inputs
-    calls = [partial(_walk, branch) for branch in equation.params["branches"]]
-    made = zip(*(jax.eval_shape(call, operands) for call in calls), strict=True)
-    longest = [max(each, key=len) for each in made]
-    branches = [lambda operands, call=call: _alike(call(operands), longest) for call in calls]
-    return jax.lax.switch(index[0], branches, operands)
-
-
-_RULES = {"cond": _cond, "exp": _exp, "scan": _scan, "while": _while}
+    rules: ClassVar = {
+        **dict.fromkeys(_LEVEL, plain),
+        **dict.fromkeys(_LINEAR.split(), linear),
+        **dict.fromkeys(_BILINEAR, bilinear),
+        "abs": absolute,
+        "cond": cond,
+        "div": divide,
+        "exp": exp,
+        "scan": scan,
+        "while": while_loop,
+    }
 
 
 def _settled(step: Callable[[list[Series]], list[Series]], carry: list[Series]) -> list[Series]:
@@ -218,7 +214,7 @@ def _function(equation: JaxprEqn, inputs: list[Series], order: int) -> tuple[Cal
 
     def f(*xs: Any) -> tuple[list[Any], list[Any]]:
         given = iter(xs)
-        outputs = _bind(equation, [next(given) if len(x) > order else x[0] for x in inputs])
+        outputs = bind(equation, [next(given) if len(x) > order else x[0] for x in inputs])
         return [y for y in outputs if _differentiable(y)], [y for y in outputs if not _differentiable(y)]
 
     return f, _coefficients(inputs, order, 0)
@@ -227,14 +223,8 @@ def _function(equation: JaxprEqn, inputs: list[Series], order: int) -> tuple[Cal
 def _merged(equation: JaxprEqn, series: Any, others: Any) -> list[Series]:
     """The outputs of an equation in their order."""
     smooth, rest = iter(series), iter(others)
-    return [tuple(next(smooth)) if _differentiable(var.aval) else (next(rest),) for var in equation.outvars]
+    return [tuple(next(smooth)) if _differentiable(aval(var)) else (next(rest),) for var in equation.outvars]
 
 
 def _differentiable(x: Any) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.inexact))
-
-
-def _bind(equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
-    with equation.ctx.manager:
-        found = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
-    return list(found) if equation.primitive.multiple_results else [found]

@@ -24,9 +24,9 @@ from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import path_name
 from lensjax.curvature.compiling import exact_options
-from lensjax.curvature.jaxpr.linear_uses import Function
+from lensjax.curvature.jaxpr.program import Function, traced_program
 from lensjax.curvature.ntk.contract import TAIL, Factor, Output, constrain, contract
-from lensjax.curvature.ntk.factors import Leaf, Part, Plan, make_factors, make_parts, make_plan
+from lensjax.curvature.ntk.factors import Leaf, Plan, Portion, make_factors, make_parts
 
 _HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
 _WITH_BACKWARD = 3  # times the factors' memory is what making them takes
@@ -172,7 +172,7 @@ class _Job:
 
     plan: Plan
     captured: list[Any]
-    parts: list[Part]
+    parts: list[Portion]
     sizes: tuple[int, int]
     examples: Any
     batch: int
@@ -186,7 +186,7 @@ class _Job:
         rows = np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), sum(self.sizes) - 1)
         return jax.device_put(jax.tree.map(lambda x: x[rows], self.examples), _shared_out(self.mesh))
 
-    def contraction(self, part: Part, leaf: Leaf, gradients: list[Factor], output: Output) -> tuple[Any, ...]:
+    def contraction(self, part: Portion, leaf: Leaf, gradients: list[Factor], output: Output) -> tuple[Any, ...]:
         """Arguments of `_contract` after the first."""
         first = part.size if part.pieces > 1 and not part.stacked else leaf.first
         layers = leaf.layers and gradients[0].right.shape[-3]
@@ -210,7 +210,8 @@ def _prepare(f: Function, params: Any, xs: Any, ys: Any | None, factors: str, me
     mesh = _mesh(params)
     limit = _free_memory() if memory_limit is None else memory_limit
     dtype = None if factors == "exact" else "bfloat16"
-    plan, captured = make_plan(f, params, jax.tree.map(lambda x: x[0], xs), None if dtype is None else 2)
+    program, captured = traced_program(f, params, jax.tree.map(lambda x: x[0], xs))
+    plan = Plan(program, None if dtype is None else 2)
     parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size)
     examples = jax.tree.map(np.asarray, xs) if ys is None else jax.tree.map(lambda x, y: np.concatenate([x, y]), xs, ys)
     chunk_bytes = min(int(limit * (1 - _HELD)), _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]))
@@ -249,7 +250,7 @@ class _Kernel:
         return {name: shaped(part) if name in stacked else shaped(part)[0] for name, part in self.parts.items()}
 
 
-def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Part], int]:
+def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Portion], int]:
     """Parts whose factors fit, and the number of examples whose factors are made at a time.
 
     Raises:
@@ -267,7 +268,7 @@ def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Part
 
 def _fill(
     plan: Plan,
-    part: Part,
+    part: Portion,
     dtype: Any,
     mesh: Mesh | None,
     held: Any,
@@ -294,7 +295,7 @@ def _filler() -> Callable[..., tuple[Array, Any]]:
     return jax.jit(_fill, static_argnums=(0, 1, 2, 3), donate_argnums=4, compiler_options=exact_options())
 
 
-def _room_shapes(job: _Job, part: Part, params: Any) -> Any:
+def _room_shapes(job: _Job, part: Portion, params: Any) -> Any:
     """Shapes of the factors of all batches, [batches, batch, …]."""
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((job.batch, *x.shape[1:]), x.dtype), job.examples)
     made = jax.eval_shape(
@@ -303,7 +304,7 @@ def _room_shapes(job: _Job, part: Part, params: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((job.batches, *leaf.shape), leaf.dtype), made)
 
 
-def _room(job: _Job, part: Part, params: Any) -> Any:
+def _room(job: _Job, part: Portion, params: Any) -> Any:
     """Zeros for the factors of all batches, which the devices share."""
     room = _room_shapes(job, part, params)
 

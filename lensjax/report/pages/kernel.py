@@ -4,23 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from lensjax.core.sections import Line, LinePlot, Section
-from lensjax.measure.kernel import Kernel
+from lensjax.measure.functionals import FUNCTIONALS
+from lensjax.measure.kernel import MeasuredKernel
 from lensjax.report.pages.sections import render_measurement
 
-_WHAT = {
-    "loss": "Of the loss of each example",
-    "target_logprob": "Of the log-probabilities of target tokens, summed over them,",
-    "label_logits": "Of the logits of the tokens that targets begin with",
-    "fisher_sketch": "Of random projections of the logits (an estimate of the Fisher-weighted kernel)",
-}
 
-
-def render_kernel(kernel: Kernel, summary: Mapping[str, Any]) -> str:
+def render_kernel(kernel: MeasuredKernel, summary: Mapping[str, Any]) -> str:
     """The kernel of one model as a page that needs no network.
 
     Args:
       kernel: Measured before fine-tuning.
-      summary: Task, model, examples and all else that is listed, see `Kernel.summary`; "ladder", where it is there,
+      summary: Task, model, examples and all else that is listed, see `MeasuredKernel.summary`; "ladder", where given,
         holds what `lensjax.measure.kernel.moved` says of each fine-tuned model.
     """
     values = kernel.eigenvalues[kernel.eigenvalues > 0].tolist()
@@ -37,5 +31,6 @@ def render_kernel(kernel: Kernel, summary: Mapping[str, Any]) -> str:
         note = "1 − cos between this kernel and that after fine-tuning on so many examples."
         plots.append(LinePlot("drift", "Drift", "training examples", "1 − cos", [line], note, ladder=True))
     rank = f"Effective rank {summary['effective_rank']:.1f} of {summary['size']:,}."
+    what = FUNCTIONALS[kernel.functional].description
     sections = [Section("figures", "Figures", plots=plots)]
-    return render_measurement("Neural tangent kernel", "kernel", (_WHAT[kernel.functional], rank), sections, summary)
+    return render_measurement("Neural tangent kernel", "kernel", (what, rank), sections, summary)

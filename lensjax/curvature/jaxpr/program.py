@@ -1,0 +1,109 @@
+"""Functions of parameters and a batch as traced programs, kept so that nothing is traced or compiled twice."""
+
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+
+from lensjax.core.errors import InputError
+from lensjax.core.pytrees import PyTree
+from lensjax.curvature.jaxpr.linear_uses import LinearUses, find_uses
+from lensjax.curvature.jaxpr.walker import aval
+
+Function = Callable[[PyTree, PyTree], PyTree]  # of parameters and of a batch or an example
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A function of parameters and a batch as traced, called with the arrays that it captured.
+
+    These are arguments, so that compiled code does not hold them: frozen parameters, say, beside adapters.
+
+    Attributes:
+      jaxpr: Of the leaves of the parameters and then those of the batch.
+      structure: Of the function's value.
+      parameters: Number of leaves of the parameters.
+    """
+
+    jaxpr: Jaxpr
+    structure: jax.tree_util.PyTreeDef
+    parameters: int
+
+    def __call__(self, captured: PyTree, params: PyTree, batch: PyTree) -> PyTree:
+        flat = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*jax.tree.leaves((params, batch)))
+        return jax.tree.unflatten(self.structure, flat)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the leaves of the function's value."""
+        return tuple(aval(atom).shape for atom in self.jaxpr.outvars)
+
+    @cached_property
+    def uses(self) -> LinearUses:
+        """Where the program multiplies by its parameters."""
+        return find_uses(self.jaxpr, self.parameters)
+
+
+_programs: WeakKeyDictionary[Function, dict[Hashable, tuple[Program, PyTree]]] = WeakKeyDictionary()
+
+
+def traced_program(
+    f: Function, params: PyTree, batch: PyTree, ranks: Collection[int] | None = None
+) -> tuple[Program, PyTree]:
+    """The program of f(params, batch), and the arrays that f captured.
+
+    A function traced before is not traced again while the abstract values of its arguments (shapes, types and whether
+    types are weak) and all settings that JAX's own tracing depends on are the same; so other parameters and batches
+    compile nothing.
+
+    Args:
+      f: (params, batch) → pytree of floating-point arrays. It is known by its identity, so keep hold of it: a bound
+        method is a new object wherever it is named.
+      params, batch: Arrays, or `jax.ShapeDtypeStruct`s.
+      ranks: Numbers of axes that the value, one array, may have; any pytree of arrays where not given.
+
+    Raises:
+      InputError: the value is not floating-point, or has another number of axes.
+    """
+    leaves, structure = jax.tree.flatten((params, batch))
+    key = (structure, tuple(map(jax.typeof, leaves)), _tracing_context())
+    try:
+        known = _programs.setdefault(f, {})
+    except TypeError:  # neither hashable nor weakly referable
+        known = {}
+    if key not in known:
+        made = _trace(f, params, batch)
+        if any(isinstance(x, jax.core.Tracer) for x in made[1]):  # which do not outlive the trace that they belong to
+            known = {}
+        known[key] = made
+    program, captured = known[key]
+    given = [len(shape) for shape in program.shapes]
+    if ranks is not None and (len(given) != 1 or given[0] not in ranks):
+        wanted = " or ".join(_RANKS[rank] for rank in sorted(ranks))
+        raise InputError(f"The function gives shapes {', '.join(map(str, program.shapes))}; {wanted} is needed.")
+    return program, captured
+
+
+_RANKS = ("a scalar", "one loss for each example")
+
+
+def _trace(f: Function, params: PyTree, batch: PyTree) -> tuple[Program, PyTree]:
+    closed, out = jax.make_jaxpr(f, return_shape=True)(params, batch)
+    values, structure = jax.tree.flatten(out)
+    if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in values):
+        raise InputError("The function gives whole numbers; curvature is that of a floating-point function.")
+    return Program(closed.jaxpr, structure, len(jax.tree.leaves(params))), closed.consts
+
+
+@jax.jit
+def _nothing() -> None:
+    pass
+
+
+def _tracing_context() -> Hashable:
+    """Equal where JAX would not trace a function again: it keeps one jaxpr for each context, and gives that one."""
+    return _nothing.trace().jaxpr
