@@ -15,7 +15,6 @@ from scipy.special import stdtrit
 
 from lensjax.core.errors import InputError
 from lensjax.curvature.bound import RATE
-from lensjax.selection.methods.ats import FIRST, accepted
 
 LEVEL = 0.9  # of intervals
 LEAST_RUNGS = 3  # that a line with an interval takes
@@ -68,7 +67,7 @@ def fit_decay(n: Float[np.ndarray, " rungs"], total: Float[np.ndarray, " rungs"]
     Raises:
       InputError: there are fewer than three rungs of different sizes, or a number is not finite or not above 0.
     """
-    sizes, sums = _rungs(n, total)
+    sizes, sums = check_rungs(n, total)
     if not 0 < level < 1:
         raise InputError(f"level is {level}; give a number between 0 and 1.")
     if sums.min() <= 0:
@@ -146,7 +145,7 @@ def find_phases(
     Raises:
       InputError: there are fewer than three rungs of different sizes, or a number is not finite or a scale negative.
     """
-    sizes, gaps = _rungs(n, gap)
+    sizes, gaps = check_rungs(n, gap)
     if not (np.isfinite(c3) and c3 > 0) or (scale is not None and not (np.isfinite(scale) and scale >= 0)):
         raise InputError(f"C₃ is {c3} and the scale {scale}; they are finite, C₃ above 0 and the scale not below.")
     hessian, rate = c3 * sizes**-decay.beta3, sizes**-RATE
@@ -172,31 +171,20 @@ def find_phases(
     return Phases(scale, constant, hessian, remainder, names, transition, reason)
 
 
-def residual_transition(n: Float[np.ndarray, " rungs"], test_loss: Float[np.ndarray, " rungs"]) -> int | None:
-    """The least n on the line of log L against log n by AtS, accept then stop: where its power phase begins.
-
-    None where it sees no other phase: it accepts all sizes but the smallest, which it never does (arXiv 2402.02314).
-
-    Raises:
-      InputError: there are fewer than three rungs of different sizes, or a number is not finite or not above 0.
-    """
-    sizes, losses = _rungs(n, test_loss)
-    if losses.min() <= 0:
-        raise InputError(f"A test loss is {losses.min():g}, which has no logarithm; give losses above 0.")
-    order = np.argsort(sizes)
-    count = accepted(np.log(sizes[order]), np.log(losses[order]))
-    return None if count >= max(len(sizes) - 1, FIRST) else int(sizes[order][-count])
-
-
-def _rungs(
+def check_rungs(
     n: Float[np.ndarray, " rungs"], values: Float[np.ndarray, " rungs"]
 ) -> tuple[Float[np.ndarray, " rungs"], Float[np.ndarray, " rungs"]]:
-    sizes, found = np.asarray(n, np.float64), np.asarray(values, np.float64)
-    if sizes.ndim != 1 or sizes.shape != found.shape:
-        raise InputError(f"Sizes and values have shapes {sizes.shape} and {found.shape}; give one value a rung.")
-    if not (np.isfinite(sizes).all() and np.isfinite(found).all() and (sizes > 0).all()):
+    """Sizes and values of a ladder's rungs in float64.
+
+    Raises:
+      InputError: there are fewer than three rungs of different sizes, or a number is not finite, or a size not above 0.
+    """
+    sizes, checked = np.asarray(n, np.float64), np.asarray(values, np.float64)
+    if sizes.ndim != 1 or sizes.shape != checked.shape:
+        raise InputError(f"Sizes and values have shapes {sizes.shape} and {checked.shape}; give one value a rung.")
+    if not (np.isfinite(sizes).all() and np.isfinite(checked).all() and (sizes > 0).all()):
         raise InputError("A rung's size or value is not finite, or its size not above 0; leave that rung out.")
-    if len(np.unique(sizes)) < LEAST_RUNGS:
-        count = len(np.unique(sizes))
+    count = len(np.unique(sizes))
+    if count < LEAST_RUNGS:
         raise InputError(f"Sizes above 0: {count}; fine-tune on {LEAST_RUNGS} or more to fit how terms fall.")
-    return sizes, found
+    return sizes, checked

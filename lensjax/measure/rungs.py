@@ -20,9 +20,10 @@ from lensjax.curvature.bound import (
     layer_terms,
     layer_terms_flops,
 )
-from lensjax.curvature.phases import LEVEL, Phases, find_phases, fit_decay, residual_transition
+from lensjax.curvature.phases import LEVEL, Phases, find_phases, fit_decay
 from lensjax.curvature.streaming import Batches, Shares
 from lensjax.measure.model_losses import target_tokens
+from lensjax.measure.transition import residual_transition
 from lensjax.models import load
 from lensjax.models.hub import find_folder
 from lensjax.models.model import Batch, Model

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from pydantic import TypeAdapter
 
 from lensjax.curvature.dynamics import kernel_drift, residual_modes
-from lensjax.curvature.phases import LEAST_RUNGS, residual_transition
+from lensjax.curvature.phases import LEAST_RUNGS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.rungs import ladder_summary, read_rung
+from lensjax.measure.transition import residual_transition
 from lensjax.models.heavy_tails import WeightMetrics
 from lensjax.study import schema
 from lensjax.study.cells import read_evidence

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lensjax.core.errors import InputError
-from lensjax.curvature.phases import Decay, find_phases, fit_decay, residual_transition
+from lensjax.curvature.phases import Decay, find_phases, fit_decay
 
 LADDER = np.array([200, 400, 800, 1600, 3200, 6400, 12800])
 
@@ -64,14 +64,6 @@ def test_where_there_is_no_transition_it_is_said_why():
     assert "β₂ is 1/2 or more" in fast.reason
 
 
-def test_transition_of_ats():
-    bent = np.where(LADDER < 1600, 2.0, 2.0 * (LADDER / 1600.0) ** -0.3) * (1 + 1e-4 * (-1) ** np.arange(7))
-    assert residual_transition(LADDER, bent) == 1600
-    assert residual_transition(LADDER[::-1], bent[::-1]) == 1600
-    assert residual_transition(LADDER, (1 + 1e-4 * (-1) ** np.arange(7)) * LADDER**-0.3) is None
-    assert residual_transition(LADDER[:3], np.array([3.0, 1.0, 2.0])) is None
-
-
 def test_ladders_that_cannot_be_fitted_are_refused():
     with pytest.raises(InputError, match="Sizes above 0: 2; fine-tune on 3 or more"):
         fit_decay([200, 400, 400], [1, 2, 3])
@@ -89,5 +81,3 @@ def test_ladders_that_cannot_be_fitted_are_refused():
         find_phases(LADDER, LADDER * 0.0, decay(0.1), np.nan)
     with pytest.raises(InputError, match="not finite"):
         find_phases(LADDER, LADDER * np.inf, decay(0.1), 1.0)
-    with pytest.raises(InputError, match="has no logarithm"):
-        residual_transition(LADDER, LADDER * 0.0)
