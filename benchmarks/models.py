@@ -24,7 +24,7 @@ from transformers import GPT2Config, LlamaConfig
 
 import lensjax.models
 from lensjax.core.devices import peak_flops
-from lensjax.models.model import Model, abstract
+from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import make_options
 
 Part = Literal["computing", "loading", "compiling", "gpu"]
@@ -195,7 +195,9 @@ def compiling(plan: Plan) -> Json:
     """Times of compiling loss and gradient of a shallow and of a deep model."""
     batch = {"input_ids": np.zeros(plan.shape, int)}
 
-    models = [abstract_model(LlamaConfig(**plan.widths, num_hidden_layers=depth)) for depth in plan.depths]
+    models = [
+        abstract_model(LlamaConfig(**plan.widths, num_hidden_layers=depth), make_options()) for depth in plan.depths
+    ]
 
     def compile_step(model: Model) -> Any:
         return jax.jit(jax.value_and_grad(model.loss)).lower(model.params, batch).compile()
@@ -250,13 +252,6 @@ def model_flops(model: Model, tokens: int) -> int:
     kernels = sum(leaf.size for path, leaf in leaves if path[-1].key == "kernel")
     head = config.vocab_size * config.hidden_size if config.tie_word_embeddings else 0
     return 6 * (kernels + head) + 12 * config.num_hidden_layers * config.hidden_size * tokens
-
-
-def abstract_model(config: Any) -> Model:
-    """A model that has the shapes of its parameters in place of parameters."""
-    options = make_options()
-    family, graphdef, shapes = abstract(config, options)
-    return Model(family, config, options, shapes, graphdef)
 
 
 def parameters(params: Any) -> int:

@@ -26,7 +26,7 @@ from lensjax.core.devices import CHIP_GB, topology_devices
 from lensjax.core.errors import InputError
 from lensjax.models import model as base
 from lensjax.models import sharding
-from lensjax.models.abstract import abstract_model
+from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
 from lensjax.tasks.batches import Lengths
 from lensjax.train.placement import BatchPlacement

@@ -158,15 +158,13 @@ def random_model() -> Callable[..., Any]:
         import jax.numpy as jnp
         import numpy as np
 
-        from lensjax.models.model import Model, abstract, placement
+        from lensjax.models.model import abstract_model
         from lensjax.models.options import make_options
 
-        options = make_options(**settings)
-        family, graphdef, shapes = abstract(config, options)
+        model = abstract_model(config, make_options(**settings))
         rng = np.random.default_rng(0)
-        params = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), shapes)
-        placed = jax.device_put(params, placement(shapes, family, config, options))
-        return Model(family, config, options, placed, graphdef)
+        params = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), model.params)
+        return model.with_params(jax.device_put(params, model.shardings))
 
     return make
 

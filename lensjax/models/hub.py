@@ -5,14 +5,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.models.family import family_of, supported
 from lensjax.models.pocket import SCHEME, bundled_folder
-
-if TYPE_CHECKING:
-    from lensjax.models.model import Model
 
 _CONFIG = "config.json"
 _TOKENIZER = (
@@ -246,10 +243,8 @@ def write_config(config: Any, architecture: str, dtype: str, folder: Path) -> No
     (folder / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_tokenizer(model: "Model", folder: Path) -> None:
-    """Copy the files of the model's tokenizer, and its settings for generating, where there are any."""
-    if model.folder is None:
-        return
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the files of a model's tokenizer, and its settings for generating, where there are any."""
     for pattern in (*_TOKENIZER, "generation_config.json"):
-        for path in filter(Path.is_file, model.folder.glob(pattern)):
+        for path in filter(Path.is_file, source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)

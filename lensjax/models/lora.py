@@ -15,15 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.pytrees import Params, PyTree
+from lensjax.models.adapters import join, merge_adapters, split_trainable
 from lensjax.models.layers import Linear
-from lensjax.models.model import Model, Params, abstract, placement
+from lensjax.models.model import Model, abstract_model, placed
 from lensjax.models.options import LoRA
 
+__all__ = ["TARGETS", "add_lora", "join", "merge_lora", "split_trainable"]
+
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-_ADAPTERS = ("lora_a", "lora_b")
 
 
 def add_lora(
@@ -38,15 +41,19 @@ def add_lora(
     half precision.
 
     Args:
-      model: A model without adapters; its parameters are shared, not copied.
+      model: A model without adapters, whose parameters are shared, not copied.
       rank: Size between the two factors.
       alpha: What adapters add is multiplied by alpha / rank.
       targets: Names of the linear maps within blocks that get adapters: q, k, v, o, gate, up and down; all that the
         model has where not given. Embeddings, routers and the head get none.
       seed: Of the random start.
 
+    Returns:
+      The model with adapters; an abstract model (see `abstract_model`) gets abstract adapters.
+
     Raises:
-      InputError: the model has adapters, or no linear map of a name in `targets`, or rank or alpha is out of range.
+      InputError: the model has adapters already, or no linear map of a name in `targets`, or rank or alpha is out of
+        range.
     """
     if model.options.lora is not None:
         raise InputError("The model has LoRA adapters already; merge them with merge_lora before adding others.")
@@ -61,41 +68,24 @@ def add_lora(
             linear.lora_b = _abstract_param((*stacked, lora.rank, outputs), dtype)
             linear.lora_scale = lora.scale
     graphdef, state = nnx.split(module)
-    shapes, _ = split_trainable(nnx.to_pure_dict(state))
     options = replace(model.options, lora=lora)
-    adapters = _initial(shapes, placement(shapes, model.family, model.config, options), seed)
+    shapes, _ = split_trainable(nnx.to_pure_dict(state))
+    adapters = placed(shapes, model.family, model.config, options)
+    if not model.is_abstract:
+        adapters = _initial(adapters, seed)
     return replace(model, options=options, params=join(adapters, model.params), graphdef=graphdef)
-
-
-def split_trainable(params: Params) -> tuple[Params, Params]:
-    """The adapters, and all other parameters; without adapters, all parameters and {}.
-
-    Both are nested dicts, from which `join` makes `params` again.
-    """
-    trainable, frozen = _split(params)
-    return (trainable, frozen) if trainable else (frozen, trainable)
-
-
-def join(trainable: Params, frozen: Params) -> Params:
-    """Nested dicts with the leaves of both; the inverse of `split_trainable`."""
-    joined = dict(frozen)
-    for key, value in trainable.items():
-        joined[key] = join(value, frozen[key]) if isinstance(value, dict) and key in frozen else value
-    return joined
 
 
 def merge_lora(model: Model) -> Model:
     """The model without adapters whose kernels are kernel + alpha / rank · lora_a @ lora_b.
 
-    They are summed in float32 or wider, then rounded to the type of the kernel, and lie on devices as kernels do. A
-    model without adapters is given back as it is.
+    Kernel and product are summed in float32 or wider, then rounded to the type of the kernel, and lie on devices as
+    kernels do. A model without adapters is returned unchanged.
     """
     if model.options.lora is None:
         return model
-    options = replace(model.options, lora=None)
-    family, graphdef, shapes = abstract(model.config, options)
-    params = _merged(model.params, placement(shapes, family, model.config, options), model.options.lora.scale)
-    return replace(model, options=options, params=params, graphdef=graphdef)
+    plain = abstract_model(model.config, replace(model.options, lora=None), model.folder)
+    return plain.with_params(merge_adapters(model.params, plain.shardings, model.options.lora.scale))
 
 
 def _linears(module: Any) -> Iterator[tuple[tuple[Any, ...], Linear]]:
@@ -106,7 +96,7 @@ def _linears(module: Any) -> Iterator[tuple[tuple[Any, ...], Linear]]:
 
 
 def _checked(linears: dict[tuple[Any, ...], Linear], rank: int, alpha: float, targets: Sequence[str] | None) -> LoRA:
-    """The adapters asked for, if they fit linear maps of those paths."""
+    """The settings, if they fit the linear maps of those paths."""
     names = {path[-1] for path in linears}
     known = [name for name in TARGETS if name in names]
     wanted = known if targets is None else targets
@@ -127,63 +117,23 @@ def _checked(linears: dict[tuple[Any, ...], Linear], rank: int, alpha: float, ta
 
 
 def _abstract_param(shape: tuple[int, ...], dtype: Any) -> Any:
-    values: Any = jax.ShapeDtypeStruct(shape, dtype)
+    values: PyTree = jax.ShapeDtypeStruct(shape, dtype)
     return nnx.data(nnx.Param(values))
 
 
-def _initial(shapes: Params, placed: Any, seed: int) -> Params:
+def _initial(shapes: Params, seed: int) -> Params:
     """Adapters before training, each made on its devices."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
 
-    def make(index: int, name: str, leaf: Any, sharding: Any) -> Array:
+    def make(index: int, name: str, leaf: jax.ShapeDtypeStruct) -> Array:
         if name == "lora_b":
-            return jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
-        draw = jax.jit(_uniform, static_argnames=("shape", "dtype"), out_shardings=sharding)
+            return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+        draw = jax.jit(_uniform, static_argnames=("shape", "dtype"), out_shardings=leaf.sharding)
         return draw(jax.random.fold_in(jax.random.key(seed), index), shape=leaf.shape, dtype=leaf.dtype)
 
-    pairs = zip(leaves, jax.tree.leaves(placed), strict=True)
-    made = [make(index, path[-1].key, leaf, sharding) for index, ((path, leaf), sharding) in enumerate(pairs)]
-    return jax.tree.unflatten(structure, made)
+    return jax.tree.unflatten(structure, [make(index, path[-1].key, leaf) for index, (path, leaf) in enumerate(leaves)])
 
 
 def _uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     bound = shape[-2] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def _split(params: Params) -> tuple[Params, Params]:
-    """Adapters and other parameters, without branches that have none."""
-    adapters: Params = {}
-    others: Params = {}
-    for key, value in params.items():
-        if not isinstance(value, dict):
-            (adapters if key in _ADAPTERS else others)[key] = value
-            continue
-        for part, found in zip((adapters, others), _split(value), strict=True):
-            if found:
-                part[key] = found
-    return adapters, others
-
-
-def _merged(params: Params, placed: Any, scale: float) -> Params:
-    """The parameters of the plain model, on the devices that `placed` says."""
-    plain = {
-        key: _merged(value, placed[key], scale) if isinstance(value, dict) else value
-        for key, value in params.items()
-        if key not in _ADAPTERS
-    }
-    if "lora_a" in params:
-        merge = jax.jit(_merged_kernel, out_shardings=placed["kernel"])
-        plain["kernel"] = merge(params["kernel"], params["lora_a"], params["lora_b"], scale)
-    return plain
-
-
-def _merged_kernel(
-    kernel: Float[Array, "*stacked inputs outputs"],
-    a: Float[Array, "*stacked inputs rank"],
-    b: Float[Array, "*stacked rank outputs"],
-    scale: float,
-) -> Float[Array, "*stacked inputs outputs"]:
-    wide = jnp.promote_types(jnp.promote_types(kernel.dtype, a.dtype), jnp.float32)
-    product = jnp.matmul(a.astype(wide), b.astype(wide), precision=jax.lax.Precision.HIGHEST)
-    return (kernel.astype(wide) + scale * product).astype(kernel.dtype)

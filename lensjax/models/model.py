@@ -1,8 +1,6 @@
 """A model: its configuration, its parameters, and the pure functions that compute with them."""
 
-import copy
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +16,17 @@ from numpy.typing import DTypeLike
 
 from lensjax.core.errors import InputError
 from lensjax.core.files import check_new_folder, new_folder
-from lensjax.models import sharding
+from lensjax.core.pytrees import Batch as Batch  # exported from here too, beside the class whose arguments they are
+from lensjax.core.pytrees import Params as Params
+from lensjax.core.pytrees import PyTree
+from lensjax.models.adapters import merge_adapters
 from lensjax.models.family import Family, family_of
+from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
 from lensjax.models.losses import IGNORED, Reduction, reduce_losses, shift_right, token_losses
 from lensjax.models.options import Options, as_dtype
-from lensjax.models.safetensors_files import TensorFiles, write_tensors
-from lensjax.models.weights import Source, Tensor, check_names, checkpoint_tensors, read_params, tensors
-
-Params = dict[str, Any]
-Batch = Mapping[str, Any]
+from lensjax.models.safetensors_files import write_tensors
+from lensjax.models.sharding import shardings
+from lensjax.models.weights import checkpoint_tensors, tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,8 @@ class Model:
         """The tokenizer in the model's folder.
 
         Raises:
-          InputError: there is none, or it knows tokens for which the model has no embedding.
+          InputError: there is none, or it has tokens for which the model has no embedding.
         """
-        from lensjax.models.hub import read_tokenizer
-
         return read_tokenizer(self.folder, self.config)
 
     def apply(self, params: Params, batch: Batch) -> Float[Array, "batch time vocabulary"]:
@@ -112,21 +110,36 @@ class Model:
         """This model with shapes in place of its parameters, of which functions made of it then hold none."""
         return self.with_params(jax.eval_shape(lambda params: params, self.params))
 
+    @property
+    def is_abstract(self) -> bool:
+        """Whether the model has shapes in place of parameters."""
+        return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def shardings(self) -> PyTree:
+        """How every parameter lies on devices."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.params)
+
     def save(self, folder: str | Path, dtype: DTypeLike | None = None) -> None:
         """Write a folder that `transformers` opens: configuration, tokenizer where there is one, safetensors.
 
-        Every process of several must call it; the first writes. `dtype` is the type on disk, by default that of the
-        parameters. Adapters are merged into the kernels.
+        Adapters are merged into the kernels. Where several processes hold the model, every one of them must call this;
+        the first writes.
+
+        Args:
+          folder: A folder that does not exist yet, or is empty.
+          dtype: Floating-point type on disk, by default that of the parameters.
 
         Raises:
           InputError: the folder exists and is not empty, or cannot be written.
         """
-        from lensjax.models.lora import merge_lora
-
         target = Path(folder)
         check_new_folder(target)
         stored = self.options.param_dtype if dtype is None else as_dtype(dtype)
-        params = merge_lora(self).params
+        params = self.params
+        if self.options.lora is not None:
+            plain = abstract_model(self.config, replace(self.options, lora=None))
+            params = merge_adapters(params, plain.shardings, self.options.lora.scale)
         wanted = tensors(params, self.family.table(self.config))
         leaves = (
             (tensor, _whole(leaf).astype(stored)) for tensor, leaf in zip(wanted, jax.tree.leaves(params), strict=True)
@@ -135,64 +148,51 @@ class Model:
             for _ in leaves:  # gathering takes every process
                 pass
             return
-        from lensjax.models.hub import write_config, write_tokenizer
-
         zeros = ((name, np.zeros(shape, stored)) for name, shape in self.family.zeros(self.config).items())
         with new_folder(target) as staging:
             write_tensors(itertools.chain(checkpoint_tensors(leaves), zeros), staging)
             write_config(self.config, self.family.architecture, stored.name, staging)
-            write_tokenizer(self, staging)
+            if self.folder is not None:
+                copy_tokenizer(self.folder, staging)
 
 
-def abstract(config: Any, options: Options) -> tuple[Family, Any, Params]:
-    """The family, the graph definition, and the shapes of the parameters of a model that is not made.
+def abstract_model(config: Any, options: Options, folder: Path | None = None) -> Model:
+    """A model with shapes in place of parameters, for devices that need not be attached.
+
+    Programs can be traced and compiled for it; `with_params` gives it parameters.
+
+    Args:
+      config: Hugging Face configuration.
+      options: How it computes; its mesh may be one of devices that are not there.
+      folder: Where its tokenizer lies.
+
+    Returns:
+      A model whose parameters are `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
-      InputError: the configuration is of a family that is not supported, or of a variant of it that is not.
+      InputError: the configuration is of a family, or a variant of it, that is not supported, or the mesh's tensor axis
+        does not divide the heads.
     """
     family = family_of(config.model_type)
-    made = nnx.eval_shape(lambda: family.module(config, options, nnx.Rngs(0)))
-    graphdef, state = nnx.split(made)
-    shapes: Params = nnx.to_pure_dict(state)
-    return family, graphdef, shapes
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: family.module(config, options, nnx.Rngs(0))))
+    return Model(family, config, options, placed(nnx.to_pure_dict(state), family, config, options), graphdef, folder)
 
 
-def read(config: Any, options: Options, folder: Path) -> Model:
-    """The model whose configuration and safetensors lie in a folder."""
-    files = TensorFiles(folder)
-    config = _as_stored(config, files)
-    family, graphdef, shapes = abstract(config, options)
-    wanted = check_names(
-        _tensors(shapes, family, config), files, family.prefix, family.ignored, family.copies, family.zeros(config)
-    )
-    leaves = read_params(
-        wanted, files, options.param_dtype, jax.tree.leaves(placement(shapes, family, config, options))
-    )
-    return Model(family, config, options, jax.tree.unflatten(jax.tree.structure(shapes), leaves), graphdef, folder)
-
-
-def initialise(config: Any, options: Options, seed: int) -> Model:
-    """A model with random parameters, each made on the devices that hold it."""
-    family, graphdef, shapes = abstract(config, options)
-
-    def make() -> Params:
-        return nnx.to_pure_dict(nnx.split(family.module(config, options, nnx.Rngs(seed)))[1])
-
-    params = jax.jit(make, out_shardings=placement(shapes, family, config, options))()
-    return Model(family, config, options, params, graphdef)
-
-
-def placement(shapes: Params, family: Family, config: Any, options: Options) -> Any:
-    """The sharding of every parameter.
+def placed(shapes: Params, family: Family, config: Any, options: Options) -> Params:
+    """Shapes with the sharding that each has on the mesh, or on one device where there is none.
 
     Raises:
       InputError: the mesh's tensor axis does not divide the heads.
     """
     if options.mesh is None:
         device: Sharding = SingleDeviceSharding(jax.local_devices()[0])
-        return jax.tree.map(lambda _: device, shapes)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     check_tensor_axis(config, options.mesh.shape["tensor"])
-    return sharding.shardings(shapes, family.rules, options.mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, family.rules, options.mesh),
+    )
 
 
 def check_tensor_axis(config: Any, size: int) -> None:
@@ -210,25 +210,6 @@ def _start_and_padding(config: Any) -> tuple[int, int]:
     if start is None or padding is None:
         raise InputError("config.json names no pad_token_id; add the one that its tokenizer has.")
     return start, padding
-
-
-def _as_stored(config: Any, files: TensorFiles) -> Any:
-    """The configuration, with a head of its own if the checkpoint's differs from the embedding: T5's never say so."""
-    family = family_of(config.model_type)
-    table = family.table(config)
-    entries = (table["embed"], table["head"])
-    embed, head = (f"{entry.name if isinstance(entry, Source) else entry}.weight" for entry in entries)
-    if not config.tie_word_embeddings or head in family.copies:
-        return config
-    if not {embed, head} <= files.shapes.keys() or files.same(embed, head):
-        return config
-    untied = copy.copy(config)
-    untied.tie_word_embeddings = False
-    return untied
-
-
-def _tensors(shapes: Params, family: Family, config: Any) -> list[Tensor]:
-    return tensors(shapes, family.table(config))
 
 
 def _seen(mask: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:

@@ -1,4 +1,4 @@
-"""What a model's parameters are, how they lie on a mesh, and the memory they take: from its configuration alone."""
+"""A table of a model's parameters, how they lie on a mesh, and their memory, from its configuration alone."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from rich import filesize
 
 from lensjax import __version__
 from lensjax.core.pytrees import path_name
-from lensjax.models.model import abstract, check_tensor_axis
+from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
-from lensjax.models.sharding import partition_specs, shard_shape
+from lensjax.models.sharding import abstract_mesh
 
-LARGE = 2**20  # values from which a parameter had better not lie whole on every device
+LARGE = 2**20  # values; a parameter of so many had better be split over devices
 
 _FACTS = (
     ("layers", "num_hidden_layers"),
@@ -40,9 +40,10 @@ class Parameter:
       path: Its path, keys with slashes between.
       shape: Its shape; stacked layers and experts are leading axes.
       spec: The mesh axis, or axes, that each dimension is split over.
-      shard: Shape of what one device holds.
-      shard_bytes: Its size.
-      whole: Whether every device holds all of it, though it has at least `LARGE` values and the mesh could split it.
+      shard: Shape of the slice that one device holds.
+      shard_bytes: Size of that slice.
+      whole: Whether every device holds all of it, although it has at least `LARGE` values and the mesh is to split
+        parameters.
     """
 
     path: str
@@ -91,7 +92,7 @@ class ParameterTable:
         ]
 
     def to_json(self) -> str:
-        """Everything a program might want of the table."""
+        """The whole table as JSON text, for other programs."""
         rows = [
             {
                 "path": row.path,
@@ -119,26 +120,26 @@ class ParameterTable:
 
 
 def parameter_table(config: Any, mesh: Mapping[str, int], dtype: DTypeLike = "float32") -> ParameterTable:
-    """The parameters that a Hugging Face configuration describes, none of which is made.
+    """Tabulate the parameters that a Hugging Face configuration describes; none of them is made.
 
     Args:
       config: Hugging Face configuration.
       mesh: Size of the axes `data`, `fsdp` and `tensor`; no such devices need be there.
       dtype: Type that the parameters are held in.
 
+    Returns:
+      The table, in the order of the pytree.
+
     Raises:
       InputError: the configuration is not of a model that LensJAX has, or the tensor axis does not divide its heads.
     """
-    options = make_options(dtype)
-    family, _, shapes = abstract(config, options)
-    check_tensor_axis(config, mesh["tensor"])
-    specs = jax.tree.leaves(partition_specs(shapes, family.rules, mesh), is_leaf=lambda x: isinstance(x, PartitionSpec))
+    model = abstract_model(config, make_options(dtype, mesh=abstract_mesh(mesh)))
     splits = mesh["fsdp"] * mesh["tensor"] > 1
     rows = []
-    for (path, leaf), spec in zip(jax.tree_util.tree_flatten_with_path(shapes)[0], specs, strict=True):
-        shard = shard_shape(leaf.shape, spec, mesh)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        shard = leaf.sharding.shard_shape(leaf.shape)
         whole = splits and shard == leaf.shape and leaf.size >= LARGE
         size = math.prod(shard) * leaf.dtype.itemsize
-        rows.append(Parameter(path_name(path), leaf.shape, spec, shard, size, whole))
+        rows.append(Parameter(path_name(path), leaf.shape, leaf.sharding.spec, shard, size, whole))
     facts = {name: value for name, field in _FACTS if isinstance(value := getattr(config, field, None), int)}
-    return ParameterTable(family.model_type, facts, options.param_dtype, dict(mesh), tuple(rows))
+    return ParameterTable(model.family.model_type, facts, model.options.param_dtype, dict(mesh), tuple(rows))

@@ -2,22 +2,22 @@
 
 A mesh has three axes: `data` splits the batch only, `fsdp` splits the batch and the parameters, `tensor` splits heads
 and hidden units. A short list of (regular expression on the parameter's path → PartitionSpec of its last dimensions)
-says how parameters lie on it; an axis that does not divide its dimension moves to one that it divides.
+says how parameters lie on it. An axis that does not divide its dimension moves to one that it divides.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.pytrees import path_name
+from lensjax.core.pytrees import PyTree, path_name
 
 AXES = ("data", "fsdp", "tensor")
+_AXIS_TYPES = (AxisType.Auto,) * len(AXES)
 SMALL = 2**16  # parameters with fewer values than this may lie whole on every device
 
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -48,10 +48,15 @@ def parse_mesh(text: str) -> dict[str, int]:
     return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of devices with axes `data`, `fsdp` and `tensor`, as in make_mesh("fsdp=4,tensor=2").
+def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Make a mesh of devices with the axes `data`, `fsdp` and `tensor`, as in make_mesh("fsdp=4,tensor=2").
 
-    `devices` are all there are, over all processes, where not given; without sizes, parameters are spread over them.
+    Args:
+      sizes: Sizes of the axes, of which those not named are 1; `fsdp` takes all devices where no sizes are given.
+      devices: By default all there are, over all processes.
+
+    Returns:
+      The mesh, whose axes are for the compiler to use (`AxisType.Auto`).
 
     Raises:
       InputError: the sizes are malformed, or their product is not the number of devices.
@@ -59,47 +64,45 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[An
     devices = jax.devices() if devices is None else devices
     if sizes is None:
         sizes = {"fsdp": len(devices)}
-    sizes = parse_mesh(sizes) if isinstance(sizes, str) else parse_mesh(",".join(f"{k}={v}" for k, v in sizes.items()))
-    wanted = math.prod(sizes.values())
-    if wanted != len(devices):
+    sizes = parse_mesh(sizes if isinstance(sizes, str) else ",".join(f"{k}={v}" for k, v in sizes.items()))
+    needed = math.prod(sizes.values())
+    if needed != len(devices):
         product = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise InputError(f"The mesh {product} takes {wanted} devices and there are {len(devices)}; change its axes.")
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+        raise InputError(f"The mesh {product} takes {needed} devices and there are {len(devices)}; change its axes.")
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=_AXIS_TYPES, devices=devices)
 
 
-def partition_specs(shapes: Any, rules: Rules, sizes: Mapping[str, int]) -> Any:
-    """The PartitionSpec of every parameter.
+def abstract_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """A mesh without devices, on which shapes can be placed; to do more, a mesh of devices is needed."""
+    return cast(Mesh, AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=_AXIS_TYPES))
+
+
+def shardings(shapes: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
+    """Place parameters on a mesh.
 
     Args:
-      shapes: Pytree of nested dicts whose leaves have a shape.
-      rules: The first whose regular expression is found in the parameter's path decides; its PartitionSpec is that of
-        the last dimensions, so stacked layers and experts keep their leading axes whole.
-      sizes: Size of every mesh axis.
+      shapes: Nested dicts whose leaves have a shape.
+      rules: The first rule whose regular expression matches somewhere in a parameter's path decides. Its PartitionSpec
+        is that of the last dimensions, so stacked layers and experts keep their leading axes whole.
+      mesh: A mesh with the axes `data`, `fsdp` and `tensor`.
 
     Returns:
-      Pytree of the same structure.
+      Nested dicts of the same structure with the NamedSharding of every parameter.
     """
 
-    def spec(path: Any, leaf: Any) -> PartitionSpec:
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
         name = path_name(path)
-        wanted = next((tuple(found) for pattern, found in rules if re.search(pattern, name)), ())
-        return _fit(leaf.shape, wanted, sizes)
+        preferred = next((tuple(spec) for pattern, spec in rules if re.search(pattern, name)), ())
+        return NamedSharding(mesh, _fit(leaf.shape, preferred, mesh.shape))
 
-    return jax.tree_util.tree_map_with_path(spec, shapes)
-
-
-def shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
-    """The NamedSharding of every parameter on a mesh; see `partition_specs`."""
-    specs = partition_specs(shapes, rules, dict(mesh.shape))
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    return jax.tree_util.tree_map_with_path(sharding, shapes)
 
 
 def constrain_activations(x: jax.Array, mesh: Mesh | None, last: str | None = None) -> jax.Array:
     """Keep the leading axis of x split over `data` and `fsdp`, so that weights are gathered and not activations.
 
-    Nothing is asked for without a mesh, or where the batch does not divide, as within a vmap over examples.
-    `last` names the mesh axis of the last dimension, where it divides that.
+    x stays as it is without a mesh, and where `data` and `fsdp` do not divide its leading axis, as within a vmap over
+    examples. `last` names the mesh axis that splits the last dimension, where it divides it.
     """
     if mesh is None or mesh.size == 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
@@ -108,14 +111,8 @@ def constrain_activations(x: jax.Array, mesh: Mesh | None, last: str | None = No
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def shard_shape(shape: Sequence[int], spec: PartitionSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape of the slice that one device holds."""
-    axes = [_as_tuple(axis) for axis in spec] + [()] * (len(shape) - len(spec))
-    return tuple(n // math.prod(sizes[a] for a in names) for n, names in zip(shape, axes, strict=True))
-
-
-def _fit(shape: tuple[int, ...], wanted: tuple[Any, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """`wanted` for the last dimensions of `shape`, without the axes that do not divide, and `fsdp` moved if it must."""
+def _fit(shape: tuple[int, ...], preferred: tuple[Any, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+    """`preferred` for the last dimensions, without axes that do not divide them, and with `fsdp` moved if need be."""
     axes: list[list[str]] = [[] for _ in shape]
     room = list(shape)
 
@@ -127,9 +124,10 @@ def _fit(shape: tuple[int, ...], wanted: tuple[Any, ...], sizes: Mapping[str, in
         return True
 
     placed = set()
-    for dim, names in enumerate(wanted, start=len(shape) - len(wanted)):
-        placed |= {axis for axis in _as_tuple(names) if sizes[axis] > 1 and place(dim, axis)}
-    if sizes["fsdp"] > 1 and "fsdp" not in placed and np.prod(shape) >= SMALL:
+    for dim, names in enumerate(preferred, start=len(shape) - len(preferred)):
+        listed = () if names is None else (names,) if isinstance(names, str) else names
+        placed |= {axis for axis in listed if sizes[axis] > 1 and place(dim, axis)}
+    if sizes["fsdp"] > 1 and "fsdp" not in placed and math.prod(shape) >= SMALL:
         for dim in sorted(range(len(shape)), key=lambda i: -room[i]):
             if place(dim, "fsdp"):
                 break
@@ -137,7 +135,3 @@ def _fit(shape: tuple[int, ...], wanted: tuple[Any, ...], sizes: Mapping[str, in
     while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)
-
-
-def _as_tuple(entry: Any) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lensjax.core.errors import InputError
-from lensjax.models.hub import has_tokenizer, read_config
+from lensjax.models.hub import has_tokenizer
+from lensjax.models.loading import load
 from lensjax.models.losses import IGNORED
-from lensjax.models.model import Model, read
-from lensjax.models.options import make_options
+from lensjax.models.model import Model
 
 # Largest difference of a logit, and of the loss, in proportion. Right models of the sizes of GPT-2 and SmolLM2-135M are
 # at most 5e-15 and 2e-6 off, tiny ones 1e-14 and 8e-6. Of the least of faults, tanh for erf in GELU is 3e-4 and 1e-6
@@ -67,19 +67,18 @@ def compare_with_torch(folder: Path, dtype: DTypeLike = "float32") -> list[Compa
     """
     if importlib.util.find_spec("torch") is None:
         raise InputError("Comparing with torch needs torch, which is not installed; run `pip install torch`.")
-    config = read_config(folder)
-    model = read(config, make_options(dtype), folder)
-    architecture, name = model.family.architecture, model.options.dtype.name
+    model = load(folder, dtype=dtype)
+    family, name = model.family, model.options.dtype.name
     batches = make_batches(model)
     with jax.default_matmul_precision("highest"):
         ours = {key: _compute(model, batch) for key, batch in batches.items()}
     del model
     exact = "float64" if name == "float64" else "float32"
-    theirs = torch_outputs(folder, architecture, batches, exact)
-    rounded = theirs if name == exact else torch_outputs(folder, architecture, batches, name)
+    theirs = torch_outputs(folder, family.architecture, batches, exact)
+    rounded = theirs if name == exact else torch_outputs(folder, family.architecture, batches, name)
     found = []
     for key, batch in batches.items():
-        counted = batch["labels"] != IGNORED if config.is_encoder_decoder else batch["attention_mask"] == 1
+        counted = batch["labels"] != IGNORED if family.encoder_decoder else batch["attention_mask"] == 1
         error = _error(ours[key], theirs[key], counted)  # nothing depends on logits at padding
         allowed = _TOLERANCES.get(name, _SLACK * _error(rounded[key], theirs[key], counted))
         found.append(Comparison(key, int(counted.sum()), error, ours[key][1], theirs[key][1], allowed))

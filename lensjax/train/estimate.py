@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from lensjax.core.devices import peak_flops
+from lensjax.core.pytrees import device_bytes
 from lensjax.core.specs import Strict
-from lensjax.models.abstract import abstract_model, add_abstract_lora, device_bytes
 from lensjax.models.hub import find_folder, read_config
-from lensjax.models.lora import split_trainable
-from lensjax.models.model import Model, Params
+from lensjax.models.lora import add_lora, split_trainable
+from lensjax.models.model import Model, Params, abstract_model
 from lensjax.models.options import make_options
 from lensjax.tasks.batches import BatchPlan, Lengths, collate, example_lengths, fits
 from lensjax.train.loop import planned_steps
@@ -145,7 +145,7 @@ class AbstractCandidate(Workload):
             folder = find_folder(source, what="tokenizer")
             model = abstract_model(read_config(folder), options, folder)
             if training.method == "lora":
-                model = add_abstract_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
+                model = add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
             with tempfile.TemporaryDirectory() as made:  # whose files stay readable while they are mapped
                 self.prepare(model, Path(made))
             self.state = state_shapes(model, training, mesh)

@@ -128,13 +128,13 @@ def test_check_passes_what_torch_computes_too(dtype: str, run: Run, llama: Path)
 
 def test_check_fails_what_torch_computes_otherwise(run: Run, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    read = torch_check.read
+    load = torch_check.load
 
-    def changed(*arguments: Any) -> models.Model:
-        model = read(*arguments)
+    def changed(folder: Path, **settings: Any) -> models.Model:
+        model = load(folder, **settings)
         return model.with_params(jax.tree.map(lambda leaf: leaf * 1.01, model.params))
 
-    monkeypatch.setattr(torch_check, "read", changed)
+    monkeypatch.setattr(torch_check, "load", changed)
     status, out, _ = run("check", llama)
     assert status == 1
     assert "FAIL: logits or loss differ by more than rounding in float32 explains." in out

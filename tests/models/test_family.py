@@ -11,7 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from lensjax.core.errors import InputError
 from lensjax.models import family
 from lensjax.models.family import family_of, supported
-from lensjax.models.model import abstract
+from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
 from lensjax.models.weights import tensors
 
@@ -31,12 +31,12 @@ def test_a_family_is_what_transformers_has_under_its_name(model_type: str, tiny_
 def test_its_table_names_the_tensors_of_transformers(model_type: str, tiny_config: Callable[[str], Any]) -> None:
     torch = pytest.importorskip("torch")
     config = tiny_config(model_type)
-    found, _, shapes = abstract(config, make_options())
+    ours = abstract_model(config, make_options())
     with torch.device("meta"):
-        model = getattr(transformers, found.architecture)(config)
+        model = getattr(transformers, ours.family.architecture)(config)
     named = revert_weight_conversion(model, model.state_dict())  # as checkpoints name them
     there = {name: tuple(value.shape) for name, value in named.items()}
-    for tensor in tensors(shapes, found.table(config)):
+    for tensor in tensors(ours.params, ours.family.table(config)):
         for name in tensor.names.flat:
             assert there[name] == tensor.stored_shape
 

@@ -12,7 +12,7 @@ from transformers import GPT2Config, LlamaConfig
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import path_name
 from lensjax.models import make_mesh
-from lensjax.models.model import abstract, placement
+from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
 from lensjax.models.parameter_table import LARGE, parameter_table
 from lensjax.models.sharding import parse_mesh
@@ -36,10 +36,9 @@ def test_the_table_is_what_devices_hold(model_type: str, dtype: str, tiny_config
     config, sizes = tiny_config(model_type), "data=1,fsdp=4,tensor=2"
     table = parameter_table(config, parse_mesh(sizes), dtype)
     options = make_options(dtype, mesh=make_mesh(sizes))
-    family, _, shapes = abstract(config, options)
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    held = jax.tree.leaves(placement(shapes, family, config, options))
-    for row, (path, leaf), sharding in zip(table.rows, leaves, held, strict=True):
+    leaves = jax.tree_util.tree_flatten_with_path(abstract_model(config, options).params)[0]
+    for row, (path, leaf) in zip(table.rows, leaves, strict=True):
+        sharding = leaf.sharding
         assert row.path == path_name(path)
         assert row.shape == leaf.shape
         assert sharding.is_equivalent_to(jax.NamedSharding(options.mesh, row.spec), leaf.ndim)

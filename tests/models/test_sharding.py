@@ -18,7 +18,7 @@ import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models import from_config, make_mesh
 from lensjax.models.safetensors_files import TensorFiles
-from lensjax.models.sharding import RULES, SMALL, constrain_activations, parse_mesh, partition_specs, shard_shape
+from lensjax.models.sharding import RULES, SMALL, abstract_mesh, constrain_activations, parse_mesh, shardings
 
 ALL_AXES = "data=2,fsdp=2,tensor=2"
 DISTINCT = ("bart", "gemma3_text", "gpt2", "gpt_neox", "llama", "opt", "switch_transformers", "t5")  # kinds of blocks
@@ -108,20 +108,21 @@ def test_specs_always_divide(shape: list[int], name: str, fsdp: int, tensor: int
     tree: Any = jax.ShapeDtypeStruct(tuple(shape), np.float32)
     for key in reversed(name.split("/")):
         tree = {key: tree}
-    (spec,) = jax.tree.leaves(partition_specs(tree, RULES, sizes), is_leaf=lambda x: isinstance(x, PartitionSpec))
-    named = [axis for entry in spec for axis in ([entry] if isinstance(entry, str) else entry or [])]
+    (sharding,) = jax.tree.leaves(shardings(tree, RULES, abstract_mesh(sizes)))
+    named = [axis for entry in sharding.spec for axis in ([entry] if isinstance(entry, str) else entry or [])]
     assert len(named) == len(set(named))
     assert "data" not in named
     shards = math.prod(sizes[axis] for axis in named)
-    assert math.prod(shard_shape(shape, spec, sizes)) * shards == math.prod(shape)
+    assert math.prod(sharding.shard_shape(tuple(shape))) * shards == math.prod(shape)
     if math.prod(shape) >= SMALL and fsdp > 1 and any(n % (fsdp * tensor) == 0 for n in shape):
         assert "fsdp" in named
 
 
 def test_fsdp_moves_to_a_dimension_it_divides() -> None:
     tree = {"up": {"kernel": jax.ShapeDtypeStruct((12, 1001, 512), np.float32)}}
-    specs = partition_specs(tree, RULES, {"data": 1, "fsdp": 8, "tensor": 2})
-    assert specs == {"up": {"kernel": PartitionSpec(None, None, ("tensor", "fsdp"))}}
+    mesh = abstract_mesh({"data": 1, "fsdp": 8, "tensor": 2})
+    expected = NamedSharding(mesh, PartitionSpec(None, None, ("tensor", "fsdp")))
+    assert shardings(tree, RULES, mesh) == {"up": {"kernel": expected}}
 
 
 @pytest.mark.parametrize("text", ["fsdp=0", "fsdp=x", "model=2", "fsdp=2,fsdp=4", "fsdp", "fsdp=-1", "=2"])

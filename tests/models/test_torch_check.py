@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lensjax.core.errors import InputError
-from lensjax.models import load, torch_check
+from lensjax.models import load, loading, torch_check
 from lensjax.models.torch_check import Comparison, compare_with_torch, make_batches, wide_torch
 
 torch = pytest.importorskip("torch")
@@ -63,14 +63,14 @@ def test_a_slightly_wrong_model_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = save_torch_model(tiny_config("gpt2"))
-    read_config = torch_check.read_config
+    read_config = loading.read_config
 
     def changed(folder: Path) -> Any:
         config = read_config(folder)
         setattr(config, field, value)
         return config
 
-    monkeypatch.setattr(torch_check, "read_config", changed)
+    monkeypatch.setattr(loading, "read_config", changed)
     with jax.enable_x64(True):
         (found,) = compare_with_torch(folder, "float64")
     assert not found.passed
@@ -81,13 +81,13 @@ def test_a_model_that_gives_nan_fails(
     save_torch_model: SaveModel, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_torch_model(tiny_config("gpt2"))
-    read = torch_check.read
+    load = torch_check.load
 
-    def broken(*arguments: Any) -> Any:
-        model = read(*arguments)
+    def broken(folder: Path, **settings: Any) -> Any:
+        model = load(folder, **settings)
         return model.with_params(jax.tree.map(lambda leaf: leaf * np.nan, model.params))
 
-    monkeypatch.setattr(torch_check, "read", broken)
+    monkeypatch.setattr(torch_check, "load", broken)
     (found,) = compare_with_torch(folder)
     assert math.isnan(found.error)
     assert not found.passed

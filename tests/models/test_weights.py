@@ -19,7 +19,7 @@ import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models import weights
 from lensjax.models.hub import write_config
-from lensjax.models.model import abstract
+from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
 from lensjax.models.safetensors_files import TensorFiles, write_tensors
 from lensjax.models.weights import Source, check_names, checkpoint_tensors, read_params, tensors
@@ -119,8 +119,8 @@ def test_every_parameter_has_its_tensors(tiny_config: Callable[[str], Any]) -> N
     """In every family, and none is read twice but for parts of what is fused."""
     for model_type in lensjax.models.supported():
         config = tiny_config(model_type)
-        family, _, shapes = abstract(config, make_options())
-        found = tensors(shapes, family.table(config))
+        model = abstract_model(config, make_options())
+        found = tensors(model.params, model.family.table(config))
         keys = [(str(name), tensor.source.part) for tensor in found for name in tensor.names.flat]
         assert len(set(keys)) == len(keys)
 
@@ -129,9 +129,9 @@ def test_every_parameter_has_its_tensors(tiny_config: Callable[[str], Any]) -> N
 def llama(tiny_config: Callable[[str], Any], tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     """The folder of a tiny Llama, and its tensors."""
     config = tiny_config("llama")
-    family, _, shapes = abstract(config, make_options())
-    values = random_checkpoint(tensors(shapes, family.table(config)), np.dtype(np.float32))
-    write_config(config, family.architecture, "float32", tmp_path)
+    model = abstract_model(config, make_options())
+    values = random_checkpoint(tensors(model.params, model.family.table(config)), np.dtype(np.float32))
+    write_config(config, model.family.architecture, "float32", tmp_path)
     write_tensors(values.items(), tmp_path)
     return tmp_path, values
 

@@ -334,7 +334,7 @@ def test_a_pod_that_is_not_attached(study, planned, monkeypatch):
 
 
 def test_the_config_alone_gives_the_size(tiny_models):
-    from lensjax.models.abstract import abstract_model
+    from lensjax.models.model import abstract_model
     from lensjax.models.options import make_options
 
     (source,) = tiny_models("llama")
