@@ -23,7 +23,7 @@ import yaml
 from parts import Json, Promise, run_parts
 from spelling import numbers
 
-from lensjax.study.cells import read_results, read_searches
+from lensjax.study.folder import read_results, read_searches
 from lensjax.study.spec import read_study
 from lensjax.study.state import read_state
 

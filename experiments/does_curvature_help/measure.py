@@ -17,11 +17,12 @@ from pydantic import ValidationError
 
 from lensjax.core.errors import InputError
 from lensjax.core.files import LOCK, locked, make_folder, read_json, write_files
+from lensjax.measure.kinds.hessian import bound_terms
+from lensjax.measure.kinds.ntk import kernel_drifts, kernels, residuals
+from lensjax.measure.kinds.weights import weight_scores
+from lensjax.measure.measurement import Cell
 from lensjax.models.pocket import SCHEME, bundled
-from lensjax.study.cells import read_evidence, read_results, read_searches, runs_folder
-from lensjax.study.evidence import bound_terms, kernel_drifts, kernels, weight_scores
-from lensjax.study.folder import running
-from lensjax.study.journal import Cell
+from lensjax.study.folder import read_evidence, read_results, read_searches, running, runs_folder
 from lensjax.study.runner import run_study
 from lensjax.study.spec import CandidateSpec, StudySpec, read_study
 from lensjax.study.state import StudyState, read_state
@@ -97,7 +98,8 @@ def study_content(asked: Asked) -> dict[str, Any]:
 
 def evidence(state: StudyState, out: Path) -> dict[str, Any]:
     """What was measured besides curves, small enough to be kept: of kernels the modes, of Hessians the sums."""
-    told, modes = kernels(state, out)
+    records = state.records(None)
+    modes = residuals(records)
     spec, searches = state.spec, {}
     for candidate in spec.candidates:
         if rejected := read_searches(out, candidate, state.results):
@@ -116,18 +118,18 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
                 "rates": modes[kernel.model][0].tolist(),
                 "weights": modes[kernel.model][1].tolist(),
             }
-            for kernel in told
+            for kernel in kernels(records)
         ],
-        "drifts": [drift.model_dump(mode="json") for drift in kernel_drifts(state, out)],
-        "bound": [terms.model_dump(mode="json") for terms in bound_terms(state, out)],
-        "weights": weight_scores(state, out),
+        "drifts": [drift.model_dump(mode="json") for drift in kernel_drifts(records)],
+        "bound": [terms.model_dump(mode="json") for terms in bound_terms(records)],
+        "weights": weight_scores(records),
     }
 
 
 def kernel_flops(out: Path, cell: Cell) -> int:
     """FLOPs of a kernel that was measured."""
     found = read_evidence(out, cell)
-    return 0 if found is None else int(found[0]["flops"])
+    return 0 if found is None else int(found.summary["flops"])
 
 
 def write_results(spec: StudySpec, out: Path, results: Path) -> None:

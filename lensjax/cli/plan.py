@@ -105,8 +105,9 @@ def _candidates(found: "Plan") -> "Table":
 
 
 def _rungs(found: "Plan") -> "Table":
-    """What every run takes."""
+    """What every run takes, and what is measured before and after it."""
     from lensjax.core.text import count
+    from lensjax.measure.measurement import MEASUREMENTS
 
     def row(runs: "Runs", examples: str) -> tuple[str, ...]:
         return (examples, str(runs.runs), f"{runs.steps:,}", count(runs.tokens), *_amount(runs))
@@ -114,12 +115,8 @@ def _rungs(found: "Plan") -> "Table":
     groups: list[tuple[str, ...]] = []
     for one in found.candidates:
         rows: list[tuple[str, ...]] = []
-        if one.kernel is not None:
-            rows.append(("kernel", "", "", "", *_amount(one.kernel)))
-        if one.kernel_of_rung is not None:
-            rows.append(("kernel, each", "", "", "", *_amount(one.kernel_of_rung)))
-        if one.terms is not None:
-            rows.append(("bound, each", "", "", "", *_amount(one.terms)))
+        for amounts, each in ((one.evidence, ""), (one.evidence_of_rung, ", each")):
+            rows += [(MEASUREMENTS[kind].label + each, "", "", "", *_amount(amounts[kind])) for kind in amounts]
         if one.search is not None:
             rows.append(row(one.search, f"{one.search.examples:,}, rates"))
         rows += [row(rung, f"{rung.examples:,}") for rung in one.rungs]

@@ -5,8 +5,8 @@
 Texts are plain: a page escapes them, cleans them, and sets names of models as it always does.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ class Section:
     Attributes:
       id: Of the heading, unique in a page.
       title: The heading.
+      rings: Numbers of training examples, by model, at which the page draws a ring around a measured loss.
+      ring_is: What a ring is, as in "where the power phase begins".
     """
 
     id: str
@@ -104,3 +106,5 @@ class Section:
     paragraphs: Sequence[str] = ()
     plots: Sequence[LinePlot | DotPlot] = ()
     tables: Sequence[DataTable] = ()
+    rings: Mapping[str, int] = field(default_factory=dict)
+    ring_is: str = ""

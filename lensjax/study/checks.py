@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import read_json
 from lensjax.core.processes import on_first
-from lensjax.study.cells import evidence_cells, evidence_file, read_results, runs_folder
+from lensjax.study.folder import evidence_cells, evidence_file, read_results, runs_folder
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Task, fingerprint, fingerprints
 from lensjax.train.results import read_result

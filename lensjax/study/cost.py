@@ -1,12 +1,14 @@
 """What a study took, and what that is of fine-tuning every candidate on everything."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lensjax.core.devices import CPU_WATTS, watts
+from lensjax.measure.measurement import MEASUREMENTS
 from lensjax.study import schema
-from lensjax.study.cells import read_searches
+from lensjax.study.folder import read_searches
 from lensjax.study.spec import CandidateSpec
 from lensjax.study.state import StudyState
 from lensjax.train.results import Result
@@ -22,7 +24,7 @@ def study_cost(state: StudyState, out: Path) -> schema.Cost:
     spent = [*_cells(state), *(found for one in spec.candidates if (found := _searches(one, state, out)))]
     power = {name: _power(name, state.results) for name in spec.names}
     seconds = {name: sum(one.seconds for one in spent if one.model == name) for name in spec.names}
-    total = schema.Amount(
+    total = schema.Consumption(
         flops=sum(one.flops for one in spent), seconds=sum(seconds.values()), kwh=_energy(seconds, power)
     )
     runs = {name: _Runs([r for r in good if r.model == name], len(spec.seeds)) for name in spec.names}
@@ -30,7 +32,7 @@ def study_cost(state: StudyState, out: Path) -> schema.Cost:
     full, saved = None, None
     if known and set(spec.names) <= {*known, *state.failed}:
         took = {name: runs[name].seconds(state.target) for name in known}
-        full = schema.Amount(
+        full = schema.Consumption(
             flops=round(sum(runs[name].flops(state.target) for name in known)),
             seconds=sum(took.values()),
             kwh=_energy(took, power),
@@ -81,21 +83,22 @@ class _Runs:
 
 
 def _cells(state: StudyState) -> list[schema.Spent]:
-    """What the journal's cells took, the tries that failed included."""
-    kinds = ("ntk", "weights", "finetune", "hessian")
+    """What cells took by the journal, tries that failed included."""
     entries = [(entry.cell, entry) for entry in state.journal if entry.cell is not None]
-    found = []
-    for name in state.spec.names:
-        for kind in kinds:
-            of_kind = [(cell, entry) for cell, entry in entries if (cell.model, cell.kind) == (name, kind)]
-            if of_kind:
-                took = {
-                    "cells": len({cell for cell, _ in of_kind}),
-                    "seconds": round(sum(entry.seconds for _, entry in of_kind), 3),
-                    "flops": sum(entry.flops for _, entry in of_kind),
-                }
-                found.append(schema.Spent.model_validate({"model": name, "kind": kind, **took}))
-    return found
+    spent = []
+    for name, kind in itertools.product(state.spec.names, MEASUREMENTS):
+        of_kind = [(cell, entry) for cell, entry in entries if (cell.model, cell.kind) == (name, kind)]
+        if of_kind:
+            spent.append(
+                schema.Spent(
+                    model=name,
+                    kind=kind,
+                    cells=len({cell for cell, _ in of_kind}),
+                    seconds=round(sum(entry.seconds for _, entry in of_kind), 3),
+                    flops=sum(entry.flops for _, entry in of_kind),
+                )
+            )
+    return spent
 
 
 def _searches(candidate: CandidateSpec, state: StudyState, out: Path) -> schema.Spent | None:
@@ -104,7 +107,7 @@ def _searches(candidate: CandidateSpec, state: StudyState, out: Path) -> schema.
     if not own:
         return None
     flops = sum(result.flops for result in own)
-    return schema.Spent(model=candidate.name, kind="learning_rates", cells=len(own), seconds=0, flops=flops)
+    return schema.Spent(model=candidate.name, kind=schema.LEARNING_RATES, cells=len(own), seconds=0, flops=flops)
 
 
 def _power(model: str, results: Sequence[Result]) -> float | None:

@@ -38,7 +38,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Verdict:
     """What follows from a standing: a sentence, who is measured no further, and whether measuring ends."""
 
     sentence: str
@@ -72,7 +72,7 @@ def standing(posterior: JointPosterior, target: int) -> Standing:
     return Standing(posterior.models, probability_best(samples), expected_regret(samples))
 
 
-def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) -> Decision:
+def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) -> Verdict:
     """What the study's rules say of the curves so far.
 
     Args:
@@ -100,4 +100,4 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) 
         sentence += f"; eliminated: {', '.join(losing)}"
     if stop:
         sentence += "; the decision is clear"
-    return Decision(sentence + ".", losing, stop)
+    return Verdict(sentence + ".", losing, stop)

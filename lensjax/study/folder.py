@@ -1,16 +1,28 @@
-"""A study's folder: whose it is, and which command runs the study in it."""
+"""A study's folder: whose it is, which command runs the study in it, where results lie, and how they are read."""
 
+import io
+import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, make_folder, read_json, write_files
 from lensjax.core.processes import on_first
+from lensjax.measure.measurement import FINETUNE, Cell, Measured, selectable
 from lensjax.study.journal import Journal
-from lensjax.study.spec import StudySpec
+from lensjax.study.spec import CandidateSpec, StudySpec
+from lensjax.train.candidate import MODEL
+from lensjax.train.candidate import Cell as Run
+from lensjax.train.results import Result, read_result
+from lensjax.train.runs import SEARCH
 
+EVIDENCE = "evidence"  # folder of everything but runs
 STUDY = "study.json"
 _RUNNING = ".running"  # held by the command that runs the study
 
@@ -71,3 +83,119 @@ def read_study_folder(out: Path) -> StudySpec:
         raise InputError(
             f"{shorten(out / STUDY, 400)} cannot be read by this version of LensJAX; run the study again with its spec."
         ) from error
+
+
+def runs_folder(out: Path, candidate: CandidateSpec) -> Path:
+    """The folder of a candidate's fine-tuning runs; all candidates without training settings of their own share one."""
+    return out / (f"runs-{candidate.name}" if candidate.training else "runs")
+
+
+def run_folder(out: Path, candidate: CandidateSpec, cell: Cell) -> Path:
+    """The folder of the fine-tuning run of a cell's rung and seed."""
+    return Run.of(runs_folder(out, candidate) / candidate.name, cell.examples, cell.seed).folder
+
+
+def evidence_file(out: Path, cell: Cell) -> Path:
+    """The JSON file of what was measured; arrays lie beside it, under the same name with .npz."""
+    name = f"{cell.kind}-{cell.examples}-seed-{cell.seed}" if cell.examples or cell.seed else cell.kind
+    return out / EVIDENCE / cell.model / f"{name}.json"
+
+
+def evidence_cells(spec: StudySpec, out: Path) -> Iterator[Cell]:
+    """The cells besides runs whose results are on disk, of candidates of the study."""
+    for name, kind in itertools.product(spec.names, selectable()):
+        for path in sorted((out / EVIDENCE / name).glob(f"{kind}*.json")):
+            named = re.fullmatch(rf"{re.escape(kind)}(?:-(\d+)-seed-(\d+))?", path.stem)  # see `evidence_file`
+            if named is not None:
+                yield Cell(kind, name, int(named[1] or 0), int(named[2] or 0))
+
+
+def read_evidence(out: Path, cell: Cell) -> Measured | None:
+    """What was measured in a cell; None where it was not.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    path = evidence_file(out, cell)
+    summary = read_json(path)
+    if summary is None:
+        return None
+    beside = path.with_suffix(".npz")
+    if not beside.exists():
+        return Measured(summary)
+    try:
+        with np.load(beside, allow_pickle=False) as arrays:
+            return Measured(summary, dict(arrays))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"Cannot read {beside}; remove it and {path.name}, and they are made again.") from error
+
+
+def write_evidence(out: Path, cell: Cell, measured: Measured) -> None:
+    """Write what was measured in a cell, all of it or nothing.
+
+    Raises:
+      InputError: the folder is missing or not writable, or the disk is full.
+    """
+    path, contents = evidence_file(out, cell), dict[Path, str | bytes]()
+    if measured.arrays:
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **measured.arrays)  # type: ignore[arg-type]
+        contents[path.with_suffix(".npz")] = packed.getvalue()
+    contents[path] = json.dumps(measured.summary, indent=2, ensure_ascii=False) + "\n"
+    write_files(contents)
+
+
+def settings_of(spec: StudySpec, cell: Cell) -> dict[str, Any]:
+    """The settings that a cell's result depends on: the measurement's, and a candidate's own training."""
+    settings = spec.measurements[cell.kind].deciding()
+    candidate = spec.candidate(cell.model)
+    if cell.examples and candidate.training:  # what all candidates share is the same throughout a study
+        settings["training"] = spec.finetune_spec(candidate).deciding()["training"]
+    return settings
+
+
+def is_current(spec: StudySpec, out: Path, cell: Cell) -> bool:
+    """Whether a cell's result is on disk, of the spec's present settings, and the model too that other cells wait for.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    if cell.kind == FINETUNE:
+        folder = run_folder(out, spec.candidate(cell.model), cell)
+        return ((folder / MODEL).is_dir() or not is_awaited(spec, out, cell)) and read_result(folder) is not None
+    asked = (read_json(evidence_file(out, cell)) or {}).get("asked")
+    return isinstance(asked, dict) and settings_of(spec, cell).items() <= asked.items()
+
+
+def is_awaited(spec: StudySpec, out: Path, run: Cell) -> bool:
+    """Whether a cell whose result is not on disk needs the model of a run.
+
+    Raises:
+      InputError: a result cannot be read.
+    """
+    return not all(is_current(spec, out, cell) for cell in spec.cells_at(run))
+
+
+def read_results(spec: StudySpec, out: Path) -> list[Result]:
+    """Every result of fine-tuning that is on disk, candidate by candidate.
+
+    Raises:
+      InputError: one cannot be read.
+    """
+    results: list[Result] = []
+    for candidate in spec.candidates:
+        folder = runs_folder(out, candidate) / candidate.name
+        runs = (read_result(run) for run in sorted(folder.glob("examples-*")))
+        results += sorted((run for run in runs if run is not None), key=lambda run: (run.seed, run.examples))
+    return [result for result in results if result.seed in spec.seeds]
+
+
+def read_searches(out: Path, candidate: CandidateSpec, results: Sequence[Result]) -> list[Result]:
+    """The runs by which a candidate's learning rate was chosen, without the one that is a rung's result too.
+
+    Raises:
+      InputError: one cannot be read.
+    """
+    folder = runs_folder(out, candidate) / candidate.name / SEARCH
+    runs = (read_result(run) for run in sorted(folder.glob("*")))
+    return [run for run in runs if run is not None and run not in results]

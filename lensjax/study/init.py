@@ -3,10 +3,12 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.measure.measurement import selectable
 from lensjax.models.hub import local_folder, read_config
 from lensjax.study.spec import read_study
 from lensjax.tasks.task import TooFewExamples, load_task
@@ -54,10 +56,7 @@ budget:
 
 seeds: [0]
 evidence:
-  ntk: true  # the kernel of every pretrained model, which tells how fast it could learn; {{along_ladder: true}} adds
-             # that of every model that is fine-tuned with the first seed, which tells how far it moves
-  hessian: false  # the terms of the PAC-Bayes bound at every fine-tuned model
-  weights: false  # heavy tails of the weights (NLPmetrics)
+{evidence}
 method: joint  # or lensllm, ats, sub_tuning, ...: what ranks; the others are shown beside it
 strategy: ladder  # or adaptive: always the run that promises most for its cost
 # eliminate_below: 0.01  # P(best) under which a candidate is measured no further
@@ -101,6 +100,7 @@ def new_study(
         "target": _quoted(target),
         "budget": budget,
         "full": f"target: {full}" if full is not None else "# target: 100000",
+        "evidence": "\n".join(_evidence_lines()),
     }
     with tempfile.TemporaryDirectory() as elsewhere:  # what is wrong is said before anything is written
         trial = Path(elsewhere) / file.name
@@ -137,6 +137,13 @@ def _text(contents: Mapping[str, object], candidates: Iterable[str], data: str, 
     """The file with those candidates and that data."""
     listed = "\n".join(f"  - {_quoted(candidate)}" for candidate in candidates)
     return _TEXT.format(**contents, candidates=listed, data=_quoted(data), held_out=held_out)
+
+
+def _evidence_lines() -> Iterator[str]:
+    """A line for every measurement, with a comment that goes on below it."""
+    for name, kind in selectable().items():
+        line = f"  {name}: {str(kind.by_default).lower()}  "
+        yield from textwrap.wrap(kind.help, 118, initial_indent=f"{line}# ", subsequent_indent=" " * len(line) + "# ")
 
 
 def _check_model(candidate: str, folder: Path) -> None:

@@ -5,43 +5,20 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any, Literal
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, write_files
 from lensjax.core.processes import on_first
+from lensjax.core.specs import Strict
+from lensjax.measure.measurement import FINETUNE, Cell
 
 JOURNAL = "journal.jsonl"
 QUARANTINE = "journal.quarantined.jsonl"  # lines that could not be read
 VERSION = 1
 
-CellKind = Literal["finetune", "ntk", "weights", "hessian"]
 
-
-class Cell(NamedTuple):
-    """A piece of work of a study, independent of all others but for the fine-tuned model that curvature is of.
-
-    Attributes:
-      kind: Of work.
-      model: Name of the candidate.
-      examples, seed: Of fine-tuning; 0 examples are those of the pretrained model.
-    """
-
-    kind: CellKind
-    model: str
-    examples: int = 0
-    seed: int = 0
-
-    def __str__(self) -> str:
-        what = {"finetune": "", "ntk": ", kernel", "weights": ", weight metrics", "hessian": ", Hessian"}[self.kind]
-        if self.kind != "finetune" and not self.examples:
-            return f"{self.model}{what}"
-        return f"{self.model}, {self.examples:,} examples, seed {self.seed}{what}"
-
-
-class Entry(BaseModel):
+class Entry(Strict):
     """A line of the journal: how a cell ended, or what was decided.
 
     Attributes:
@@ -58,8 +35,6 @@ class Entry(BaseModel):
       stop: Whether measuring ends here.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     version: int = VERSION
     study: str
     time: str
@@ -72,6 +47,11 @@ class Entry(BaseModel):
     basis: str = ""
     eliminated: tuple[str, ...] = ()
     stop: bool = False
+
+    @property
+    def run(self) -> Cell | None:
+        """The fine-tuning run that ended; None of anything else."""
+        return self.cell if self.cell is not None and self.cell.kind == FINETUNE else None
 
 
 class Journal:

@@ -11,17 +11,15 @@ from rich import filesize
 from lensjax.core import text
 from lensjax.core.devices import device_memory, topology_devices
 from lensjax.core.errors import InputError, shorten
-from lensjax.measure.kernel import kernel_flops
+from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.measure.probes import probe_batch
-from lensjax.measure.rungs import rung_flops
 from lensjax.models.sharding import make_mesh
-from lensjax.study.cells import Bench, curvature_cells
-from lensjax.study.journal import Cell
+from lensjax.study.bench import Bench
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs
 from lensjax.study.runner import check_candidates, check_device
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, Seconds
-from lensjax.train.prepare import Examples, read_examples
+from lensjax.train.prepare import Examples
 from lensjax.train.spec import FinetuneSpec
 
 
@@ -99,9 +97,8 @@ class _Planner:
     ) -> None:
         self.spec, self.bench, self.topology, self.timing = spec, bench, topology, timing
         self._devices, self._mesh = devices, mesh
-        self._examples: dict[str, Examples] = {}
         self.target = spec.target or bench.available
-        self.notes: list[str] = []
+        self.notes: dict[str, None] = {}  # in order, each once
 
     def candidate(self, candidate: CandidateSpec) -> CandidatePlan:
         """What a candidate costs, or why it cannot be fine-tuned."""
@@ -114,7 +111,7 @@ class _Planner:
     def _planned(self, candidate: CandidateSpec, known: CandidatePlan) -> CandidatePlan:
         mesh = make_mesh(self._mesh or candidate.mesh, self._devices)
         spec = self.spec.finetune_spec(candidate)
-        examples = self._read(spec)
+        examples = self.bench.examples(candidate.name)
         found = AbstractCandidate(spec, candidate.source, examples, mesh)
         room, memory, problem, seconds = device_memory(mesh, self.topology), None, "", None
         try:
@@ -137,9 +134,8 @@ class _Planner:
                 "memory": memory,
                 "room": room,
                 "each": seconds,
-                "kernel": (kernel := self._kernel(candidate, found, costs)),
-                "kernel_of_rung": kernel if self._along_ladder else None,
-                "terms": self._terms(candidate, found, costs),
+                "evidence": self._evidence(candidate.name, 0, costs),
+                "evidence_of_rung": self._evidence(candidate.name, self.bench.sizes[1], costs),
                 "search": self._search(candidate, spec, examples, costs),
                 "rungs": tuple(costs.runs([(seed, size) for seed in self.spec.seeds]) for size in self.bench.sizes),
                 "full_tuning": costs.runs([(seed, self.target) for seed in self.spec.seeds]),
@@ -147,61 +143,31 @@ class _Planner:
         )
         return planned.model_copy(update={"total": _up_to(planned, self.bench.sizes[-1])})
 
-    def _read(self, spec: FinetuneSpec) -> Examples:
-        key = spec.model_dump_json()
-        if key not in self._examples:
-            self._examples[key] = read_examples(spec, self.bench.sizes, self.spec.seeds)
-        return self._examples[key]
-
     def _search(self, candidate: CandidateSpec, spec: FinetuneSpec, examples: Examples, costs: "_Costs") -> Runs | None:
         """The runs that find the learning rate, but for the one that is a rung's as well."""
         tried = len(spec.training.learning_rates) if examples.search else 0
-        awaited = any(curvature_cells(self.spec, Cell("finetune", candidate.name, examples.search)))
-        saved = self.spec.keep_models or awaited
+        saved = self.spec.keep_models or self.spec.cells_at(Cell(FINETUNE, candidate.name, examples.search))
         taken = self.spec.seeds[0] == 0 or not saved  # a search for another seed's rung leaves no model
         if 0 in self.spec.seeds and examples.search in self.bench.sizes and taken:
             tried -= 1
         return costs.runs([(0, examples.search)] * tried) if tried > 0 else None
 
-    @property
-    def _along_ladder(self) -> bool:
-        evidence = self.spec.evidence.ntk
-        return evidence is not None and evidence.along_ladder
-
-    def _kernel(self, candidate: CandidateSpec, found: AbstractCandidate, costs: "_Costs") -> Amount | None:
-        evidence = self.spec.evidence.ntk
-        if evidence is None:
-            return None
-
-        def count() -> int:
-            probes = self.bench.probes(evidence.examples, self.spec.seeds[0])
-            model = found.curvature_model
-            return kernel_flops(model, probe_batch(model, self.spec.task, probes), evidence.functional)
-
-        return self._counted(f"The kernel of {candidate.name}", costs, count)
-
-    def _terms(self, candidate: CandidateSpec, found: AbstractCandidate, costs: "_Costs") -> Amount | None:
-        evidence = self.spec.evidence.hessian
-        if evidence is None:
-            return None
-
-        def count() -> int:
-            model = found.curvature_model
-            probes = (self.bench.probes(evidence.examples, seed) for seed in self.spec.seeds)
-            batches = (probe_batch(model, self.spec.task, examples) for examples in probes)
-            block, steps = evidence.block, evidence.positive_steps
-            return sum(rung_flops(model, [batch], block=block, positive_steps=steps) for batch in batches)
-
-        return self._counted(f"What the bound on {candidate.name} needs", costs, count)
-
-    def _counted(self, what: str, costs: "_Costs", count: Callable[[], int]) -> Amount | None:
-        """What evidence takes, of which a note says why where it cannot be computed."""
-        try:
-            flops = count()
-        except InputError as error:
-            self.notes.append(f"{what} cannot be computed: {error}")
-            return None
-        return Amount(flops=flops, seconds=costs.at_speed_of_steps(flops))
+    def _evidence(self, name: str, size: int, costs: "_Costs") -> dict[str, Amount]:
+        """Evidence on a rung by measurement, with all seeds; a note says why one cannot be computed."""
+        amounts, model = {}, costs.candidate.curvature_model
+        cells = [cell for cell in self.spec.cells(name, size) if cell.kind != FINETUNE]
+        for kind in dict.fromkeys(cell.kind for cell in cells):
+            measurement = self.spec.measurements[kind]
+            probes = [self.bench.probes(measurement.rows, cell.seed) for cell in cells if cell.kind == kind]
+            try:
+                batches = (probe_batch(model, self.spec.task, rows) if rows else None for rows in probes)
+                flops = sum(measurement.flops(model, batch) for batch in batches)
+            except InputError as error:
+                self.notes[f"{measurement.title} of {name} cannot be computed: {error}"] = None
+                continue
+            if measurement.counts_flops:
+                amounts[kind] = Amount(flops=flops, seconds=costs.at_speed_of_steps(flops))
+        return amounts
 
 
 class _Costs(NamedTuple):
@@ -247,8 +213,8 @@ def _once(one: CandidatePlan) -> Amount:
 def _up_to(one: CandidatePlan, largest: int) -> Amount:
     """What a candidate would cost if that were its largest rung."""
     rungs = [runs for runs in one.rungs if runs.examples <= largest]
-    each = [amount for runs in rungs if runs.examples for amount in (one.kernel_of_rung, one.terms)]
-    return _sum([_once(one), one.kernel, one.search, *rungs, *each])
+    each = [amount for runs in rungs if runs.examples for amount in one.evidence_of_rung.values()]
+    return _sum([_once(one), *one.evidence.values(), one.search, *rungs, *each])
 
 
 def _budget(candidates: Sequence[CandidatePlan], largest: int, full: Amount) -> BudgetPlan:
@@ -296,10 +262,12 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
         yield "Hours are those of steps timed here, with compiling, and without reading weights."
     elif basis == "peak":
         yield f"Hours assume {100 * UTILISATION:.0f} % of the devices' published peak, and nothing for compiling."
-    if (spec.evidence.ntk or spec.evidence.hessian) and basis is not None:
-        yield "Kernels and terms of the bound are taken to be as fast as training steps."
-    if spec.evidence.weights:
-        yield "Weight metrics (evidence.weights) are not counted."
+    evidence = {name: one for name, one in spec.measurements.items() if name != FINETUNE}
+    if basis is not None and any(one.counts_flops for one in evidence.values()):
+        yield "Evidence is taken to be measured as fast as training steps are computed."
+    for name, one in evidence.items():
+        if not one.counts_flops:
+            yield f"{one.title} (evidence.{name}) are not counted."
     yield from others
 
 

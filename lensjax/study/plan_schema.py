@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import Field
 
 from lensjax import __version__
-from lensjax.study.schema import Part
+from lensjax.core.specs import Strict
 from lensjax.train.estimate import Memory, Seconds
 
 Basis = Literal["timed", "peak"]
 
 
-class Amount(Part):
+class Amount(Strict):
     """Floating-point operations of matrix products, and wall seconds; None where they cannot be told."""
 
     flops: int = 0
@@ -33,7 +33,7 @@ class Runs(Amount):
     tokens: int
 
 
-class CandidatePlan(Part):
+class CandidatePlan(Strict):
     """What a candidate will cost.
 
     Attributes:
@@ -43,9 +43,8 @@ class CandidatePlan(Part):
       lengths: Of the short and long shape of training batches, and of batches of evaluation.
       memory, room: Bytes that it takes of each device, and that each device has.
       each: How long its programs take.
-      kernel: The neural tangent kernel, where evidence asks for it.
-      kernel_of_rung: That of the fine-tuned model of each rung above 0, where evidence asks for it.
-      terms: Those of the bound on each rung above 0, with all seeds, where evidence asks for them.
+      evidence: What is measured of the pretrained model, by name of the measurement, where it can be counted.
+      evidence_of_rung: What is measured of the fine-tuned models of each rung above 0, with all seeds, likewise.
       search: Runs that only find the learning rate.
       rungs: Runs of the ladder, with all seeds.
       total: All of these.
@@ -63,9 +62,8 @@ class CandidatePlan(Part):
     memory: Memory | None = None
     room: int | None = None
     each: Seconds | None = None
-    kernel: Amount | None = None
-    kernel_of_rung: Amount | None = None
-    terms: Amount | None = None
+    evidence: dict[str, Amount] = Field(default_factory=dict)
+    evidence_of_rung: dict[str, Amount] = Field(default_factory=dict)
     search: Runs | None = None
     rungs: tuple[Runs, ...] = ()
     total: Amount | None = None
@@ -84,7 +82,7 @@ class BudgetPlan(Amount):
     share: float
 
 
-class Plan(Part):
+class Plan(Strict):
     """What a study will cost, at most. Candidates with a problem count for nothing.
 
     Attributes:

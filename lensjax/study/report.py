@@ -11,11 +11,12 @@ import lensjax
 from lensjax.core import text
 from lensjax.core.errors import InputError, listing
 from lensjax.curves.table import CurveTable
+from lensjax.measure.measurement import MEASUREMENTS
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.selection.ranking import Ranking, rank
 from lensjax.selection.records import records
-from lensjax.study import evidence, schema
+from lensjax.study import schema
 from lensjax.study.cost import study_cost
 from lensjax.study.decisions import results_table
 from lensjax.study.schema import StudyReport
@@ -48,10 +49,9 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     state = read_state(spec, out)
     curves = curves_csv(state.results)
     table = results_table(curves, spec.task.name)
-    kernels, modes = evidence.kernels(state, out)
-    drifts, terms = evidence.kernel_drifts(state, out), evidence.bound_terms(state, out)
-    measured = Evidence({"ntk": modes, "weights": evidence.weight_scores(state, out)})
-    ranking, why = _rank(state, table, measured)
+    measured = state.records(table)
+    evidence = Evidence({name: kind.for_methods(measured) for name, kind in MEASUREMENTS.items()})
+    ranking, why = _rank(state, table, evidence)
     budget = 0 if table is None else int(table.sizes[table.measured.any(axis=0)].max())
     progress = state.tell()
     report = StudyReport(
@@ -69,28 +69,27 @@ def collect(spec: StudySpec, out: Path) -> Findings:
         left_out={} if ranking is None else dict(ranking.left_out),
         warnings=(*state.damage, *(() if ranking is None else ranking.warnings)),
         assumptions=() if ranking is None else ranking.assumptions,
-        kernels=tuple(kernels),
-        kernel_drifts=tuple(drifts),
-        bound_terms=tuple(terms),
-        phases=() if table is None else tuple(evidence.power_phases(table, terms)),
+        **{name: value for _, kind in MEASUREMENTS.items() for name, value in kind.collect(measured) or ()},
         **_sections(ranking),
         cost=study_cost(state, out),
         failures=tuple(state.failure_list()),
         eliminated=tuple(schema.Elimination(model=name, after=size) for name, size in state.eliminated.items()),
-        journal=tuple(schema.Entry(time=one.time, decision=one.decision) for one in state.journal if one.decision),
+        journal=tuple(
+            schema.PastDecision(time=one.time, decision=one.decision) for one in state.journal if one.decision
+        ),
         origin=_origin(state),
     )
     return Findings(report, ranking, curves)
 
 
-def _rank(state: StudyState, table: CurveTable | None, measured: Evidence) -> tuple[Ranking | None, str]:
+def _rank(state: StudyState, table: CurveTable | None, evidence: Evidence) -> tuple[Ranking | None, str]:
     """The candidates in order with what the study knows against it, or why there is no order yet."""
     seen = None if table is None else table.up_to(state.target)
     if seen is None or not seen.measured.any():
         return None, "nothing was measured so far"
     budget = int(seen.sizes[seen.measured.any(axis=0)].max())
     try:
-        ranking = rank(seen, budget, state.target, state.spec.method, evidence=measured, otherwise=DEFAULT_METHOD)
+        ranking = rank(seen, budget, state.target, state.spec.method, evidence=evidence, otherwise=DEFAULT_METHOD)
     except InputError as error:
         return None, str(error)
     left_out, warnings = tuple(_left_out(state, ranking).items()), (*_cautions(state, ranking), *ranking.warnings)
@@ -143,7 +142,7 @@ def _ranked(ranking: Ranking) -> list[schema.Ranked]:
     return rows
 
 
-def _candidates(state: StudyState, table: CurveTable | None) -> list[schema.Candidate]:
+def _candidates(state: StudyState, table: CurveTable | None) -> list[schema.CandidateState]:
     found = []
     for candidate in state.spec.candidates:
         name = candidate.name
@@ -156,7 +155,7 @@ def _candidates(state: StudyState, table: CurveTable | None) -> list[schema.Cand
             "failed" if name in state.failed else "eliminated" if name in state.eliminated else None
         )
         found.append(
-            schema.Candidate(
+            schema.CandidateState(
                 name=name,
                 source=candidate.source,
                 family=known[0].family if known else None,

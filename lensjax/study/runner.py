@@ -1,10 +1,10 @@
 """Running a study: all candidates on small subsets first, decisions after every rung, resumable at any moment."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import jax
 
@@ -12,36 +12,22 @@ from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import write_files
 from lensjax.core.processes import on_first
 from lensjax.curves.table import CurveTable
+from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.models.family import family_of
 from lensjax.models.hub import find_folder, read_config, read_tokenizer
 from lensjax.selection import advice
-from lensjax.study.cells import (
-    Bench,
-    Outcome,
-    curvature_cells,
-    is_current,
-    read_results,
-    read_searches,
-    run_folder,
-)
+from lensjax.study.bench import Bench
 from lensjax.study.checks import check_results
 from lensjax.study.decisions import basis, decide, rankable, results_table
-from lensjax.study.folder import running
-from lensjax.study.journal import Cell, Entry, Journal
+from lensjax.study.folder import is_current, read_results, read_searches, run_folder, running
+from lensjax.study.journal import Entry, Journal
+from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.tokens import padding_token, tokenise
 from lensjax.train.results import CURVES, curves_csv, read_result
 
-LauncherName = Literal["local", "ray"]
 Unit = Literal["flops", "seconds"]  # of costs, as fields of journal entries
 _CHECKED = 8  # examples that every tokenizer is tried on
-
-
-class Launcher(Protocol):
-    """Computes cells that do not depend on each other."""
-
-    def __call__(self, cells: Iterable[Cell]) -> Iterator[tuple[Cell, Outcome]]:
-        """Each cell and how it ended, in the order in which they end."""
 
 
 class LimitReached(Exception):
@@ -52,7 +38,7 @@ def run_study(
     spec: StudySpec,
     out: Path,
     *,
-    launcher: LauncherName = "local",
+    launcher: str = "local",
     retry: bool = False,
     limit: int | None = None,
     show: bool = False,
@@ -61,35 +47,32 @@ def run_study(
     """Run a study, or go on with it from where an earlier command got to.
 
     Args:
-      spec: The study.
-      out: Its folder, for this study alone.
-      launcher: "local" computes cells in this process, one after another; "ray" on a Ray cluster.
-      retry: Try cells again that failed.
-      limit: Number of cells to compute at most.
+      spec: The study, as `lensjax.study.spec.read_study` returns it.
+      out: Its folder, for this study alone; it is made where it is missing.
+      launcher: Name of the launcher that computes cells, such as "local" or "ray"; see `lensjax.study.launching`.
+      retry: Try failed cells again.
+      limit: Largest number of cells to compute.
       show: Whether to show progress of training on standard error.
-      say: Is told, in a sentence each, what was done and decided.
+      say: Called with a sentence for each cell and each decision.
+
+    Returns:
+      The journal, with how each cell ended and every decision.
 
     Raises:
-      InputError: the folder is another study's, another command's or of other data, a candidate cannot be used at all,
-        or the device that the spec asks for is missing.
+      InputError: the folder belongs to another study, another command or other data, a candidate cannot be used at all,
+        there is no such launcher, or the device that the spec asks for is missing.
       Stopped: the process was told to end; the same call goes on.
     """
+    bench = Bench(spec, out, show=show, retry=retry)
     with ExitStack() as stack:
-        cluster: Launcher | None = None
-        if launcher == "ray":
-            from lensjax.study.launchers.ray import ray_launcher
-
-            # Before JAX has threads, as Ray forks to start a cluster.
-            cluster = stack.enter_context(ray_launcher(spec, out, retry=retry))
+        launch = stack.enter_context(LAUNCHERS[launcher](bench))  # first: JAX has no threads yet, and Ray may fork
         check_device(spec)
         journal = stack.enter_context(running(spec, out))
         if journal.quarantined:
-            say(f"{journal.quarantined} damaged lines of the journal were set aside; what they told of is looked up.")
-        bench = Bench(spec, out, show=show, retry=retry)
+            say(f"{journal.quarantined} damaged lines of the journal were set aside; results on disk replace them.")
         check_results(spec, out, bench.task, retry=retry)
         check_candidates(spec, bench)
-        launch = cluster or _local(bench)
-        runner = _Runner(spec, out, bench, journal, launch, retry, limit, say)
+        runner = _Runner(bench, journal, launch, limit, say)
         try:
             runner.adaptive() if spec.strategy == "adaptive" else runner.ladder()
         except LimitReached:
@@ -129,13 +112,10 @@ def check_candidates(spec: StudySpec, bench: Bench) -> None:
 
 def stages(spec: StudySpec, models: Iterable[str], size: int) -> tuple[list[Cell], list[Cell]]:
     """The cells of models on one rung: those that need nothing, and those that need the models these leave."""
-    models, evidence = list(models), spec.evidence
-    first: list[Cell] = []
-    if not size:
-        first += [Cell("weights", model) for model in models if evidence.weights]
-        first += [Cell("ntk", model, 0, spec.seeds[0]) for model in models if evidence.ntk is not None]
-    runs = [Cell("finetune", model, size, seed) for model in models for seed in spec.seeds]
-    return first + runs, [cell for run in runs for cell in curvature_cells(spec, run)]
+    cells = [cell for model in models for cell in spec.cells(model, size)]
+    runs = [cell for cell in cells if cell.kind == FINETUNE]
+    evidence = [cell for cell in cells if cell.kind != FINETUNE]
+    return (runs, evidence) if size else (evidence + runs, [])
 
 
 def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]:
@@ -162,33 +142,18 @@ def has_ended(spec: StudySpec, out: Path, journal: Journal, cell: Cell, forgiven
     return last.status == "failed" or on_first(lambda: is_current(spec, out, cell))
 
 
-def _local(bench: Bench) -> Launcher:
-    def launch(cells: Iterable[Cell]) -> Iterator[tuple[Cell, Outcome]]:
-        for cell in cells:
-            yield cell, bench.compute(cell)
-
-    return launch
-
-
 class _Runner:
     """One command's run of a study. In several processes all take the same steps, and the first one writes."""
 
     def __init__(
-        self,
-        spec: StudySpec,
-        out: Path,
-        bench: Bench,
-        journal: Journal,
-        launch: Launcher,
-        retry: bool,
-        limit: int | None,
-        say: Callable[[str], None],
+        self, bench: Bench, journal: Journal, launch: Launch, limit: int | None, say: Callable[[str], None]
     ) -> None:
-        self.spec, self.out, self.bench, self.journal, self.launch, self.say = spec, out, bench, journal, launch, say
-        self.forgiven = len(journal.entries) if retry else 0  # failures before this do not count
-        self.limit, self.computed = limit, 0
-        self.target = spec.target or bench.available
-        eliminating = spec.eliminate_below is not None
+        self.bench, self.spec, self.out = bench, bench.spec, bench.out
+        self.journal, self.launch, self.limit, self.say = journal, launch, limit, say
+        self.forgiven = len(journal.entries) if bench.retry else 0  # failures before this do not count
+        self.computed = 0
+        self.target = self.spec.target or bench.available
+        eliminating = self.spec.eliminate_below is not None
         self.eliminated = {name for entry in journal.entries for name in entry.eliminated if eliminating}
 
     def ladder(self) -> None:
@@ -217,10 +182,10 @@ class _Runner:
 
     def catch_up(self) -> None:
         """Measure what an earlier command left out of the rungs that it had chosen."""
-        ended = dict.fromkeys(e.cell for e in self.journal.entries if e.cell is not None and e.cell.kind == "finetune")
+        ended = dict.fromkeys(entry.run for entry in self.journal.entries if entry.run is not None)
         runs = [run for run in ended if run.model in self.left and run.seed in self.spec.seeds]
         self.compute(runs)
-        self.compute(cell for run in runs for cell in curvature_cells(self.spec, run))
+        self.compute(cell for run in runs for cell in self.spec.cells_at(run))
 
     def clear_after(self, models: list[str], size: int) -> bool:
         """Measure models on a rung, decide, and say whether the decision is clear."""
@@ -260,7 +225,7 @@ class _Runner:
     @property
     def failed(self) -> set[str]:
         """Candidates of which a run failed."""
-        runs = {e.cell for e in self.journal.entries if e.cell is not None and e.cell.kind == "finetune"}
+        runs = {entry.run for entry in self.journal.entries if entry.run is not None}
         ends = {cell: self.journal.last(cell, self.forgiven) for cell in runs}
         return {cell.model for cell, last in ends.items() if last is not None and last.status == "failed"}
 
@@ -342,8 +307,8 @@ class _Runner:
     def cost(self, model: str, size: int, unit: Unit = "flops") -> float:
         """What a candidate's rung will take, by the largest smaller one; 0 without one.
 
-        What testing alone took stays as it is, and so do kernels and the terms of the bound, which are measured on as
-        many examples on every rung. Of cells that were computed again the last time counts.
+        The time of testing alone is the same on every rung, and so is that of evidence, which is measured on equally
+        many examples. Of cells that were computed again the last time counts.
         """
         last = {e.cell: e for e in self.journal.entries if e.cell is not None and e.cell.model == model}
 
@@ -351,14 +316,15 @@ class _Runner:
             own = (entry for cell, entry in last.items() if (cell.kind, cell.examples) == (kind, examples))
             return float(sum(getattr(entry, unit) for entry in own))
 
-        largest = max((cell.examples for cell in last if cell.kind == "finetune" and cell.examples < size), default=0)
+        largest = max((cell.examples for cell in last if cell.kind == FINETUNE and cell.examples < size), default=0)
         if not largest:
             return 0.0
-        run = took("finetune", largest)
+        run = took(FINETUNE, largest)
         if unit == "seconds" and largest == self.bench.sizes[1]:
             run = max(0.0, run - self.searches([model], unit))  # which the first rung alone waits for
-        fixed = min(took("finetune", 0), run)
-        return fixed + (run - fixed) * size / largest + took("hessian", largest) + took("ntk", largest)
+        fixed = min(took(FINETUNE, 0), run)
+        evidence = sum(took(kind, largest) for kind in {cell.kind for cell in last} - {FINETUNE})
+        return fixed + (run - fixed) * size / largest + evidence
 
     def table(self, largest: int | None = None) -> CurveTable | None:
         """The curves so far, up to a number of examples."""
@@ -377,7 +343,7 @@ class _Runner:
         if entry.status == "failed":
             return f"{cell}: failed, {entry.error}"
         loss = ""
-        if cell.kind == "finetune":
+        if cell.kind == FINETUNE:
             folder = run_folder(self.out, self.spec.candidate(cell.model), cell)
             result = on_first(lambda: getattr(read_result(folder), "loss", None))
             loss = "" if result is None else f"test loss {result:.4f}, "

@@ -3,33 +3,20 @@
 Losses are in nats per target token, sizes in training examples. What is not known is null.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import create_model
 
-from lensjax.study.journal import CellKind
+from lensjax.core.specs import Strict
+from lensjax.measure.measurement import MEASUREMENTS, Interval
 
 VERSION: Literal[1] = 1
 
 State = Literal["measured", "eliminated", "failed", "waiting"]
-Spending = CellKind | Literal["learning_rates"]
+LEARNING_RATES = "learning_rates"  # runs that only the choice of a learning rate needed, among the kinds of spending
 
 
-class Part(BaseModel):
-    """Frozen, and without fields that nobody knows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Interval(Part):
-    """A number with both ends of its 90 % interval."""
-
-    value: float
-    lower: float
-    upper: float
-
-
-class Decision(Part):
+class Decision(Strict):
     """What the study says to do.
 
     Attributes:
@@ -43,7 +30,7 @@ class Decision(Part):
     final: bool
 
 
-class Progress(Part):
+class Progress(Strict):
     """How far the study is.
 
     Attributes:
@@ -57,7 +44,7 @@ class Progress(Part):
     ended_by: Literal["rule", "budget", "ladder"] | None
 
 
-class Candidate(Part):
+class CandidateState(Strict):
     """A candidate.
 
     Attributes:
@@ -75,7 +62,7 @@ class Candidate(Part):
     losses: dict[int, float]
 
 
-class Ranked(Part):
+class Ranked(Strict):
     """A candidate in the ranking.
 
     Attributes:
@@ -103,92 +90,7 @@ class Ranked(Part):
     law: dict[str, float]
 
 
-class Kernel(Part):
-    """The neural tangent kernel of a candidate before fine-tuning.
-
-    Attributes:
-      model: The candidate.
-      functional: Of what the kernel is.
-      size: N, its side.
-      effective_rank, target_alignment: See `lensjax.curvature.dynamics`.
-      eigenvalues: Of Θ / N, largest first.
-      times, residuals: η t, and F(Θ, t) there.
-    """
-
-    model: str
-    functional: str
-    size: int
-    effective_rank: float
-    target_alignment: float | None
-    eigenvalues: tuple[float, ...]
-    times: tuple[float, ...]
-    residuals: tuple[float, ...]
-
-
-class KernelDrift(Part):
-    """The kernels of models fine-tuned from a candidate, on the examples that its own is on.
-
-    Attributes:
-      model, seed: The ladder.
-      examples: Of each rung.
-      drift: 1 − cos between its kernel and the candidate's; see `lensjax.curvature.dynamics.kernel_drift`.
-      growth: Its trace over that of the candidate's.
-      effective_rank, target_alignment: Its own; see `lensjax.curvature.dynamics`.
-    """
-
-    model: str
-    seed: int
-    examples: tuple[int, ...]
-    drift: tuple[float, ...]
-    growth: tuple[float, ...]
-    effective_rank: tuple[float, ...]
-    target_alignment: tuple[float | None, ...]
-
-
-class BoundTerms(Part):
-    """The terms of the PAC-Bayes bound along a candidate's ladder; see `lensjax.measure.rungs`.
-
-    Attributes:
-      model, seed: The ladder.
-      block: Of layers that the products are of.
-      measured_on: Examples that they were measured on.
-      examples: Of each rung.
-      sum_of_largest: Σ H_i of each.
-      phases: Of each, the Hessian's term being as in the bound; empty where nothing can be fitted.
-      beta2: Of Σ H_i ≈ C₂ n^(−β₂).
-      transition: Examples at which the pre-power phase ends.
-      note: Why there is no fit or no transition.
-    """
-
-    model: str
-    seed: int
-    block: str
-    measured_on: int
-    examples: tuple[int, ...]
-    sum_of_largest: tuple[float, ...]
-    phases: tuple[str, ...]
-    beta2: Interval | None
-    transition: float | None
-    note: str
-
-
-class PowerPhase(Part):
-    """Where a candidate's power phase begins.
-
-    Attributes:
-      model: The candidate.
-      seen_in: The bound's terms where they were measured on three rungs, and otherwise the test losses, by AtS.
-      begins: The first rung in it, where earlier ones are in the pre-power phase.
-      note: What is seen where it has no beginning.
-    """
-
-    model: str
-    seen_in: Literal["bound", "losses"]
-    begins: int | None
-    note: str
-
-
-class Ablation(Part):
+class Ablation(Strict):
     """One variant of the LensLLM law.
 
     Attributes:
@@ -206,7 +108,7 @@ class Ablation(Part):
     predicted: dict[str, float]
 
 
-class LensLLM(Part):
+class LensLLM(Strict):
     """The LensLLM method and its ablation: log D_l = a + b log F(Θ, t) + ε.
 
     Attributes:
@@ -222,7 +124,7 @@ class LensLLM(Part):
     verdict: str
 
 
-class Spent(Part):
+class Spent(Strict):
     """What one kind of work took for a candidate.
 
     Attributes:
@@ -233,13 +135,13 @@ class Spent(Part):
     """
 
     model: str
-    kind: Spending
+    kind: str
     cells: int
     seconds: float
     flops: int
 
 
-class Amount(Part):
+class Consumption(Strict):
     """An amount of computing.
 
     Attributes:
@@ -253,7 +155,7 @@ class Amount(Part):
     kwh: float | None
 
 
-class Cost(Part):
+class Cost(Strict):
     """What the study took, and what it saved.
 
     Attributes:
@@ -269,8 +171,8 @@ class Cost(Part):
     """
 
     spent: tuple[Spent, ...]
-    total: Amount
-    full_tuning: Amount | None
+    total: Consumption
+    full_tuning: Consumption | None
     full_tuning_of: tuple[str, ...]
     share_saved: float | None
     ladder_flops: int
@@ -278,7 +180,7 @@ class Cost(Part):
     energy: str
 
 
-class Failure(Part):
+class Failure(Strict):
     """A cell that failed.
 
     Attributes:
@@ -293,21 +195,21 @@ class Failure(Part):
     mend: str
 
 
-class Elimination(Part):
+class Elimination(Strict):
     """A candidate that is measured no further, and the largest rung that had been measured when that was decided."""
 
     model: str
     after: int
 
 
-class Entry(Part):
+class PastDecision(Strict):
     """A decision of the journal, and when it was taken, in UTC."""
 
     time: str
     decision: str
 
 
-class Origin(Part):
+class Origin(Strict):
     """What results come from: versions of packages, devices as "count × kind", and seeds."""
 
     lensjax: tuple[str, ...]
@@ -316,8 +218,14 @@ class Origin(Part):
     seeds: tuple[int, ...]
 
 
-class StudyReport(Part):
-    """Everything that a study found so far.
+def _findings() -> Any:
+    """A model with the fields that measurements add to a report."""
+    models = [kind.findings for _, kind in MEASUREMENTS.items() if kind.findings is not None]
+    return create_model("Findings", __base__=(*models, Strict))
+
+
+class StudyReport(_findings()):  # type: ignore[misc]  # which fields there are is known at run time
+    """Everything that a study has measured and decided so far, with the findings of every measurement.
 
     Attributes:
       version: Of this form; readers should refuse others.
@@ -334,7 +242,6 @@ class StudyReport(Part):
       left_out: Why candidates are not in the ranking, by name.
       warnings: To be read before the ranking is trusted.
       assumptions: What the method assumed.
-      kernels, kernel_drifts, bound_terms, phases: Of candidates of which they were measured.
       lensllm: None where it could not be fitted.
       lensllm_missing: Why.
       cost: What was spent and saved.
@@ -354,19 +261,15 @@ class StudyReport(Part):
     target: int
     decision: Decision
     progress: Progress
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidateState, ...]
     ranking: tuple[Ranked, ...]
     left_out: dict[str, str]
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
-    kernels: tuple[Kernel, ...]
-    kernel_drifts: tuple[KernelDrift, ...]
-    bound_terms: tuple[BoundTerms, ...]
-    phases: tuple[PowerPhase, ...]
     lensllm: LensLLM | None
     lensllm_missing: str
     cost: Cost
     failures: tuple[Failure, ...]
     eliminated: tuple[Elimination, ...]
-    journal: tuple[Entry, ...]
+    journal: tuple[PastDecision, ...]
     origin: Origin

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, create_model, field_validator, model_validator
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.specs import Count, Strict, read_fields, validated
 from lensjax.curves.table import MAX_EXAMPLES
+from lensjax.measure.kinds.finetune import FinetunedLoss
+from lensjax.measure.measurement import FINETUNE, Cell, Measurement, selectable
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.tasks.spec import TaskSpec, read_spec
 from lensjax.train.ladder import check_name, model_name, rungs
@@ -19,7 +21,7 @@ from lensjax.train.prepare import FIRST_RUNG
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
-Amount = Annotated[float, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Size = Annotated[int, Field(ge=1, le=MAX_EXAMPLES, strict=True)]  # of a training set, in examples
 
 
@@ -33,9 +35,9 @@ class Resources(Strict):
       retries: How often a cell is begun again whose worker or host died.
     """
 
-    cpus: Amount = 1
-    gpus: Amount = 0
-    custom: dict[str, Amount] = Field(default_factory=dict)
+    cpus: NotNegative = 1
+    gpus: NotNegative = 0
+    custom: dict[str, NotNegative] = Field(default_factory=dict)
     hosts: Count = 1
     retries: Annotated[int, Field(ge=0, strict=True)] = 2
 
@@ -85,46 +87,26 @@ class Budget(Strict):
         return self
 
 
-class KernelEvidence(Strict):
-    """The neural tangent kernel of every candidate before fine-tuning; see `lensjax ntk`.
+class _Switches(Strict):
+    """Measurements by name: true takes their defaults, false and null leave them out."""
 
-    Attributes:
-      examples: The first training examples of the first seed, which the kernel is on.
-      functional: Of what; of those with a residual.
-      along_ladder: Whether every model that is fine-tuned with the first seed has its kernel measured too, on the same
-        examples, which shows how far fine-tuning moves it.
-    """
-
-    examples: Count = 64
-    functional: Literal["loss", "label_logits"] = "loss"
-    along_ladder: bool = False
-
-    @model_validator(mode="after")
-    def _trained_on(self) -> Self:
-        if self.along_ladder and self.examples > FIRST_RUNG:
-            raise ValueError(f"along_ladder is on examples that every rung was trained on: {FIRST_RUNG} at most")
-        return self
-
-
-class HessianEvidence(Strict):
-    """The terms of the PAC-Bayes bound at every fine-tuned model; see `lensjax hessian --finetuned`."""
-
-    examples: Annotated[int, Field(ge=1, le=FIRST_RUNG, strict=True)] = 32
-    block: Literal["diagonal", "joint"] = "diagonal"
-    positive_steps: Count | None = None
-
-
-class Evidence(Strict):
-    """What is measured of candidates besides their curves; true takes the defaults."""
-
-    ntk: KernelEvidence | None = KernelEvidence()
-    hessian: HessianEvidence | None = None
-    weights: bool = False
-
-    @field_validator("ntk", "hessian", mode="before")
+    @model_validator(mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
-        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+        if not isinstance(value, dict):
+            return value
+        return {name: {True: {}, False: None}[one] if isinstance(one, bool) else one for name, one in value.items()}
+
+
+def _switches() -> Any:
+    """A model with a field for every measurement but fine-tuning, which no study is without."""
+    fields: dict[str, Any] = {
+        name: (kind | None, kind() if kind.by_default else None) for name, kind in selectable().items()
+    }
+    return create_model("EvidenceSettings", __base__=_Switches, **fields)
+
+
+EvidenceSettings = _switches()
 
 
 class StopRule(Strict):
@@ -175,7 +157,7 @@ class StudySpec(Strict):
     budget: Budget
     target: Size | None = None
     seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = (0,)
-    evidence: Evidence = Evidence()
+    evidence: EvidenceSettings = EvidenceSettings()  # type: ignore[valid-type]  # its fields come from the registry
     method: str = DEFAULT_METHOD
     strategy: Literal["ladder", "adaptive"] = "ladder"
     eliminate_below: Probability | None = None
@@ -220,7 +202,7 @@ class StudySpec(Strict):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         for measurement, what in METHODS[self.method].needs.items():
-            if not getattr(self.evidence, measurement, None):
+            if measurement not in self.measurements:
                 raise ValueError(f"the method {self.method} needs {what}; set evidence.{measurement} to true")
         largest = self.budget.examples
         if self.target is not None and largest is not None and self.target < largest:
@@ -240,6 +222,25 @@ class StudySpec(Strict):
     def candidate(self, name: str) -> CandidateSpec:
         """The candidate of a name."""
         return next(candidate for candidate in self.candidates if candidate.name == name)
+
+    @property
+    def measurements(self) -> dict[str, Measurement]:
+        """Everything that is measured, by name; fine-tuning comes last, as evidence of pretrained models is cheaper."""
+        chosen = {name: getattr(self.evidence, name) for name in EvidenceSettings.model_fields}
+        return {name: one for name, one in chosen.items() if one is not None} | {FINETUNE: FinetunedLoss()}
+
+    def cells(self, model: str, examples: int) -> list[Cell]:
+        """The cells of a candidate on a rung."""
+        return [
+            Cell(kind, model, examples, seed)
+            for kind, measurement in self.measurements.items()
+            for seed in measurement.seeds_on(examples, self.seeds)
+        ]
+
+    def cells_at(self, run: Cell) -> list[Cell]:
+        """The cells that need the model which a fine-tuning run leaves."""
+        cells = self.cells(run.model, run.examples) if run.examples else ()
+        return [cell for cell in cells if cell.kind != FINETUNE and cell.seed == run.seed]
 
     @property
     def counted(self) -> int | None:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensjax.core.errors import InputError
+from lensjax.curves.table import CurveTable
+from lensjax.measure.measurement import FINETUNE, Cell, Records
 from lensjax.study import schema
-from lensjax.study.cells import read_results
-from lensjax.study.journal import QUARANTINE, Cell, Entry, Journal
+from lensjax.study.folder import read_evidence, read_results
+from lensjax.study.journal import QUARANTINE, Entry, Journal
 from lensjax.study.runner import has_ended, stages
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import load_task
@@ -26,7 +28,7 @@ class StudyState:
     """What was done, what is left, and who dropped out.
 
     Attributes:
-      spec: The study.
+      spec, out: The study and its folder.
       journal: Its lines, oldest first.
       results: Of fine-tuning, see `read_results`.
       sizes: Of the ladder, in training examples.
@@ -39,6 +41,7 @@ class StudyState:
     """
 
     spec: StudySpec
+    out: Path
     journal: Sequence[Entry]
     results: Sequence[Result]
     sizes: Sequence[int]
@@ -57,7 +60,15 @@ class StudyState:
     @property
     def failed(self) -> dict[str, Entry]:
         """Candidates of which a run failed, which are measured no further, and how."""
-        return {cell.model: entry for cell, entry in self.failures.items() if cell.kind == "finetune"}
+        return {cell.model: entry for cell, entry in self.failures.items() if cell.kind == FINETUNE}
+
+    def records(self, curves: CurveTable | None) -> Records:
+        """Everything that was measured, for measurements to read back.
+
+        Args:
+          curves: Losses of the candidates that have any.
+        """
+        return Records(self.spec.names, self.sizes, self.spec.seeds, curves, lambda cell: read_evidence(self.out, cell))
 
     def tell(self) -> schema.Progress:
         """The numbers of it."""
@@ -84,7 +95,7 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
     last = {entry.cell: entry for entry in journal.entries if entry.cell is not None}
     failures = {cell: entry for cell, entry in last.items() if entry.status == "failed"}
     eliminated = _eliminated(journal.entries)
-    gone = {cell.model for cell in failures if cell.kind == "finetune"} | set(eliminated)
+    gone = {cell.model for cell in failures if cell.kind == FINETUNE} | set(eliminated)
     left = [name for name in spec.names if name not in gone]
     ended_by = _ended(journal.entries)
     pending: list[Cell] | None = []
@@ -100,6 +111,7 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
         damage.append(f"{journal.quarantined} damaged lines of the journal were set aside, in {QUARANTINE}.")
     return StudyState(
         spec=spec,
+        out=out,
         journal=journal.entries,
         results=read_results(spec, out),
         sizes=sizes,
@@ -127,9 +139,9 @@ def _eliminated(entries: Sequence[Entry]) -> dict[str, int]:
     found: dict[str, int] = {}
     largest = 0
     for entry in entries:
-        if entry.cell is not None and entry.cell.kind == "finetune":
-            largest = max(largest, entry.cell.examples)
-            found.pop(entry.cell.model, None)
+        if entry.run is not None:
+            largest = max(largest, entry.run.examples)
+            found.pop(entry.run.model, None)
         found |= dict.fromkeys(entry.eliminated, largest)
     return found
 
@@ -140,6 +152,6 @@ def _ended(entries: Sequence[Entry]) -> str | None:
         if entry.decision:
             # Only the sentence that the budget is spent looks at no curves.
             return "rule" if entry.stop else None if entry.basis else "budget"
-        if entry.cell is not None and entry.cell.kind == "finetune":
+        if entry.run is not None:
             return None
     return None

@@ -152,10 +152,10 @@ def test_a_study_of_which_every_run_fails_ends_with_status_1(folder, save_model,
     def fail(bench, cell):
         raise InputError("no memory.")
 
-    monkeypatch.setattr("lensjax.study.cells.Bench._evidence", fail)
+    monkeypatch.setattr("lensjax.study.bench.Bench._evidence", fail)
     main(["run", "mine.yaml", "--limit", "1"])  # kernels fail, and runs are left
     assert "No decision yet" in capsys.readouterr().out
-    monkeypatch.setattr("lensjax.study.cells.Bench._finetune", fail)
+    monkeypatch.setattr("lensjax.study.bench.Bench._run", fail)
     with pytest.raises(SystemExit) as ended:
         main(["run", "mine.yaml"])
     assert ended.value.code == 1

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lensjax.core.errors import InputError
-from lensjax.study.cells import evidence_cells, evidence_file, is_current, run_folder, runs_folder
+from lensjax.measure.measurement import Cell
 from lensjax.study.checks import check_results
-from lensjax.study.journal import Cell
+from lensjax.study.folder import evidence_cells, evidence_file, is_current, run_folder, runs_folder
 from lensjax.study.spec import read_study
 from lensjax.tasks.task import fingerprint, load_task
 from lensjax.train.results import Result, write_result

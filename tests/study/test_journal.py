@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
-from lensjax.study.journal import QUARANTINE, Cell, Journal
+from lensjax.measure.measurement import Cell
+from lensjax.study.journal import QUARANTINE, Journal
 
 CELL = Cell("finetune", "gpt2", 400, 1)
 

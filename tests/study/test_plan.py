@@ -226,13 +226,13 @@ def test_kernels_are_counted(write_study, tmp_path):
     devices = lensjax.models.make_mesh()
     model = lensjax.models.load(found.source, dtype="float32", param_dtype="float32", mesh=devices)
     batch = probe_batch(model, spec.task, probe_examples(spec.task, 8))
-    assert found.kernel.flops == measure_kernel(model, batch).flops
+    assert found.evidence["ntk"].flops == measure_kernel(model, batch).flops
     runs = sum(rung.flops for rung in found.rungs)
-    assert found.total.flops == found.kernel.flops + runs
+    assert found.total.flops == found.evidence["ntk"].flops + runs
     along = read_study(write_study(tmp_path, *FAMILIES, evidence={"ntk": evidence["ntk"] | {"along_ladder": True}}))
     found = make_plan(along, timing=False).candidates[0]
-    assert found.kernel_of_rung == found.kernel
-    assert found.total.flops == 3 * found.kernel.flops + runs  # before, and after 200 and 400 examples
+    assert found.evidence_of_rung == found.evidence
+    assert found.total.flops == 3 * found.evidence["ntk"].flops + runs  # before, and after 200 and 400 examples
 
 
 def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):
@@ -241,11 +241,11 @@ def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):
     found = make_plan(spec, timing=False).candidates[0]
     model = lensjax.models.load(found.source, dtype="float32", param_dtype="float32")
     batches = [probe_batch(model, spec.task, probe_examples(spec.task, 4, seed)) for seed in spec.seeds]
-    assert found.terms.flops == sum(rung_flops(model, [batch], block="diagonal") for batch in batches)
+    assert found.evidence_of_rung["hessian"].flops == sum(rung_flops(model, [batch]) for batch in batches)
     halves = [{name: rows[part] for name, rows in batches[0].items()} for part in (slice(2), slice(2, 4))]
-    assert rung_flops(model, halves, block="diagonal") == rung_flops(model, batches[:1], block="diagonal")
+    assert rung_flops(model, halves) == rung_flops(model, batches[:1])
     assert [rung.examples for rung in found.rungs] == [0, 200, 400]
-    assert found.total.flops == 2 * found.terms.flops + sum(rung.flops for rung in found.rungs)
+    assert found.total.flops == 2 * found.evidence_of_rung["hessian"].flops + sum(rung.flops for rung in found.rungs)
 
 
 def test_a_candidate_that_does_not_fit_is_named_and_left_out(study, planned, monkeypatch):

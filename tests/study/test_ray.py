@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lensjax.core.errors import InputError
-from lensjax.study.journal import Cell
+from lensjax.measure.measurement import Cell
 from lensjax.study.runner import run_study
 from lensjax.study.spec import Resources, read_study
 

@@ -13,13 +13,13 @@ from lensjax.core.errors import InputError
 from lensjax.curvature.bound import LayerTerms
 from lensjax.curvature.dynamics import residual_loss, spectrum
 from lensjax.measure.kernel import MeasuredKernel, choose_times
+from lensjax.measure.measurement import Cell, Measured
 from lensjax.measure.rungs import Rung, rung_arrays
 from lensjax.models.heavy_tails import LayerMetrics, TailFit, WeightMetrics
 from lensjax.report.study_files import write_findings
 from lensjax.selection import METHODS, ranking
-from lensjax.study.cells import _write, evidence_file, run_folder, runs_folder
-from lensjax.study.folder import open_study
-from lensjax.study.journal import Cell, Journal
+from lensjax.study.folder import evidence_file, open_study, run_folder, runs_folder, write_evidence
+from lensjax.study.journal import Journal
 from lensjax.study.report import collect
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import StudySpec
@@ -88,7 +88,7 @@ class Folder:
     def evidence(self, cell, asked, summary, arrays, flops=0):
         path = evidence_file(self.out, cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, {"asked": asked, **summary}, arrays)
+        write_evidence(self.out, cell, Measured({"asked": asked, **summary}, arrays))
         self.journal.add(cell=cell, seconds=5.0, flops=flops)
         return path
 

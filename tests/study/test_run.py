@@ -15,10 +15,12 @@ from lensjax.core.errors import InputError
 from lensjax.core.files import locked
 from lensjax.curvature.dynamics import kernel_drift
 from lensjax.curves.csv_files import read_curves
+from lensjax.measure.kinds.ntk import kernel_drifts
+from lensjax.measure.measurement import Cell
 from lensjax.study import decisions
-from lensjax.study.cells import Bench, Outcome, evidence_file, read_evidence, read_results, read_searches, runs_folder
-from lensjax.study.evidence import kernel_drifts
-from lensjax.study.journal import Cell, Journal
+from lensjax.study.bench import Bench, Outcome
+from lensjax.study.folder import evidence_file, read_evidence, read_results, read_searches, runs_folder
+from lensjax.study.journal import Journal
 from lensjax.study.runner import _Runner, cells_left, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
 from lensjax.study.state import read_state
@@ -66,9 +68,9 @@ def test_all_candidates_are_on_a_rung_before_the_next(finished):
     assert [f"After {size:,} examples" in said[-1] for size in (800, 1600)] == [False, True]
     assert len([entry for entry in journal.entries if entry.decision]) == 3
     for name in FAMILIES:
-        summary, arrays = read_evidence(folder, Cell("ntk", name))
-        assert arrays["theta"].shape == (8, 8)
-        assert summary["asked"]["examples"] == 8
+        kernel = read_evidence(folder, Cell("ntk", name))
+        assert kernel.arrays["theta"].shape == (8, 8)
+        assert kernel.summary["asked"]["examples"] == 8
 
 
 def test_the_benchmark_of_overheads_accounts_for_all_of_a_study_s_time(finished, monkeypatch):
@@ -220,7 +222,7 @@ def test_a_budget_of_hours_ends_before_the_rung_that_would_pass_it(finished, tmp
 def test_a_rung_is_expected_to_take_what_the_one_before_it_lets_expect(write_study, tmp_path):
     spec = read_study(write_study(tmp_path, "gpt2", "opt"))
     journal, bench = Journal(tmp_path, spec.identity), Bench(spec, tmp_path)
-    runner = _Runner(spec, tmp_path, bench, journal, lambda cells: iter([]), False, None, lambda sentence: None)
+    runner = _Runner(bench, journal, lambda cells: iter([]), None, lambda sentence: None)
 
     def took(kind, size, seconds):
         journal.add(cell=Cell(kind, "gpt2", size), seconds=seconds, flops=round(1e6 * seconds))
@@ -284,7 +286,7 @@ def test_the_adaptive_strategy_measures_curvature_that_was_left_out(write_study,
             asked.append(cell)
             yield cell, Outcome()
 
-    _Runner(spec, tmp_path, bench, journal, launch, False, None, lambda sentence: None).catch_up()
+    _Runner(bench, journal, launch, None, lambda sentence: None).catch_up()
     assert asked == [Cell("finetune", "gpt2", 800), Cell("ntk", "gpt2", 800)]  # neither result is there
 
 
@@ -302,17 +304,17 @@ def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_p
     cells = [Cell("hessian", name, size) for size in (200, 400) for name in ("gpt2", "opt")]
     assert [cell for cell in ran(journal) if cell.kind == "hessian"] == cells
     for cell in cells:
-        summary, arrays = read_evidence(out, cell)
-        assert summary["sum_of_largest"] >= 0
-        assert summary["flops"] == journal.last(cell).flops > 0
-        assert arrays["forms"].shape == (len(arrays["layers"]), 4)
+        terms = read_evidence(out, cell)
+        assert terms.summary["sum_of_largest"] >= 0
+        assert terms.summary["flops"] == journal.last(cell).flops > 0
+        assert terms.arrays["forms"].shape == (len(terms.arrays["layers"]), 4)
     assert not list(out.rglob("model.safetensors"))  # fine-tuned models are not kept unless asked for
     assert cells_left(spec, out) == []
     evidence_file(out, cells[0]).unlink()
     assert cells_left(spec, out) == [Cell("finetune", "gpt2", 200), cells[0]]
     again = run_study(spec, out)
     assert again.last(cells[0]).status == "ok"
-    np.testing.assert_array_equal(read_evidence(out, cells[0])[1]["layers"], arrays["layers"])
+    np.testing.assert_array_equal(read_evidence(out, cells[0]).arrays["layers"], terms.arrays["layers"])
 
 
 def test_kernels_are_measured_along_ladders(write_study, tmp_path, tiny_models):
@@ -326,18 +328,18 @@ def test_kernels_are_measured_along_ladders(write_study, tmp_path, tiny_models):
     assert kernels == [Cell("ntk", name, size) for size in (0, 200, 400) for name in ("gpt2", "opt")]  # of seed 0
     assert str(kernels[-1]) == "opt, 400 examples, seed 0, kernel"
     assert not list(out.rglob("model.safetensors"))  # whichever was the last to need them
-    drifts = kernel_drifts(read_state(spec, out), out)
+    drifts = kernel_drifts(read_state(spec, out).records(None))
     assert [(one.model, one.seed, one.examples) for one in drifts] == [
         (name, 0, (200, 400)) for name in ("gpt2", "opt")
     ]
-    theta = [read_evidence(out, Cell("ntk", "opt", size))[1]["theta"] for size in (0, 200, 400)]
+    theta = [read_evidence(out, Cell("ntk", "opt", size)).arrays["theta"] for size in (0, 200, 400)]
     assert drifts[1].drift == tuple(kernel_drift(theta[0], later) for later in theta[1:])
     assert drifts[1].growth == pytest.approx([np.trace(later) / np.trace(theta[0]) for later in theta[1:]])
     assert all(0 < drift < 1 for one in drifts for drift in one.drift)
     evidence_file(out, Cell("ntk", "opt", 400)).unlink()
     assert cells_left(spec, out) == [Cell("finetune", "opt", 400), Cell("ntk", "opt", 400)]
     run_study(spec, out)
-    np.testing.assert_allclose(read_evidence(out, Cell("ntk", "opt", 400))[1]["theta"], theta[2], rtol=1e-4)
+    np.testing.assert_allclose(read_evidence(out, Cell("ntk", "opt", 400)).arrays["theta"], theta[2], rtol=1e-4)
     assert not list(out.rglob("model.safetensors"))
 
 

@@ -1,28 +1,22 @@
 """A study as one self-contained HTML page: its decision and ranking, and all that was measured and spent on the way."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lensjax.core import text
-from lensjax.core.sections import DataTable
+from lensjax.core.sections import DataTable, Section
+from lensjax.measure.measurement import FINETUNE, MEASUREMENTS
 from lensjax.report.figures.curves import mark_phases
 from lensjax.report.pages.html import Name, render
 from lensjax.report.pages.ranking import ranking_context
 from lensjax.report.pages.sections import shown_section, shown_table
 from lensjax.selection.ranking import Ranking
-from lensjax.study.schema import Amount, Spent, StudyReport
-from lensjax.study.sections import interval, sections
+from lensjax.study.schema import LEARNING_RATES, Consumption, Spent, StudyReport
 
 _ENDED = {
     "rule": "ended: the decision is clear",
     "budget": "ended: the budget is spent",
     "ladder": "ended: every rung is measured",
-}
-_KINDS = {
-    "finetune": "Fine-tuning",
-    "learning_rates": "Choice of learning rates",
-    "ntk": "Kernel",
-    "hessian": "Hessian",
-    "weights": "Weight metrics",
 }
 
 
@@ -37,14 +31,15 @@ def render_study(report: StudyReport, ranking: Ranking | None) -> str:
     """
     # Without a ranking only what frames it is shown, of which these are the parts.
     shown: dict[str, Any] = {"compared": [], "assumptions": [], "has_curves": False}
+    sections = [section for _, kind in MEASUREMENTS.items() for section in kind.show(report)]
     if ranking is not None:
         shown = ranking_context(ranking)
-        begins = {phase.model: phase.begins for phase in report.phases if phase.begins is not None}
-        mark_phases(shown["curves"].figure, ranking, begins)
-    return render("study.html.j2", shown | _context(report))
+        for section in sections:
+            mark_phases(shown["curves"].figure, ranking, section.rings)
+    return render("study.html.j2", shown | _context(report, sections))
 
 
-def _context(report: StudyReport) -> dict[str, Any]:
+def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]:
     order = [row.model for row in report.ranking]
     return {
         "study": text.clean(report.study, 100),
@@ -56,8 +51,8 @@ def _context(report: StudyReport) -> dict[str, Any]:
         "study_facts": _facts(report),
         "warnings": [text.clean(sentence) for sentence in report.warnings],
         "so_far": _so_far(report),
-        "ringed": any(phase.begins is not None for phase in report.phases),
-        "sections": [shown_section(section, order) for section in sections(report)],
+        "rings": [text.clean(section.ring_is) for section in sections if section.rings],
+        "sections": [shown_section(section, order) for section in sections],
         "lensllm": _lensllm(report),
         "lensllm_missing": text.clean(report.lensllm_missing),
         "cost": _cost_table(report),
@@ -130,13 +125,15 @@ def _lensllm(report: StudyReport) -> dict[str, Any] | None:
     shared = [("a", found.a), ("b", found.b), ("t", found.time)]
     return {
         "verdict": text.clean(found.verdict),
-        "shared": [(name, interval(value)) for name, value in shared if value is not None],
+        "shared": [(name, str(value)) for name, value in shared if value is not None],
         "table": shown_table(table),
     }
 
 
 def _cost_table(report: StudyReport) -> dict[str, Any] | None:
-    kinds = [kind for kind in _KINDS if any(one.kind == kind for one in report.cost.spent)]
+    titles = {FINETUNE: MEASUREMENTS[FINETUNE].title, LEARNING_RATES: "Choice of learning rates"}
+    titles |= {name: kind.title for name, kind in MEASUREMENTS.items()}
+    kinds = [kind for kind in titles if any(one.kind == kind for one in report.cost.spent)]
     rows = []
     for candidate in report.candidates:
         took: dict[str, Spent] = {one.kind: one for one in report.cost.spent if one.model == candidate.name}
@@ -148,7 +145,7 @@ def _cost_table(report: StudyReport) -> dict[str, Any] | None:
                 for kind in kinds
             ]
             rows.append((candidate.name, values))
-    table = DataTable("What was spent on candidates", [_KINDS[kind] for kind in kinds], rows)
+    table = DataTable("What was spent on candidates", [titles[kind] for kind in kinds], rows)
     return shown_table(table) if rows else None
 
 
@@ -171,8 +168,9 @@ def _cost_notes(report: StudyReport) -> list[str]:
             f"{text.flops(cost.ladder_flops)} of the whole ladder, "
             f"{text.share(cost.skipped_flops / cost.ladder_flops)}."
         )
-    if any(one.kind == "weights" for one in cost.spent):
-        notes.append("FLOPs of weight metrics are not counted; their time is.")
+    for name, kind in MEASUREMENTS.items():
+        if not kind.counts_flops and any(one.kind == name for one in cost.spent):
+            notes.append(f"FLOPs of {kind.label} are not counted; their time is.")
     return [*notes, text.clean(cost.energy)]
 
 
@@ -186,7 +184,7 @@ def _origin(report: StudyReport) -> list[tuple[str, str]]:
     return [(name, text.clean(value)) for name, value in pairs if value]
 
 
-def _amount(amount: Amount) -> str:
+def _amount(amount: Consumption) -> str:
     parts = [text.flops(amount.flops), text.duration(amount.seconds)]
     if amount.kwh is not None:
         parts.append(f"about {amount.kwh:.2g} kWh")

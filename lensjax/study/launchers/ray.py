@@ -11,9 +11,9 @@ from typing import Any
 from lensjax.core.errors import InputError, one_line
 from lensjax.core.processes import start_processes
 from lensjax.core.signals import stop_requested, stopping_on_signals
-from lensjax.study.cells import Bench, Outcome
-from lensjax.study.journal import Cell
-from lensjax.study.runner import Launcher
+from lensjax.measure.measurement import FINETUNE, Cell
+from lensjax.study.bench import Bench, Outcome
+from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.spec import Resources, StudySpec
 from lensjax.train.loop import Stopped
 
@@ -21,8 +21,9 @@ _POLL = 1.0  # seconds between looks at whether to stop
 _benches: dict[str, Bench] = {}  # of a worker, whose programs stay compiled from one cell to the next
 
 
+@LAUNCHERS.register("ray")
 @contextmanager
-def ray_launcher(spec: StudySpec, out: Path, *, retry: bool = False) -> Iterator[Launcher]:
+def ray_launcher(bench: Bench) -> Iterator[Launch]:
     """Within it, cells are computed on the Ray cluster that RAY_ADDRESS names, or else on this machine.
 
     Every host must see the study's folder, its models and its data under the same paths.
@@ -45,7 +46,7 @@ def ray_launcher(spec: StudySpec, out: Path, *, retry: bool = False) -> Iterator
         except Exception as error:  # of many kinds
             raise InputError(f"Ray does not start or answer ({one_line(error)}); see its address and logs.") from error
     try:
-        yield _Cluster(spec, out.absolute(), retry)
+        yield _Cluster(bench.spec, bench.out.absolute(), bench.retry)
     finally:
         if started:
             ray.shutdown()
@@ -83,9 +84,9 @@ class _Cluster:
                     raise Stopped
 
     def _may_start(self, cell: Cell, running: Iterable[Cell]) -> bool:
-        """Whether nothing under way does what this cell would do too: choosing the candidate's learning rate."""
+        """Whether a cell need not wait for one that is choosing its candidate's learning rate."""
         training = self.spec.finetune_spec(self.spec.candidate(cell.model)).training
-        alone = cell.kind == "finetune" and len(training.learning_rates) > 1
+        alone = cell.kind == FINETUNE and len(training.learning_rates) > 1
         return not (alone and any((other.kind, other.model) == (cell.kind, cell.model) for other in running))
 
     def _start(self, cell: Cell) -> Any:
@@ -124,7 +125,7 @@ def _outcome(reference: Any) -> Outcome:
         return ray.get(reference)
     except Stopped:
         raise
-    except ray.exceptions.RayError as error:  # its worker or host died more often than is forgiven
+    except ray.exceptions.RayError as error:  # its worker or host died more often than `retries`
         return Outcome(f"its worker on the Ray cluster was lost ({one_line(error, 200)})")
 
 

@@ -1,0 +1,1 @@
+"""The measurements of studies, one module each, named as study.yaml and the journal name them."""
