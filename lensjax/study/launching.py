@@ -1,10 +1,10 @@
 """Launchers compute cells that do not depend on each other: in this process, on a cluster, or wherever one is added.
 
-    # lensjax/study/launchers/my_launcher.py
-    @LAUNCHERS.register("my_launcher")
-    @contextmanager
-    def my_launcher(bench: Bench) -> Iterator[Launch]:
-        yield lambda cells: ((cell, bench.compute(cell)) for cell in cells)
+# lensjax/study/launchers/my_launcher.py
+@LAUNCHERS.register("my_launcher")
+@contextmanager
+def my_launcher(bench: Bench) -> Iterator[Launch]:
+    yield lambda cells: ((cell, bench.compute(cell)) for cell in cells)
 """
 
 from collections.abc import Callable, Iterable, Iterator
