@@ -95,17 +95,6 @@ def lensllm(log_d: Log, *, log_b: Log, log_f: Log, beta: Exponent, log_e: Log) -
     return rectified(log_d, log_b=log_b, log_d_l=log_f, beta=beta, log_e=log_e)
 
 
-def local_slope(law: Callable[..., Array]) -> Callable[..., Array]:
-    """The local slope -d log L / d log D of a law, as a function of the law's own arguments."""
-
-    def slope(log_d: Log, **arguments: ArrayLike) -> Array:
-        log_d = jnp.asarray(log_d, dtype=jnp.result_type(float, log_d))
-        _, change = jax.jvp(lambda x: law(x, **arguments), (log_d,), (jnp.ones_like(log_d),))
-        return jnp.negative(change)
-
-    return slope
-
-
 class Law(NamedTuple):
     """A law and the names of its parameters, as the formula has them.
 

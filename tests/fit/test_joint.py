@@ -431,7 +431,6 @@ def test_intervals_may_be_left_as_modelled(task, posterior, monkeypatch):
 
 def test_without_most_ingredients(task, predicted):
     posterior = fit_joint(task.table, HORIZON, settings=PLAIN)
-    assert posterior.fitted.law.shape == (1, 3)
     assert posterior.observations.covariates.shape == (8, 2)
     np.testing.assert_array_equal(posterior.fitted.scales.jump, 0)
     np.testing.assert_allclose(posterior.fitted.scales.noise, NOISE, rtol=1e-2)

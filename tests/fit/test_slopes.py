@@ -4,19 +4,11 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from lensjax.curves.laws import LAWS, local_slope, rectified
-from lensjax.fit.joint.slopes import (
-    CENTRE,
-    LAW_CENTRE,
-    PRIORS,
-    SHAPES,
-    UNUSED,
-    USUAL_SLOPE,
-    law_log_loss,
-    law_parameters,
-    population_slopes,
-    slope_priors,
-)
+from lensjax.core.errors import InputError
+from lensjax.curves.laws import rectified
+from lensjax.fit.joint.shapes import CENTRE, SHAPES, USUAL_SLOPE
+from lensjax.fit.joint.shapes.law import LAW_CENTRE, law_log_loss
+from lensjax.fit.joint.slopes import PRIORS, UNUSED, population_slopes, slope_priors
 from lensjax.fit.linalg import float64_on_cpu
 
 UNIT = 200.0
@@ -33,12 +25,21 @@ def double_precision():
 
 def shapes(count=50, spread=1.5, seed=0):
     """log v, logit s and logit ρ, much more various than the prior is."""
-    return LAW_CENTRE + spread * np.random.default_rng(seed).standard_normal((count, SHAPES))
+    return LAW_CENTRE + spread * np.random.default_rng(seed).standard_normal((count, 3))
 
 
 def natural(shape, level=0.7):
-    parameters = law_parameters(jnp.asarray(shape), jnp.full(len(shape), level), jnp.log(UNIT))
-    return LAWS["rectified"].arguments({name: values[:, None] for name, values in parameters.items()})
+    """The law's own parameters, with log L = `level` at the centre, as columns."""
+    log_v, logit_s, logit_rho = shape.T[:, :, None]
+    beta = np.exp(log_v) / (expit(logit_s) * expit(-logit_rho) * np.log(2))
+    log_power = beta * (np.log(UNIT) + CENTRE * np.log(2))  # log D^β at the centre
+    log_d_l = log_power - logit_s
+    log_b = np.log(expit(-logit_rho)) + level + np.logaddexp(log_d_l, log_power)
+    return {"log_b": log_b, "log_d_l": log_d_l, "beta": beta, "log_e": np.log(expit(logit_rho)) + level}
+
+
+def shape_basis(name, octaves=9, numbers=LAW_CENTRE):
+    return np.asarray(SHAPES[name].slopes(jnp.asarray(numbers), octaves)[1])
 
 
 def prior_of(name, octaves=9, covariates=3):
@@ -54,20 +55,12 @@ def test_law_is_the_rectified_law_of_its_natural_parameters():
     np.testing.assert_allclose(log_losses(shape, OCTAVES) + 0.7, expected, atol=1e-11)
 
 
-def test_natural_parameters_in_plain_numbers():
-    shape, x = shapes(), OCTAVES
-    p = law_parameters(jnp.asarray(shape), jnp.full(50, 0.7), jnp.log(UNIT))
-    b, d_l, beta, e = (np.asarray(p[name])[:, None] for name in ("B", "D_l", "beta", "E"))
-    assert all(np.all(values > 0) for values in (b, d_l, beta, e))
-    loss = b / (d_l + (UNIT * 2**x) ** beta) + e
-    np.testing.assert_allclose(np.log(loss) - 0.7, log_losses(shape, x), rtol=1e-9, atol=1e-11)
-
-
 def test_shape_is_slope_share_of_the_transition_and_share_of_irreducible_loss_at_the_centre():
     shape = shapes()
     at = natural(shape)
     log_d = jnp.log(UNIT) + CENTRE * jnp.log(2.0)
-    slope = jnp.log(2.0) * local_slope(rectified)(log_d, **at)[:, 0]
+    _, fall = jax.jvp(lambda log_d: rectified(log_d, **at), (log_d,), (-jnp.log(2.0),))
+    slope = fall[:, 0]
     np.testing.assert_allclose(slope, np.exp(shape[:, 0]), rtol=1e-9)
     power = np.asarray(at["beta"][:, 0] * log_d)
     np.testing.assert_allclose(expit(power - at["log_d_l"][:, 0]), expit(shape[:, 1]), rtol=1e-9)
@@ -87,7 +80,7 @@ def test_law_falls_to_its_irreducible_loss():
 
 
 def test_extreme_laws_are_finite_with_finite_derivatives():
-    extreme = np.stack(np.meshgrid([-12.0, 1.5], [-12.0, 12.0], [-30.0, 6.0]), axis=-1).reshape(-1, SHAPES)
+    extreme = np.stack(np.meshgrid([-12.0, 1.5], [-12.0, 12.0], [-30.0, 6.0]), axis=-1).reshape(-1, 3)
     x = np.array([0.0, CENTRE, 12.0])
     assert np.isfinite(log_losses(extreme, x)).all()
     slope = jax.jit(jax.vmap(jax.jacrev(law_log_loss), in_axes=(0, None)))(extreme, x)
@@ -111,8 +104,8 @@ def test_shape_basis_of_the_law_is_its_derivative():
     prior = prior_of("law")
     step = 1e-5
     for shape in shapes(5):
-        basis = slopes_of(prior, shape).basis[:, :SHAPES]
-        for column, direction in enumerate(step * np.eye(SHAPES)):
+        basis = slopes_of(prior, shape).basis[:, :3]
+        for column, direction in enumerate(step * np.eye(3)):
             up, down = slopes_of(prior, shape + direction).mean, slopes_of(prior, shape - direction).mean
             np.testing.assert_allclose(basis[:, column], (up - down) / (2 * step), rtol=1e-6, atol=1e-9)
 
@@ -121,11 +114,12 @@ def test_shape_basis_of_the_law_is_its_derivative():
 def test_basis_is_shapes_then_a_path_in_units_of_the_slope(name):
     prior = prior_of(name)
     mean, basis = slopes_of(prior, LAW_CENTRE)
-    assert (mean.shape, basis.shape) == ((9,), (9, SHAPES + 9))
-    np.testing.assert_allclose(basis[:, SHAPES:], mean[:, None] * prior.path, rtol=1e-14)
+    own = shape_basis(name)
+    assert (mean.shape, basis.shape) == ((9,), (9, own.shape[1] + 9))
+    np.testing.assert_allclose(basis[:, own.shape[1] :], mean[:, None] * prior.path, rtol=1e-14)
+    np.testing.assert_allclose(basis[:, : own.shape[1]], own, rtol=1e-12)
     if name != "law":
         np.testing.assert_array_equal(mean, np.full(9, USUAL_SLOPE))
-        np.testing.assert_allclose(basis[:, :SHAPES], USUAL_SLOPE * prior.trend, rtol=1e-14)
         np.testing.assert_array_equal(slopes_of(prior, LAW_CENTRE + 1).mean, mean)
 
 
@@ -149,12 +143,13 @@ def test_slopes_of_the_law_are_bounded_far_ahead_where_those_of_a_line_are_not()
 def test_shapes_of_priors(octaves, covariates):
     prior = slope_priors(octaves, covariates)
     count = len(PRIORS)
-    assert prior.is_law.shape == (count,)
-    assert prior.trend.shape == (count, octaves, SHAPES)
+    assert prior.which.tolist() == list(range(count))
     assert prior.path.shape == (count, octaves, octaves)
-    assert prior.amplitudes.shape == (count, 2 + covariates, SHAPES + 1)
-    assert all(np.isfinite(leaf).all() for leaf in prior)
-    assert all(leaf.dtype == jnp.float64 for leaf in prior[1:])
+    assert prior.amplitudes.shape == (count, 2 + covariates, 3 + 1)
+    assert prior.centre.shape == (count, 3)
+    for leaf in (prior.path, prior.amplitudes, prior.centre):
+        assert np.isfinite(leaf).all()
+        assert leaf.dtype == jnp.float64
     assert np.all(prior.amplitudes >= UNUSED)
 
 
@@ -163,9 +158,23 @@ def test_priors_come_in_the_order_of_their_names():
     chosen = slope_priors(7, 2, names)
     for position, name in enumerate(names):
         alone = prior_of(name, 7, 2)
-        jax.tree.map(lambda x, y, at=position: np.testing.assert_array_equal(x[at], y), chosen, alone)
-    np.testing.assert_array_equal(chosen.is_law, [False, True, False, False])
-    assert slope_priors(7, 2).is_law.tolist() == [name == "law" for name in PRIORS]
+        np.testing.assert_array_equal(chosen.path[position], alone.path)
+        used = alone.amplitudes.shape[1] - 1
+        np.testing.assert_array_equal(chosen.amplitudes[position, :, :used], alone.amplitudes[:, :used])
+        np.testing.assert_array_equal(chosen.amplitudes[position, :, used:-1], UNUSED)
+        np.testing.assert_array_equal(chosen.amplitudes[position, :, -1], alone.amplitudes[:, -1])
+        of_all = jax.tree.map(lambda leaf, at=position: leaf[at], chosen)
+        together, single = slopes_of(of_all, LAW_CENTRE), slopes_of(alone, LAW_CENTRE)
+        np.testing.assert_allclose(together.mean, single.mean, rtol=1e-14)
+        np.testing.assert_allclose(together.basis[:, :used], single.basis[:, :used], rtol=1e-14)
+        np.testing.assert_array_equal(together.basis[:, used:-7], 0)
+    assert chosen.names == tuple(names)
+    assert slope_priors(7, 2).names == PRIORS
+
+
+def test_an_unknown_prior_is_named():
+    with pytest.raises(InputError, match="no slope prior 'smoth'; did you mean smooth"):
+        slope_priors(7, 2, ["smoth"])
 
 
 def test_amplitudes_are_of_models_families_what_is_shared_and_covariates():
@@ -203,13 +212,12 @@ def test_paths_are_wiener_processes_and_their_integrals(octaves):
 
 def test_trends_are_centred_and_one_levels_off():
     x = np.arange(30) + 0.5
-    level, linear, unused = np.asarray(prior_of("wiener", 30).trend).T
-    np.testing.assert_array_equal(level, np.ones(30))
-    np.testing.assert_array_equal(unused, np.zeros(30))
+    level, linear = shape_basis("wiener", 30).T / USUAL_SLOPE
+    np.testing.assert_allclose(level, np.ones(30))
     np.testing.assert_allclose(linear, (x - CENTRE) / 4)
-    levelling = np.asarray(prior_of("saturating", 30).trend)[:, 1]
+    levelling = shape_basis("saturating", 30)[:, 1] / USUAL_SLOPE
     near = np.abs(x - CENTRE) < 1
     np.testing.assert_allclose(levelling[near], linear[near], rtol=0.03)
     assert np.all(np.diff(levelling) >= 0)
     np.testing.assert_allclose(levelling[-1], 0.75, rtol=1e-4)
-    np.testing.assert_array_equal(np.asarray(prior_of("smooth", 30).trend)[:, 1:], 0)
+    assert shape_basis("smooth", 30).shape == (30, 1)  # the level alone

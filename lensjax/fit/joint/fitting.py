@@ -2,7 +2,7 @@
 
 Per-model fits of a four-parameter law lose to a straight line, because five to eleven points do not identify
 four parameters. Here models share what they have in common: see `lensjax.fit.joint.hierarchy` for the model,
-`lensjax.fit.joint.slopes` for its priors. Amplitudes, noise, jumps and the population's law are learned by maximum
+`lensjax.fit.joint.slopes` for its priors. Amplitudes, noise, jumps and the population's numbers are learned by maximum
 marginal likelihood under weak priors (L-BFGS of Optax), in turn with the weights that make noise and level
 jumps Student-t. What the same fit would have said of the largest sizes without them shows whether its intervals are
 wide enough; if not, they are widened.
@@ -26,7 +26,8 @@ from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import hold_out, widening
 from lensjax.fit.joint.hierarchy import Observations, Scales, Slopes, Weights, condition, update_weights
 from lensjax.fit.joint.posterior import Fitted, JointPosterior
-from lensjax.fit.joint.slopes import LAW_CENTRE, NOISE, PRIORS, SHAPES, SlopePrior, population_slopes, slope_priors
+from lensjax.fit.joint.shapes import SHAPES
+from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, population_slopes, slope_priors
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.residuals import Residuals, candidate_times
 
@@ -47,7 +48,7 @@ class JointSettings:
     """What the joint model consists of; the defaults are what `lensjax rank` uses.
 
     Attributes:
-      priors: slope priors that are averaged, of `lensjax.fit.joint.slopes.PRIORS`.
+      priors: slope priors that are averaged, names in `lensjax.fit.joint.shapes.SHAPES`.
       family, size, level: whether a model's family, log size and loss level may explain its slopes.
       jumps: whether levels may jump between sizes.
       widen: whether intervals are widened where those of a fit without the largest sizes were too narrow.
@@ -65,8 +66,10 @@ class JointSettings:
     amplitude_sd: float = 0.8
 
     def __post_init__(self) -> None:
-        if not self.priors or not set(self.priors) <= set(PRIORS):
-            raise InputError(f"The slope priors are {listing(self.priors)}; choose one or more of {listing(PRIORS)}.")
+        if not self.priors:
+            raise InputError(f"No slope prior is named; choose one or more of {listing(SHAPES.names)}.")
+        for name in self.priors:
+            SHAPES.check(name)
         if not (self.dof > 2 and self.amplitude_sd > 0):
             raise InputError(
                 f"dof is {self.dof} and amplitude_sd {self.amplitude_sd}; give dof above 2 and a positive sd."
@@ -81,15 +84,14 @@ class Learned(NamedTuple):
 
 
 def unpack(parameters: Float[Array, " h"], prior: SlopePrior, jumps: bool = True) -> tuple[Scales, Slopes]:
-    """Scales and slopes from a vector of log amplitudes, log noise, log jump and the law's three numbers."""
-    rows, columns = prior.amplitudes.shape
-    law = rows * columns + 2
-    amplitudes = jnp.exp(parameters[: rows * columns]).reshape(rows, columns)
-    paths = jnp.repeat(amplitudes[:, SHAPES:], prior.path.shape[0], axis=1)
-    sd = jnp.concatenate([amplitudes[:, :SHAPES], paths], axis=1)
-    noise, jump = jnp.hypot(jnp.exp(parameters[law - 2 : law]), LEAST_NOISE)
+    """Scales and slopes from a vector of log amplitudes, log noise, log jump and the population's numbers."""
+    end = prior.amplitudes.size
+    amplitudes = jnp.exp(parameters[:end]).reshape(prior.amplitudes.shape)
+    paths = jnp.repeat(amplitudes[:, -1:], prior.path.shape[0], axis=1)
+    sd = jnp.concatenate([amplitudes[:, :-1], paths], axis=1)
+    noise, jump = jnp.hypot(jnp.exp(parameters[end : end + 2]), LEAST_NOISE)
     scales = Scales(model=sd[0], family=sd[1], covariate=sd[2:], noise=noise, jump=jump * jumps)
-    return scales, population_slopes(prior, parameters[law:])
+    return scales, population_slopes(prior, parameters[end + 2 :])
 
 
 def fit_joint(
@@ -269,16 +271,14 @@ def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitt
             even = Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x))
             weights = jax.lax.fori_loop(0, ROUNDS, again, even)
         given = condition(obs, weights, scales, slopes)
-        return Fitted(scales, slopes, learned.parameters[-SHAPES:], weights, given)
+        return Fitted(scales, slopes, weights, given)
 
     return jax.lax.map(one, priors)
 
 
 def _learn(obs: Observations, prior: SlopePrior, settings: JointSettings) -> Learned:
     """Amplitudes and weights under one prior."""
-    centre = jnp.concatenate(
-        [jnp.log(prior.amplitudes).reshape(-1), jnp.full(2, jnp.log(NOISE)), jnp.asarray(LAW_CENTRE)]
-    )
+    centre = jnp.concatenate([jnp.log(prior.amplitudes).reshape(-1), jnp.full(2, jnp.log(NOISE)), prior.centre])
 
     def objective(parameters: Array, weights: Weights) -> Array:
         evidence = condition(obs, weights, *unpack(parameters, prior, settings.jumps)).evidence

@@ -24,14 +24,12 @@ class Fitted(NamedTuple):
 
     Attributes:
       scales, slopes: of the hierarchy.
-      law: log v, logit s and logit ρ of the population's law; see `lensjax.fit.joint.slopes`.
       weights: of single noise terms and jumps.
       given: the hierarchy conditioned on the observations.
     """
 
     scales: hierarchy.Scales
     slopes: hierarchy.Slopes
-    law: Float[Array, "3"]
     weights: hierarchy.Weights
     given: hierarchy.Conditional
 

@@ -1,70 +1,49 @@
-"""Prior beliefs about the local slope v(x) = -d log L / d log2 D, x octaves above the smallest size.
+"""Several shapes of local slopes as arrays, stacked so that one compiled program fits all of them.
 
-A `SlopePrior` says how the slope of an average model runs and how models deviate from it. Its basis has a few
-shape coefficients and, after them, a path: a random function that lets any slope drift. Four priors that
-extrapolate differently are averaged:
-
-    law         the rectified law's slope, its parameters learned; models deviate in those parameters
-    wiener      constant slope; models deviate by a level, a linear trend and a Wiener path
-    smooth      constant slope; models deviate by a level and an integrated Wiener path
-    saturating  as smooth, with a trend that levels off after a few octaves
-
-The rectified law L = B / (D_l + D^β) + E enters through three numbers that curves identify well, at CENTRE
-octaves: the slope v, the share of the transition behind us s = D^β / (D_l + D^β), and the share of the loss
-that no data removes ρ = E / L. From them b = v / (s (1 - ρ)) is β log 2.
+Shapes with fewer coefficients or numbers than the others are padded with coefficients that they do not use.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.nn import log_sigmoid, sigmoid
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 
 from lensjax.fit.joint.hierarchy import Slopes
+from lensjax.fit.joint.shapes import SHAPES, Shape
 
-CENTRE = 6.0  # octaves above the smallest size, mid-way along a typical ladder
-USUAL_SLOPE = 0.05  # nats of log loss per octave
-SHAPES = 3  # shape coefficients of every prior
-
-PRIORS = ("law", "wiener", "smooth", "saturating")
-
-# Median standard deviations a priori of the shape coefficients and the path, in units of the usual slope, by
-# who deviates. A covariate is in units of its own standard deviation.
-_LINEAR = {
-    "shared": (0.7, 0.5, 0.0, 0.2),
-    "model": (0.4, 0.2, 0.0, 0.15),
-    "family": (0.3, 0.15, 0.0, 0.1),
-    "covariate": (0.2, 0.1, 0.0, 0.05),
-}
-_LAW = {  # of log v, logit s, logit ρ
-    "shared": (0.3, 0.3, 0.3, 0.2),
-    "model": (0.4, 0.5, 0.4, 0.15),
-    "family": (0.3, 0.4, 0.3, 0.1),
-    "covariate": (0.2, 0.25, 0.2, 0.05),
-}
-LAW_CENTRE = np.array([np.log(USUAL_SLOPE), 0.7, -0.7])  # prior means of log v, logit s, logit ρ; sd 1 each
+PRIORS = ("law", "wiener", "smooth", "saturating")  # that are averaged by default; they extrapolate differently
 NOISE = 0.008  # median sd of noise and of jumps, in log loss
-UNUSED = 1e-6  # sd of a coefficient that a prior does not use
+UNUSED = 1e-6  # sd of a coefficient that a shape does not use
 
 
-class SlopePrior(NamedTuple):
-    """One prior, as arrays so that several can be stacked and fitted by one compiled program.
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("which", "path", "amplitudes", "centre"),
+    meta_fields=("names",),
+)
+@dataclass(frozen=True)
+class SlopePrior:
+    """One shape, or several along a leading axis.
 
     Attributes:
-      is_law: whether the population slope and the shape basis are the rectified law's.
-      trend: shape basis of a prior that is not the law's.
+      which: position of the shape in `names`.
       path: Cholesky factor of the path's covariance over octaves.
-      amplitudes: median sd of the coefficients: model, family, then the covariates, the first one shared.
+      amplitudes: median sd of C coefficients, the last the path's: model, family, then the covariates, the first one
+        shared.
+      centre: prior means of the population's numbers.
+      names: of all shapes that are stacked.
     """
 
-    is_law: Bool[Array, ""]
-    trend: Float[Array, "T 3"]
+    which: Int[Array, ""]
     path: Float[Array, "T T"]
-    amplitudes: Float[Array, "R 4"]
+    amplitudes: Float[Array, "R C"]
+    centre: Float[Array, " P"]
+    names: tuple[str, ...]
 
 
 def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -> SlopePrior:
@@ -73,70 +52,40 @@ def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -
     Args:
       octaves: T, length of the grid of slopes.
       covariates: K, counting the constant one.
-      names: some of `PRIORS`.
+      names: some of `SHAPES`.
+
+    Raises:
+      InputError: there is no shape of a name.
     """
-    x = np.arange(octaves) + 0.5
-    low, gap = np.minimum(x[:, None], x), np.abs(x[:, None] - x)
-    wiener = np.linalg.cholesky(low / 4)
-    integrated = np.linalg.cholesky((low**3 / 3 + gap * low**2 / 2) / 64 + 1e-12 * np.eye(octaves))
-    zero, linear, levelling = np.zeros(octaves), (x - CENTRE) / 4, 3 * np.tanh((x - CENTRE) / 3) / 4
-    parts = {
-        "law": (_LAW, zero, wiener),
-        "wiener": (_LINEAR, linear, wiener),
-        "smooth": (_LINEAR, zero, integrated),
-        "saturating": (_LINEAR, levelling, integrated),
-    }
+    shapes = [SHAPES[name] for name in names]
     rows = ["model", "family", "shared", *["covariate"] * (covariates - 1)]
-    chosen = [(name, *parts[name]) for name in names]
+    coefficients = max(len(shape.medians.shared) for shape in shapes) - 1
+    numbers = max(len(shape.centre) for shape in shapes)
+
+    def padded(medians: Sequence[float]) -> list[float]:
+        *used, path = medians
+        return [*used, *[0.0] * (coefficients - len(used)), path]
+
+    amplitudes = [[padded(getattr(shape.medians, row)) for row in rows] for shape in shapes]
     return SlopePrior(
-        is_law=jnp.asarray([name == "law" for name, *_ in chosen]),
-        trend=jnp.asarray([np.stack([np.ones(octaves), trend, zero], axis=1) for _, _, trend, _ in chosen]),
-        path=jnp.asarray([path for *_, path in chosen]),
-        amplitudes=jnp.maximum(jnp.asarray([[medians[row] for row in rows] for _, medians, _, _ in chosen]), UNUSED),
+        which=jnp.arange(len(shapes)),
+        path=jnp.asarray([shape.path(octaves) for shape in shapes]),
+        amplitudes=jnp.maximum(jnp.asarray(amplitudes), UNUSED),
+        centre=jnp.asarray([np.pad(shape.centre, (0, numbers - len(shape.centre))) for shape in shapes]),
+        names=tuple(names),
     )
 
 
-def law_log_loss(shape: Float[Array, "3"], x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """log L(x) - log L(CENTRE) of the rectified law; `shape` holds log v, logit s and logit ρ."""
-    b, s, rho = _rate(shape), shape[1], sigmoid(shape[2])
-    reducible = log_sigmoid(-(b * (x - CENTRE) + s)) - log_sigmoid(-s)
-    return jnp.log(rho + (1 - rho) * jnp.exp(reducible))
-
-
-def _rate(shape: Float[Array, "3"]) -> Float[Array, ""]:
-    return jnp.exp(shape[0]) / (sigmoid(shape[1]) * (1 - sigmoid(shape[2])))
-
-
-def _law_slope(shape: Float[Array, "3"], octaves: int) -> Float[Array, " T"]:
-    losses = law_log_loss(shape, jnp.arange(octaves + 1.0))
-    return losses[:-1] - losses[1:]
-
-
-def population_slopes(prior: SlopePrior, law: Float[Array, "3"]) -> Slopes:
+def population_slopes(prior: SlopePrior, numbers: Float[Array, " P"]) -> Slopes:
     """Population slope and basis of deviations; a path is scaled by the slope that it deviates from."""
-    octaves = prior.path.shape[0]
-    law_slope = _law_slope(law, octaves)
-    law_shapes = jax.jacfwd(_law_slope)(law, octaves)
-    mean = jnp.where(prior.is_law, law_slope, USUAL_SLOPE)
-    shapes = jnp.where(prior.is_law, law_shapes, USUAL_SLOPE * prior.trend)
-    return Slopes(mean=mean, basis=jnp.concatenate([shapes, mean[:, None] * prior.path], axis=1))
+    octaves, coefficients = prior.path.shape[0], prior.amplitudes.shape[-1] - 1
 
+    def of(shape: Shape) -> Callable[[Array], tuple[Array, Array]]:
+        def slopes(numbers: Array) -> tuple[Array, Array]:
+            mean, basis = shape.slopes(numbers[: len(shape.centre)], octaves)
+            return mean, jnp.pad(basis, ((0, 0), (0, coefficients - basis.shape[1])))
 
-def law_parameters(
-    shape: Float[Array, "*n 3"], log_loss_at_centre: Float[Array, "*n"], log_unit: float
-) -> dict[str, Float[Array, "*n"]]:
-    """B, D_l, β and E of the rectified law, in examples and nats per token.
+        return slopes
 
-    Args:
-      shape: log v, logit s and logit ρ.
-      log_loss_at_centre: log L at `CENTRE` octaves.
-      log_unit: log of the size that x = 0 stands for.
-    """
-    rate = jnp.exp(shape[..., 0]) / (sigmoid(shape[..., 1]) * (1 - sigmoid(shape[..., 2])))
-    beta = rate / jnp.log(2.0)
-    log_power = beta * (log_unit + CENTRE * jnp.log(2.0))  # log D^β at the centre
-    log_d_l = log_power - shape[..., 1]
-    loss = jnp.exp(log_loss_at_centre)
-    rho = sigmoid(shape[..., 2])
-    b = (1 - rho) * loss * jnp.exp(jnp.logaddexp(log_d_l, log_power))
-    return {"B": b, "D_l": jnp.exp(log_d_l), "beta": beta, "E": rho * loss}
+    mean, basis = jax.lax.switch(prior.which, [of(SHAPES[name]) for name in prior.names], numbers)
+    return Slopes(mean=mean, basis=jnp.concatenate([basis, mean[:, None] * prior.path], axis=1))

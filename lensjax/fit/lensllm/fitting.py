@@ -34,7 +34,9 @@ from scipy.stats import t as student
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.fit.joint.slopes import LAW_CENTRE, NOISE, USUAL_SLOPE
+from lensjax.fit.joint.shapes import USUAL_SLOPE
+from lensjax.fit.joint.shapes.law import LAW_CENTRE
+from lensjax.fit.joint.slopes import NOISE
 from lensjax.fit.lensllm.law_hierarchy import (
     COORDINATES,
     D_L,
