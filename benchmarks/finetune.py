@@ -31,11 +31,11 @@ from lensjax.models.lora import split_trainable
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.ladder import measure, rungs
-from lensjax.train.loop import Progress, Run, fine_tune
+from lensjax.train.loop import Progress, TrainingInputs, fine_tune
 from lensjax.train.recorder import Recorder
 
 Part = Literal["trainer", "input", "ladder", "gpu"]
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "transformers", "lensjax")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers", "lensjax")
 COLUMNS = {
     "median s": "median_s",
     "tokens/s": "tokens_per_second",
@@ -238,7 +238,7 @@ def train(candidate: Candidate, observer: Any) -> Progress:
     """Train with the loop that users train with."""
     trained, frozen = split_trainable(candidate.pretrained().params)
     tokens, training = candidate.tokens, candidate.spec.training
-    run = Run(
+    run = TrainingInputs(
         train=tokens.train[SEED],
         validation=tokens.validation,
         lengths=tokens.lengths,

@@ -70,7 +70,7 @@ def ntk(
     from lensjax.measure.rungs import find_runs
     from lensjax.tasks.spec import TaskSpec, read_spec
     from lensjax.tasks.task import fingerprint
-    from lensjax.train.candidate import MODEL
+    from lensjax.train.runs import MODEL
     from lensjax.train.spec import FinetuneSpec
 
     task: TaskSpec = read_spec(spec, FinetuneSpec)

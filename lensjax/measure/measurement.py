@@ -47,8 +47,8 @@ from lensjax.models import load, make_mesh
 from lensjax.models.model import Batch, Model
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example
-from lensjax.train.candidate import MODEL
 from lensjax.train.results import Result, read_result
+from lensjax.train.runs import MODEL
 
 FINETUNE = "finetune"  # the measurement that curves are made of; without it a candidate drops out
 

@@ -30,9 +30,8 @@ from lensjax.models.model import Batch, Model
 from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example, fingerprint, load_task
-from lensjax.train.candidate import MODEL
 from lensjax.train.results import Result, read_result
-from lensjax.train.runs import CLAIM
+from lensjax.train.runs import CLAIM, MODEL
 
 _FITTED = ("examples", "sum_of_largest", "gap", "test_loss")
 

@@ -17,11 +17,11 @@ from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.study.folder import evidence_file, is_awaited, run_folder, runs_folder, settings_of, write_evidence
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Example, Task, fingerprint, load_task
-from lensjax.train.candidate import MODEL
 from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.results import Result
+from lensjax.train.runs import MODEL
 
 
 @dataclass(frozen=True)

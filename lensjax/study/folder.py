@@ -17,10 +17,8 @@ from lensjax.core.processes import on_first
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, selectable
 from lensjax.study.journal import Journal
 from lensjax.study.spec import CandidateSpec, StudySpec
-from lensjax.train.candidate import MODEL
-from lensjax.train.candidate import Cell as Run
 from lensjax.train.results import Result, read_result
-from lensjax.train.runs import SEARCH
+from lensjax.train.runs import MODEL, SEARCH, Run
 
 EVIDENCE = "evidence"  # folder of everything but runs
 STUDY = "study.json"

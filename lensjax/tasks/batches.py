@@ -5,10 +5,11 @@ the short ones leave over goes with the long ones, and the batches are shuffled.
 resumes at step s, on any number of devices, asks for batch s.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -153,15 +154,22 @@ def training_batches(
       rows: Those that devices of this process hold.
       padding: Token that fills rows up.
     """
-    import grain
 
-    def make(step: int) -> dict[str, Any]:
+    def make(step: int) -> dict[str, Int[np.ndarray, "rows time"]]:
         short, examples = plan[step]
         return collate(tokens, examples, rows, lengths[0] if short else lengths[1], padding)
 
-    made = grain.MapDataset.source(steps).map(make)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
-    return iter(made.to_iter_dataset(options))
+    pool = ThreadPoolExecutor(1)
+    try:
+        coming: deque[Future[dict[str, Int[np.ndarray, "rows time"]]]] = deque()
+        for step in steps:
+            coming.append(pool.submit(make, step))
+            if len(coming) > PREFETCH:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def evaluation_batches(

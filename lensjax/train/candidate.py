@@ -1,18 +1,21 @@
 """One model and one task, ready to be fine-tuned on any number of the task's examples."""
 
 import importlib.metadata
+import json
 import math
 import shutil
 import time
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import make_folder
+from lensjax.core.files import LOCK, locked, make_folder, read_json, remove_leftovers, write_files
 from lensjax.core.processes import is_first, on_first, wait_for_all
+from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.models import load, make_mesh
 from lensjax.models.hub import find_folder
 from lensjax.models.lora import add_lora, join, split_trainable
@@ -20,30 +23,15 @@ from lensjax.models.model import Model, Params
 from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
-from lensjax.train.loop import Diverged, Progress, Run, fine_tune
+from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine_tune
 from lensjax.train.prepare import Examples
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import Result, write_curves, write_result
+from lensjax.train.runs import CLAIM, Run, opened_folder
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.workload import Workload
 
-CHECKPOINTS, MODEL = "checkpoints", "model"  # folders of a run
 _NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: a number of training examples, a seed and a learning rate (0 without training), and its folder."""
-
-    examples: int
-    seed: int
-    rate: float
-    folder: Path
-
-    @classmethod
-    def of(cls, model: Path, examples: int, seed: int, rate: float = 0.0) -> "Cell":
-        """The run of a rung, in the folder of a model's runs."""
-        return cls(examples, seed, rate, model / f"examples-{examples}-seed-{seed}")
 
 
 class Candidate(Workload):
@@ -107,30 +95,78 @@ class Candidate(Workload):
             model = add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
         return model
 
-    def cell(self, examples: int, seed: int, rate: float) -> Cell:
+    def planned(self, examples: int, seed: int, rate: float) -> Run:
         """The run of a rung."""
-        return Cell.of(self.folder, examples, seed, rate)
+        return Run.of(self.folder, examples, seed, rate)
 
-    def run(self, cell: Cell, recorder: Recorder, *, save_model: bool = False) -> Result:
+    def claim_folder(self) -> None:
+        """Note whose results this model's folder holds.
+
+        Raises:
+          InputError: they are another model's.
+        """
+
+        def note() -> None:
+            path = self.folder / CLAIM
+            claim = read_json(path)
+            if claim is None:
+                make_folder(self.folder)
+                write_files({path: json.dumps({"source": self.source, "weights": self.weights}, indent=2) + "\n"})
+            elif claim.get("weights") != self.weights:
+                raise InputError(
+                    f"{shorten(self.folder, 400)} holds results of another model "
+                    f"({shorten(claim.get('source'), 200)}); give this one another name."
+                )
+
+        on_first(note)
+
+    def make(self, run: Run, recorder: Recorder, *, save_model: bool = False) -> Result:
+        """Make a run while no other command does.
+
+        Raises:
+          Stopped: the process was told to end; the same call goes on from there.
+          InputError: another command makes it; or see `train`.
+        """
+        with ExitStack() as held, stopping_on_signals():
+
+            def lock() -> None:
+                # Another spec may have taken the folder as long as there were no runs in it.
+                with opened_folder(self.out, self.spec, self.examples.digest):
+                    make_folder(run.folder)
+                try:
+                    held.enter_context(locked(run.folder / LOCK, blocking=False))
+                except BlockingIOError as error:
+                    raise InputError(
+                        f"Another command is making {shorten(run.folder, 400)} at this moment; wait for it, or stop it."
+                    ) from error
+                remove_leftovers(run.folder)
+
+            on_first(lock)
+            result = self.train(run, recorder, save_model=save_model)
+            if stop_requested():
+                raise Stopped
+        return result
+
+    def train(self, run: Run, recorder: Recorder, *, save_model: bool = False) -> Result:
         """Fine-tune and test, going on from where an earlier attempt got to; its result is on disk then.
 
         Raises:
           Stopped: the process was told to end; the same call goes on.
           InputError: a file cannot be written, or the checkpoint there is of something else.
         """
-        progress, checkpoints = Progress(), Checkpoints(cell.folder / CHECKPOINTS) if cell.examples else None
+        progress, checkpoints = Progress(), Checkpoints(run.checkpoints) if run.examples else None
         try:
             model, self._loaded = self._loaded or self.pretrained(), None
             trained, frozen = split_trainable(model.params)
             del model  # so that its parameters go when training has no more use for them
             if checkpoints is not None:
                 placements = (self.placement, self.evaluation_placement)
-                with recorder.run(f"{self.name}, {cell.examples:,} examples", cell.folder):
+                with recorder.run(f"{self.name}, {run.examples:,} examples", run.folder):
                     trained, progress = fine_tune(
                         self.programs,
                         trained,
                         frozen,
-                        self._run(cell),
+                        self._inputs(run),
                         self.spec.training,
                         placements,
                         checkpoints,
@@ -141,30 +177,30 @@ class Candidate(Workload):
             progress = replace(progress, seconds=progress.seconds + time.perf_counter() - began)
             if not math.isfinite(test.loss):
                 raise Diverged(f"the test loss is {test.loss}", progress)
-            result = self._result(cell, progress, test)
-            if save_model and not on_first((cell.folder / MODEL).exists):
-                self.abstract.with_params(join(trained, frozen)).save(cell.folder / MODEL)
+            result = self._result(run, progress, test)
+            if save_model and not on_first(run.model.exists):
+                self.abstract.with_params(join(trained, frozen)).save(run.model)
         except Diverged as error:
-            result = self._result(cell, error.progress, None, str(error))
+            result = self._result(run, error.progress, None, str(error))
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            result = self._result(cell, progress, None, _NO_ROOM)
+            result = self._result(run, progress, None, _NO_ROOM)
         finally:
             if checkpoints is not None:
                 checkpoints.close()
         if is_first():
-            make_folder(cell.folder)
-            write_result(cell.folder, result)
+            make_folder(run.folder)
+            write_result(run.folder, result)
             write_curves(self.out)
             if result.status == "ok":
-                shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
+                shutil.rmtree(run.checkpoints, ignore_errors=True)
         wait_for_all("result")
         return result
 
-    def fingerprint(self, cell: Cell) -> str:
+    def fingerprint(self, run: Run) -> str:
         """Hash of the training examples of a run."""
-        return self.examples.fingerprint(cell.seed, cell.examples)
+        return self.examples.fingerprint(run.seed, run.examples)
 
     def test(self, trained: Params, frozen: Params) -> Evaluation:
         """The loss on the test set."""
@@ -178,41 +214,41 @@ class Candidate(Workload):
             self.padding,
         )
 
-    def _run(self, cell: Cell) -> Run:
+    def _inputs(self, run: Run) -> TrainingInputs:
         tokens = self.tokens
-        return Run(
-            train=tokens.train[cell.seed].take(cell.examples),
+        return TrainingInputs(
+            train=tokens.train[run.seed].take(run.examples),
             validation=tokens.validation,
             lengths=tokens.lengths,
             evaluation_length=tokens.evaluation_length,
             encoder_decoder=self.abstract.family.encoder_decoder,
             padding=self.padding,
-            seed=cell.seed,
-            rate=cell.rate,
+            seed=run.seed,
+            rate=run.rate,
             flops=self.step_flops,
             evaluation_flops=self.evaluation_flops,
             identity={
                 "spec": self.examples.digest,
-                "training examples": self.fingerprint(cell),
+                "training examples": self.fingerprint(run),
                 "model": self.weights,
-                "learning rate": cell.rate,
+                "learning rate": run.rate,
                 "dtype": self.dtype,
             },
         )
 
-    def _result(self, cell: Cell, progress: Progress, test: Evaluation | None, error: str = "") -> Result:
+    def _result(self, run: Run, progress: Progress, test: Evaluation | None, error: str = "") -> Result:
         test_batches = self.evaluation_placement.batches(0 if test is None else test.examples)
         return Result(
             model=self.name,
-            examples=cell.examples,
+            examples=run.examples,
             loss=None if test is None else test.loss,
-            seed=cell.seed,
+            seed=run.seed,
             size=self.parameters,
             family=self.abstract.family.model_type,
             standard_error=None if test is None or math.isnan(test.standard_error) else test.standard_error,
             status="failed" if error else "ok",
             validation_loss=progress.best_loss if progress.best_step else None,
-            learning_rate=cell.rate or None,
+            learning_rate=run.rate or None,
             best_step=progress.best_step,
             steps=progress.step,
             tokens=progress.tokens,
@@ -225,7 +261,7 @@ class Candidate(Workload):
             device=jax.devices()[0].device_kind,
             devices=self.mesh.size,
             spec=self.examples.digest,
-            data=self.fingerprint(cell),
+            data=self.fingerprint(run),
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
             error=error,

@@ -14,12 +14,12 @@ from lensjax.core.files import read_json
 from lensjax.core.processes import on_first
 from lensjax.models.hub import find_folder
 from lensjax.models.safetensors_files import weights_fingerprint
-from lensjax.train.candidate import Candidate, Cell
+from lensjax.train.candidate import Candidate
 from lensjax.train.prepare import FIRST_RUNG, Examples, read_examples
 from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import CURVES, Result, write_curves
-from lensjax.train.runs import CLAIM, SPEC, claim_folder, known_result, make_run, open_folder
+from lensjax.train.runs import CLAIM, SPEC, Run, known_result, open_folder
 from lensjax.train.search import choose_rate, result_of_search
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.trackers import check_trackers
@@ -83,7 +83,7 @@ class Curve:
           InputError: see `Candidate`; or the folder holds results of another model.
         """
         candidate = Candidate(self.spec, self.source, self.name, self.examples, self.out, self._mesh)
-        claim_folder(candidate)
+        candidate.claim_folder()
         return candidate
 
     @cached_property
@@ -110,7 +110,7 @@ class Curve:
           InputError: it is of other training examples.
         """
         return (
-            known_result(self.examples, Cell.of(self.folder, size, seed), retry, save_model) if self._is_ours else None
+            known_result(self.examples, Run.of(self.folder, size, seed), retry, save_model) if self._is_ours else None
         )
 
     def measure(self, size: int, seed: int, *, save_model: bool = False, retry: bool = False) -> Result:
@@ -189,11 +189,11 @@ def measure(
         for examples in sizes:
             taken = save_models and (examples, seed) == (candidate.examples.search, 0)
             rate = choose_rate(candidate, recorder, retry=retry, save_model=taken) if examples else 0.0
-            cell = candidate.cell(examples, seed, rate)
-            found = known_result(candidate.examples, cell, retry, save_models) or result_of_search(
-                candidate, cell, save_models
+            run = candidate.planned(examples, seed, rate)
+            found = known_result(candidate.examples, run, retry, save_models) or result_of_search(
+                candidate, run, save_models
             )
-            yield found or make_run(candidate, cell, recorder, save_models)
+            yield found or candidate.make(run, recorder, save_model=save_models)
     on_first(lambda: str(write_curves(candidate.out)))
 
 

@@ -50,8 +50,8 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is trained on what: everything that training depends on besides the programs and the first parameters.
+class TrainingInputs:
+    """Everything that training depends on besides the programs and the first parameters.
 
     Attributes:
       train, validation: The examples.
@@ -115,7 +115,7 @@ def fine_tune(
     programs: Programs,
     params: Params,
     frozen: Params,
-    run: Run,
+    inputs: TrainingInputs,
     spec: TrainingSpec,
     placements: tuple[BatchPlacement, BatchPlacement],
     checkpoints: Checkpoints,
@@ -133,11 +133,11 @@ def fine_tune(
       InputError: the checkpoint is of something else, or cannot be read or written.
     """
     state = programs.start(params)
-    progress, lengths = Progress(), run.lengths
+    progress, lengths = Progress(), inputs.lengths
     found = checkpoints.record()
     if found is not None:
         step, record = found
-        _check_identity(record["identity"], run.identity, checkpoints)
+        _check_identity(record["identity"], inputs.identity, checkpoints)
         progress = Progress(**record["progress"])
         lengths = _as_lengths(record["lengths"])
         like = shapes_of(state)
@@ -146,20 +146,20 @@ def fine_tune(
     else:
         best = programs.copy(state.params)
 
-    needed = example_lengths(run.train, run.encoder_decoder)
-    plan = BatchPlan(fits(needed, lengths[0]), spec.batch_size, run.seed)
+    needed = example_lengths(inputs.train, inputs.encoder_decoder)
+    plan = BatchPlan(fits(needed, lengths[0]), spec.batch_size, inputs.seed)
     steps, every = planned_steps(spec, plan.steps_per_epoch)
     training, validating = placements
     used = needed.sum(axis=1)
-    per_validation = run.evaluation_flops * validating.batches(len(run.validation))
+    per_validation = inputs.evaluation_flops * validating.batches(len(inputs.validation))
     batches = training_batches(
-        run.train, plan, lengths, training.local_rows(), run.padding, range(progress.step, steps)
+        inputs.train, plan, lengths, training.local_rows(), inputs.padding, range(progress.step, steps)
     )
     observer.begin(progress, steps)
     clock = _Clock()
 
     def save(now: Progress) -> None:
-        record = {"identity": dict(run.identity), "progress": asdict(now), "lengths": lengths}
+        record = {"identity": dict(inputs.identity), "progress": asdict(now), "lengths": lengths}
         checkpoints.save(now.step, state, best, record)
         clock.saved()
 
@@ -169,14 +169,14 @@ def fine_tune(
         asked = time.perf_counter()
         batch = training.to_devices(next(batches))
         waited = time.perf_counter() - asked
-        rate = learning_rate(spec, run.rate, step, steps)
+        rate = learning_rate(spec, inputs.rate, step, steps)
         state, metrics = programs.step(state, frozen, batch, rate)
         short, examples = plan[step]
         progress = replace(
             progress,
             step=step + 1,
             tokens=progress.tokens + int(used[examples].sum()),
-            flops=progress.flops + run.flops(lengths[0] if short else lengths[1]),
+            flops=progress.flops + inputs.flops(lengths[0] if short else lengths[1]),
             waiting=progress.waiting + waited,
             seconds=progress.seconds + clock.lap(),
         )
@@ -191,7 +191,7 @@ def fine_tune(
             pending = None
         if validate:
             found_loss = evaluate(
-                programs, state.params, frozen, run.validation, run.evaluation_length, validating, run.padding
+                programs, state.params, frozen, inputs.validation, inputs.evaluation_length, validating, inputs.padding
             )
             if not math.isfinite(found_loss.loss):
                 raise Diverged(f"the validation loss is {found_loss.loss} after step {progress.step}", progress)

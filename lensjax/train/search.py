@@ -8,10 +8,10 @@ from typing import Any
 from lensjax.core.errors import InputError
 from lensjax.core.files import make_folder, read_json, write_files
 from lensjax.core.processes import on_first
-from lensjax.train.candidate import MODEL, Candidate, Cell
+from lensjax.train.candidate import Candidate
 from lensjax.train.recorder import LOG, Recorder
 from lensjax.train.results import Result, read_result, write_curves, write_result
-from lensjax.train.runs import SEARCH, known_result, make_run
+from lensjax.train.runs import SEARCH, Run, known_result
 
 
 def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False, save_model: bool = False) -> float:
@@ -28,13 +28,13 @@ def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False
     if len(rates) == 1:
         return rates[0]
     path = candidate.folder / "learning_rate.json"
-    cells = [_search_cell(candidate, rate) for rate in rates]
+    runs = [_search_run(candidate, rate) for rate in rates]
     kept = on_first(lambda: read_json(path))
-    if kept is not None and kept.get("data") == candidate.fingerprint(cells[0]):
+    if kept is not None and kept.get("data") == candidate.fingerprint(runs[0]):
         return float(str(kept["learning_rate"]))
     results = [
-        known_result(candidate.examples, cell, retry) or make_run(candidate, cell, recorder, save_model)
-        for cell in cells
+        known_result(candidate.examples, run, retry) or candidate.make(run, recorder, save_model=save_model)
+        for run in runs
     ]
     found = {r.learning_rate: r.validation_loss for r in results if r.status == "ok" and r.validation_loss is not None}
     if not found:
@@ -45,14 +45,14 @@ def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False
     best = min(rates, key=lambda rate: found.get(rate, math.inf))
 
     def keep() -> None:
-        for cell in cells:
-            if cell.rate != best:
-                shutil.rmtree(cell.folder / MODEL, ignore_errors=True)
+        for run in runs:
+            if run.rate != best:
+                shutil.rmtree(run.model, ignore_errors=True)
         content = {
             "learning_rate": best,
             "examples": candidate.examples.search,
             "seed": 0,
-            "data": candidate.fingerprint(cells[0]),
+            "data": candidate.fingerprint(runs[0]),
             "validation_losses": {f"{rate:g}": found.get(rate) for rate in rates},
         }
         write_files({path: json.dumps(content, indent=2) + "\n"})
@@ -61,33 +61,33 @@ def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False
     return best
 
 
-def _search_cell(candidate: Candidate, rate: float) -> Cell:
+def _search_run(candidate: Candidate, rate: float) -> Run:
     """The run that tries a learning rate."""
-    return Cell(candidate.examples.search, 0, rate, candidate.folder / SEARCH / f"{rate:g}")
+    return Run(candidate.examples.search, 0, rate, candidate.folder / SEARCH / f"{rate:g}")
 
 
-def result_of_search(candidate: Candidate, cell: Cell, save_model: bool) -> Result | None:
+def result_of_search(candidate: Candidate, run: Run, save_model: bool) -> Result | None:
     """The result that the search for a learning rate has found already, if it is of this run.
 
     Args:
       save_model: Take its model too; one without a model is not what is asked for.
     """
-    searched = _search_cell(candidate, cell.rate)
-    if (searched.examples, searched.seed) != (cell.examples, cell.seed) or not cell.examples:
+    searched = _search_run(candidate, run.rate)
+    if (searched.examples, searched.seed) != (run.examples, run.seed) or not run.examples:
         return None
 
     def take() -> dict[str, Any] | None:
         found = read_result(searched.folder)
-        model, place = searched.folder / MODEL, cell.folder / MODEL
+        model, place = searched.model, run.model
         if found is None or (save_model and not (model.exists() or place.exists())):
             return None
-        make_folder(cell.folder)
+        make_folder(run.folder)
         if save_model and not place.exists():
             model.rename(place)
         shutil.rmtree(model, ignore_errors=True)
         log = searched.folder / LOG
-        write_files({cell.folder / LOG: log.read_text(encoding="utf-8")} if log.exists() else {})
-        write_result(cell.folder, found)
+        write_files({run.folder / LOG: log.read_text(encoding="utf-8")} if log.exists() else {})
+        write_result(run.folder, found)
         write_curves(candidate.out)
         return found.model_dump(mode="json")
 

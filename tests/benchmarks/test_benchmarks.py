@@ -266,7 +266,7 @@ def test_finetune_names_machine_and_versions_for_every_part(quick_finetune):
     assert set(quick_finetune["parts"]) == set(FINETUNE_PARTS)
     for part in quick_finetune["parts"].values():
         assert {"cpu", "cores", "memory_gb", "os", "load_at_start"} == set(part["machine"])
-        assert {"python", "jax", "flax", "optax", "grain", "transformers", "lensjax"} < set(part["versions"])
+        assert {"python", "jax", "flax", "optax", "transformers", "lensjax"} < set(part["versions"])
 
 
 def test_finetune_is_timed(quick_finetune):

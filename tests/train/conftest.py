@@ -19,7 +19,7 @@ from lensjax.tasks.task import Example
 from lensjax.tasks.tokens import tokenise
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
-from lensjax.train.loop import Progress, Run, fine_tune
+from lensjax.train.loop import Progress, TrainingInputs, fine_tune
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder
@@ -128,7 +128,7 @@ class Seen:
 class Trial:
     """A tiny model and a few examples that the real loop fine-tunes any number of times, compiled once."""
 
-    def __init__(self, model: Any, run: Run, spec: TrainingSpec, mesh: Any) -> None:
+    def __init__(self, model: Any, run: TrainingInputs, spec: TrainingSpec, mesh: Any) -> None:
         self.model, self.run, self.spec, self.mesh = model, run, spec, mesh
         self.placements = BatchPlacement(mesh, spec.batch_size), BatchPlacement(mesh, 2 * spec.batch_size)
         self.programs = make_programs(model, spec, mesh)
@@ -139,7 +139,9 @@ class Trial:
         """The parameters before training, which may be donated."""
         return jax.device_put(self.params, self.shardings)
 
-    def fine_tune(self, folder: Path, seen: Seen | None = None, run: Run | None = None, **settings: Any) -> Any:
+    def fine_tune(
+        self, folder: Path, seen: Seen | None = None, run: TrainingInputs | None = None, **settings: Any
+    ) -> Any:
         """What `fine_tune` gives back; `settings` change the spec in what the programs do not depend on."""
         checkpoints = Checkpoints(folder)
         try:
@@ -205,7 +207,7 @@ def make_trial(tiny_config: Callable[..., Any], number_tokens: Callable[..., Any
         needed = [example_lengths(tokens, encoder_decoder) for tokens in (train, validation)]
         short, long = choose_lengths(needed[:1])
         spec = TrainingSpec(**({"batch_size": 16, "dtype": "float32"} | settings))
-        run = Run(
+        run = TrainingInputs(
             train=train,
             validation=validation,
             lengths=(short if shapes == 2 else long, long),
@@ -222,7 +224,7 @@ def make_trial(tiny_config: Callable[..., Any], number_tokens: Callable[..., Any
 
 
 @pytest.fixture(scope="session")
-def with_identity() -> Callable[..., Run]:
+def with_identity() -> Callable[..., TrainingInputs]:
     """A run whose checkpoints say that they are of something else."""
     return lambda run, **changes: replace(run, identity={**run.identity, **changes})
 

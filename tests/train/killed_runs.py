@@ -15,7 +15,6 @@ import time
 import traceback
 from pathlib import Path
 
-import grain  # noqa: F401
 import jax
 import orbax.checkpoint  # noqa: F401
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401

@@ -89,8 +89,8 @@ def test_a_run_that_does_not_fit_is_a_failed_row(make_candidate, monkeypatch, er
         raise error
 
     monkeypatch.setattr(candidate, "test", test)
-    cell = candidate.cell(0, 0, 0.0)
-    result = candidate.run(cell, Recorder(candidate.dtype, 1))
+    run = candidate.planned(0, 0, 0.0)
+    result = candidate.train(run, Recorder(candidate.dtype, 1))
     assert result.status == "failed"
     assert "ran out of memory; lower batch_size" in result.error
-    assert json.loads((cell.folder / "result.json").read_text())["status"] == "failed"
+    assert json.loads((run.folder / "result.json").read_text())["status"] == "failed"

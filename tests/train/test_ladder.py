@@ -103,4 +103,4 @@ def test_the_order_of_examples_depends_on_no_other_rung_or_seed(prepare):
     one, _ = prepare([200], out="one")
     other, _ = prepare([0, 200, 400], out="other", seeds=(0, 3))
     assert one.tokens.lengths[0] == other.tokens.lengths[0]
-    assert one.fingerprint(one.cell(200, 0, 0.1)) == other.fingerprint(other.cell(200, 0, 0.1))
+    assert one.fingerprint(one.planned(200, 0, 0.1)) == other.fingerprint(other.planned(200, 0, 0.1))

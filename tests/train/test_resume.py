@@ -18,10 +18,11 @@ from safetensors.numpy import load_file
 import lensjax.models
 from lensjax.core.signals import stopping_on_signals
 from lensjax.tasks.spec import read_spec
-from lensjax.train.candidate import Candidate, Cell
+from lensjax.train.candidate import Candidate
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder
+from lensjax.train.runs import Run
 from lensjax.train.spec import FinetuneSpec
 
 EXAMPLES, STEPS = 64, 12
@@ -47,13 +48,13 @@ class Setting:
     recorder: Stopping
     folder: Path
 
-    def cell(self, name):
-        return Cell(EXAMPLES, 0, 3e-3, self.folder / name)
+    def run_of(self, name):
+        return Run(EXAMPLES, 0, 3e-3, self.folder / name)
 
     def run(self, name, stop_at=None):
         self.recorder.stop_at = stop_at
         with stopping_on_signals():
-            return self.candidate.run(self.cell(name), self.recorder, save_model=True)
+            return self.candidate.train(self.run_of(name), self.recorder, save_model=True)
 
     def log(self, name):
         """The log without what it says of time."""

@@ -86,7 +86,7 @@ def test_of_two_specs_in_a_new_folder_the_first_that_runs_has_it(make_spec, pret
     assert json.loads((out / "spec.json").read_text())["digest"] == one.examples.digest == result.spec
     with pytest.raises(InputError, match="out holds results of another spec"):
         run(two)
-    assert list(out.glob("*/examples-*")) == [one.cell(0, 0, 0.0).folder]
+    assert list(out.glob("*/examples-*")) == [one.planned(0, 0, 0.0).folder]
 
 
 def test_folders_are_opened_one_command_at_a_time(make_spec, tmp_path):
@@ -128,16 +128,16 @@ def test_folders_of_other_specs_are_refused(make_spec, tmp_path):
 
 def test_results_of_other_training_examples_are_refused(prepare):
     candidate, recorder = prepare([200])
-    cell = candidate.cell(200, 0, 3e-3)
-    cell.folder.mkdir(parents=True)
-    write_result(cell.folder, Result(model="tiny", examples=200, loss=1.0, seed=0, size=1, family="gpt2", data="other"))
+    run = candidate.planned(200, 0, 3e-3)
+    run.folder.mkdir(parents=True)
+    write_result(run.folder, Result(model="tiny", examples=200, loss=1.0, seed=0, size=1, family="gpt2", data="other"))
     with pytest.raises(InputError, match="holds a result of other training examples than the source has now"):
         list(measure(candidate, [200], (0,), recorder))
 
 
 def test_a_run_that_another_command_makes_is_left_to_it(prepare):
     candidate, recorder = prepare([200])
-    folder = candidate.cell(200, 0, 3e-3).folder
+    folder = candidate.planned(200, 0, 3e-3).folder
     folder.mkdir(parents=True)
     with locked(folder / ".lock"), pytest.raises(InputError, match="Another command is making"):
         list(measure(candidate, [200], (0,), recorder))
@@ -145,7 +145,7 @@ def test_a_run_that_another_command_makes_is_left_to_it(prepare):
 
 def test_what_a_killed_command_had_half_written_goes(prepare):
     candidate, recorder = prepare([200])
-    folder = candidate.cell(200, 0, 3e-3).folder
+    folder = candidate.planned(200, 0, 3e-3).folder
     (folder / ".lensjax-abc.part").mkdir(parents=True)
     (folder / ".lensjax-abc.part" / "model.safetensors").write_bytes(b"half")
     list(measure(candidate, [200], (0,), recorder))
