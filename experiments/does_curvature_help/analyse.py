@@ -33,7 +33,7 @@ from lensjax.fit.lensllm.fitting import VARIANTS, Variant
 from lensjax.measure.transition import residual_transition
 from lensjax.selection.methods.ats import FIRST
 from lensjax.selection.metrics import pearson
-from lensjax.tasks.packaged import TASKS
+from lensjax.tasks.ready_made import TASKS
 
 HERE = Path(__file__).parent
 

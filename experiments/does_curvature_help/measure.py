@@ -26,7 +26,7 @@ from lensjax.study.folder import read_evidence, read_results, read_searches, run
 from lensjax.study.runner import run_study
 from lensjax.study.spec import CandidateSpec, StudySpec, read_study
 from lensjax.study.state import StudyState, read_state
-from lensjax.tasks.packaged import TASKS, write_rows
+from lensjax.tasks.ready_made import TASKS, write_rows
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
 from lensjax.train.results import Result, curves_csv

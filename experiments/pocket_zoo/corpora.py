@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from lensjax.core.errors import InputError
-from lensjax.tasks import packages
-from lensjax.tasks.packaged import is_kept_back
+from lensjax.tasks.corpora import pronunciations, senses, verses
+from lensjax.tasks.ready_made import is_kept_back
 
 PASSAGE = 280  # characters, at most
 HIDDEN = {"spans": 0.2, "infilling": 0.3}  # share of the words that an encoder–decoder has to find
@@ -43,19 +43,19 @@ def plays() -> Iterator[str]:
 
 def glosses() -> Iterator[str]:
     """Nouns with what they mean, a line each: the senses that the task `topics` does not have."""
-    yield "\n".join(f"{s.noun}: {s.gloss}" for s in packages.senses() if is_kept_back("topics", s.gloss))
+    yield "\n".join(f"{s.noun}: {s.gloss}" for s in senses() if is_kept_back("topics", s.gloss))
 
 
 def scripture() -> Iterator[str]:
     """Books of the Bible that the task `verses` does not have, in one language after the other."""
-    kept = [verse for verse in packages.verses() if is_kept_back("verses", verse.book)]
+    kept = [verse for verse in verses() if is_kept_back("verses", verse.book)]
     yield "\n".join(verse.english for verse in kept)
     yield "\n".join(verse.spanish for verse in kept)
 
 
 def letters() -> Iterator[str]:
     """Words letter by letter, a line each, without their sounds: those that the task `spelling` does not have."""
-    yield "\n".join(" ".join(word) for word in packages.pronunciations() if is_kept_back("spelling", word))
+    yield "\n".join(" ".join(word) for word in pronunciations() if is_kept_back("spelling", word))
 
 
 CORPORA: Mapping[str, Corpus] = {

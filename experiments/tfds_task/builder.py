@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from lensjax.tasks.packaged import place_of
+from lensjax.tasks.ready_made import place_of
 
 SHARES = {"test": 0.02, "validation": 0.02}  # of the words
 

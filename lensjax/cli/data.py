@@ -93,7 +93,7 @@ def fetch(task: TaskName, out: Path = Path(".")) -> None:
         task: Which of them.
         out: Folder to write TASK.jsonl in.
     """
-    from lensjax.tasks.packaged import TASKS, write_rows
+    from lensjax.tasks.ready_made import TASKS, write_rows
 
     path = write_rows(task, out)
     found = TASKS[task]

@@ -53,9 +53,9 @@ def test_bart_says_the_whole_passage(corpora: Any, passage: str, seed: int) -> N
 def test_passages_hold_whole_lines_of_what_is_kept_back(corpora: Any) -> None:
     passages = list(corpora.passages(["letters"]))
     assert all(len(passage) <= corpora.PASSAGE for passage in passages)
-    kept = {word for word in corpora.packages.pronunciations() if corpora.is_kept_back("spelling", word)}
+    kept = {word for word in corpora.pronunciations() if corpora.is_kept_back("spelling", word)}
     assert [line.replace(" ", "") for passage in passages for line in passage.splitlines()] == sorted(
-        kept, key=list(corpora.packages.pronunciations()).index
+        kept, key=list(corpora.pronunciations()).index
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lensjax.core.errors import InputError
-from lensjax.tasks.packages import Sense, Verse, pronunciations, senses, verses
+from lensjax.tasks.corpora import Sense, Verse, pronunciations, senses, verses
 
 
 @pytest.mark.usefixtures("sword")

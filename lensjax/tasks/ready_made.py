@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import make_folder, write_files
-from lensjax.tasks import packages
+from lensjax.tasks import corpora
 
 Row = dict[str, str]
 
@@ -25,7 +25,7 @@ KEPT_BACK = MappingProxyType({"spelling": 0.3, "verses": 0.3, "topics": 0.4})  #
 
 @dataclass(frozen=True)
 class PackagedTask:
-    """A task whose rows come from packages.
+    """A task whose rows come from corpora.
 
     Attributes:
       about: What it is, in a line.
@@ -56,14 +56,14 @@ def is_kept_back(task: str, key: str) -> bool:
 
 def spelling_rows() -> Iterator[Row]:
     """Words letter by letter, and their phonemes."""
-    for word, phonemes in packages.pronunciations().items():
+    for word, phonemes in corpora.pronunciations().items():
         if max(len(word), len(phonemes)) <= _LONGEST_WORD and not is_kept_back("spelling", word):
             yield {"letters": " ".join(word), "phonemes": " ".join(phonemes)}
 
 
 def verse_rows() -> Iterator[Row]:
     """Verses in English and in Spanish; whole books are kept back."""
-    for verse in packages.verses():
+    for verse in corpora.verses():
         fits = max(len(verse.english), len(verse.spanish)) <= _LONGEST_VERSE
         if fits and not is_kept_back("verses", verse.book):
             yield {"en": verse.english, "es": verse.spanish}
@@ -71,7 +71,7 @@ def verse_rows() -> Iterator[Row]:
 
 def topic_rows() -> Iterator[Row]:
     """Nouns with what they mean, and the topic that WordNet files them under."""
-    for sense in packages.senses():
+    for sense in corpora.senses():
         if len(sense.gloss) <= _LONGEST_GLOSS and not is_kept_back("topics", sense.gloss):
             yield {"noun": sense.noun, "gloss": sense.gloss, "topic": sense.topic}
 

@@ -7,8 +7,8 @@ import pytest
 
 from lensjax.cli.main import main
 from lensjax.core.errors import InputError
-from lensjax.tasks.packaged import KEPT_BACK, TASKS, is_kept_back, write_rows
-from lensjax.tasks.packages import pronunciations
+from lensjax.tasks.corpora import pronunciations
+from lensjax.tasks.ready_made import KEPT_BACK, TASKS, is_kept_back, write_rows
 from lensjax.tasks.spec import TaskSpec, template_fields
 from lensjax.tasks.task import load_task
 
