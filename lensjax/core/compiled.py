@@ -1,27 +1,29 @@
-"""Where the command line keeps the programs that JAX has compiled, so that the next command need not compile them."""
+"""The cache in which commands keep the programs that JAX has compiled."""
 
 import hashlib
 import os
 import platform
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 _SETTINGS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 2**30),  # bytes; what was not used for longest goes
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 2**30),  # bytes; the programs that were not used for longest go first
 }
 
 
 def keep_compiled_programs() -> None:
-    """Tell JAX, before it is imported, to keep programs in the user's cache folder.
+    """Tell JAX to keep compiled programs in the user's cache folder; call it before JAX is imported.
 
-    Nothing changes where `JAX_COMPILATION_CACHE_DIR` says another folder, or where that folder cannot be made.
+    It does nothing where `JAX_COMPILATION_CACHE_DIR` names another folder, or where the folder cannot be made.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    folder = compiled_folder()
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not folder.is_absolute():  # users may have no home
         return
     try:
-        folder = compiled_folder()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+    except OSError:
         return
     if os.access(folder, os.W_OK):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
@@ -30,14 +32,13 @@ def keep_compiled_programs() -> None:
 
 
 def compiled_folder() -> Path:
-    """The folder for programs of this kind of machine: those for one CPU may not run on another that shares a home."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """The cache folder for this kind of CPU; another CPU that shares the home may not run the same programs."""
     kind = hashlib.sha256(f"{platform.machine()} {_instructions()}".encode()).hexdigest()[:16]
-    return Path(home) / "lensjax" / "compiled" / kind
+    return user_cache_path("lensjax") / "compiled" / kind
 
 
 def _instructions() -> str:
-    """What the CPU says of itself, where the system tells."""
+    """The features of the CPU, where the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

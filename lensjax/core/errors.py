@@ -1,11 +1,11 @@
-"""The one exception a user is meant to read."""
+"""The one exception that users are meant to read, and how its messages quote things."""
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """Something that the user gave cannot be used.
 
-    The message is one sentence naming the file, field or row at fault and how to mend it; the command
-    line prints it and exits with status 2.
+    The message is one sentence: what is wrong, in which file, field or row, and how to mend it. The command line prints
+    it and exits with status 2.
     """
 
 
@@ -16,7 +16,7 @@ def shorten(text: object, limit: int = 60) -> str:
 
 
 def one_line(error: Exception, limit: int = 120) -> str:
-    """What an error that others raised says, on one line of at most `limit` characters, without a full stop."""
+    """The message of another library's error, on one line of at most `limit` characters, without a full stop."""
     return shorten(" ".join(str(error).split()), limit).rstrip(".")
 
 

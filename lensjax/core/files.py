@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and one at a time."""
+"""Files and folders that are written whole or not at all, and locks on them."""
 
 import errno
 import json
@@ -12,12 +12,16 @@ from pathlib import Path
 from lensjax.core.errors import InputError, shorten
 
 LOCK = ".lock"  # held by a command while it changes files that others may change too
-_PREFIX, _SUFFIX = ".lensjax-", ".part"  # of what is not yet whole
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without locks say
+_PREFIX, _SUFFIX = ".lensjax-", ".part"  # of files and folders that are not yet whole
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems without locks
 
 
 def check_writable(outputs: Sequence[Path], inputs: Sequence[str | Path] = ()) -> None:
-    """Fail before long work rather than after it where a file plainly cannot be written.
+    """Check before long work that its outputs can be written.
+
+    Args:
+      outputs: Files that will be written.
+      inputs: Files that are read, which no output may replace.
 
     Raises:
       InputError: an output is given twice, is an input or a folder, or its folder is missing or not writable.
@@ -38,10 +42,10 @@ def check_writable(outputs: Sequence[Path], inputs: Sequence[str | Path] = ()) -
 
 
 def check_new_folder(folder: Path) -> None:
-    """Fail before long work rather than after it where a folder plainly cannot be made.
+    """Check before long work that a folder can be made.
 
     Raises:
-      InputError: it exists and is not an empty folder, or the one it would lie in is not a writable folder.
+      InputError: the path exists and is not an empty folder, or its parent is not a writable folder.
     """
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
         raise InputError(f"{folder} is there already and not an empty folder; give a new one.")
@@ -53,14 +57,16 @@ def check_new_folder(folder: Path) -> None:
 
 
 def write_files(contents: Mapping[Path, str | bytes]) -> None:
-    """Write every text to its path as UTF-8, and bytes as they are, all of them or none.
+    """Write several files, all of them or none.
 
-    Everything is first written in full beside its destination; only when all are on disk are they moved
-    into place, so an interrupted or failed write leaves the earlier files as they were. Links are followed, and
-    what is not a regular file (a device, a pipe) is written to as it is.
+    Each is first written beside its destination, and all are moved into place once they are on disk. An interrupted or
+    failed write leaves the earlier files as they were. Links are followed; devices and pipes are written to directly.
+
+    Args:
+      contents: Texts, which are encoded as UTF-8, and bytes by path.
 
     Raises:
-      InputError: a folder is missing, is not writable, or the disk is full.
+      InputError: a folder is missing or not writable, or the disk is full.
     """
     staged: list[tuple[str, Path]] = []
     try:
@@ -89,10 +95,13 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `path`, which may be an empty folder, if all goes well, and goes otherwise.
+    """Make a folder whole or not at all: a staging folder becomes `path` at the end, and is removed after an error.
+
+    Yields:
+      The staging folder, to write into.
 
     Raises:
-      InputError: `path` is there already and not empty, or cannot be written.
+      InputError: `path` exists and is not an empty folder, or cannot be written.
     """
     check_new_folder(path)
     staging: Path | None = None
@@ -111,11 +120,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove what processes that were killed had not yet written whole; none may be writing there now.
+    """Remove the unfinished files and folders of killed processes; no process may be writing there now.
 
     Args:
       folder: Where they wrote.
-      name: Of the folder that they were making, if only what was to become that is to go.
+      name: Only those that were to become the folder of this name; all by default.
     """
     for path in folder.iterdir():
         if is_leftover(path.name) and path.name.startswith(f"{_PREFIX}{name}"):
@@ -129,7 +138,7 @@ def is_leftover(name: str) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those that it lies in, where they are not there.
+    """Make a folder and its parents, unless they exist.
 
     Raises:
       InputError: it cannot be made.
@@ -143,12 +152,13 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
-    """Hold a lock file, which is made where it is not there; on file systems without locks, go on without.
+    """Hold the lock on a file; on file systems without locks, go on without.
 
-    The system lets go of it when the process ends, however that ends.
+    The system releases it when the process ends, even by a kill. (That is why this is no `filelock.FileLock`: where
+    there are no locks, that waits for ever, or leaves a file behind which locks out the next process.)
 
     Args:
-      path: The lock file, which holds nothing and is left behind.
+      path: The lock file; it is empty, made if it is missing, and stays.
       blocking: Wait while another process holds it.
 
     Raises:
@@ -174,10 +184,10 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, object] | None:
-    """A small file of ours; None where it is not there.
+    """The content of a JSON file that LensJAX wrote; None where there is no such file, or no object in it.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: the file cannot be read, or is not JSON.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -191,7 +201,7 @@ def read_json(path: Path) -> dict[str, object] | None:
 
 
 def share(path: str | Path, mode: int = 0o666) -> None:
-    """Give what was made for its owner alone the permissions that new files have."""
+    """Give a temporary file or folder, which only its owner may read, the permissions of new ones."""
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, mode & ~umask)

@@ -10,18 +10,20 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Floating-point operations of the matrix products and convolutions of function(*args): 2 per multiply–add.
+    """Floating-point operations of the matrix products and convolutions of `function(*args)`: 2 per multiply–add.
 
-    They are counted from the function's jaxpr, so nothing is computed, and `args` may be `jax.ShapeDtypeStruct`s; a
-    function that `jax.jit` made may have static ones, and is not traced again when it is called. What no result depends
-    on is not counted, as compilers leave it out. A scan counts as often as it has steps, so does a `fori_loop` with
-    constant bounds, and what a backward pass computes anew counts again. Of the branches of a `cond` the largest
-    counts. The body of a `while_loop`, whose number of steps is not known, counts once. What `shard_map` spreads over
-    devices counts for each of them.
+    They are counted in the function's jaxpr, so nothing is computed. Products that no result depends on do not count,
+    as compilers remove them. The body of a scan, or of a `fori_loop` with constant bounds, counts once per step, and
+    once in all for a `while_loop`, whose number of steps is not known. The largest branch of a `cond` counts. Products
+    that a backward pass recomputes count again. The work in a `shard_map` counts for each device.
 
-    Norms, softmaxes and other elementwise work are not counted, nor are decompositions and solutions of linear systems,
-    nor kernels that JAX cannot see into: Pallas's, and cuDNN's attention, for which count a model with "xla" attention.
-    Attention counts in full where half of it is masked; so does padding of a convolution.
+    Elementwise work such as norms and softmaxes does not count, nor do decompositions and solutions of linear systems,
+    nor kernels that JAX cannot see into: Pallas's and cuDNN's attention (count a model with "xla" attention instead).
+    Attention counts in full even if half of it is masked, and so does the padding of a convolution.
+
+    Args:
+      function: A compiled one may have static arguments, and is not traced again when it is called.
+      *args: Its arguments, or `jax.ShapeDtypeStruct`s in place of arrays.
 
     Returns:
       FLOPs, as an exact integer.

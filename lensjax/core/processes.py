@@ -1,8 +1,8 @@
-"""Several processes that train one model.
+"""Several processes that work on one model.
 
-On a TPU pod, under Slurm, Kubernetes and Open MPI, JAX finds the other processes by itself. Elsewhere each is told:
-LENSJAX_COORDINATOR=host:port, LENSJAX_PROCESSES=how many, LENSJAX_PROCESS=which of them, from 0.
-LENSJAX_PROCESSES=1, and none of the others, has a process work alone, whatever launched it.
+On a TPU pod, under Slurm, Kubernetes and Open MPI, JAX finds the other processes by itself. Elsewhere, set for each
+LENSJAX_COORDINATOR=host:port, LENSJAX_PROCESSES=number of processes, and LENSJAX_PROCESS=its rank, from 0.
+LENSJAX_PROCESSES=1 without the others makes a process work alone, whatever launched it.
 """
 
 import importlib.util
@@ -19,16 +19,16 @@ import numpy as np
 
 from lensjax.core.errors import InputError, one_line, shorten
 
-Json = TypeVar("Json")  # what JSON can say
+Json = TypeVar("Json")  # a value that JSON can hold
 
 _BY_HAND = ("LENSJAX_COORDINATOR", "LENSJAX_PROCESSES", "LENSJAX_PROCESS")
 
 
 def start_processes() -> None:
-    """Join the other processes, where there are any; call it before anything else of JAX.
+    """Join the other processes, if there are any; call it before anything else of JAX.
 
     Raises:
-      InputError: the environment names some of coordinator, number and rank, but not all, or the others cannot be met.
+      InputError: the environment sets some of coordinator, number and rank, but not all; or the processes do not meet.
     """
     if jax.distributed.is_initialized():
         return
@@ -102,7 +102,7 @@ def _is_in_tpu_pod() -> bool:
 
 
 def agreed(mine: bool) -> bool:
-    """What the first process says, in every process."""
+    """The first process's answer, in every process."""
     if jax.process_count() == 1:
         return mine
     from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -116,10 +116,13 @@ def is_first() -> bool:
 
 
 def on_first(function: Callable[[], Json]) -> Json:
-    """What a function says in the first process, where alone it is called; every process gets it.
+    """Call a function in the first process only, and return its result in every process.
+
+    Args:
+      function: Its result must be JSON, as that is how the other processes get it.
 
     Raises:
-      InputError: the function raised one, or an OSError; it is raised in every process.
+      InputError: the function raised one, or an OSError; every process raises it.
     """
     if jax.process_count() == 1:
         with _in_a_sentence():
@@ -153,7 +156,11 @@ def _in_a_sentence() -> Iterator[None]:
 
 
 def wait_for_all(name: str) -> None:
-    """Go on once every process has come here; `name` says where."""
+    """Wait until every process has come here.
+
+    Args:
+      name: Of this place, the same in every process.
+    """
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 

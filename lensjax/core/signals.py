@@ -15,9 +15,9 @@ _asked = itertools.count(1)  # how often JAX was asked whether to stop: equal in
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGINT ask training to save and stop; a second SIGINT interrupts at once.
+    """A context in which SIGTERM and SIGINT ask training to save and stop; a second SIGINT interrupts at once.
 
-    With several processes, JAX itself takes note of SIGTERM, and has all of them stop at the same step.
+    With several processes, JAX itself notes SIGTERM, and makes all of them stop at the same step.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -39,12 +39,13 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def stop_requested(step: int | None = None) -> bool:
-    """Whether to stop after this step; all processes agree, though one alone may have been asked.
+    """Whether to stop after this step; all processes agree, even if only one got a signal.
 
-    Between runs there is no step, and several processes only agree at one.
+    Args:
+      step: The step; None between runs, where several processes cannot agree.
     """
-    # JAX has all stop at the count that follows the highest of any process. Steps begin anew in every run, so that a
-    # signal at the end of a run would be for a step that the next one only comes to much later, or never.
+    # JAX makes all stop at the count after the highest of any process. Steps begin anew in every run, so a signal at
+    # the end of one run would be for a step that the next run only reaches much later, or never.
     if jax.process_count() == 1 or step is None:
         return _asked_to_stop.is_set()
     from jax.experimental.multihost_utils import reached_preemption_sync_point
