@@ -38,15 +38,16 @@ class Candidate(Workload):
     """A model and a task, ready to be fine-tuned on any of the ladder's subsets; programs are compiled once.
 
     Args:
+      spec: The task, and how models are fine-tuned on it.
       source: Folder or hub id of the model.
-      name: What results call it.
+      name: The model's name in results.
       examples: Those of the largest rung.
-      out: Folder of the results of the spec.
-      mesh: Devices; all there are, along `fsdp`, where not given.
+      out: Folder of the spec's results.
+      mesh: Devices; by default all, along `fsdp`.
 
     Raises:
-      InputError: the model cannot be loaded or made into tokens for, or is too large for the memory, or the mesh does
-        not divide it or the batch.
+      InputError: the model cannot be loaded, or is too large for the memory; its tokenizer cannot be used; or the mesh
+        does not divide the model or the batch.
     """
 
     def __init__(
@@ -71,17 +72,17 @@ class Candidate(Workload):
                 f"{shorten(source, 400)} does not fit in the memory of {devices}; take a smaller model, or more "
                 f"devices along fsdp{lora}."
             ) from error
-        self._loaded: Model | None = model  # for the first run; later ones read it again
+        self._loaded: Model | None = model  # for the first run; later runs load it again
         self.weights = weights_fingerprint(find_folder(source))
         self.prepare(model, out)
 
     @property
     def folder(self) -> Path:
-        """Where this model's runs lie."""
+        """Folder of this model's runs."""
         return self.out / self.name
 
     def pretrained(self) -> Model:
-        """The model as it was before fine-tuning, with adapters where those are trained."""
+        """The model before fine-tuning, with adapters if those are trained."""
         training = self.spec.training
         model = load(
             self.source,
@@ -96,14 +97,14 @@ class Candidate(Workload):
         return model
 
     def planned(self, examples: int, seed: int, rate: float) -> Run:
-        """The run of a rung."""
+        """The run of a rung, which `make` makes."""
         return Run.of(self.folder, examples, seed, rate)
 
     def claim_folder(self) -> None:
-        """Note whose results this model's folder holds.
+        """Record in this model's folder that it holds the results of this model.
 
         Raises:
-          InputError: they are another model's.
+          InputError: it holds those of another.
         """
 
         def note() -> None:
@@ -124,8 +125,8 @@ class Candidate(Workload):
         """Make a run while no other command does.
 
         Raises:
-          Stopped: the process was told to end; the same call goes on from there.
-          InputError: another command makes it; or see `train`.
+          Stopped: a signal asked to stop; the same call goes on from there.
+          InputError: another command is making it; or see `train`.
         """
         with ExitStack() as held, stopping_on_signals():
 
@@ -148,17 +149,25 @@ class Candidate(Workload):
         return result
 
     def train(self, run: Run, recorder: Recorder, *, save_model: bool = False) -> Result:
-        """Fine-tune and test, going on from where an earlier attempt got to; its result is on disk then.
+        """Fine-tune and test, from the last checkpoint of an earlier attempt on, and write the result.
+
+        Args:
+          run: The run.
+          recorder: Observes it.
+          save_model: Whether to save the fine-tuned model too.
+
+        Returns:
+          The result, which has failed if training diverged or ran out of memory.
 
         Raises:
-          Stopped: the process was told to end; the same call goes on.
-          InputError: a file cannot be written, or the checkpoint there is of something else.
+          Stopped: a signal asked to stop; the same call goes on from there.
+          InputError: a file cannot be written, or the checkpoint is of another run.
         """
         progress, checkpoints = Progress(), Checkpoints(run.checkpoints) if run.examples else None
         try:
             model, self._loaded = self._loaded or self.pretrained(), None
             trained, frozen = split_trainable(model.params)
-            del model  # so that its parameters go when training has no more use for them
+            del model  # so that its parameters are freed once training has used them
             if checkpoints is not None:
                 placements = (self.placement, self.evaluation_placement)
                 with recorder.run(f"{self.name}, {run.examples:,} examples", run.folder):
@@ -203,7 +212,7 @@ class Candidate(Workload):
         return self.examples.fingerprint(run.seed, run.examples)
 
     def test(self, trained: Params, frozen: Params) -> Evaluation:
-        """The loss on the test set."""
+        """Evaluate the model on the test set."""
         return evaluate(
             self.programs,
             trained,
@@ -269,5 +278,5 @@ class Candidate(Workload):
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the host or the devices have too little memory."""
+    """Whether an error means that the host or the devices have too little memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

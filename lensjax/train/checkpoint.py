@@ -1,4 +1,4 @@
-"""Checkpoints of one fine-tuning run, written with Orbax while training goes on."""
+"""Checkpoints of a fine-tuning run, which Orbax writes while training goes on."""
 
 import logging
 import os
@@ -21,9 +21,9 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the last one that was written whole, and the one being written.
+    """The checkpoints in a folder: the last complete one, and the one that is being written.
 
-    A checkpoint holds the state, the parameters of the lowest validation loss so far, and a record of JSON.
+    A checkpoint holds the state of training, the parameters of the lowest validation loss so far, and a JSON record.
 
     Raises:
       InputError: the folder cannot be made or read.
@@ -33,14 +33,14 @@ class Checkpoints:
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
         with _explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)  # Orbax says nothing yet of a file that is in the way
+            self.folder.mkdir(parents=True, exist_ok=True)  # Orbax would not yet complain of a file in its place
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: State, best: Params, record: Json) -> None:
-        """Start writing the checkpoint of a step; the arrays may be donated as soon as this returns.
+        """Start writing the checkpoint of a step; its arrays may be donated as soon as this returns.
 
         Raises:
-          InputError: this one or the one before cannot be written.
+          InputError: this checkpoint or the one before cannot be written.
         """
         with _explained(self.folder):
             self._manager.wait_until_finished()
@@ -57,7 +57,7 @@ class Checkpoints:
             )
 
     def record(self) -> tuple[int, Json] | None:
-        """Step and record of the last checkpoint; None where there is none.
+        """Step and record of the last checkpoint; None if there is none.
 
         Raises:
           InputError: it cannot be read.
@@ -69,13 +69,17 @@ class Checkpoints:
             return step, self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
 
     def restore(self, step: int, state: State, best: Params) -> tuple[State, Params]:
-        """State and best parameters of a checkpoint, laid out as the given ones (or their shapes) are.
+        """State and best parameters of a checkpoint.
+
+        Args:
+          step: Of the checkpoint.
+          state, best: Arrays, or their shapes with shardings, which say how to lay out the result on devices.
 
         Raises:
           InputError: it cannot be read.
         """
         with _explained(self.folder):
-            found = self._manager.restore(
+            restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardRestore(shapes_of(state.params)),
@@ -83,10 +87,10 @@ class Checkpoints:
                     best=ocp.args.StandardRestore(shapes_of(best)),
                 ),
             )
-        return State(found.params, found.optimiser), found.best
+        return State(restored.params, restored.optimiser), restored.best
 
     def wait(self) -> None:
-        """Wait until what is being written is on disk.
+        """Wait until the checkpoint that is being written is on disk.
 
         Raises:
           InputError: it cannot be written.
@@ -95,11 +99,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, and give up what checkpointing holds.
-
-        Raises:
-          InputError: what was being written cannot be.
-        """
+        """Wait as `wait` does, and release the resources of checkpointing."""
         try:
             self.wait()
         finally:
@@ -108,7 +108,7 @@ class Checkpoints:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Turns what Orbax raises where a disk is full or a file damaged into one sentence."""
+    """Turns Orbax's errors, of full disks and damaged files, into one sentence."""
     try:
         yield
     except InputError:
@@ -121,7 +121,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, where it is known, else the beginning of a long message."""
+    """The operating system's error if it is known, else the beginning of a long message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     known = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
     return known or one_line(error, 200)

@@ -1,4 +1,4 @@
-"""The loss of a model on a set of examples, and how far it is from that on all examples there could be."""
+"""The loss of a model on a set of examples, and its standard error."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Evaluation:
 
     Attributes:
       loss: Mean over all target tokens, in nats.
-      standard_error: Of the loss, over examples drawn anew; NaN for a single one.
+      standard_error: Of the loss, over other draws of the examples; NaN for a single example.
       examples: Number of examples.
       tokens: Number of target tokens.
     """
@@ -42,7 +42,16 @@ def evaluate(
     placement: BatchPlacement,
     padding: int,
 ) -> Evaluation:
-    """The loss on all examples of `tokens`; every process of several must call it, and each gets it."""
+    """The loss on all examples; all processes must call it, and all get it.
+
+    Args:
+      programs: Of the model.
+      params, frozen: Its parameters, as `Programs.losses` takes them.
+      tokens: The examples.
+      lengths: Shape of the batches.
+      placement: How batches lie on the devices.
+      padding: Token that fills rows up.
+    """
     fetched: list[np.ndarray] = []
     in_flight: list[tuple[jax.Array, jax.Array]] = []
 

@@ -1,4 +1,4 @@
-"""From a checkpoint and a task to points of a curve: one for every number of training examples asked for."""
+"""Measuring a curve: a model is fine-tuned on growing subsets of a task's examples."""
 
 import itertools
 import os
@@ -26,7 +26,7 @@ from lensjax.train.trackers import check_trackers
 
 
 def rungs(largest: int) -> list[int]:
-    """Numbers of training examples of a ladder: 0, 200, 400, 800 and so on up to the largest."""
+    """The ladder's numbers of training examples: 0, 200, 400, 800 and so on, up to `largest`."""
     sizes = [0]
     while FIRST_RUNG << (len(sizes) - 1) <= largest:
         sizes.append(FIRST_RUNG << (len(sizes) - 1))
@@ -34,22 +34,22 @@ def rungs(largest: int) -> list[int]:
 
 
 class Curve:
-    """The runs of a model on subsets of a task's examples, in a folder that models measured with one spec share.
+    """The runs of a model on subsets of a task's examples, in a folder that all models of a spec share.
 
-    Runs that are on disk are read; the model is loaded for the first one that is not.
+    Results that are on disk are read; the model is loaded for the first run that has none.
 
     Args:
       spec: The task, as `lensjax.tasks.spec.read_spec(path, FinetuneSpec)` reads it.
       source: Folder or hub id of the model.
-      name: What results call the model, and its folder in `out`.
+      name: The model's name in results, and its folder in `out`.
       examples: Those of the largest run.
       out: Folder of results.
-      mesh: Devices; all there are, along `fsdp`, where not given.
+      mesh: Devices; by default all, along `fsdp`.
       trackers: Where measurements go besides the log: "tensorboard", "wandb".
       show: Whether to show progress on standard error.
 
     Raises:
-      InputError: the name is no folder's, or `out` holds something else.
+      InputError: the name cannot be that of a folder, or `out` holds something else.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Curve:
 
     @property
     def folder(self) -> Path:
-        """Where the model's runs lie."""
+        """Folder of the model's runs."""
         return self.out / self.name
 
     @cached_property
@@ -101,24 +101,26 @@ class Curve:
         return on_first(check)
 
     def known(self, size: int, seed: int, *, save_model: bool = False, retry: bool = False) -> Result | None:
-        """The result of so many examples and a seed where it is on disk, and with it the model if that is asked for.
+        """The result of a number of examples and a seed if it is on disk, and so is the model where that is wanted.
 
         Args:
+          size: Number of training examples.
+          seed: Of the choice and order of examples.
+          save_model: Whether the model is wanted too.
           retry: Forget a run that failed.
 
         Raises:
-          InputError: it is of other training examples.
+          InputError: the result is of other training examples.
         """
-        return (
-            known_result(self.examples, Run.of(self.folder, size, seed), retry, save_model) if self._is_ours else None
-        )
+        run = Run.of(self.folder, size, seed)
+        return known_result(self.examples, run, retry, save_model) if self._is_ours else None
 
     def measure(self, size: int, seed: int, *, save_model: bool = False, retry: bool = False) -> Result:
-        """The result of so many examples and a seed; see `measure_curve`."""
-        found = self.known(size, seed, save_model=save_model, retry=retry)
-        if found is None:
-            (found,) = measure(self.candidate, [size], [seed], self._recorder, save_models=save_model, retry=retry)
-        return found
+        """The result of a number of examples and a seed, measured if it is not on disk; see `known` and `measure_curve`."""
+        result = self.known(size, seed, save_model=save_model, retry=retry)
+        if result is None:
+            (result,) = measure(self.candidate, [size], [seed], self._recorder, save_models=save_model, retry=retry)
+        return result
 
 
 def measure_curve(
@@ -135,23 +137,26 @@ def measure_curve(
     trackers: Sequence[str] = (),
     show: bool = False,
 ) -> Iterator[Result]:
-    """Fine-tune a model on nested subsets of a task's examples; yields every result once it is on disk.
+    """Fine-tune a model on nested subsets of a task's examples.
 
-    Results that are there already are not made again, and a run that was stopped or killed goes on from its last
-    checkpoint. Rows of all models go to curves.csv in `out`.
+    Results on disk are not made again, and a run that was stopped or killed goes on from its last checkpoint. The
+    results of all models in the folder go to its curves.csv.
 
     Args:
       spec, source, mesh, trackers, show: See `Curve`.
-      out: Folder of results, which models measured with the same spec share.
+      out: Folder of results, which all models of the spec share.
       sizes: Numbers of training examples, such as `rungs(12_800)`.
-      seeds: Of the choice and order of examples; one curve for each.
-      name: What results call the model; the last part of its folder's or hub's name where not given.
+      seeds: Of the choice and order of examples; each gives a curve.
+      name: The model's name in results; by default the last part of its folder's or hub's name.
       save_models: Keep every fine-tuned model, in a folder that `transformers` opens.
-      retry: Make runs again that failed.
+      retry: Make failed runs again.
+
+    Yields:
+      Every result, once it is on disk.
 
     Raises:
-      InputError: something given cannot be used, or a file cannot be written.
-      Stopped: the process was told to end by SIGTERM or SIGINT; the same call goes on.
+      InputError: an argument cannot be used, or a file cannot be written.
+      Stopped: SIGTERM or SIGINT asked to stop; the same call goes on from there.
     """
     name = model_name(str(source)) if name is None else name
     if "://" in str(out):
@@ -176,34 +181,33 @@ def measure(
     save_models: bool = False,
     retry: bool = False,
 ) -> Iterator[Result]:
-    """The results of a model at every size and seed; those that are on disk are not made again.
+    """The results of a model at every size and seed; those on disk are not made again.
 
     Args:
       retry: Make failed runs again.
 
     Raises:
-      Stopped: the process was told to end; the same call goes on.
-      InputError: see `Candidate.run` and `choose_rate`.
+      Stopped: a signal asked to stop; the same call goes on from there.
+      InputError: see `Candidate.train` and `choose_rate`.
     """
     for seed in seeds:
         for examples in sizes:
             taken = save_models and (examples, seed) == (candidate.examples.search, 0)
             rate = choose_rate(candidate, recorder, retry=retry, save_model=taken) if examples else 0.0
             run = candidate.planned(examples, seed, rate)
-            found = known_result(candidate.examples, run, retry, save_models) or result_of_search(
-                candidate, run, save_models
-            )
-            yield found or candidate.make(run, recorder, save_model=save_models)
+            known = known_result(candidate.examples, run, retry, save_models)
+            known = known or result_of_search(candidate, run, save_models)
+            yield known or candidate.make(run, recorder, save_model=save_models)
     on_first(lambda: str(write_curves(candidate.out)))
 
 
 def check_name(name: str) -> None:
-    """Raise InputError where a name cannot be that of a folder of a model's results."""
+    """Raise InputError if a name cannot be that of the folder of a model's results."""
     if not re.fullmatch(r"[\w+-][\w.+ -]*", name) or name in (TOKENS, CURVES, SPEC):
         raise InputError(f"'{shorten(name)}' cannot name a folder of results; give another name.")
 
 
 def model_name(source: str) -> str:
-    """The last part of a folder's or hub's name, or of that of a bundled model."""
+    """The last part of the name of a folder, a model on the hub, or a bundled model."""
     path = Path(os.path.expanduser(source))
     return path.resolve().name if path.exists() else re.split("[/:]", source.rstrip("/"))[-1]

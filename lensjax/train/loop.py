@@ -1,4 +1,4 @@
-"""The training loop: from pretrained parameters to those with the lowest validation loss, resumable at every step."""
+"""The training loop: from pretrained parameters to those of the lowest validation loss, resumable at every step."""
 
 import math
 import time
@@ -20,8 +20,8 @@ from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import Programs, StepMetrics, shapes_of
 
 _MINUTE = 60.0
-_OFTEN = 500  # steps between validations, at most
-_VALIDATIONS = 32  # of the least steps
+_MOST_BETWEEN = 500  # steps between validations, at most
+_VALIDATIONS = 32  # validations in `min_steps` steps
 
 
 class Stopped(Exception):
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class Diverged(Exception):
-    """A loss became infinite or NaN; the message says where, `progress` what had been done."""
+    """A loss became infinite or NaN; the message says where, and `progress` how far training had come."""
 
     def __init__(self, message: str, progress: "Progress") -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class Diverged(Exception):
 
 
 class Observer(Protocol):
-    """Is told what happens while training goes on."""
+    """Observes training."""
 
     def begin(self, progress: "Progress", steps: int) -> None:
         """Before the first step of this attempt."""
@@ -45,25 +45,25 @@ class Observer(Protocol):
     def step(self, progress: "Progress", steps: int, metrics: Mapping[str, float]) -> None:
         """After every step."""
 
-    def validation(self, progress: "Progress", found: Evaluation) -> None:
+    def validation(self, progress: "Progress", evaluation: Evaluation) -> None:
         """After every validation."""
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Everything that training depends on besides the programs and the first parameters.
+    """Everything that training depends on besides its programs, spec and first parameters.
 
     Attributes:
-      train, validation: The examples.
-      lengths: Of the short and the long shape of training batches.
-      evaluation_length: Of validation batches.
-      encoder_decoder: Whether prompts and targets are apart.
+      train, validation: The examples' tokens.
+      lengths: The short and the long shape of training batches.
+      evaluation_length: The shape of validation batches.
+      encoder_decoder: Whether the model reads prompts with an encoder.
       padding: Token that fills rows up.
       seed: Of the order of examples.
       rate: Peak learning rate.
-      flops: Floating-point operations of a step, given the lengths of its batch.
-      evaluation_flops: Of a validation batch.
-      identity: What a checkpoint must agree with to be resumed.
+      flops: Floating-point operations of a step, by the lengths of its batch.
+      evaluation_flops: Floating-point operations of a validation batch.
+      identity: Values that a checkpoint must have been made with to be resumed.
     """
 
     train: Tokens
@@ -85,12 +85,12 @@ class Progress:
 
     Attributes:
       step: Steps done.
-      best_step, best_loss: Where the validation loss was lowest, and what it was.
+      best_step, best_loss: The lowest validation loss, in nats per target token, and the step that it was measured at.
       stale: Validations since then.
-      tokens: Tokens trained on, prompts included and padding not.
-      flops: Floating-point operations of matrix products, validation included.
+      tokens: Tokens trained on, with prompts and without padding.
+      flops: Floating-point operations of matrix products, with those of validation.
       seconds: Time spent, over all resumptions.
-      waiting: Of them, the seconds in which the devices' next batch was not ready.
+      waiting: The part of these seconds in which devices waited for their next batch.
     """
 
     step: int = 0
@@ -104,11 +104,11 @@ class Progress:
 
 
 def planned_steps(spec: TrainingSpec, steps_per_epoch: int) -> tuple[int, int]:
-    """Steps that training takes if it is not stopped early, and those between validations."""
+    """Number of steps of training that is not stopped early, and of steps between validations."""
     steps = max(spec.epochs * steps_per_epoch, spec.min_steps)
     steps = steps if spec.max_steps is None else min(steps, spec.max_steps)
     usual = max(steps_per_epoch, math.ceil(spec.min_steps / _VALIDATIONS))
-    return steps, spec.evaluate_every or min(usual, _OFTEN)
+    return steps, spec.evaluate_every or min(usual, _MOST_BETWEEN)
 
 
 def fine_tune(
@@ -121,22 +121,31 @@ def fine_tune(
     checkpoints: Checkpoints,
     observer: Observer,
 ) -> tuple[Params, Progress]:
-    """The parameters of the lowest validation loss, from the last checkpoint on where there is one.
+    """Fine-tune a model, from its last checkpoint on if there is one.
 
     Args:
-      params: Pretrained parameters, of which those that are trained are donated.
+      programs: The model's compiled programs, see `lensjax.train.step.make_programs`.
+      params: Pretrained parameters that are trained; their memory is donated.
+      frozen: The other parameters, or {}.
+      inputs: The examples, and all else that the result depends on.
+      spec: How to train.
       placements: How training and validation batches lie on the devices.
+      checkpoints: Where to resume from, and to save to.
+      observer: Hears of every step and validation.
+
+    Returns:
+      The parameters of the lowest validation loss, and how far training came.
 
     Raises:
-      Stopped: the process was told to end; a checkpoint of the step that was reached is on disk.
-      Diverged: a loss is not finite; the last checkpoint is from before.
-      InputError: the checkpoint is of something else, or cannot be read or written.
+      Stopped: a signal asked to stop; a checkpoint of the last step is on disk.
+      Diverged: a loss or a gradient is not finite; the last checkpoint is from before.
+      InputError: the checkpoint is of another run, or cannot be read or written.
     """
     state = programs.start(params)
     progress, lengths = Progress(), inputs.lengths
-    found = checkpoints.record()
-    if found is not None:
-        step, record = found
+    last = checkpoints.record()
+    if last is not None:
+        step, record = last
         _check_identity(record["identity"], inputs.identity, checkpoints)
         progress = Progress(**record["progress"])
         lengths = _as_lengths(record["lengths"])
@@ -190,23 +199,23 @@ def fine_tune(
             _report(*pending, steps, observer)
             pending = None
         if validate:
-            found_loss = evaluate(
+            validated = evaluate(
                 programs, state.params, frozen, inputs.validation, inputs.evaluation_length, validating, inputs.padding
             )
-            if not math.isfinite(found_loss.loss):
-                raise Diverged(f"the validation loss is {found_loss.loss} after step {progress.step}", progress)
-            better = found_loss.loss < progress.best_loss
+            if not math.isfinite(validated.loss):
+                raise Diverged(f"the validation loss is {validated.loss} after step {progress.step}", progress)
+            better = validated.loss < progress.best_loss
             if better:
                 best = programs.copy(state.params)
             progress = replace(
                 progress,
                 best_step=progress.step if better else progress.best_step,
-                best_loss=found_loss.loss if better else progress.best_loss,
+                best_loss=validated.loss if better else progress.best_loss,
                 stale=0 if better else progress.stale + 1,
                 flops=progress.flops + per_validation,
                 seconds=progress.seconds + clock.lap(),
             )
-            observer.validation(progress, found_loss)
+            observer.validation(progress, validated)
             due = due or (spec.checkpoint_every is None and agreed(clock.since_saved > _MINUTE))
         if stop or due:
             save(progress)
@@ -232,7 +241,7 @@ def _check_identity(recorded: Mapping[str, Any], wanted: Mapping[str, Any], chec
     if differing:
         raise InputError(
             f"The checkpoint in {checkpoints.folder} was made with another {' and '.join(differing)}; remove the "
-            "folder to start anew, or give what it was made with."
+            "folder to start anew, or give the same as then."
         )
 
 

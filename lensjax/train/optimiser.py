@@ -1,22 +1,22 @@
 """AdamW with clipping, and the learning rate of every step."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lensjax.core.pytrees import path_name
+from lensjax.core.pytrees import PyTree, path_name
+from lensjax.models.model import Params
 from lensjax.train.spec import TrainingSpec
 
 _UNDECAYED = ("bias", "scale")
 
 
 def make_optimiser(spec: TrainingSpec) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) for a learning rate of −1: the caller clips, and scales."""
+    """AdamW (arXiv 1711.05101) without its learning rate and sign, for gradients that the caller has clipped."""
 
-    def decayed(params: Any) -> Any:
+    def decayed(params: Params) -> PyTree:
         return jax.tree_util.tree_map_with_path(
             lambda path, _: path_name(path).rsplit("/", 1)[-1] not in _UNDECAYED, params
         )
@@ -27,10 +27,16 @@ def make_optimiser(spec: TrainingSpec) -> optax.GradientTransformation:
     )
 
 
-def clip(total: Any, count: jax.Array, limit: float) -> tuple[Any, jax.Array]:
-    """The gradient total / count, scaled down to norm `limit` where it is above, and its norm before.
+def clip(total: Params, count: jax.Array, limit: float) -> tuple[Params, jax.Array]:
+    """The gradient of a mean, scaled down to a norm of at most `limit`, and its norm before.
 
-    All scaling is one factor, which becomes part of the optimiser's own pass over memory.
+    Both scalings are one factor, which XLA fuses into the optimiser's own pass over memory; `optax.clip_by_global_norm`
+    would take a pass more.
+
+    Args:
+      total: Gradient of the sum.
+      count: Number of summands.
+      limit: Largest norm over all parameters.
     """
     norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(total))) / count
     factor = jnp.minimum(1.0, limit / norm) / count
@@ -38,7 +44,17 @@ def clip(total: Any, count: jax.Array, limit: float) -> tuple[Any, jax.Array]:
 
 
 def learning_rate(spec: TrainingSpec, peak: float, step: int, steps: int) -> float:
-    """The learning rate of step `step`, counted from 0, of `steps`."""
+    """The learning rate of a step: a linear warm-up, and then the spec's schedule.
+
+    It is computed in float64 on the host; the schedules of optax compute in float32, and dispatch to a device every
+    step.
+
+    Args:
+      spec: Its `warmup` and `schedule`.
+      peak: The rate after the warm-up.
+      step: Counted from 0.
+      steps: Of the whole training.
+    """
     warmup = math.ceil(spec.warmup * steps)
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""Batches on a mesh: which rows this process makes, and how they become arrays over all devices."""
+"""Batches on a mesh: the rows that each process makes, and the arrays over all devices that they become."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from lensjax.tasks.batches import Lengths, fields
 
 @dataclass(frozen=True)
 class BatchPlacement:
-    """How batches of so many rows lie on a mesh: split over `data` and `fsdp`.
+    """How batches lie on a mesh: their rows are split over `data` and `fsdp`.
 
     Attributes:
       mesh: The devices.
       rows: Examples in a batch, over all devices.
-      parts: Parts that gradients are accumulated over; arrays have a leading axis for them where there are several.
+      parts: Number of parts that gradients are accumulated over; with several, arrays have a leading axis for them.
     """
 
     mesh: Mesh
@@ -33,7 +33,7 @@ class BatchPlacement:
         return NamedSharding(self.mesh, PartitionSpec(*leading, ("data", "fsdp")))
 
     def check(self, field: str) -> None:
-        """Raise InputError where the mesh does not divide the rows of a part; `field` is the spec's that sets them."""
+        """Raise InputError if the mesh does not divide the rows of a part, which `field` of the spec sets."""
         split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         each = self.rows // self.parts
         if each % split:
@@ -43,18 +43,18 @@ class BatchPlacement:
             )
 
     def batches(self, examples: int) -> int:
-        """Batches that hold so many examples, of which the last may have empty rows."""
+        """Number of batches that hold so many examples; the last may have empty rows."""
         return -(-examples // self.rows)
 
     def local_rows(self) -> list[int]:
-        """The rows that devices of this process hold, in the order of the array that `to_devices` takes."""
+        """The rows that this process's devices hold, in the order in which `to_devices` takes them."""
         each = self.rows // self.parts
         held = self.sharding.addressable_devices_indices_map(self._leading).values()
         mine = sorted({row for index in held for row in range(each)[(index or (slice(None),))[-1]]})
         return [part * each + row for part in range(self.parts) for row in mine]
 
     def to_devices(self, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A batch over all devices, from the rows of this process."""
+        """A batch over all devices, made of the rows of each process."""
 
         def place(rows: np.ndarray) -> jax.Array:
             length = rows.shape[-1]
@@ -64,7 +64,7 @@ class BatchPlacement:
         return {name: place(rows) for name, rows in local.items()}
 
     def shapes(self, lengths: Lengths) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch's arrays without their values, for compiling."""
+        """Shapes and shardings of the arrays of a batch."""
         return {
             name: jax.ShapeDtypeStruct((*self._leading, length), jnp.int32, sharding=self.sharding)
             for name, length in fields(lengths).items()

@@ -1,4 +1,4 @@
-"""A task's examples as a model's tokens, made once and kept beside the results."""
+"""A task's examples, and the same as a model's tokens, which are kept beside the results."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ class Examples:
     """A task's examples, which only the first process reads.
 
     Attributes:
-      train: For each seed, the largest rung's, of which smaller ones are the first; {} in other processes. Seed 0 is
-        always among them where a learning rate is to be chosen.
+      train: The examples of the largest rung for each seed, of which smaller rungs are the first; {} in other
+        processes. Seed 0 is among them if a learning rate is to be chosen.
       validation, test: The same for every seed; () in other processes.
       digest: Hash of the spec with the validation and test sets.
-      fingerprints: For each seed, hash of the first so many training examples, by their number.
-      search: Number of examples of seed 0 that a learning rate is chosen on; 0 where there is nothing to choose.
+      fingerprints: Hashes of the first n training examples, by seed and n.
+      search: Number of examples of seed 0 that a learning rate is chosen on; 0 if there is only one.
     """
 
     train: Mapping[int, Sequence[Example]]
@@ -41,18 +41,19 @@ class Examples:
     search: int
 
     def fingerprint(self, seed: int, size: int) -> str:
-        """Hash of the first so many training examples of a seed."""
+        """Hash of the first `size` training examples of a seed."""
         return self.fingerprints[seed][size]
 
 
 @dataclass(frozen=True)
 class TokenSets:
-    """The tokens of the same examples, and the shapes of batches that hold them.
+    """The tokens of a task's examples, and the shapes of batches that hold them.
 
     Attributes:
-      train: For each seed.
-      lengths: Of the short and the long shape of training batches.
-      evaluation_length: Of validation and test batches.
+      train: Tokens of each seed.
+      validation, test: Tokens of the held-out sets.
+      lengths: The short and the long shape of training batches.
+      evaluation_length: The shape of validation and test batches.
     """
 
     train: dict[int, Tokens]
@@ -63,7 +64,12 @@ class TokenSets:
 
 
 def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]) -> Examples:
-    """The examples that runs of the given numbers of training examples and seeds need.
+    """Read the examples that runs need.
+
+    Args:
+      spec: The task.
+      sizes: Numbers of training examples.
+      seeds: Of their choice and order.
 
     Raises:
       InputError: see `lensjax.tasks.task`.
@@ -91,10 +97,16 @@ def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]
 
 
 def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path) -> TokenSets:
-    """Every example's tokens; the first process makes them, all read what they need of them from disk.
+    """Tokenise all examples; the first process does, and all map the tokens from disk.
+
+    Args:
+      examples: The examples.
+      model: Its tokenizer is used.
+      spec: Limits the lengths of prompts and targets.
+      out: Folder of results, in which tokens are kept.
 
     Raises:
-      InputError: see `lensjax.tasks.tokens.tokenise`; or rows are longer than the model can take.
+      InputError: see `lensjax.tasks.tokens.tokenise`; or a row is longer than the model can take.
     """
     encoder_decoder = model.family.encoder_decoder
 
@@ -105,8 +117,8 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
         train = [(examples.fingerprint(seed, len(rows)), rows) for seed, rows in examples.train.items()]
         held_out = [(fingerprint(rows), rows) for rows in (examples.validation, examples.test)]
         names = []
-        for found, rows in (*train, *held_out):
-            names.append(hashlib.sha256((kind + found).encode()).hexdigest()[:16])
+        for texts, rows in (*train, *held_out):
+            names.append(hashlib.sha256((kind + texts).encode()).hexdigest()[:16])
             folder = out / FOLDER / names[-1]
             if not folder.exists():
                 tokens = tokenise(rows, tokenizer, spec, encoder_decoder=encoder_decoder)
@@ -122,22 +134,22 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     held_out = [example_lengths(tokens, encoder_decoder) for tokens in (validation, test)]
     needed = [example_lengths(tokens, encoder_decoder) for tokens in train]
     check_fit(model, max(int(rows.max()) for rows in (*needed, *held_out) if rows.size))
-    # Which examples share a batch depends on the short shape, so on nothing that another command could change.
+    # Batches depend on the short shape, so that may not depend on the rungs that a command asks for.
     short, evaluation = choose_lengths(held_out)
     lengths = short, choose_lengths([*needed, *held_out])[1]
     return TokenSets(dict(zip(examples.fingerprints, train, strict=True)), validation, test, lengths, evaluation)
 
 
 def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:
-    """What tokens depend on besides the texts."""
+    """A text of everything that tokens depend on besides the examples."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    told = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    content = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
     limits = (spec.max_prompt_tokens, spec.max_target_tokens, spec.cut_prompt)
-    return f"{told}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}"
+    return f"{content}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}"
 
 
 def check_fit(model: Model, longest: int) -> None:
-    """Raise InputError where a model has fewer positions than the longest row has tokens."""
+    """Raise InputError if a model has fewer positions than the longest row has tokens."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What is shown and kept of training while it goes on: a live line, a log of JSON lines, trackers."""
+"""Observing training: a live line, a log of JSON lines, and trackers."""
 
 import json
 import math
@@ -32,13 +32,13 @@ class Recorder:
     """Observes runs one after another; only the first process writes and shows anything.
 
     Args:
-      dtype: Type computed in, on which the devices' peak depends.
+      dtype: Type to compute in, on which the devices' peak depends.
       devices: Number of devices that share the work.
-      trackers: Names out of `TRACKERS`.
-      show: Whether to show progress on standard error: a live line where that is a terminal, else one per validation.
+      trackers: Names of `TRACKERS`.
+      show: Whether to show progress on standard error: a live line in a terminal, elsewhere one line per validation.
 
     Raises:
-      InputError: while it observes, the log cannot be written.
+      InputError: the log cannot be written; any method may raise it.
     """
 
     def __init__(self, dtype: str, devices: int, trackers: Sequence[str] = (), *, show: bool = False) -> None:
@@ -53,7 +53,7 @@ class Recorder:
 
     @contextmanager
     def run(self, title: str, folder: Path) -> Iterator["Recorder"]:
-        """Within it, a run is observed whose log lies in `folder`."""
+        """A context in which a run is observed, with its log in `folder`."""
         self._title, self._folder = title, folder
         try:
             yield self
@@ -61,7 +61,7 @@ class Recorder:
             self._end()
 
     def begin(self, progress: Progress, steps: int) -> None:
-        """Training begins, or goes on from where `progress` says; later lines of its log are dropped."""
+        """Training begins, or goes on from `progress`; later lines of its log are dropped."""
         self._recent = [progress]
         if not is_first():
             return
@@ -98,13 +98,13 @@ class Recorder:
         if progress.step % math.ceil(steps / _LINES) == 0:
             self._write(progress, {**metrics, **speed, "seconds_left": left})
 
-    def validation(self, progress: Progress, found: Evaluation) -> None:
+    def validation(self, progress: Progress, evaluation: Evaluation) -> None:
         """Note a validation; see `Observer`."""
-        values = {"validation_loss": found.loss, "lowest_validation_loss": progress.best_loss}
+        values = {"validation_loss": evaluation.loss, "lowest_validation_loss": progress.best_loss}
         self._write(progress, values)
         self._recent = [progress]
         if self._show and self._bar is None:
-            print(f"{self._title}: step {progress.step}, validation loss {found.loss:.4f}", file=sys.stderr)
+            print(f"{self._title}: step {progress.step}, validation loss {evaluation.loss:.4f}", file=sys.stderr)
 
     def _write(self, progress: Progress, values: Mapping[str, float]) -> None:
         if self._file is None:
@@ -149,10 +149,10 @@ class Recorder:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop what a log says of later steps, and lines that were not written whole.
+    """Drop the lines of a log that are of later steps, or were not written whole.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: the log cannot be written.
       OSError: it cannot be read.
     """
     if not path.exists():
@@ -162,7 +162,7 @@ def keep_until(path: Path, step: int) -> None:
 
 
 def measured_peak(dtype: str) -> float:
-    """Floating-point operations per second of a large matrix product on one device, where no peak is published."""
+    """FLOP/s of a large matrix product on one device, for devices without a published peak."""
     size = 1024
     x = jnp.ones((size, size), dtype)
     multiply = jax.jit(lambda a: a @ a)

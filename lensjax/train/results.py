@@ -1,4 +1,4 @@
-"""What one fine-tuning run found, and the table of curves made of all of them."""
+"""The results of fine-tuning runs, and the table of curves that is made of them."""
 
 import csv
 import io
@@ -19,18 +19,18 @@ class Result(BaseModel):
     """One point of a curve: the columns of curves.csv, in this order.
 
     Attributes:
-      model, family, size: Its name, Hugging Face model_type, and number of parameters.
-      examples: Training examples.
-      loss: Test loss in nats per target token at the lowest validation loss; None where the run failed.
-      standard_error: Of the loss, over test examples drawn anew.
+      model, family, size: The model's name, Hugging Face model_type, and number of parameters.
+      examples: Number of training examples.
+      loss: Test loss in nats per target token, at the lowest validation loss; None if the run failed.
+      standard_error: Of the loss, over other draws of the test examples.
       seed: Of the choice and the order of training examples.
-      status, error: Whether the run came to its end, and if not, why.
-      validation_loss, best_step, steps: The lowest validation loss, the step it was found after, and steps taken.
-      learning_rate, method, dtype: Peak learning rate, "full" or "lora", and the type computed in.
-      test_examples, test_tokens: What the loss is a mean over.
-      tokens: Tokens trained on over all steps, prompts included.
+      status, error: Whether the run succeeded, and if not, why.
+      validation_loss, best_step, steps: The lowest validation loss, its step, and the number of steps.
+      learning_rate, method, dtype: Peak learning rate, "full" or "lora", and the type of computation.
+      test_examples, test_tokens: Numbers of test examples and of their target tokens.
+      tokens: Tokens trained on over all steps, with prompts.
       flops: Floating-point operations of matrix products, in training, validation and test.
-      seconds: Time of training, validation and test, compiling included where programs were not there yet.
+      seconds: Time of training, validation and test, with the compilation of programs that were not cached.
       device, devices: Kind and number of devices.
       spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
       lensjax, jax: Versions.
@@ -67,15 +67,15 @@ class Result(BaseModel):
 
     @property
     def still_learning(self) -> bool:
-        """Whether the validation loss was lowest at the very last step, so that more steps may have lowered it."""
+        """Whether the validation loss was lowest at the very last step, so that more steps might lower it."""
         return 0 < self.steps == self.best_step
 
 
 def read_result(folder: Path) -> Result | None:
-    """The result in a run's folder; None where it has not come to its end.
+    """The result in a run's folder; None if the run has not ended.
 
     Raises:
-      InputError: the file is there and is not a result.
+      InputError: the file is not a result.
     """
     path = folder / RESULT
     try:
@@ -87,7 +87,7 @@ def read_result(folder: Path) -> Result | None:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write a run's result, whole or not at all.
+    """Write a run's result into its folder.
 
     Raises:
       InputError: the folder is missing or not writable, or the disk is full.
@@ -96,22 +96,25 @@ def write_result(folder: Path, result: Result) -> None:
 
 
 def write_curves(folder: Path) -> Path:
-    """Write curves.csv, tidy rows that `lensjax rank` reads, from the results of every run in a folder of models.
+    """Collect the results of all runs of all models in a folder, as curves.csv that `lensjax rank` reads.
 
-    Several commands may do so at once, each for its own models.
+    Several commands may do so at once.
+
+    Returns:
+      The path of curves.csv.
 
     Raises:
-      InputError: a result cannot be read, or the folder not written.
+      InputError: a result cannot be read, or the file cannot be written.
     """
     path = folder / CURVES
     with locked(folder / LOCK):
-        found = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
-        write_files({path: curves_csv([r for r in found if r is not None])})
+        results = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
+        write_files({path: curves_csv([result for result in results if result is not None])})
     return path
 
 
 def steps_caution(results: Sequence[Result]) -> str | None:
-    """What is to be said of runs that ended while their models were still learning; None where all had steps enough."""
+    """A caution about runs that ended while their models were still learning; None if there are none."""
     different = {(result.model, result.examples, result.seed): result for result in results}
     trained = [result for result in different.values() if result.status == "ok" and result.steps]
     short = [result for result in trained if result.still_learning]

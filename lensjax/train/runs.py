@@ -49,8 +49,13 @@ class Run:
 def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
     """Make the folder of a spec's results, or go on in it.
 
+    Args:
+      out: The folder.
+      spec: The spec.
+      digest: See `FinetuneSpec.digest`.
+
     Raises:
-      InputError: it holds the results of another spec or other data, or cannot be written.
+      InputError: the folder holds results of another spec or other data, or cannot be written.
     """
 
     def open_it() -> None:
@@ -62,20 +67,16 @@ def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:
 
 @contextmanager
 def opened_folder(out: Path, spec: FinetuneSpec, digest: str) -> Iterator[None]:
-    """Within it, the folder is of that spec, and no other command can change that.
-
-    Raises:
-      InputError: see `open_folder`.
-    """
+    """A context in which the folder belongs to a spec, and no other command can change that; see `open_folder`."""
     if out.exists() and (not out.is_dir() or _is_foreign(out)):
         raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
     make_folder(out)
     with locked(out / LOCK):
-        found = kept_spec(out)
-        if found is None:
+        kept = kept_spec(out)
+        if kept is None:
             content = {"digest": digest, "spec": spec.model_dump(mode="json")}
             write_files({out / SPEC: json.dumps(content, indent=2) + "\n"})
-        elif found.get("digest") != digest:
+        elif kept.get("digest") != digest:
             raise InputError(
                 f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new "
                 "folder, or the spec that it was made with."
@@ -84,43 +85,49 @@ def opened_folder(out: Path, spec: FinetuneSpec, digest: str) -> Iterator[None]:
 
 
 def kept_spec(out: Path) -> dict[str, Any] | None:
-    """The spec that the runs in a folder were made with, and its digest; None where there are no runs.
+    """The spec that the runs in a folder were made with, and its digest; None if there are no runs.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: the spec cannot be read.
     """
     began = any(out.glob("*/examples-*")) or any(out.glob(f"*/{SEARCH}"))
     return read_json(out / SPEC) if began else None
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether a folder holds something and no spec, besides what commands leave that were killed before writing one."""
+    """Whether a folder holds something else than a spec's results; leftovers of killed commands do not count."""
     names = {path.name for path in folder.iterdir()} - {LOCK}
     return not all(map(is_leftover, names)) and read_json(folder / SPEC) is None
 
 
 def known_result(examples: Examples, run: Run, retry: bool, save_model: bool = False) -> Result | None:
-    """The result of a run that is on disk, if it is not to be made again, nor its model to be saved.
+    """The result of a run that is on disk; None if the run must be made.
+
+    Args:
+      examples: Those of the largest run.
+      run: The run.
+      retry: Forget the result if the run failed.
+      save_model: A result without its model does not count.
 
     Raises:
-      InputError: it is of other training examples.
+      InputError: the result is of other training examples.
     """
 
     def read() -> dict[str, Any] | None:
-        found = read_result(run.folder)
-        if found is not None and found.data != examples.fingerprint(run.seed, run.examples):
+        result = read_result(run.folder)
+        if result is not None and result.data != examples.fingerprint(run.seed, run.examples):
             raise InputError(
                 f"{shorten(run.folder, 400)} holds a result of other training examples than the source has now; "
                 "give a new folder."
             )
-        if found is not None and found.status == "failed" and retry:
-            found = None
+        if result is not None and result.status == "failed" and retry:
+            result = None
             shutil.rmtree(run.folder, ignore_errors=True)  # from its last checkpoint it would fail again
-        if found is not None and found.status == "ok":
+        if result is not None and result.status == "ok":
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # where it was killed before doing so
             if save_model and not run.model.exists():
-                found = None
-        return None if found is None else found.model_dump(mode="json")
+                result = None
+        return None if result is None else result.model_dump(mode="json")
 
-    found = on_first(read)
-    return None if found is None else Result.model_validate(found)
+    known = on_first(read)
+    return None if known is None else Result.model_validate(known)

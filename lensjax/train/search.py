@@ -1,4 +1,4 @@
-"""The search for a model's learning rate, on the first rung of its ladder."""
+"""The search for a model's learning rate on the first rung of its ladder."""
 
 import json
 import math
@@ -15,14 +15,16 @@ from lensjax.train.runs import SEARCH, Run, known_result
 
 
 def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False, save_model: bool = False) -> float:
-    """The learning rate of the lowest validation loss on the first rung, found once for a model and kept in its folder.
+    """The learning rate of the lowest validation loss on the first rung, kept in the model's folder.
 
     Args:
-      retry: Make runs again that failed.
-      save_model: Keep the model that was trained with it, for that rung to take.
+      candidate: The model.
+      recorder: Observes the runs of the search.
+      retry: Make failed runs again.
+      save_model: Keep the model that was trained with the chosen rate, so that the rung need not train it again.
 
     Raises:
-      InputError: training fails with every one of them, or the folder cannot be read or written.
+      InputError: training fails with every learning rate, or the folder cannot be read or written.
     """
     rates = candidate.spec.training.learning_rates
     if len(rates) == 1:
@@ -36,13 +38,17 @@ def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False
         known_result(candidate.examples, run, retry) or candidate.make(run, recorder, save_model=save_model)
         for run in runs
     ]
-    found = {r.learning_rate: r.validation_loss for r in results if r.status == "ok" and r.validation_loss is not None}
-    if not found:
+    losses = {
+        one.learning_rate: one.validation_loss
+        for one in results
+        if one.status == "ok" and one.validation_loss is not None
+    }
+    if not losses:
         raise InputError(
             f"{candidate.name}: training failed with every learning rate tried ({', '.join(map(str, rates))}), with "
             f"{rates[-1]} because {results[-1].error}; mend that in the spec, and use --retry."
         )
-    best = min(rates, key=lambda rate: found.get(rate, math.inf))
+    best = min(rates, key=lambda rate: losses.get(rate, math.inf))
 
     def keep() -> None:
         for run in runs:
@@ -53,7 +59,7 @@ def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False
             "examples": candidate.examples.search,
             "seed": 0,
             "data": candidate.fingerprint(runs[0]),
-            "validation_losses": {f"{rate:g}": found.get(rate) for rate in rates},
+            "validation_losses": {f"{rate:g}": losses.get(rate) for rate in rates},
         }
         write_files({path: json.dumps(content, indent=2) + "\n"})
 
@@ -67,19 +73,21 @@ def _search_run(candidate: Candidate, rate: float) -> Run:
 
 
 def result_of_search(candidate: Candidate, run: Run, save_model: bool) -> Result | None:
-    """The result that the search for a learning rate has found already, if it is of this run.
+    """The result of a run that the search for a learning rate has made already; None if it has not.
 
     Args:
-      save_model: Take its model too; one without a model is not what is asked for.
+      candidate: The model.
+      run: The run of a rung.
+      save_model: Take the model too; without its model the result is of no use then.
     """
     searched = _search_run(candidate, run.rate)
     if (searched.examples, searched.seed) != (run.examples, run.seed) or not run.examples:
         return None
 
     def take() -> dict[str, Any] | None:
-        found = read_result(searched.folder)
+        result = read_result(searched.folder)
         model, place = searched.model, run.model
-        if found is None or (save_model and not (model.exists() or place.exists())):
+        if result is None or (save_model and not (model.exists() or place.exists())):
             return None
         make_folder(run.folder)
         if save_model and not place.exists():
@@ -87,9 +95,9 @@ def result_of_search(candidate: Candidate, run: Run, save_model: bool) -> Result
         shutil.rmtree(model, ignore_errors=True)
         log = searched.folder / LOG
         write_files({run.folder / LOG: log.read_text(encoding="utf-8")} if log.exists() else {})
-        write_result(run.folder, found)
+        write_result(run.folder, result)
         write_curves(candidate.out)
-        return found.model_dump(mode="json")
+        return result.model_dump(mode="json")
 
-    found = on_first(take)
-    return None if found is None else Result.model_validate(found)
+    taken = on_first(take)
+    return None if taken is None else Result.model_validate(taken)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from lensjax.core.flops import matmul_flops
+from lensjax.core.pytrees import PyTree
 from lensjax.models.layers import Attention, Stack
 from lensjax.models.lora import join, split_trainable
 from lensjax.models.model import Model, Params
@@ -25,7 +25,7 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """What training changes.
+    """Everything that a training step changes.
 
     Attributes:
       params: The parameters that are trained.
@@ -33,13 +33,13 @@ class State:
     """
 
     params: Params
-    optimiser: Any
+    optimiser: PyTree
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step says of itself.
+    """Measurements of one step.
 
     Attributes:
       loss: Mean over target tokens, in nats, before the step.
@@ -73,7 +73,10 @@ class Programs:
 def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
     """The programs that fine-tune a model on a mesh.
 
-    `model` may be abstract, its parameters only shapes with shardings, as for devices that are not there.
+    Args:
+      model: Its parameters may be shapes with shardings, also for devices that are not attached.
+      spec: How to train.
+      mesh: The devices.
     """
     optimiser = make_optimiser(spec)
     state_lies = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(model, spec, mesh))
@@ -89,9 +92,8 @@ def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
             (loss, tokens), gradient = gradient_of(state.params, frozen, batch)
         else:
 
-            def add(carry: Any, part: Arrays) -> tuple[Any, None]:
-                found = gradient_of(state.params, frozen, part)
-                return jax.tree.map(jnp.add, carry, found), None
+            def add(carry: PyTree, part: Arrays) -> tuple[PyTree, None]:
+                return jax.tree.map(jnp.add, carry, gradient_of(state.params, frozen, part)), None
 
             shapes = jax.eval_shape(gradient_of, state.params, frozen, jax.tree.map(lambda x: x[0], batch))
             zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -118,7 +120,7 @@ def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
 
 
 def state_shapes(model: Model, spec: TrainingSpec, mesh: Mesh) -> State:
-    """Shapes and shardings of the state of training: moments lie as their parameters do."""
+    """Shapes and shardings of the state of training; moments lie on devices as their parameters do."""
     optimiser = make_optimiser(spec)
     trained, _ = split_trainable(model.params)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -136,10 +138,14 @@ def state_shapes(model: Model, spec: TrainingSpec, mesh: Mesh) -> State:
 def program_flops(
     model: Model, spec: TrainingSpec, mesh: Mesh, programs: Programs
 ) -> tuple[Callable[[Shapes], int], Callable[[Shapes], int]]:
-    """Floating-point operations of a model's `Programs.step` and `Programs.losses`, by the shapes of a batch.
+    """Floating-point operations of `Programs.step` and `Programs.losses`, as functions of the shapes of a batch.
 
-    `model` may be abstract; what is counted of it, `as_counted` says. What is traced for it is not traced again when
-    the programs are called, where they are what is counted.
+    They are those of `as_counted(model)`. Where that is the model itself, programs are not traced again when called.
+
+    Args:
+      model: Its parameters may be shapes with shardings.
+      spec, mesh: See `make_programs`.
+      programs: Those of the model.
     """
     counted = as_counted(model)
     if counted.graphdef != model.graphdef:
@@ -151,13 +157,13 @@ def program_flops(
     )
 
 
-def shapes_of(tree: Any) -> Any:
-    """Shapes, types and shardings of a pytree's arrays, without their values."""
+def shapes_of(tree: PyTree) -> PyTree:
+    """Shapes, types and shardings of a pytree's arrays."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
 
 
 def as_counted(model: Model) -> Model:
-    """The same model as its cost is counted: no layer is recomputed, and attention is made of products."""
+    """The model whose cost is counted for this one: it recomputes no layer, and its attention consists of products."""
     module = nnx.merge(model.graphdef, model.without_params().params)
     for _, node in nnx.iter_graph(module):
         if isinstance(node, Stack):

@@ -1,4 +1,4 @@
-"""Where the measurements of a run go besides its log: TensorBoard and Weights & Biases, each where it is installed."""
+"""Trackers of the measurements of a run: TensorBoard and Weights & Biases, where they are installed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,13 +8,13 @@ from lensjax.core.errors import InputError
 
 
 class Tracker(Protocol):
-    """Takes the measurements of one run."""
+    """Receives the measurements of one run."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Note values of a step."""
+        """Record the values of a step."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write everything that is still held."""
 
 
 class TensorBoard:
@@ -56,10 +56,10 @@ TRACKERS: Mapping[str, tuple[str, Callable[[str, Path], Tracker]]] = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Fail before long work rather than after it where a tracker cannot be used.
+    """Check before long work that trackers can be used.
 
     Raises:
-      InputError: its package is not installed.
+      InputError: the package of one is not installed.
     """
     import importlib.util
 
