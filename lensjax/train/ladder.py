@@ -116,7 +116,7 @@ class Curve:
         return known_result(self.examples, run, retry, save_model) if self._is_ours else None
 
     def measure(self, size: int, seed: int, *, save_model: bool = False, retry: bool = False) -> Result:
-        """The result of a number of examples and a seed, measured if it is not on disk; see `known` and `measure_curve`."""
+        """The result of a number of examples and a seed, measured if it is not on disk."""
         result = self.known(size, seed, save_model=save_model, retry=retry)
         if result is None:
             (result,) = measure(self.candidate, [size], [seed], self._recorder, save_models=save_model, retry=retry)
