@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lensjax.cli.data import SpecFile
+from lensjax.cli.arguments import SpecFile
+from lensjax.cli.console import progress_bar
 from lensjax.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +76,6 @@ def ntk(
 
     task: TaskSpec = read_spec(spec, FinetuneSpec)
     start_processes()
-    from lensjax.cli.main import progress_bar
     from lensjax.core.files import make_folder
     from lensjax.measure.probes import probe_batch
     from lensjax.models import load, make_mesh
@@ -200,7 +200,6 @@ def hessian(
 
     task: TaskSpec = read_spec(spec, FinetuneSpec)
     start_processes()
-    from lensjax.cli.main import progress_bar
     from lensjax.core.files import make_folder
     from lensjax.models import load, make_mesh
 

@@ -1,14 +1,14 @@
 """`lensjax data`: what a task's spec makes of its data, before anything is trained on it, and data to try."""
 
 import itertools
-import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
+from tyro.conf import Positional
 
-from lensjax.cli.models import make_console
-from lensjax.core.files import check_writable, write_files
+from lensjax.cli.arguments import SpecFile
+from lensjax.cli.console import make_console
+from lensjax.cli.outputs import as_json, output_writer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from lensjax.tasks.spec import TaskSpec
     from lensjax.tasks.task import Example, Task
 
-TaskName = Annotated[Literal["spelling", "verses", "topics"], tyro.conf.Positional]
-SpecFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC.yaml")]  # of every command with a task
+TaskName = Annotated[Literal["spelling", "verses", "topics"], Positional]
 
 _SAMPLE = 1000  # training examples that are looked at
 _SHOWN = 3
@@ -41,13 +40,11 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
     $ lensjax data show task.yaml --model openai-community/gpt2 --json data.json
 
     Args:
-        spec: YAML file of the task.
         model: Whose tokenizer counts: folder of a model, its name on the Hugging Face hub, or pocket:NAME; characters
             by default.
         json: Write the numbers and the examples to this file.
     """
-    outputs = [] if json is None else [json]
-    check_writable(outputs, [spec])
+    write = output_writer(json, reads=[spec])
     from lensjax.tasks.spec import read_spec
     from lensjax.tasks.task import fingerprint, load_task
     from lensjax.train.spec import FinetuneSpec
@@ -72,9 +69,7 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
         ],
     }
     _print(task, content)
-    write_files({path: json_format.dumps(content, indent=2, ensure_ascii=False) + "\n" for path in outputs})
-    for path in outputs:
-        print(f"Wrote {path}")
+    write(lambda: as_json(content))
 
 
 def fetch(task: TaskName, out: Path = Path(".")) -> None:

@@ -1,12 +1,12 @@
 """`lensjax finetune` and `lensjax curve`: from a checkpoint and a task to points of a curve."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lensjax.cli.data import SpecFile
+from lensjax.cli.arguments import Mesh, Model, SpecFile
+from lensjax.cli.console import resumable
 from lensjax.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ TrackerName = Literal["tensorboard", "wandb"]
 
 def finetune(
     spec: SpecFile,
-    model: str,
+    model: Model,
     examples: int,
     out: Path,
     seed: int = 0,
     name: str | None = None,
-    mesh: str | None = None,
+    mesh: Mesh = None,
     retry: bool = False,
     track: tuple[TrackerName, ...] = (),
 ) -> None:
@@ -30,7 +30,7 @@ def finetune(
 
     Writes to the folder OUT, which several models and commands with the same spec may share: curves.csv with a row for
     every result, and under the model's name and the number of examples the log of training, the result and the model
-    itself, which `transformers` opens. Stopped by SIGTERM or Ctrl-C, or killed, the same command goes on.
+    itself, which `transformers` opens. After SIGTERM, Ctrl-C or a kill, the same command resumes.
 
     Worked examples
 
@@ -39,27 +39,25 @@ def finetune(
     $ lensjax finetune verses.yaml --model path/to/model --examples 400 --out results --mesh fsdp=4,tensor=2
 
     Args:
-        spec: YAML file that says what the task is, and under `training` how models are fine-tuned.
-        model: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         examples: Number of training examples; 0 tests the model as it is.
         out: Folder of results.
-        seed: Of which examples these are, and of their order.
-        name: What results call the model; by default the last part of its folder's or hub's name.
-        mesh: Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.
-        retry: Make the run again if it failed before.
+        seed: Seed of the choice of the examples, and of their order.
+        name: Name of the model in results; by default the last part of its folder's or hub's name.
+        retry: Repeat the run if it failed before.
         track: Where to send measurements besides the log.
     """
-    _measure(spec, model, [examples], out, (seed,), name, mesh, True, retry, track)
+    options = {"name": name, "save_models": True, "retry": retry, "trackers": track}
+    _measure(spec, model, [examples], out, mesh, seeds=(seed,), **options)
 
 
 def curve(
     spec: SpecFile,
-    model: str,
+    model: Model,
     max_examples: int,
     out: Path,
     seeds: tuple[int, ...] = (0,),
     name: str | None = None,
-    mesh: str | None = None,
+    mesh: Mesh = None,
     save_models: bool = False,
     retry: bool = False,
     track: tuple[TrackerName, ...] = (),
@@ -67,7 +65,7 @@ def curve(
     """Fine-tune a model on 0, 200, 400, 800 and so on of a task's examples, and test it on each.
 
     Each subset holds the smaller ones. Results are rows of OUT/curves.csv, which `lensjax rank` reads once there are
-    several models; those that are there already are not made again. Stopped or killed, the same command goes on.
+    several models; finished runs are not repeated. After a stop or a kill, the same command resumes.
 
     Worked examples
 
@@ -78,15 +76,12 @@ def curve(
     $ lensjax rank results/curves.csv --target 1638400
 
     Args:
-        spec: YAML file that says what the task is, and under `training` how models are fine-tuned.
-        model: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
-        max_examples: Largest number of training examples; the ladder ends with the last rung that does not pass it.
+        max_examples: Largest number of training examples; the ladder ends with the last rung up to it.
         out: Folder of results.
-        seeds: One curve is measured for each.
-        name: What results call the model; by default the last part of its folder's or hub's name.
-        mesh: Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.
+        seeds: Seeds, for each of which one curve is measured.
+        name: Name of the model in results; by default the last part of its folder's or hub's name.
         save_models: Keep every fine-tuned model.
-        retry: Make runs again that failed before.
+        retry: Repeat runs that failed before.
         track: Where to send measurements besides the log.
     """
     from lensjax.train.ladder import rungs
@@ -94,21 +89,12 @@ def curve(
 
     if max_examples < FIRST_RUNG:
         raise InputError(f"--max-examples is {max_examples}; the first rung of the ladder is {FIRST_RUNG}.")
-    _measure(spec, model, rungs(max_examples), out, seeds, name, mesh, save_models, retry, track)
+    options = {"name": name, "save_models": save_models, "retry": retry, "trackers": track}
+    _measure(spec, model, rungs(max_examples), out, mesh, seeds=seeds, **options)
 
 
-def _measure(
-    spec: Path,
-    model: str,
-    sizes: Sequence[int],
-    out: Path,
-    seeds: Sequence[int],
-    name: str | None,
-    mesh: str | None,
-    save_models: bool,
-    retry: bool,
-    track: tuple[TrackerName, ...],
-) -> None:
+def _measure(spec: Path, model: str, sizes: Sequence[int], out: Path, mesh: str | None, **options: Any) -> None:
+    """Measure and print; for `options` see `lensjax.train.ladder.measure_curve`."""
     from lensjax.core.processes import is_first, start_processes
     from lensjax.tasks.spec import read_spec
     from lensjax.train.ladder import measure_curve
@@ -121,20 +107,8 @@ def _measure(
 
     done: list[Result] = []
     devices = None if mesh is None else make_mesh(mesh)
-    results = measure_curve(
-        task,
-        model,
-        out,
-        sizes,
-        seeds=seeds,
-        name=name,
-        mesh=devices,
-        save_models=save_models,
-        retry=retry,
-        trackers=track,
-        show=True,
-    )
-    with going_on_later():
+    results = measure_curve(task, model, out, sizes, mesh=devices, show=True, **options)
+    with resumable():
         for result in results:
             done.append(result)
             if is_first():
@@ -145,21 +119,6 @@ def _measure(
             print(f"Caution: {caution}")
     if any(result.status == "failed" for result in done):
         sys.exit(1)
-
-
-@contextmanager
-def going_on_later() -> Iterator[None]:
-    """Within it, an end that was asked for exits in a sentence: the same command goes on."""
-    from lensjax.train.loop import Stopped
-
-    try:
-        yield
-    except Stopped:
-        print("lensjax: stopped; what was reached is saved, and the same command goes on from there.", file=sys.stderr)
-        sys.exit(143)
-    except KeyboardInterrupt:
-        print("lensjax: interrupted; what was finished is kept, and the same command goes on.", file=sys.stderr)
-        sys.exit(130)
 
 
 def _sentence(result: "Result") -> str:

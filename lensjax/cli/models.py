@@ -1,26 +1,23 @@
-"""`lensjax models`: which models there are, what they take, and whether they compute what torch does."""
+"""`lensjax models`: families of models, their parameters, a check against torch, and export."""
 
-import json as json_format
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-import tyro
+from tyro.conf import Positional, arg
 
+from lensjax.cli.arguments import DType, ModelName, Revision
+from lensjax.cli.console import make_console, make_table
+from lensjax.cli.outputs import as_json, output_writer
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import check_new_folder, check_writable, write_files
+from lensjax.core.files import check_new_folder
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lensjax.models.parameter_table import ParameterTable
-
-DTypeName = Literal["float32", "bfloat16", "float16", "float64"]
-Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
 def list_families(json: bool = False) -> None:
-    """List the families of models that can be loaded, and the models that are part of LensJAX.
+    """List the families of models that LensJAX can load, and the models that are part of it.
 
     Worked examples
 
@@ -31,8 +28,6 @@ def list_families(json: bool = False) -> None:
     Args:
         json: Print JSON instead of a table.
     """
-    from rich.table import Table
-
     from lensjax.models.family import family_of, supported
     from lensjax.models.pocket import bundled
 
@@ -43,18 +38,18 @@ def list_families(json: bool = False) -> None:
             {"model_type": f.model_type, "kind": kind, "class": f.architecture, "examples": list(f.examples)}
             for f, kind in zip(families, kinds, strict=True)
         ]
-        print(json_format.dumps(content, indent=2, ensure_ascii=False))
+        print(as_json(content), end="")
         return
-    table = Table("model_type", "kind", "Hugging Face class", "examples")
-    for family, kind in zip(families, kinds, strict=True):
-        table.add_row(family.model_type, kind, family.architecture, "\n".join(family.examples))
-    console = make_console()
-    console.print(table)
+    rows = [
+        (f.model_type, kind, f.architecture, "\n".join(f.examples)) for f, kind in zip(families, kinds, strict=True)
+    ]
+    headings, console = ("model_type", "kind", "Hugging Face class", "examples"), make_console()
+    console.print(make_table("", headings, rows, words=headings))
     console.print(f"Part of LensJAX, to try things with: {', '.join(bundled())}", soft_wrap=True)
 
 
 def show(
-    model: Name, mesh: str = "", dtype: DTypeName = "float32", revision: str | None = None, json: Path | None = None
+    model: ModelName, mesh: str = "", dtype: DType = "float32", revision: Revision = None, json: Path | None = None
 ) -> None:
     """Show a model's parameters, and what each device of a mesh would hold of them.
 
@@ -69,15 +64,12 @@ def show(
     $ lensjax models show path/to/model --mesh fsdp=4,tensor=2 --json parameters.json
 
     Args:
-        model: Folder with a config.json, name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         mesh: Devices along each axis: data splits the batch, fsdp the batch and the parameters, tensor the heads and
             hidden units. Axes not named have one.
-        dtype: Type that the parameters are held in.
-        revision: Branch, tag or commit on the hub.
+        dtype: Type of the parameters.
         json: Write the table to this file.
     """
-    outputs = [] if json is None else [json]
-    check_writable(outputs)
+    write = output_writer(json)
     from lensjax.models.hub import find_folder, read_config
     from lensjax.models.parameter_table import parameter_table
     from lensjax.models.sharding import parse_mesh
@@ -85,13 +77,11 @@ def show(
     sizes = parse_mesh(mesh)
     table = parameter_table(read_config(find_folder(model, revision, what="config")), sizes, dtype)
     _print_parameters(table)
-    write_files({path: table.to_json() for path in outputs})
-    for path in outputs:
-        print(f"Wrote {path}")
+    write(table.to_json)
 
 
-def check(model: Name, dtype: DTypeName = "float32", revision: str | None = None) -> None:
-    """Check that a model computes here what it computes in torch.
+def check(model: ModelName, dtype: DType = "float32", revision: Revision = None) -> None:
+    """Check that LensJAX and torch compute the same with a model.
 
     Compares logits and losses on a batch of random tokens with padding and, where the model has a tokenizer, on two
     sentences. Differences are relative to the largest logit, and to the loss. Torch computes in float32, or in float64
@@ -107,46 +97,42 @@ def check(model: Name, dtype: DTypeName = "float32", revision: str | None = None
     $ JAX_ENABLE_X64=1 lensjax models check path/to/model --dtype float64
 
     Args:
-        model: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
-        dtype: Type that we hold the parameters and compute in.
-        revision: Branch, tag or commit on the hub.
+        dtype: Type of the parameters and of all computation in LensJAX.
     """
-    from rich.table import Table
-
     from lensjax.models.hub import find_folder
     from lensjax.models.torch_check import compare_with_torch
 
     comparisons = compare_with_torch(find_folder(model, revision), dtype)
-    table = Table("batch")
-    for heading in ("tokens", "relative difference of logits", "allowed", "loss (nats)", "torch's", ""):
-        table.add_column(heading, justify="right")
-    for found in comparisons:
-        table.add_row(
-            found.batch,
-            str(found.tokens),
-            f"{found.error:.1e}",
-            f"{found.allowed:.1e}",
-            f"{found.loss:.7f}",
-            f"{found.torch_loss:.7f}",
-            "PASS" if found.passed else "FAIL",
+    rows = [
+        (
+            one.batch,
+            str(one.tokens),
+            f"{one.error:.1e}",
+            f"{one.allowed:.1e}",
+            f"{one.loss:.7f}",
+            f"{one.torch_loss:.7f}",
+            "PASS" if one.passed else "FAIL",
         )
+        for one in comparisons
+    ]
+    headings = ("batch", "tokens", "relative difference of logits", "allowed", "loss (nats)", "torch's", "")
     console = make_console()
-    console.print(table)
-    if not all(found.passed for found in comparisons):
+    console.print(make_table("", headings, rows, words=("batch",)))
+    if not all(one.passed for one in comparisons):
         console.print(f"FAIL: logits or loss differ by more than rounding in {dtype} explains.")
         sys.exit(1)
     console.print(f"PASS: logits and loss differ by no more than rounding in {dtype} explains.")
 
 
 def export(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
-    dtype: DTypeName | None = None,
-    revision: str | None = None,
+    source: ModelName,
+    folder: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    dtype: DType | None = None,
+    revision: Revision = None,
 ) -> None:
     """Write a model to a new folder that `transformers` opens.
 
-    Every weight is checked and read as for computing, and written as safetensors beside configuration and tokenizer.
+    Checks every weight as loading does, and writes them as safetensors beside configuration and tokenizer.
 
     Worked examples
 
@@ -155,10 +141,8 @@ def export(
     $ lensjax models export path/to/model path/to/half --dtype bfloat16
 
     Args:
-        source: Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX.
         folder: Folder to write, which must not exist yet or be empty.
         dtype: Type of the weights written; by default the one that config.json says they are stored in.
-        revision: Branch, tag or commit on the hub.
     """
     check_new_folder(folder)
     import jax
@@ -168,13 +152,13 @@ def export(
     from lensjax.models import load
     from lensjax.models.hub import find_folder, has_tokenizer, read_config
 
-    found = find_folder(source, revision)
-    written = dtype or str(read_config(found).dtype or "float32").removeprefix("torch.")
-    model = load(found, dtype=written)
+    original = find_folder(source, revision)
+    written = dtype or str(read_config(original).dtype or "float32").removeprefix("torch.")
+    model = load(original, dtype=written)
     leaves = jax.tree.leaves(model.params)
     if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in leaves):
-        raise InputError(f"{shorten(found, 400)} has weights that {written} cannot hold; choose --dtype float32.")
-    if has_tokenizer(found):
+        raise InputError(f"{shorten(original, 400)} has weights that {written} cannot hold; choose --dtype float32.")
+    if has_tokenizer(original):
         _ = model.tokenizer  # fails where it is another model's
     model.save(folder)
     console = make_console()
@@ -184,32 +168,23 @@ def export(
     console.print(f"Wrote {folder}: {parameters} parameters in {written}.", markup=False, soft_wrap=True)
 
 
-def make_console() -> "Console":
-    """Standard output, of a fixed width where that is no terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
-
-
 def _print_parameters(table: "ParameterTable") -> None:
     from rich import filesize
-    from rich.table import Table
 
-    from lensjax.core.text import count
+    from lensjax.core.text import DASH, count
     from lensjax.models.parameter_table import LARGE
 
     console = make_console()
     facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in table.facts.items())
     console.print(f"[bold]{table.model_type}[/bold]: {facts}", soft_wrap=True)
     mesh = " × ".join(f"{axis}={size}" for axis, size in table.mesh.items())
-    grid = Table("parameter", "shape", "split over", "on each device", title=f"{table.dtype.name} on {mesh}")
-    grid.add_column("bytes", justify="right")
+    rows = []
     for row in table.rows:
-        axes = ["–" if axis is None else axis if isinstance(axis, str) else "·".join(axis) for axis in row.spec]
-        split = "[bold]whole, and large[/bold]" if row.whole else ", ".join(axes)
-        grid.add_row(row.path, _shape(row.shape), split, _shape(row.shard), f"{row.shard_bytes:,}")
-    console.print(grid)
+        axes = [DASH if axis is None else axis if isinstance(axis, str) else "·".join(axis) for axis in row.spec]
+        split = "whole, and large" if row.whole else ", ".join(axes)
+        rows.append((row.path, _shape(row.shape), split, _shape(row.shard), f"{row.shard_bytes:,}"))
+    words = ("parameter", "shape", "split over", "on each device")
+    console.print(make_table(f"{table.dtype.name} on {mesh}", (*words, "bytes"), rows, words=words))
     total = filesize.decimal(table.parameters * table.dtype.itemsize)
     each = filesize.decimal(table.device_bytes)
     console.print(f"{count(table.parameters)} parameters ({table.parameters:,}), {total}; {each} on each device.")

@@ -1,12 +1,13 @@
 """`lensjax next`: which model to fine-tune on how many examples next."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from lensjax.cli.arguments import CurvesFile
+from lensjax.cli.console import make_console, make_table
+from lensjax.cli.curves import check_target, read_table
+from lensjax.cli.outputs import as_json, output_writer
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import check_writable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,18 +20,14 @@ NEGLIGIBLE = 1e-4  # nats per token of regret
 
 
 def next_cells(
-    curves: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CURVES.csv")],
-    target: int,
-    max_examples: int | None = None,
-    top: int = 8,
-    json: Path | None = None,
+    curves: CurvesFile, target: int, max_examples: int | None = None, top: int = 8, json: Path | None = None
 ) -> None:
     """Say which model to fine-tune on how many examples next.
 
-    Reads the fine-tuning curves that were measured so far, and orders what could be measured next by how much it is
-    expected to lower the regret of the choice, for what it costs: 6 × parameters × examples, or examples alone where
-    the file does not give the size of every model. Says what to choose, should nothing more be measured: the model of
-    the least expected loss, and so of the least expected regret, where `lensjax rank` orders by the median loss.
+    Reads the fine-tuning curves measured so far, and orders what could be measured next by how much it is expected to
+    lower the regret of the choice, for its cost: 6 × parameters × examples, or examples alone where the file does not
+    give the size of every model. Also says which model to choose if nothing more is measured: the one with the lowest
+    expected loss, and so the lowest expected regret, where `lensjax rank` orders by the median loss.
 
     Worked examples
 
@@ -39,47 +36,35 @@ def next_cells(
     $ lensjax next curves.csv --target 1638400 --max-examples 25600 --top 3 --json next.json
 
     Args:
-        curves: CSV file of fine-tuning curves, or rectified:flan or rectified:gigaword for a public benchmark (fetched
-            once), or 'simulated' for curves made up to try the command.
         target: Number of training examples for which a model is to be chosen.
         max_examples: Largest number of examples to fine-tune on next; by default an eighth of the target, or the
             largest measured if that is more. Rungs are the file's numbers of examples, doubled from the largest.
-        top: How many cells to show.
+        top: Number of cells to show.
         json: Write all cells to this file.
     """
-    outputs = [] if json is None else [json]
-    check_writable(outputs, [curves])
+    write = output_writer(json, reads=[curves])
+    check_target(target)
     from rich.console import Console
-    from rich.markup import escape
 
-    from lensjax.cli.main import check_target, read_table
-    from lensjax.core.files import write_files
     from lensjax.selection.advice import advise, candidate_cells, relative_costs
 
-    check_target(target)
     table = read_table(curves)
     rungs, larger, max_examples = _rungs(table, target, max_examples)
     if top < 1:
         raise InputError(f"--top is {top}; give 1 or more.")
     costs = relative_costs(table, candidate_cells(table, rungs))
-    console = Console(stderr=True)
-    with console.status("Fitting"):
+    with Console(stderr=True).status("Fitting"):
         advice = advise(table, target, costs)
-    found = _record(table, target, max_examples, advice)
-    shown = Console(highlight=False)
-    shown = shown if shown.is_terminal else Console(highlight=False, width=120)
+    record, console = _record(table, target, max_examples, advice), make_console(120)
     if advice.cells:
-        shown.print(_rows(found, top))
-    shown.print(escape(_sentence(found, larger)), soft_wrap=True)
-    write_files({path: _json(found) for path in outputs})
-    for path in outputs:
-        print(f"Wrote {path}")
+        console.print(_table(record, top))
+    console.print(_sentence(record, larger), markup=False, soft_wrap=True)
+    write(lambda: as_json(record))
 
 
 def _rungs(table: "CurveTable", target: int, max_examples: int | None) -> tuple[list[int], list[int], int]:
-    """Sizes that may be measured next, those from there to the target, and the bound between them."""
-    task = shorten(table.task)
-    used = table.up_to(target)
+    """Sizes that may be measured next, larger ones up to the target, and the bound between them."""
+    task, used = shorten(table.task), table.up_to(target)
     sizes = [int(size) for size in used.sizes[used.measured.any(axis=0)] if size > 0]
     if not sizes:
         raise InputError(
@@ -100,7 +85,7 @@ def _rungs(table: "CurveTable", target: int, max_examples: int | None) -> tuple[
 
 
 def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice") -> dict[str, Any]:
-    """Everything a program might want of an advice."""
+    """Everything that a program may need of an advice."""
     import numpy as np
 
     from lensjax import __version__
@@ -109,14 +94,14 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
     full_tuning = sum(relative_costs(table, (Cell(model, target) for model in table.models)).values())
     cells = [
         {
-            "model": found.cell.model,
-            "examples": found.cell.examples,
-            "cost": found.cost,
-            "share_of_full_tuning": found.cost / full_tuning,
-            "expected_drop": found.drop,
-            "needed": found.drop is None,
+            "model": one.cell.model,
+            "examples": one.cell.examples,
+            "cost": one.cost,
+            "share_of_full_tuning": one.cost / full_tuning,
+            "expected_drop": one.drop,
+            "needed": one.drop is None,
         }
-        for found in advice.cells
+        for one in advice.cells
     ]
     return {
         "lensjax": __version__,
@@ -131,39 +116,26 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
     }
 
 
-def _json(found: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _rows(found: dict[str, Any], top: int) -> "Table":
-    """The first cells as a table."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    title = f"{found['task']}: what to measure next, for a choice at {found['target']:,} examples"
-    table = Table(title=escape(title), title_justify="left", title_style="bold")
-    headings = ("", "model", "examples", "% of FullTuning", "drop in regret", "drop per cost")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
-    best = found["cells"][0]
-    for place, cell in enumerate(found["cells"][:top], start=1):
+def _table(record: dict[str, Any], top: int) -> "Table":
+    """The first cells."""
+    best, rows = record["cells"][0], []
+    for place, cell in enumerate(record["cells"][:top], start=1):
         drop = relative = "needed"
         if not cell["needed"]:
             drop = f"{cell['expected_drop']:.2g}"
             whole = best["expected_drop"] / best["cost"]
             relative = f"{cell['expected_drop'] / cell['cost'] / whole:.2f}" if whole > 0 else "–"
         share = f"{100 * cell['share_of_full_tuning']:.2g}"
-        table.add_row(str(place), escape(cell["model"]), f"{cell['examples']:,}", share, drop, relative)
-    table.caption = "FullTuning fine-tunes every model on all examples; regret is in nats per token."
-    table.caption_justify = "left"
-    return table
+        rows.append((str(place), cell["model"], f"{cell['examples']:,}", share, drop, relative))
+    title = f"{record['task']}: what to measure next, for a choice at {record['target']:,} examples"
+    headings = ("", "model", "examples", "% of FullTuning", "drop in regret", "drop per cost")
+    caption = "FullTuning fine-tunes every model on all examples; regret is in nats per token."
+    return make_table(title, headings, rows, caption=caption, caption_justify="left")
 
 
-def _sentence(found: dict[str, Any], larger: list[int]) -> str:
-    """What to do, where there are larger rungs than those that may be measured."""
-    cells, up_to = found["cells"], f"up to {found['max_examples']:,} examples"
+def _sentence(record: dict[str, Any], larger: list[int]) -> str:
+    """What to do; `larger` are rungs beyond those that may be measured."""
+    cells, up_to = record["cells"], f"up to {record['max_examples']:,} examples"
     if cells:
         best = cells[0]
         start = f"Fine-tune {best['model']} on {best['examples']:,} examples next"
@@ -172,14 +144,14 @@ def _sentence(found: dict[str, Any], larger: list[int]) -> str:
             models = f"{short} model{'s have' if short > 1 else ' has'}"
             return f"{start}: {models} fewer than the two sizes above 0 that a fit needs, and their cells come first."
     regret = (
-        f"the expected regret of choosing {found['choice']} now, whose expected loss is the least, is "
-        f"{found['expected_regret']:.4f} nats per token"
+        f"the expected regret of choosing {record['choice']} now, whose expected loss is lowest, is "
+        f"{record['expected_regret']:.4f} nats per token"
     )
     if not cells:
         raised = f", or raise --max-examples to {larger[0]}" if larger else ""
         return f"Stop{raised}: every model is measured {up_to}, and {regret}."
     if max(cell["expected_drop"] for cell in cells) < NEGLIGIBLE:
-        return f"Stop: {regret}, and no one cell {up_to} is expected to lower it by {NEGLIGIBLE}."
+        return f"Stop: {regret}, and no single cell {up_to} is expected to lower it by {NEGLIGIBLE}."
     return (
         f"{start}: that is expected to lower the regret of the choice by {best['expected_drop']:.2g} nats per token "
         f"for {100 * best['share_of_full_tuning']:.2g} % of FullTuning; or stop: {regret}."

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensjax.cli.study import StudyFile
-from lensjax.core.files import check_writable
+from lensjax.cli.arguments import StudyFile
+from lensjax.cli.console import make_console, make_table, progress_bar
+from lensjax.cli.outputs import output_writer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,9 +25,9 @@ def plan(
 ) -> None:
     """Say what a study will cost, before any training.
 
-    Of every candidate and rung: steps, tokens, FLOPs of fine-tuning with validation and test, memory on each device as
-    the compiler counts it, and time, from a few steps that are timed here; FLOPs of kernels and of the bound's terms;
-    and what smaller budgets would save. Of models only configuration and tokenizer are read.
+    Prints for every candidate and rung the steps, tokens, FLOPs of fine-tuning with validation and test, memory on each
+    device as the compiler counts it, and time, from a few steps that are timed here; FLOPs of kernels and of the
+    bound's terms; and what smaller budgets would save. Reads only configuration and tokenizer of the models.
 
     Worked examples
 
@@ -37,53 +38,49 @@ def plan(
     $ lensjax plan study.yaml --no-timing --json plan.json
 
     Args:
-        spec: YAML file of the study; `lensjax study init` writes one.
         topology: TPU devices to plan for, such as v5e:16x16, which need not be attached; this needs libtpu, and times
             are those of 40 % of the published peak.
         mesh: Devices along each axis (data, fsdp, tensor) for all candidates; by default what the study says.
         timing: Time a few steps of every candidate, with made-up weights.
-        json: Write everything that is known to this file.
+        json: Write the whole plan to this file.
     """
-    outputs = [] if json is None else [json]
-    check_writable(outputs, [spec])
-    from lensjax.core.files import write_files
+    write = output_writer(json, reads=[spec])
     from lensjax.core.processes import start_processes
     from lensjax.study.spec import read_study
 
     study = read_study(spec)
     start_processes()
-    from lensjax.cli.main import progress_bar
     from lensjax.study.plan import make_plan
 
     with progress_bar("Planning") as progress:
-        found = make_plan(study, topology=topology, mesh=mesh, timing=timing, progress=progress)
-    print_plan(found)
-    write_files({path: found.model_dump_json(indent=2) + "\n" for path in outputs})
-    for path in outputs:
-        print(f"Wrote {path}")
+        planned = make_plan(study, topology=topology, mesh=mesh, timing=timing, progress=progress)
+    print_plan(planned)
+    write(lambda: planned.model_dump_json(indent=2) + "\n")
 
 
-def print_plan(found: "Plan") -> None:
-    """Tables that fit 80 columns, what is wrong with candidates, and a sentence."""
-    from rich.console import Console
+def print_plan(plan: "Plan") -> None:
+    """Print a plan: tables that fit 80 columns, problems of candidates, notes, and what it comes to.
+
+    Args:
+      plan: As `lensjax.study.plan.make_plan` returns it.
+    """
     from rich.markup import escape
 
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=80)
-    console.print(_candidates(found))
-    for one in found.candidates:
+    console = make_console(80)
+    console.print(_candidates(plan))
+    for one in plan.candidates:
         if one.problem:
             console.print(f"[bold]{escape(one.model)}:[/bold] {escape(one.problem)}", soft_wrap=True)
-    if sum(len(one.rungs) for one in found.candidates) <= SHOWN:
-        console.print(_rungs(found))
+    if sum(len(one.rungs) for one in plan.candidates) <= SHOWN:
+        console.print(_rungs(plan))
     else:
-        console.print(f"Every rung of {len(found.candidates)} candidates is in what --json writes.", soft_wrap=True)
-    console.print(_budgets(found))
-    for text in (*found.notes, found.sentence):
+        console.print(f"Every rung of {len(plan.candidates)} candidates is in what --json writes.", soft_wrap=True)
+    console.print(_budgets(plan))
+    for text in (*plan.notes, plan.sentence):
         console.print(escape(text), soft_wrap=True)
 
 
-def _candidates(found: "Plan") -> "Table":
+def _candidates(plan: "Plan") -> "Table":
     """What every candidate takes."""
     from rich import filesize
 
@@ -97,14 +94,14 @@ def _candidates(found: "Plan") -> "Table":
             DASH if one.each is None else f"{one.each.steps[1]:.2g} s",
             *_amount(one.total),
         )
-        for one in found.candidates
+        for one in plan.candidates
     ]
-    device = found.topology or found.device
-    title = f"{found.study}: candidates on {device}, {found.devices} device{'s' * (found.devices > 1)}"
+    device = plan.topology or plan.device
+    title = f"{plan.study}: candidates on {device}, {plan.devices} device{'s' * (plan.devices > 1)}"
     return _table(title, ("model", "size", "memory", "long step", "FLOPs", "time"), rows)
 
 
-def _rungs(found: "Plan") -> "Table":
+def _rungs(plan: "Plan") -> "Table":
     """What every run takes, and what is measured before and after it."""
     from lensjax.core.text import count
     from lensjax.measure.measurement import MEASUREMENTS
@@ -113,7 +110,7 @@ def _rungs(found: "Plan") -> "Table":
         return (examples, str(runs.runs), f"{runs.steps:,}", count(runs.tokens), *_amount(runs))
 
     groups: list[tuple[str, ...]] = []
-    for one in found.candidates:
+    for one in plan.candidates:
         rows: list[tuple[str, ...]] = []
         for amounts, each in ((one.evidence, ""), (one.evidence_of_rung, ", each")):
             rows += [(MEASUREMENTS[kind].label + each, "", "", "", *_amount(amounts[kind])) for kind in amounts]
@@ -121,17 +118,17 @@ def _rungs(found: "Plan") -> "Table":
             rows.append(row(one.search, f"{one.search.examples:,}, rates"))
         rows += [row(rung, f"{rung.examples:,}") for rung in one.rungs]
         if one.full_tuning is not None:
-            rows.append(row(one.full_tuning, f"all {found.target:,}"))
+            rows.append(row(one.full_tuning, f"all {plan.target:,}"))
         groups += [("" if i else one.model, *cells) for i, cells in enumerate(rows)]
     return _table("Runs", ("model", "examples", "runs", "steps", "tokens", "FLOPs", "time"), groups)
 
 
-def _budgets(found: "Plan") -> "Table":
+def _budgets(plan: "Plan") -> "Table":
     """What smaller budgets would save."""
     from lensjax.core import text
 
-    rows = [(f"{row.examples:,}", *_amount(row), text.share(row.share)) for row in found.budgets]
-    rows.append((f"FullTuning, all {found.target:,}", *_amount(found.full_tuning), ""))
+    rows = [(f"{row.examples:,}", *_amount(row), text.share(row.share)) for row in plan.budgets]
+    rows.append((f"FullTuning, all {plan.target:,}", *_amount(plan.full_tuning), ""))
     return _table("Budgets", ("largest rung", "FLOPs", "time", "of FullTuning"), rows)
 
 
@@ -146,12 +143,5 @@ def _amount(amount: "Amount | None") -> tuple[str, str]:
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
     from rich.box import SIMPLE
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
+    return make_table(title, headings, rows, words=headings[:1], wrap=False, box=SIMPLE)

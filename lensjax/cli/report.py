@@ -1,6 +1,7 @@
-"""`lensjax report`: what a study found so far."""
+"""`lensjax report`: everything that a study has measured so far."""
 
-from lensjax.cli.study import StudyFolder, print_decision
+from lensjax.cli.arguments import StudyFolder
+from lensjax.cli.console import print_decision
 
 
 def report(folder: StudyFolder) -> None:
@@ -13,9 +14,6 @@ def report(folder: StudyFolder) -> None:
     Worked examples
 
     $ lensjax report results/verses
-
-    Args:
-        folder: Folder of the study, as `lensjax run` wrote it.
     """
     from lensjax.study.folder import read_study_folder
 
@@ -23,7 +21,7 @@ def report(folder: StudyFolder) -> None:
     from lensjax.report.study_files import write_findings
     from lensjax.study.report import collect
 
-    found = collect(spec, folder)
-    print_decision(found.report)
-    for path in write_findings(found, folder):
+    findings = collect(spec, folder)
+    print_decision(findings.report)
+    for path in write_findings(findings, folder):
         print(f"Wrote {path}")

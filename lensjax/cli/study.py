@@ -2,18 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from lensjax.cli.finetune import going_on_later
+from lensjax.cli.arguments import StudyFile
+from lensjax.cli.console import print_decision, resumable
 from lensjax.core.errors import InputError
 
-if TYPE_CHECKING:
-    from lensjax.study.schema import StudyReport
-
-StudyFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY.yaml")]
-StudyFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 LauncherName = Literal["local", "ray"]
 
 
@@ -28,7 +22,7 @@ def init(
 ) -> None:
     """Write a study's file, with a comment for everything that can be changed in it.
 
-    What is not given is asked for on a terminal.
+    Asks on the terminal for everything that is not given.
 
     Worked examples
 
@@ -42,10 +36,10 @@ def init(
         candidates: Folders of models, relative to that of the file, names on the Hugging Face hub, or pocket:NAME,
             which are part of LensJAX.
         data: JSONL, CSV or Parquet file of the rows, relative to the folder of the file.
-        prompt: Template of what a model is given, with fields of a row in braces.
-        target: Template of what it should say.
+        prompt: Template of the prompt, with fields of a row in braces.
+        target: Template of the text that the model should answer.
         budget: Largest number of training examples of a run.
-        full: Number of examples that the winner will be trained on; all there are by default.
+        full: Number of examples that the winner will be trained on; by default all of the data.
     """
     from lensjax.core.files import check_writable, write_files
     from lensjax.study.init import new_study
@@ -55,21 +49,21 @@ def init(
     if out.exists():
         raise InputError(f"{out} is there already; give another name, or remove it.")
     check_writable([out])
-    candidates = candidates or tuple(_asked("Models, separated by spaces", "--candidates").split())
-    data = data or _asked("File of the rows", "--data").strip()
-    prompt = _asked("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
-    target = target or _asked("Target, with fields of a row in braces", "--target")
+    candidates = candidates or tuple(_ask("Models, separated by spaces", "--candidates").split())
+    data = data or _ask("File of the rows", "--data").strip()
+    prompt = _ask("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
+    target = target or _ask("Target, with fields of a row in braces", "--target")
     text = new_study(out, candidates, data, prompt, target, budget, full)
     write_files({out: text})
     print(f"Wrote {out}; see what it will cost with: lensjax plan {out}")
 
 
-def _asked(what: str, flag: str) -> str:
-    """What the user answers."""
+def _ask(question: str, flag: str) -> str:
+    """The user's answer."""
     if not sys.stdin.isatty():
         raise InputError(f"{flag} is missing; give it, or answer on a terminal.")
     try:
-        return input(f"{what}: ")  # as it is: a target may begin with a space
+        return input(f"{question}: ")  # as it is: a target may begin with a space
     except EOFError as error:
         raise InputError(f"{flag} is missing; give it, or answer.") from error
 
@@ -85,7 +79,7 @@ def run(
     """Run a study: measure the candidates on growing subsets, and decide which one to fine-tune on everything.
 
     Writes to a folder: curves.csv, which `lensjax rank` reads, and, at the end, the report that `lensjax report`
-    makes at any time: report.html, report.json and ranking.csv. Stopped or killed, the same command goes on.
+    makes at any time: report.html, report.json and ranking.csv. After a stop or a kill, the same command resumes.
 
     Worked examples
 
@@ -96,12 +90,11 @@ def run(
     $ lensjax run study.yaml --out results/verses --launcher ray
 
     Args:
-        spec: YAML file of the study; `lensjax study init` writes one.
-        out: Folder of the study; by default one beside the file, called as it is without its ending.
+        out: Folder of the study; by default one beside the file, with its name without the ending.
         launcher: Where cells are computed: local, in this process one after another, or ray, on a Ray cluster.
-        dry_run: Only say what is left to do if no candidate drops out and the budget lasts.
-        limit: Stop after so many cells.
-        retry: Try again what failed before.
+        dry_run: Only list the cells that are left if no candidate drops out and the budget lasts.
+        limit: Stop after this many cells.
+        retry: Repeat cells that failed before.
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; give 1 or more.")
@@ -123,20 +116,13 @@ def run(
         for cell in cells_left(study, folder, retry=retry):
             say(str(cell))
         return
-    with going_on_later():
+    with resumable():
         run_study(study, folder, launcher=launcher, retry=retry, limit=limit, show=True, say=say)
-    found = collect(study, folder)
-    for path in write_findings(found, folder):
+    findings = collect(study, folder)
+    for path in write_findings(findings, folder):
         say(f"Wrote {path}")
     if is_first():
-        print_decision(found.report)
-    usable = sum(candidate.state != "failed" for candidate in found.report.candidates)
-    if found.report.decision.model is None and usable < 2:  # and so there will be none
+        print_decision(findings.report)
+    usable = sum(candidate.state != "failed" for candidate in findings.report.candidates)
+    if findings.report.decision.model is None and usable < 2:  # and so there will be none
         sys.exit(1)
-
-
-def print_decision(report: "StudyReport") -> None:
-    """The decision in a sentence, and what is to be read before it is trusted."""
-    for warning in report.warnings:
-        print(f"Caution: {warning}")
-    print(report.decision.sentence)

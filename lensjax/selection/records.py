@@ -1,19 +1,43 @@
-"""Rankings as plain records, CSV and JSON."""
+"""Rankings as plain records, CSV and JSON, and places of models under every method."""
 
 import csv
 import io
 import json
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata
 
 from lensjax import __version__
+from lensjax.selection.methods import Prediction
 from lensjax.selection.ranking import Ranking
 
 
+def ranks(scores: Float[np.ndarray, " M"], ties: Literal["min", "ordinal"] = "min") -> list[int | None]:
+    """Rank of each model, 1 for the smallest score; None where it has none.
+
+    Args:
+      scores: Of M models; NaN or infinite where a method cannot judge one.
+      ties: Whether equal scores share the better rank, or keep their order.
+    """
+    places = rankdata(np.where(np.isfinite(scores), scores, np.nan), ties, nan_policy="omit")
+    return [int(place) if np.isfinite(place) else None for place in places]
+
+
+def first_choice(prediction: Prediction) -> int | None:
+    """Position of the model that a method ranks first; None where it can judge none."""
+    return int(np.nanargmin(prediction.score)) if np.isfinite(prediction.score).any() else None
+
+
 def records(ranking: Ranking) -> list[dict[str, Any]]:
-    """One flat record per model, best first; None where nothing is known."""
+    """One flat record per model, best first; None where nothing is known.
+
+    Returns:
+      Rank, model, family, parameters, losses in nats per token, probability_best, expected_regret, and the score of
+      each baseline by its name.
+    """
     prediction, measured = ranking.prediction, ranking.table.column(ranking.budget)
 
     def at(values: np.ndarray | None, i: int) -> float | None:
@@ -38,7 +62,7 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
 
 
 def ranking_csv(ranking: Ranking) -> str:
-    """One row per model, best first; blank where nothing is known."""
+    """Records as CSV, one row per model, best first; blank where nothing is known."""
     rows = records(ranking)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -48,7 +72,7 @@ def ranking_csv(ranking: Ranking) -> str:
 
 
 def ranking_json(ranking: Ranking) -> str:
-    """Everything a program might want of a ranking."""
+    """Everything that a program may need of a ranking: records with fitted laws, and what frames them."""
     laws = ranking.parameters
     models = [
         row | {"law": {name: float(values[i]) for name, values in laws.items()} or None}

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from lensjax.core.text import count, method_title, plotly_text
 from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Ranking
+from lensjax.selection.records import first_choice, ranks
 
 # At least 3:1 contrast on white and on near-black, distinct in any colour vision; symbols say it again.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#B14A9E", "#8A6D00")
@@ -33,21 +34,10 @@ def figure_json(figure: go.Figure) -> str:
     return text
 
 
-def ranks(scores: Float[np.ndarray, " M"]) -> list[int | None]:
-    """Rank of each model, 1 for the smallest score, ties sharing the better rank; None where it is NaN."""
-    known = np.sort(scores[np.isfinite(scores)])
-    return [int(np.searchsorted(known, s)) + 1 if np.isfinite(s) else None for s in scores]
-
-
-def choice(prediction: Prediction) -> int | None:
-    """Position of the model the method ranks first; None where it judges none."""
-    return int(np.nanargmin(prediction.score)) if np.isfinite(prediction.score).any() else None
-
-
 def plotted_models(ranking: Ranking, limit: int = PLOTTED) -> list[int]:
     """Positions of the models to plot, best first: the first `limit` and every method's own first choice."""
     order = [int(i) for i in ranking.order]
-    chosen = {choice(prediction) for prediction in ranking.baselines.values()}
+    chosen = {first_choice(prediction) for prediction in ranking.baselines.values()}
     return order[:limit] + [i for i in order[limit:] if i in chosen]
 
 
@@ -64,7 +54,7 @@ def agreement_figure(ranking: Ranking, baseline: str) -> go.Figure:
         x, y, what = other.score, ranking.prediction.score, "predicted loss"
         format_ = ":.4~g"
     else:
-        x, y = _floats(ranks(other.score)), _floats(ranks(ranking.prediction.score))
+        x, y = _places(other), _places(ranking.prediction)
         what, format_ = "rank", ":.0f"
     ours = method_title(ranking.method)
     values = (f"{plotly_text(name)} {what} %{{{axis}{format_}}}" for name, axis in ((title, "x"), (ours, "y")))
@@ -111,8 +101,8 @@ def compact(values: Iterable[float]) -> list[float | None]:
     return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values]
 
 
-def _floats(values: Sequence[int | None]) -> Float[np.ndarray, " M"]:
-    return np.array([np.nan if v is None else float(v) for v in values])
+def _places(prediction: Prediction) -> Float[np.ndarray, " M"]:
+    return np.array(ranks(prediction.score), float)  # None becomes NaN
 
 
 def error_bars(

@@ -13,14 +13,13 @@ from lensjax.report.figures.plots import (
     PLOTTED,
     agreement_figure,
     beyond_axes,
-    choice,
     highlighted_models,
     measured_figure,
     plotted_models,
-    ranks,
 )
 from lensjax.report.pages.html import Name, Plot, render
 from lensjax.selection.ranking import Ranking
+from lensjax.selection.records import first_choice, ranks
 
 ROWS = 50
 PRINTED_ROWS = 300
@@ -173,7 +172,7 @@ def _ticks(ranking: Ranking) -> tuple[str, str]:
 
 def _compared(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
     """What the two plain methods of the literature would choose, to hold against the ranking's choice."""
-    chosen = {text.method_title(name): choice(prediction) for name, prediction in ranking.baselines.items()}
+    chosen = {text.method_title(name): first_choice(prediction) for name, prediction in ranking.baselines.items()}
     chosen.pop(text.method_title(ranking.method), None)
     return [
         {"method": title, "name": models[at], "same": at == int(ranking.order[0])}

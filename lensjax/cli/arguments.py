@@ -1,0 +1,33 @@
+"""Arguments that several commands take, each with its help."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+_MODEL = "Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX."
+_CURVES = (
+    "CSV file of fine-tuning curves, or rectified:flan or rectified:gigaword for a public benchmark (fetched once), or "
+    "'simulated' for curves made up to try the command."
+)
+_SPEC = "YAML file that says what the task is, and under `training` how models are fine-tuned."
+_STUDY = "YAML file of the study; `lensjax study init` writes one."
+_FINETUNED = (
+    "Folders of runs as `lensjax finetune` or `lensjax curve --save-models` writes them, or the model's folder that "
+    "holds several."
+)
+
+CurvesFile = Annotated[str, Positional, arg(metavar="CURVES.csv", help=_CURVES)]
+SpecFile = Annotated[Path, Positional, arg(metavar="SPEC.yaml", help=_SPEC)]
+StudyFile = Annotated[Path, Positional, arg(metavar="STUDY.yaml", help=_STUDY)]
+StudyFolder = Annotated[Path, Positional, arg(metavar="DIR", help="Folder of the study, as `lensjax run` wrote it.")]
+
+Model = Annotated[str, arg(help=_MODEL)]
+ModelName = Annotated[str, Positional, arg(metavar="MODEL", help=_MODEL)]
+Revision = Annotated[str | None, arg(help="Branch, tag or commit on the hub.")]
+FinetunedFolders = Annotated[tuple[Path, ...], arg(help=_FINETUNED)]
+Mesh = Annotated[
+    str | None, arg(help="Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.")
+]
+Precision = Literal["float32", "float64", "bfloat16"]
+DType = Literal["float32", "bfloat16", "float16", "float64"]

@@ -1,0 +1,86 @@
+"""The terminal: consoles, tables, progress, and ends that a user asked for."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lensjax.study.schema import StudyReport
+
+
+def make_console(width: int = 140) -> "Console":
+    """Standard output, of a fixed width where it is not a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=width)
+
+
+def make_table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    words: Sequence[str] = ("model",),
+    wrap: bool = True,
+    **style: Any,
+) -> "Table":
+    """A table under a bold title, its columns flush right.
+
+    Args:
+      title: Plain text, as are all cells.
+      headings: One for each column.
+      rows: One cell for each column.
+      words: Headings of columns that are flush left.
+      wrap: Whether the other columns may wrap where the terminal is narrow.
+      style: For `rich.table.Table`.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", title_style="bold", **style)
+    for heading in headings:
+        text = heading in words
+        table.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not (text or wrap))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, where that is a terminal; gives what to call with (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        job = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(job, completed=done, total=total)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Exit with a sentence when the user ends work that the same command resumes."""
+    from lensjax.train.loop import Stopped
+
+    try:
+        yield
+    except Stopped:
+        print("lensjax: stopped; all progress is saved, and the same command resumes from there.", file=sys.stderr)
+        sys.exit(143)
+    except KeyboardInterrupt:
+        print("lensjax: interrupted; finished work is kept, and the same command resumes.", file=sys.stderr)
+        sys.exit(130)
+
+
+def print_decision(report: "StudyReport") -> None:
+    """Print the decision of a study in a sentence, after the cautions to read before it is trusted."""
+    for warning in report.warnings:
+        print(f"Caution: {warning}")
+    print(report.decision.sentence)

@@ -1,0 +1,119 @@
+"""`lensjax rank`: an order of models from their fine-tuning curves."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lensjax.cli.arguments import CurvesFile
+from lensjax.cli.console import make_console, make_table, progress_bar
+from lensjax.cli.curves import check_target, read_table
+from lensjax.cli.outputs import output_writer
+
+if TYPE_CHECKING:
+    from lensjax.selection.ranking import Ranking
+
+MethodName = Literal["zero_shot", "model_size", "sub_tuning", "vanilla_law", "rectified_law", "ats", "joint"]
+SHOWN = 40  # rows of the table
+BESIDE = ("ats", "sub_tuning")  # baselines whose choice is always shown
+
+
+def rank(
+    curves: CurvesFile,
+    target: int,
+    budget: int | None = None,
+    method: MethodName = "joint",
+    json: Path | None = None,
+    csv: Path | None = None,
+    html: Path | None = None,
+) -> None:
+    """Rank models by predicted test loss after fine-tuning on all the data.
+
+    Reads fine-tuning curves (one row per model and a column per number of examples, or tidy rows
+    model,examples,loss), uses the sizes up to the budget, and predicts the loss at the target.
+
+    Worked examples
+
+    $ lensjax rank curves.csv --target 1638400
+
+    $ lensjax rank curves.csv --budget 12800 --target 1638400 --html report.html --json ranking.json
+
+    $ lensjax rank rectified:flan --budget 12800 --target 1638400 --method ats
+
+    Args:
+        target: Number of training examples to predict the loss for.
+        budget: Largest number of training examples to look at; by default the largest measured up to the target.
+        method: Method that ranks; all the others are shown beside it.
+        json: Write everything that is known of every model to this file.
+        csv: Write one row per model, best first, to this file.
+        html: Write a self-contained report page to this file.
+    """
+    write = output_writer(json, csv, html, reads=[curves])
+    check_target(target)
+    from lensjax.selection.ranking import rank as rank_models
+    from lensjax.selection.records import ranking_csv, ranking_json
+
+    table = read_table(curves)
+    if budget is None:
+        budget = max((int(size) for size in table.sizes if 0 < size <= target), default=target)
+    with progress_bar("Fitting") as progress:
+        ranking = rank_models(table, budget, target, method, progress)
+    print_ranking(ranking)
+    write(lambda: ranking_json(ranking), lambda: ranking_csv(ranking), lambda: _page(ranking))
+
+
+def print_ranking(ranking: "Ranking") -> None:
+    """Print the order with intervals, cautions, and what AtS and SubTuning would choose.
+
+    Args:
+      ranking: Of any method; the first 40 models are shown.
+    """
+    from rich.markup import escape
+
+    from lensjax.core.text import DASH, count
+    from lensjax.selection.records import first_choice, ranks, records
+
+    def cell(value: float | None, form: str) -> str:
+        return DASH if value is None else format(value, form)
+
+    rows = records(ranking)
+    others = {name: prediction for name, prediction in ranking.baselines.items() if name in BESIDE}
+    places = [ranks(prediction.score, ties="ordinal") for prediction in others.values()]
+    cells = [
+        (
+            str(row["rank"]),
+            row["model"],
+            DASH if row["parameters"] is None else count(row["parameters"]),
+            cell(row["loss_at_budget"], ".3f"),
+            cell(row["predicted"], ".3f"),
+            DASH if row["lower90"] is None else f"{row['lower90']:.3f}–{row['upper90']:.3f}",
+            cell(row["probability_best"], ".2f"),
+            cell(row["expected_regret"], ".3f"),
+            *(cell(place[i], "d") for place in places),
+        )
+        for row, i in zip(rows[:SHOWN], ranking.order, strict=False)
+    ]
+    title = (
+        f"{ranking.table.task}: {len(ranking.table.models)} models by {ranking.method}, measured up to "
+        f"{ranking.budget:,} examples, predicted at {ranking.target:,} (nats per token)"
+    )
+    predicted = f"predicted {'loss' if ranking.prediction.is_loss else 'score'}"
+    headings = ("", "model", "size", f"at {ranking.budget:,}", predicted, "90 % interval", "P(best)", "regret")
+    console = make_console()
+    console.print(make_table(title, (*headings, *(f"{name} rank" for name in others)), cells))
+    if len(rows) > SHOWN:
+        console.print(f"… and {len(rows) - SHOWN} more; write them all with --csv, --json or --html.")
+    for model, reason in ranking.left_out:
+        console.print(f"Left out: {escape(model)} ({reason}).", soft_wrap=True)
+    for warning in ranking.warnings:
+        console.print(f"[bold]Caution:[/bold] {escape(warning)}", soft_wrap=True)
+    choices = [
+        f"{name} would choose {ranking.table.models[choice]}"
+        for name, prediction in others.items()
+        if (choice := first_choice(prediction)) is not None
+    ]
+    console.print(escape(f"Choose {rows[0]['model']}; " + ", ".join(choices) + "."), soft_wrap=True)
+
+
+def _page(ranking: "Ranking") -> str:
+    from lensjax.report.pages.ranking import render_ranking
+
+    return render_ranking(ranking)
