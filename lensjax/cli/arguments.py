@@ -1,10 +1,26 @@
-"""Arguments that several commands take, each with its help."""
+"""Arguments that several commands take, each with its help, and choices from registries."""
 
+import pkgutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
+from tyro.extras import literal_type_from_choices
 
+
+def choice_of(registry: str) -> object:
+    """Names in a registry as the choices of an argument.
+
+    Args:
+      registry: "module:NAME", which is imported when a command with such an argument is parsed, and not before.
+    """
+    return arg(
+        constructor_factory=lambda: literal_type_from_choices(pkgutil.resolve_name(registry).names),
+        help_behavior_hint=lambda default: f"(default: {default.strip(_BRACKETS)})",
+    )
+
+
+_BRACKETS = "[]'"  # of a default that is of no type which tyro knows
 _MODEL = "Folder of a model, its name on the Hugging Face hub, or pocket:NAME, which is part of LensJAX."
 _CURVES = (
     "CSV file of fine-tuning curves, or rectified:flan or rectified:gigaword for a public benchmark (fetched once), or "
@@ -29,5 +45,6 @@ FinetunedFolders = Annotated[tuple[Path, ...], arg(help=_FINETUNED)]
 Mesh = Annotated[
     str | None, arg(help="Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.")
 ]
+MethodName = Annotated[str, choice_of("lensjax.selection.methods:METHODS")]
 Precision = Literal["float32", "float64", "bfloat16"]
 DType = Literal["float32", "bfloat16", "float16", "float64"]

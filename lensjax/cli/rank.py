@@ -1,9 +1,9 @@
 """`lensjax rank`: an order of models from their fine-tuning curves."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from lensjax.cli.arguments import CurvesFile
+from lensjax.cli.arguments import CurvesFile, MethodName
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.curves import check_target, read_table
 from lensjax.cli.outputs import output_writer
@@ -11,7 +11,6 @@ from lensjax.cli.outputs import output_writer
 if TYPE_CHECKING:
     from lensjax.selection.ranking import Ranking
 
-MethodName = Literal["zero_shot", "model_size", "sub_tuning", "vanilla_law", "rectified_law", "ats", "joint"]
 SHOWN = 40  # rows of the table
 BESIDE = ("ats", "sub_tuning")  # baselines whose choice is always shown
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from lensjax import __version__
-from lensjax.selection.methods import Prediction
+from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Ranking
 
 
