@@ -28,13 +28,13 @@ import jax
 import pytest
 from hypothesis import settings
 
-# Eight devices, which tests marked `eight_devices` see. All others see the first alone: what is not given a mesh is
-# spread over all devices, and programs of eight devices take twice as long to compile and to run.
+from lensjax.core import devices
+
+# Eight devices, over which work without a mesh is spread in tests marked `eight_devices`. All others use the first
+# alone: programs of eight devices take twice as long to compile and to run.
 jax.config.update("jax_num_cpu_devices", 8)
-_all_devices = jax.devices
-_seen = 1
-jax.devices = lambda backend=None: _all_devices(backend)[:_seen]  # type: ignore[assignment]
-jax.device_count = lambda backend=None: len(jax.devices(backend))  # type: ignore[assignment]
+_used = 1
+devices.usable_devices = lambda: jax.devices()[:_used]
 
 # The first example of a jitted function pays for its compilation, and shared machines stall.
 settings.register_profile("lensjax", deadline=None, derandomize=True)
@@ -126,8 +126,8 @@ _TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "decoder_sta
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    global _seen
-    _seen = 1 if item.get_closest_marker("eight_devices") is None else 8
+    global _used
+    _used = 1 if item.get_closest_marker("eight_devices") is None else 8
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -257,6 +257,8 @@ def _cost(seconds: float) -> dict[str, Any]:
 
     import jax
 
+    from lensjax.core import devices
+
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
@@ -265,7 +267,7 @@ def _cost(seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "peak_memory_bytes": int(peak),
         "device": device.device_kind,
-        "devices": jax.device_count(),
+        "devices": len(devices.usable_devices()),
         "lensjax": importlib.metadata.version("lensjax"),
         "jax": jax.__version__,
     }

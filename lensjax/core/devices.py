@@ -15,6 +15,11 @@ from lensjax.core.errors import InputError, one_line, shorten
 CPU_WATTS = 85.0  # CodeCarbon's assumption for processors that it does not know
 
 
+def usable_devices() -> list[Any]:
+    """The devices that work is spread over where no mesh is given: all that JAX has."""
+    return jax.devices()
+
+
 class _Kind(NamedTuple):
     """One of JAX's devices, which of TPU v2, v3 and 7x are the two halves of a chip.
 

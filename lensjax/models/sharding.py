@@ -13,6 +13,7 @@ from typing import Any, cast
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lensjax.core import devices as device_facts
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.pytrees import PyTree, path_name
 
@@ -61,7 +62,7 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[ja
     Raises:
       InputError: the sizes are malformed, or their product is not the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = device_facts.usable_devices() if devices is None else devices
     if sizes is None:
         sizes = {"fsdp": len(devices)}
     sizes = parse_mesh(sizes if isinstance(sizes, str) else ",".join(f"{k}={v}" for k, v in sizes.items()))

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 from rich import filesize
 
+from lensjax.core import devices as device_facts
 from lensjax.core import text
 from lensjax.core.devices import device_memory, topology_devices
 from lensjax.core.errors import InputError, shorten
@@ -45,7 +45,7 @@ def make_plan(
     """
     if topology is None:
         check_device(spec)
-    devices = jax.devices() if topology is None else topology_devices(topology)
+    devices = device_facts.usable_devices() if topology is None else topology_devices(topology)
     if mesh is not None:
         make_mesh(mesh, devices)
     bench = Bench(spec, Path())
