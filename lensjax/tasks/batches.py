@@ -1,8 +1,8 @@
 """Batches of examples of few shapes, in an order that is a pure function of seed and step.
 
-An epoch is a permutation of the examples. Those that fit the short shape and those that do not are batched apart; what
-the short ones leave over goes with the long ones, and the batches are shuffled. There is no state to lose: a run that
-resumes at step s, on any number of devices, asks for batch s.
+An epoch is a permutation of the examples. Short examples, which fit the short shape, fill batches of their own; those
+left over join the long examples, and the batches are shuffled. There is no state to lose: a run that resumes at step s,
+on any number of devices, asks for batch s.
 """
 
 from collections import deque
@@ -18,19 +18,19 @@ from lensjax.models.losses import IGNORED
 from lensjax.tasks.task import permutation
 from lensjax.tasks.tokens import Tokens
 
-Lengths = tuple[int, ...]  # (tokens of a row,) for decoders, (of a prompt, of a target) for encoder–decoders
+Lengths = tuple[int, ...]  # (tokens of a row,) of decoders, (tokens of a prompt, of a target) of encoder–decoders
 
-_EPOCHS = 1000  # streams of random bits from here on are those of epochs
+_EPOCHS = 1000  # number of the first stream of random bits for epochs
 PREFETCH = 8  # batches made ahead of the step that takes them
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which examples are in the batch of every step.
+    """The examples in the batch of every step.
 
     Attributes:
-      short: Which of the examples fit the short shape.
-      batch_size: Rows of every batch.
+      short: Whether each example fits the short shape.
+      batch_size: Rows of a batch.
       seed: Of the permutations.
     """
 
@@ -45,7 +45,7 @@ class BatchPlan:
         return short + -(-(rest + int((~self.short).sum())) // self.batch_size)
 
     def __getitem__(self, step: int) -> tuple[bool, Int[np.ndarray, " rows"]]:
-        """Whether the batch has the short shape, and its examples: `batch_size` of them, or fewer once an epoch."""
+        """Whether a step's batch has the short shape, and its examples: `batch_size`, or fewer once an epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         return _epoch(self, epoch)[place]
 
@@ -62,7 +62,7 @@ def _epoch(plan: BatchPlan, epoch: int) -> list[tuple[bool, Int[np.ndarray, " ro
     short, long = order[plan.short[order]], order[~plan.short[order]]
     whole = short.size - short.size % plan.batch_size
     batches = [(True, rows) for rows in np.split(short[:whole], max(whole // plan.batch_size, 1)) if rows.size]
-    # Sorted by their place in the permutation, so that what the short ones leave over is not one batch of its own.
+    # Sorted by their place in the permutation, so that the short examples left over do not form a batch of their own.
     place = np.empty(order.size, np.int64)
     place[order] = np.arange(order.size)
     others = np.concatenate([short[whole:], long])
@@ -74,7 +74,7 @@ def _epoch(plan: BatchPlan, epoch: int) -> list[tuple[bool, Int[np.ndarray, " ro
 def fields(lengths: Lengths) -> dict[str, int]:
     """Names and lengths of the arrays in a batch.
 
-    Rows are filled up at their end, where no token of a decoder looks, so that a decoder needs no attention mask.
+    Padding is at the end of rows, where no token of a decoder looks, so a decoder needs no attention mask.
     """
     if len(lengths) == 1:
         return {"input_ids": lengths[0], "labels": lengths[0]}
@@ -82,18 +82,18 @@ def fields(lengths: Lengths) -> dict[str, int]:
 
 
 def example_lengths(tokens: Tokens, encoder_decoder: bool) -> Int[np.ndarray, "examples parts"]:
-    """What each example takes of every part of a row's lengths."""
+    """The lengths that each example needs, in the order of `Lengths`."""
     prompts, targets = tokens.prompt_lengths, tokens.target_lengths
     return np.stack([prompts, targets], axis=1) if encoder_decoder else (prompts + targets)[:, None]
 
 
 def fits(needed: Int[np.ndarray, "examples parts"], lengths: Lengths) -> Bool[np.ndarray, " examples"]:
-    """Which examples a shape is long enough for."""
+    """Whether a shape is long enough, for each example."""
     return np.all(needed <= np.asarray(lengths), axis=1)
 
 
 def choose_lengths(needed: Sequence[Int[np.ndarray, "examples parts"]]) -> tuple[Lengths, Lengths]:
-    """A short and a long shape that hold all examples with the fewest tokens of padding; both may be the same."""
+    """The short and the long shape with the least padding for all examples; both may be the same."""
     rows = np.concatenate(list(needed))
     long = _rounded(rows.max(axis=0))
     shares = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -115,10 +115,16 @@ def _rounded(lengths: Int[np.ndarray, " parts"]) -> Lengths:
 def collate(
     tokens: Tokens, examples: Sequence[int] | np.ndarray, rows: Sequence[int], lengths: Lengths, padding: int
 ) -> dict[str, Int[np.ndarray, "rows time"]]:
-    """Some rows of a batch: row r is example `examples[r]`, or empty from len(examples) on.
+    """Some rows of a batch: row r is example `examples[r]`, and empty from len(examples) on.
 
-    Prompts have the label −100, as has padding; an empty row of an encoder attends to one token of padding, and has no
-    target.
+    Prompts and padding have the label −100. An empty row of an encoder–decoder attends to one token of padding.
+
+    Args:
+      tokens: The examples.
+      examples: Numbers of the examples in the batch.
+      rows: The rows to make.
+      lengths: Shape of the batch.
+      padding: Token that fills rows up.
     """
     made = {name: np.zeros((len(rows), length), np.int32) for name, length in fields(lengths).items()}
     made["input_ids"] += np.int32(padding)
@@ -147,12 +153,15 @@ def training_batches(
     padding: int,
     steps: range,
 ) -> Iterator[dict[str, Int[np.ndarray, "rows time"]]]:
-    """The given rows of the batch of every step, made ahead of being asked for.
+    """Some rows of the batch of every step, which a thread makes up to `PREFETCH` steps ahead.
 
     Args:
-      lengths: Of the short and of the long shape.
-      rows: Those that devices of this process hold.
+      tokens: The examples.
+      plan: Which examples are in which batch.
+      lengths: The short and the long shape.
+      rows: The rows that this process's devices hold.
       padding: Token that fills rows up.
+      steps: The steps.
     """
 
     def make(step: int) -> dict[str, Int[np.ndarray, "rows time"]]:
@@ -175,7 +184,7 @@ def training_batches(
 def evaluation_batches(
     tokens: Tokens, lengths: Lengths, batch_size: int, rows: Sequence[int], padding: int
 ) -> Iterator[dict[str, Int[np.ndarray, "rows time"]]]:
-    """The given rows of batches that hold every example once, in their order."""
+    """Some rows of the batches that hold every example once, in order."""
     for at in range(0, len(tokens), batch_size):
         examples = np.arange(at, min(at + batch_size, len(tokens)))
         yield collate(tokens, examples, rows, lengths, padding)

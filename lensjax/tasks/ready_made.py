@@ -1,7 +1,7 @@
-"""Real tasks, made from packages when they are asked for: spelling to phonemes, English to Spanish, senses to topics.
+"""Ready-made tasks on real data from packages: spelling to phonemes, English to Spanish, senses of nouns to topics.
 
-Each keeps a part of its source back, which models may be pretrained on (`experiments/pocket_zoo`), and which is never
-fine-tuned or tested on.
+Each keeps a part of its data back for pretraining (`experiments/pocket_zoo`); models are never fine-tuned or tested on
+that part.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ KEPT_BACK = MappingProxyType({"spelling": 0.3, "verses": 0.3, "topics": 0.4})  #
 
 
 @dataclass(frozen=True)
-class PackagedTask:
+class ReadyMadeTask:
     """A task whose rows come from corpora.
 
     Attributes:
-      about: What it is, in a line.
-      licence: Whose the data are.
-      rows: Reads them.
+      about: A description in one line.
+      licence: Licence and owner of the data.
+      rows: Reads the rows.
       prompt, target: Templates of a `lensjax.tasks.spec.TaskSpec`.
-      max_prompt_tokens, max_target_tokens: Which few examples exceed with the tokenizer of the pocket zoo.
+      max_prompt_tokens, max_target_tokens: Limits that few examples exceed with the tokenizer of the pocket zoo.
     """
 
     about: str
@@ -45,17 +45,17 @@ class PackagedTask:
 
 
 def place_of(text: str) -> float:
-    """A number from 0 to 1 that its hash gives a text: those below a share are that share of all texts."""
+    """A number from 0 to 1 made of a text's hash; a share s of all texts has numbers below s."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def is_kept_back(task: str, key: str) -> bool:
-    """Whether what has this key is kept back from a task, for pretraining."""
+    """Whether the rows of a key are kept back from a task, for pretraining."""
     return place_of(f"{task} {key}") < KEPT_BACK[task]
 
 
 def spelling_rows() -> Iterator[Row]:
-    """Words letter by letter, and their phonemes."""
+    """Words, letter by letter, and their phonemes."""
     for word, phonemes in corpora.pronunciations().items():
         if max(len(word), len(phonemes)) <= _LONGEST_WORD and not is_kept_back("spelling", word):
             yield {"letters": " ".join(word), "phonemes": " ".join(phonemes)}
@@ -70,15 +70,15 @@ def verse_rows() -> Iterator[Row]:
 
 
 def topic_rows() -> Iterator[Row]:
-    """Nouns with what they mean, and the topic that WordNet files them under."""
+    """Nouns with their meanings, and the topic that WordNet files them under."""
     for sense in corpora.senses():
         if len(sense.gloss) <= _LONGEST_GLOSS and not is_kept_back("topics", sense.gloss):
             yield {"noun": sense.noun, "gloss": sense.gloss, "topic": sense.topic}
 
 
-TASKS: Mapping[str, PackagedTask] = MappingProxyType(
+TASKS: Mapping[str, ReadyMadeTask] = MappingProxyType(
     {
-        "spelling": PackagedTask(
+        "spelling": ReadyMadeTask(
             "how English words sound, letter by letter, from the CMU Pronouncing Dictionary",
             "BSD 2-clause, Carnegie Mellon University",
             spelling_rows,
@@ -87,7 +87,7 @@ TASKS: Mapping[str, PackagedTask] = MappingProxyType(
             max_prompt_tokens=32,
             max_target_tokens=40,
         ),
-        "verses": PackagedTask(
+        "verses": ReadyMadeTask(
             "English to Spanish, verses of the World English Bible and the Reina-Valera of 1909",
             "public domain",
             verse_rows,
@@ -96,7 +96,7 @@ TASKS: Mapping[str, PackagedTask] = MappingProxyType(
             max_prompt_tokens=112,
             max_target_tokens=112,
         ),
-        "topics": PackagedTask(
+        "topics": ReadyMadeTask(
             "which of 25 topics a noun belongs to, from what it means, in WordNet 3.0",
             "WordNet licence, Princeton University",
             topic_rows,
@@ -110,14 +110,20 @@ TASKS: Mapping[str, PackagedTask] = MappingProxyType(
 
 
 def write_rows(name: str, folder: Path) -> Path:
-    """Write the rows of a packaged task, as NAME.jsonl in a folder that is made where it is not there.
+    """Write the rows of a ready-made task as NAME.jsonl.
+
+    Args:
+      name: One of `TASKS`.
+      folder: Made if it is missing.
+
+    Returns:
+      The path of the file.
 
     Raises:
-      InputError: there is no such task, a package that it comes from is not installed, or the folder cannot be
-        written.
+      InputError: there is no such task, a package of its data is not installed, or the folder cannot be written.
     """
     if name not in TASKS:
-        raise InputError(f"There is no packaged task '{shorten(name)}'; choose one of {listing(list(TASKS))}.")
+        raise InputError(f"There is no ready-made task '{shorten(name)}'; choose one of {listing(list(TASKS))}.")
     make_folder(folder)
     path = folder / f"{name}.jsonl"
     write_files({path: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in TASKS[name].rows())})

@@ -21,7 +21,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Rows(ABC):
-    """Rows in a fixed order, of which any can be read by its number from 0; a malformed one raises `InputError`."""
+    """Rows in a fixed order, read by their number, from 0; a malformed row raises `InputError`."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -31,10 +31,10 @@ class Rows(ABC):
 
     @abstractmethod
     def where(self, i: int) -> str:
-        """Where row `i` is, for messages, as in "train.jsonl line 12"."""
+        """The place of row `i` in messages, as in "train.jsonl line 12"."""
 
     def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
-        """The rows of some numbers, in their order; none is parsed before it is asked for."""
+        """The rows of some numbers, in the order of the numbers; each is parsed when it is asked for."""
         return map(self.__getitem__, numbers)
 
 
@@ -57,7 +57,6 @@ class Parts(Rows):
         return part.where(within)
 
     def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
-        """The rows of some numbers, in their order."""
         return self._parts[0].read(numbers) if len(self._parts) == 1 else super().read(numbers)
 
     def _find(self, i: int) -> tuple[Rows, int]:
@@ -68,13 +67,12 @@ class Parts(Rows):
 
 
 class _Text(Rows):
-    """Rows of a text file. Only the place of each is held in memory, in 24 bytes; parsing waits until it is asked for.
+    """Rows of a text file, parsed when they are asked for; memory holds 24 bytes a row, for its place.
 
     Attributes:
-      path: the file.
-      starts: byte that each row begins at.
-      ends: byte after each row.
-      lines: number of the first line of each row, from 1.
+      path: The file.
+      starts, ends: The first byte of each row, and the one after its last.
+      lines: Number of the first line of each row, from 1.
     """
 
     path: Path
@@ -96,7 +94,7 @@ class _Text(Rows):
 
     @abstractmethod
     def _places(self, file: Iterable[bytes]) -> Iterator[tuple[int, int, int]]:
-        """Start, end and line of every row that is not blank."""
+        """Start, end and first line of every row that is not blank."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -131,7 +129,7 @@ class Jsonl(_Text):
 
 
 class Csv(_Text):
-    """A header, and a row of as many cells for each example; quoted cells may hold line ends."""
+    """A header, and rows of as many cells; quoted cells may hold line ends."""
 
     header: list[str]
 
@@ -180,7 +178,7 @@ class Csv(_Text):
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Lifts the limit of 131,072 characters a cell, which holds for the whole process."""
+    """Lifts the limit of 131,072 characters a cell, a setting of the whole process."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield

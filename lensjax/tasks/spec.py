@@ -1,4 +1,4 @@
-"""What a task is, as its user writes it: where its rows are, what becomes of them, and how many are held out."""
+"""The spec of a task, as its user writes it in YAML: its rows, templates, held-out sets and limits."""
 
 import string
 from pathlib import Path
@@ -14,15 +14,15 @@ class TaskSpec(Strict):
     """A task.
 
     Attributes:
-      name: What the task is called; the stem of the spec's file where not given.
-      source: Where the rows are.
-      prompt: Template of what the model is given, with fields of a row in braces, as in "English: {en}\\nSpanish:".
-      target: Template of what it should say, as in " {es}"; the loss is on its tokens, and on that of the end.
-      validation: Number of examples that decide when to stop.
-      test: Number of examples that the loss is reported on.
+      name: The task's name; by default the stem of the spec's file.
+      source: Where the rows are: the fields of one of the sources in `lensjax.tasks.sources`.
+      prompt: Template of the prompt, with fields of a row in braces, as in "English: {en}\\nSpanish:".
+      target: Template of the answer, as in " {es}"; the loss is on its tokens and on the end-of-text token.
+      validation: Number of examples that decide when training stops.
+      test: Number of examples that the reported loss is measured on.
       max_prompt_tokens: Longer prompts are cut.
       max_target_tokens: Longer targets are cut, after the end-of-text token was added.
-      cut_prompt: Which end of a long prompt is cut off.
+      cut_prompt: The end at which long prompts are cut.
     """
 
     name: str = ""
@@ -50,7 +50,7 @@ class TaskSpec(Strict):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the fields that the templates take from a row, each once."""
+        """Names of the fields of a row that the templates use, each once."""
         return tuple(dict.fromkeys(template_fields(self.prompt) + template_fields(self.target)))
 
 
@@ -58,7 +58,7 @@ Spec = TypeVar("Spec", bound=TaskSpec)
 
 
 def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
-    """A template as texts, each with the name of the field after it; None where none follows.
+    """A template as pairs of a text and the name of the field after it, or None at the end.
 
     Raises:
       ValueError: braces do not match, or hold something other than a name.
@@ -83,10 +83,17 @@ def template_fields(template: str) -> tuple[str, ...]:
 
 
 def read_spec(path: str | Path, kind: type[Spec]) -> Spec:
-    """Read a task's spec of the given kind from a YAML file; relative paths in it become relative to its folder.
+    """Read the spec of a task from a YAML file.
+
+    Args:
+      path: The file; relative paths in it are taken from its folder.
+      kind: `TaskSpec`, or `lensjax.train.spec.FinetuneSpec`, which has `training` too.
+
+    Returns:
+      The spec, whose name is that of the file unless it has one.
 
     Raises:
-      InputError: the file cannot be read or is not YAML, or a field is missing, unknown or wrong; names it.
+      InputError: the file cannot be read or is not YAML, or a field is missing, unknown or wrong; it names the field.
     """
     path = Path(path)
     content = read_fields(path, "a task", "source and target")

@@ -23,7 +23,7 @@ Text = tuple[str, str]
 
 
 class TooFewExamples(InputError):
-    """There are not so many examples as are to be held out."""
+    """A task has fewer examples than are to be held out."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Example:
     """A row as a model sees it.
 
     Attributes:
-      prompt: what it is given.
-      target: what it should say.
-      where: where the row is, for messages, as in "train.jsonl line 12".
+      prompt: The text that the model reads.
+      target: The text that it should answer.
+      where: The row's place in messages, as in "train.jsonl line 12".
     """
 
     prompt: str
@@ -42,7 +42,7 @@ class Example:
 
     @property
     def text(self) -> Text:
-        """Prompt and target without the white space around them: examples where it is equal are the same."""
+        """Prompt and target without the white space around them; examples of equal texts are the same."""
         return self.prompt.strip(), self.target.strip()
 
 
@@ -51,11 +51,11 @@ class Task:
     """A task whose validation and test sets are fixed, and whose training sets are drawn by a seed.
 
     Attributes:
-      spec: what its user wrote.
-      rows: rows of the train split.
-      pool: numbers of those rows that are left to train on.
-      validation: examples that decide when to stop; none is equal to one of `test`.
-      test: examples that the loss is reported on.
+      spec: The spec that it was made from.
+      rows: Rows of the train split.
+      pool: Numbers of those rows that are left to train on.
+      validation: Examples that decide when training stops; none is equal to one of `test`.
+      test: Examples that the reported loss is measured on.
     """
 
     spec: TaskSpec
@@ -65,41 +65,48 @@ class Task:
     test: tuple[Example, ...]
 
     def available(self, most: int | None = None) -> int:
-        """How many examples there are to train on; counting ends at `most`, where given.
+        """Number of examples to train on.
 
-        Where more than a hundred thousand rows would have to be read, those equal to held-out examples count too.
+        If more than a hundred thousand rows would have to be read, examples equal to held-out ones count too.
+
+        Args:
+          most: Counting stops here, if given.
 
         Raises:
-          InputError: a row cannot be rendered.
+          InputError: a template cannot be filled with a row.
         """
         if min(len(self.pool), most or len(self.pool)) > _COUNTED:
             return len(self.pool) if most is None else min(len(self.pool), most)
         return sum(1 for _ in itertools.islice(self.shuffled(0), most))
 
     def shuffled(self, seed: int) -> Iterator[Example]:
-        """Every example to train on, in the order of a seed; a row is read when its turn comes.
+        """Every example to train on, in the order of a seed; each row is read when its turn comes.
 
-        None is equal to an example of validation or test.
+        No example is equal to one of validation or test.
 
         Raises:
-          InputError: a row cannot be rendered.
+          InputError: a template cannot be filled with a row.
         """
         held_out = {example.text for example in self.validation + self.test}
         order = self.pool[permutation(len(self.pool), seed, _TRAIN)]
         return (example for example in _rendered(self.spec, self.rows, order) if example.text not in held_out)
 
     def train(self, seed: int, examples: int) -> list[Example]:
-        """The first examples in the order of a seed, so that smaller sets are nested in larger ones.
+        """A training set: the first examples in the order of a seed, so smaller sets are nested in larger ones.
+
+        Args:
+          seed: Of the order.
+          examples: Number of examples.
 
         Raises:
-          InputError: there are not so many, or a row cannot be rendered.
+          InputError: there are fewer examples, or a template cannot be filled with a row.
         """
         there = f"at most {len(self.pool):,}"
         if examples <= len(self.pool):
-            found = list(itertools.islice(self.shuffled(seed), examples))
-            if len(found) == examples:
-                return found
-            there = f"{len(found):,}"
+            first = list(itertools.islice(self.shuffled(seed), examples))
+            if len(first) == examples:
+                return first
+            there = f"{len(first):,}"
         raise InputError(
             f"The task {shorten(self.spec.name)} has {there} examples to train on beside those of validation and test, "
             f"and {examples:,} are asked for; ask for fewer, or add rows to its train split."
@@ -109,12 +116,15 @@ class Task:
 def load_task(spec: TaskSpec) -> Task:
     """Open a task's source and draw its validation and test sets.
 
-    Each is the first examples of a fixed permutation of its split, or, where the source has none, of what is left of
-    the train split: test first, then validation.
+    Each is the beginning of a fixed permutation of its split. Where the source has no such split, it is the beginning
+    of what is left of the train split: test first, then validation.
+
+    Args:
+      spec: See `lensjax.tasks.spec.read_spec`.
 
     Raises:
-      TooFewExamples: a split has fewer than are asked for.
-      InputError: the source cannot be read, or one of its rows cannot be rendered.
+      TooFewExamples: a split has fewer examples than are to be held out.
+      InputError: the source cannot be read, or a template cannot be filled with a row.
     """
     train = spec.source.open("train", spec.fields)
     if train is None:
@@ -125,7 +135,7 @@ def load_task(spec: TaskSpec) -> Task:
     def draw(split: SplitName, wanted: int, not_these: frozenset[Text]) -> tuple[Example, ...]:
         nonlocal used
         own = spec.source.open(split, spec.fields)
-        found: list[Example] = []
+        drawn: list[Example] = []
         if own is None:
             candidates = _rendered(spec, train, order[used:])
         else:
@@ -133,10 +143,10 @@ def load_task(spec: TaskSpec) -> Task:
         for example in candidates:
             used += own is None
             if example.text not in not_these:
-                found.append(example)
-            if len(found) == wanted:
-                return tuple(found)
-        raise TooFewExamples(_too_few(spec, split, len(found), own is not None))
+                drawn.append(example)
+            if len(drawn) == wanted:
+                return tuple(drawn)
+        raise TooFewExamples(_too_few(spec, split, len(drawn), own is not None))
 
     test = draw("test", spec.test, frozenset())
     validation = draw("validation", spec.validation, frozenset(example.text for example in test))
@@ -145,49 +155,49 @@ def load_task(spec: TaskSpec) -> Task:
 
 
 def permutation(size: int, seed: int, stream: int = 0) -> Int[np.ndarray, " size"]:
-    """The numbers below `size` in an order that seed and stream decide.
+    """The numbers below `size` in an order that depends on seed and stream alone, on every machine and version.
 
-    They are sorted by 64 random bits each, of PCG64. NumPy promises the bits of a seeded generator for good, and not
-    what its `permutation` makes of them; a stable sort of them is the same everywhere.
+    They are sorted by 64 random bits each, of PCG64. NumPy guarantees the bits of a seeded generator for good, but not
+    its `permutation`; a stable sort is the same everywhere.
     """
     keys = np.random.PCG64([stream, seed]).random_raw(size)
     return np.argsort(keys, kind="stable")
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """SHA-256, in hexadecimal, of prompts and targets in their order; it changes when any of them does."""
+    """SHA-256, in hexadecimal, of prompts and targets in their order."""
     return fingerprints(examples, [len(examples)])[len(examples)]
 
 
 def fingerprints(examples: Iterable[Example], sizes: Iterable[int]) -> dict[int, str]:
-    """The `fingerprint` of the first so many examples, by their number, for all sizes that there are examples for."""
+    """The `fingerprint`s of the first n examples, by n, for each n of `sizes` for which there are enough."""
     digest, wanted = hashlib.sha256(), set(sizes)
-    found = {0: digest.hexdigest()} if 0 in wanted else {}
+    prints = {0: digest.hexdigest()} if 0 in wanted else {}
     for size, example in enumerate(examples, start=1):
         for text in (example.prompt, example.target):
             content = text.encode("utf-8")
             digest.update(len(content).to_bytes(8, "big") + content)
         if size in wanted:
-            found[size] = digest.hexdigest()
-    return found
+            prints[size] = digest.hexdigest()
+    return prints
 
 
-def _too_few(spec: TaskSpec, split: SplitName, found: int, own: bool) -> str:
+def _too_few(spec: TaskSpec, split: SplitName, there: int, own: bool) -> str:
     wanted = getattr(spec, split)
     unlike = " that are not in test" if split == "validation" else ""
     if own:
         return (
-            f"{split} of the task {shorten(spec.name)} is {wanted:,}, but its {split} split has {found:,} examples"
+            f"{split} of the task {shorten(spec.name)} is {wanted:,}, but its {split} split has {there:,} examples"
             f"{unlike}; ask for no more."
         )
     return (
-        f"{split} of the task {shorten(spec.name)} is {wanted:,}, but there are {found:,} examples{unlike} to hold out "
+        f"{split} of the task {shorten(spec.name)} is {wanted:,}, but there are {there:,} examples{unlike} to hold out "
         f"of its train split; ask for fewer, or name a {split} split in source."
     )
 
 
 def _rendered(spec: TaskSpec, rows: Rows, numbers: Int[np.ndarray, " N"]) -> Iterator[Example]:
-    """The examples that templates make of rows, one by one."""
+    """The examples of some rows, one by one."""
     prompt_pieces, target_pieces = template_pieces(spec.prompt), template_pieces(spec.target)
     wanted = numbers.tolist()
     for i, row in zip(wanted, rows.read(wanted), strict=True):

@@ -1,14 +1,14 @@
-"""Token ids of examples, as flat arrays that are read from disk where they lie.
+"""Token ids of examples, as flat arrays that are mapped from disk.
 
 A causal model reads prompt and target as one sequence; an encoder–decoder reads the prompt and writes the target.
 Either way the loss is on the tokens of the target, of which the last is the end-of-text token unless it was cut.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -17,6 +17,9 @@ from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import new_folder
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _BATCH = 1000
 _DTYPES = {"ids": "int32", "starts": "int64", "prompts": "int32", "prompt_cut": "bool", "target_cut": "bool"}
@@ -27,11 +30,10 @@ class Tokens:
     """Token ids of N examples, one after the other, the prompt of each before its target.
 
     Attributes:
-      ids: token ids, int32.
-      starts: where each example begins in `ids`, and where the last one ends, int64.
-      prompts: how many tokens of each example are its prompt, int32; the others are its target.
-      prompt_cut: which prompts were cut.
-      target_cut: which targets were cut.
+      ids: Token ids, int32.
+      starts: The place in `ids` where each example begins, and where the last one ends, int64.
+      prompts: Number of tokens of each prompt, int32.
+      prompt_cut, target_cut: Whether each prompt and each target was cut.
     """
 
     ids: Int[np.ndarray, " T"]
@@ -85,10 +87,10 @@ class Tokens:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokens":
-        """What `save` wrote, memory-mapped.
+        """Map the arrays that `save` wrote from disk.
 
         Raises:
-          InputError: a file is missing, or is not what `save` wrote.
+          InputError: a file is missing or damaged.
         """
         try:
             arrays = {
@@ -104,24 +106,24 @@ class Tokens:
         return tokens
 
     def _fits(self) -> bool:
-        """Whether types and shapes are as they should be."""
+        """Whether the arrays have the right types, and agree in their shapes."""
         one = all(getattr(self, name).dtype == kind and getattr(self, name).ndim == 1 for name, kind in _DTYPES.items())
         each = len(self.prompts) == len(self.prompt_cut) == len(self.target_cut) == len(self.starts) - 1
         return one and each and bool(self.starts[-1] == len(self.ids))
 
 
-def tokenise(examples: Iterable[Example], tokenizer: Any, spec: TaskSpec, *, encoder_decoder: bool) -> Tokens:
+def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec, *, encoder_decoder: bool) -> Tokens:
     """The token ids of examples, cut to the lengths that a spec allows.
 
-    A prompt has the special tokens that its tokenizer adds, save that for a causal model none closes it, and that it is
-    the beginning-of-text (or else end-of-text) token where it would be empty. Cutting takes tokens of the text and
-    leaves special ones. A target ends with the end-of-text token and is cut after that was added.
+    A prompt has the special tokens that its tokenizer adds; for a causal model, none closes it. An empty prompt becomes
+    the beginning-of-text token, or else the end-of-text token. Prompts lose tokens of their text before special ones. A
+    target ends with the end-of-text token, and is cut after that was added.
 
     Args:
-      examples: what is tokenised, a thousand at a time.
-      tokenizer: tokenizer of `transformers`.
-      spec: says how many tokens a prompt and a target may have, and which end of a prompt is cut off.
-      encoder_decoder: whether the model reads the prompt with an encoder.
+      examples: The examples, which are tokenised a thousand at a time.
+      tokenizer: Tokenizer of `transformers`.
+      spec: Its `max_prompt_tokens`, `max_target_tokens` and `cut_prompt`.
+      encoder_decoder: Whether the model reads prompts with an encoder.
 
     Raises:
       InputError: the tokenizer has no end-of-text token, or a target has no tokens.
@@ -140,11 +142,10 @@ def tokenise(examples: Iterable[Example], tokenizer: Any, spec: TaskSpec, *, enc
     iterator = iter(examples)
     while batch := list(itertools.islice(iterator, _BATCH)):
         ids: list[int] = []
-        given = _encode(tokenizer, [example.prompt for example in batch])
-        said = _encode(
-            tokenizer, [example.target for example in batch], target=encoder_decoder, special=encoder_decoder
-        )
-        for example, prompt, target in zip(batch, given, said, strict=True):
+        prompt_texts, target_texts = zip(*((example.prompt, example.target) for example in batch), strict=True)
+        encoded_prompts = _encode(tokenizer, prompt_texts)
+        encoded_targets = _encode(tokenizer, target_texts, target=encoder_decoder, special=encoder_decoder)
+        for example, prompt, target in zip(batch, encoded_prompts, encoded_targets, strict=True):
             prompt = prompt if encoder_decoder else _Encoded(prompt.before, prompt.text, [])
             kept = prompt.cut(spec.max_prompt_tokens, spec.cut_prompt) or [start]
             wanted = target.ids if target.after[-1:] == [end] else [*target.ids, end]
@@ -171,8 +172,8 @@ def tokenise(examples: Iterable[Example], tokenizer: Any, spec: TaskSpec, *, enc
     )
 
 
-def padding_token(tokenizer: Any) -> int:
-    """The token that rows are filled up with, which no loss and no attention sees."""
+def padding_token(tokenizer: "Tokenizer") -> int:
+    """The token that fills rows up; no loss and no attention sees it."""
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
@@ -189,7 +190,7 @@ class _Encoded:
         return self.before + self.text + self.after
 
     def cut(self, limit: int, end: str) -> list[int]:
-        """At most `limit` ids: those of the text go first, from the given end, and those before it last of all."""
+        """At most `limit` ids; those of the text are dropped first, from the given end, and those before it last."""
         room = limit - len(self.before) - len(self.after)
         if room >= len(self.text):
             return self.ids
@@ -199,13 +200,15 @@ class _Encoded:
         return (self.before + text)[: limit - len(after)] + after
 
 
-def _encode(tokenizer: Any, texts: list[str], *, target: bool = False, special: bool = True) -> Iterator[_Encoded]:
-    # One more text tells how many special tokens open a text, which one without any other tokens does not.
-    how = {"text_target" if target else "text": [*texts, "a"], "add_special_tokens": special}
-    # The tokenizer would warn of lengths, of which it does not know that they will be cut, unless verbose is false.
-    found = tokenizer(**how, return_special_tokens_mask=True, return_attention_mask=False, verbose=False)
-    opening = list(itertools.takewhile(bool, found["special_tokens_mask"][-1]))
-    for ids, marks in zip(found["input_ids"][:-1], found["special_tokens_mask"][:-1], strict=True):
+def _encode(
+    tokenizer: "Tokenizer", texts: Sequence[str], *, target: bool = False, special: bool = True
+) -> Iterator[_Encoded]:
+    # The text added last shows how many special tokens open a text, which a text without other tokens does not.
+    options = {"text_target" if target else "text": [*texts, "a"], "add_special_tokens": special}
+    # verbose=False silences warnings of lengths, which the tokenizer cannot know will be cut.
+    encoded = tokenizer(**options, return_special_tokens_mask=True, return_attention_mask=False, verbose=False)
+    opening = list(itertools.takewhile(bool, encoded["special_tokens_mask"][-1]))
+    for ids, marks in zip(encoded["input_ids"][:-1], encoded["special_tokens_mask"][:-1], strict=True):
         if all(marks):
             yield _Encoded(ids[: len(opening)], [], ids[len(opening) :])
             continue

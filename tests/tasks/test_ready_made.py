@@ -45,7 +45,7 @@ def test_verses_are_kept_back_by_whole_books() -> None:
 
 
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no packaged task 'poems'; choose one of spelling, verses, topics"):
+    with pytest.raises(InputError, match="no ready-made task 'poems'; choose one of spelling, verses, topics"):
         write_rows("poems", tmp_path)
 
 
