@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from scipy.optimize import curve_fit, least_squares
 
-from lensjax.curves.public import SIZES, VARIABLE, available, rectified, simulated
+from lensjax.curves.public import VARIABLE, available, rectified
+from lensjax.curves.simulated import SIZES, simulated
 from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.per_model import MAX_ALPHA, MAX_BETA, MIN_ALPHA, MIN_BETA, fit_per_model

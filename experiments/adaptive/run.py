@@ -19,6 +19,7 @@ import tyro
 from lensjax.core.errors import InputError
 from lensjax.core.files import make_folder, write_files
 from lensjax.curves import public as datasets
+from lensjax.curves.simulated import simulated
 from lensjax.curves.table import CurveTable
 from lensjax.selection import METHODS
 from lensjax.selection.advice import Cell, advise, candidate_cells, relative_costs
@@ -280,7 +281,7 @@ def main(out: Path = Path(__file__).parent / "results", target: int = 1_638_400,
     """
     if quick:
         target = 51_200
-        tables = [datasets.simulated(models=6, sizes=[*(200 * 2**k for k in range(6)), target])]
+        tables = [simulated(models=6, sizes=[*(200 * 2**k for k in range(6)), target])]
     else:
         tables = [datasets.rectified(name) for name in datasets.available() if name != "wikitext"]
     if not tables:

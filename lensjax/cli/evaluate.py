@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from lensjax.cli.console import make_console, make_table, progress_bar
-from lensjax.cli.curves import check_target, read_table
+from lensjax.cli.curves import check_target
 from lensjax.cli.outputs import output_writer
 from lensjax.core.errors import InputError
 
@@ -42,6 +42,7 @@ def evaluate(
     check_target(target)
     if not curves:
         raise InputError("No file of curves is named; give one or more.")
+    from lensjax.curves.sources import read_source
     from lensjax.selection.backtest import backtest, to_csv
 
     try:
@@ -50,7 +51,7 @@ def evaluate(
         divisors = [0]
     if divisors[0] < 1:
         raise InputError(f"--ratios is '{ratios}'; give whole numbers from 1 up, separated by commas, as in 8,16,32.")
-    tables = [read_table(source) for source in curves]
+    tables = [read_source(source) for source in curves]
     with progress_bar("Evaluating") as progress:
         scores = backtest(tables, target, divisors, progress=progress)
     print_means(scores)

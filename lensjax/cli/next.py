@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lensjax.cli.arguments import CurvesFile
 from lensjax.cli.console import make_console, make_table
-from lensjax.cli.curves import check_target, read_table
+from lensjax.cli.curves import check_target
 from lensjax.cli.outputs import as_json, output_writer
 from lensjax.core.errors import InputError, shorten
 
@@ -46,9 +46,10 @@ def next_cells(
     check_target(target)
     from rich.console import Console
 
+    from lensjax.curves.sources import read_source
     from lensjax.selection.advice import advise, candidate_cells, relative_costs
 
-    table = read_table(curves)
+    table = read_source(curves)
     rungs, larger, max_examples = _rungs(table, target, max_examples)
     if top < 1:
         raise InputError(f"--top is {top}; give 1 or more.")

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from lensjax.cli.arguments import CurvesFile, MethodName
 from lensjax.cli.console import make_console, make_table, progress_bar
-from lensjax.cli.curves import check_target, read_table
+from lensjax.cli.curves import check_target
 from lensjax.cli.outputs import output_writer
+from lensjax.selection.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from lensjax.selection.ranking import Ranking
@@ -19,7 +20,7 @@ def rank(
     curves: CurvesFile,
     target: int,
     budget: int | None = None,
-    method: MethodName = "joint",
+    method: MethodName = DEFAULT_METHOD,
     json: Path | None = None,
     csv: Path | None = None,
     html: Path | None = None,
@@ -47,10 +48,11 @@ def rank(
     """
     write = output_writer(json, csv, html, reads=[curves])
     check_target(target)
+    from lensjax.curves.sources import read_source
     from lensjax.selection.ranking import rank as rank_models
     from lensjax.selection.records import ranking_csv, ranking_json
 
-    table = read_table(curves)
+    table = read_source(curves)
     if budget is None:
         budget = max((int(size) for size in table.sizes if 0 < size <= target), default=target)
     with progress_bar("Fitting") as progress:

@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import pearsonr, rankdata
 
 from lensjax.selection.prediction import Prediction
 
@@ -10,14 +11,13 @@ METRICS = ("pearson", "relative_accuracy", "spearman", "rmse", "log_rmse", "regr
 
 def pearson(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
     """Pearson correlation of predicted and true losses; NaN where either does not vary."""
-    a, b = predicted - predicted.mean(), true - true.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else float("nan")
+    varies = len(true) > 1 and np.ptp(predicted) > 0 and np.ptp(true) > 0
+    return float(pearsonr(predicted, true).statistic) if varies else float("nan")
 
 
 def spearman(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
     """Pearson correlation of ranks, ties sharing their mean rank."""
-    return pearson(_ranks(predicted), _ranks(true))
+    return pearson(rankdata(predicted), rankdata(true))
 
 
 def regret(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
@@ -67,9 +67,3 @@ def evaluate(prediction: Prediction, true: Float[np.ndarray, " M"]) -> dict[str,
         inside = (prediction.lower[judged] <= loss) & (loss <= prediction.upper[judged])
         result["coverage90"] = float(inside.mean())
     return result
-
-
-def _ranks(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[where]

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lensjax.cli.main import main
-from lensjax.curves import public as datasets
+from lensjax.curves.simulated import simulated
 
 
 def run(capsys, *arguments):
@@ -24,7 +24,7 @@ def run(capsys, *arguments):
 @pytest.fixture
 def curves(tmp_path):
     path = tmp_path / "curves.csv"
-    datasets.simulated(models=8).write(path)
+    simulated(models=8).write(path)
     return path
 
 

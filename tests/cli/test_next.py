@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lensjax.cli.main import main
-from lensjax.curves import public as datasets
+from lensjax.curves.simulated import simulated as simulated_curves
 from lensjax.curves.table import curve_table
 
 RUNGS = [200, 400, 800, 1600]
@@ -15,7 +15,7 @@ TARGET = 51_200
 @pytest.fixture
 def curves(tmp_path):
     path = tmp_path / "curves.csv"
-    datasets.simulated(seed=1, models=6, sizes=RUNGS).write(path)
+    simulated_curves(seed=1, models=6, sizes=RUNGS).write(path)
     return path
 
 
@@ -35,7 +35,7 @@ def test_the_best_cells_are_shown_and_all_are_written(capsys, curves, tmp_path):
     assert [cell["examples"] for cell in cells if cell["model"] == cells[0]["model"]].count(6400) == 1
     per_cost = [cell["expected_drop"] / cell["cost"] for cell in cells]
     assert per_cost == sorted(per_cost, reverse=True)
-    simulated = datasets.simulated(seed=1, models=6)
+    simulated = simulated_curves(seed=1, models=6)
     best, size = cells[0], dict(zip(simulated.models, simulated.parameters, strict=True))
     share = best["examples"] * size[best["model"]] / (TARGET * sum(size.values()))
     assert best["share_of_full_tuning"] == pytest.approx(share)

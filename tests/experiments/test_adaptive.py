@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensjax.curves import public as datasets
+from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.selection.advice import Cell
 
@@ -95,7 +95,7 @@ def test_courses_are_steps(run):
 
 
 def test_halves_are_drawn_without_looking(run):
-    table = datasets.simulated(models=5)
+    table = simulated(models=5)
     found = run.subsets(table, 3)
     assert [len(part.models) for part in found.values()] == [5, 3, 3, 3]
     assert all(set(part.models) <= set(table.models) for part in found.values())

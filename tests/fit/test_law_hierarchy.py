@@ -12,8 +12,8 @@ from lensjax.fit.lensllm.law_hierarchy import (
     COORDINATES,
     DOF,
     NUMBERS,
-    Curves,
     Feature,
+    PaddedCurves,
     Population,
     Prior,
     draw_coordinates,
@@ -68,7 +68,9 @@ def curves(population, feature):
     present[1, [0, 3]] = False
     y = log_loss(theta[:, None], log_d, MIDDLE) + 0.01 * rng.standard_t(DOF, (M, N))
     seeds = np.where(np.arange(M) == 2, 2.0, 1.0)[:, None] * np.ones(N)
-    return Curves(jnp.asarray(log_d), jnp.asarray(y), jnp.asarray(present), jnp.asarray(seeds), jnp.asarray(MIDDLE))
+    return PaddedCurves(
+        jnp.asarray(log_d), jnp.asarray(y), jnp.asarray(present), jnp.asarray(seeds), jnp.asarray(MIDDLE)
+    )
 
 
 def test_coordinates_are_those_of_the_rectified_law():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
-from lensjax.curves import public as datasets
+from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import hierarchy
 from lensjax.fit.joint.fitting import fit_joint
@@ -18,7 +18,7 @@ from lensjax.selection.advice import Advice, Cell, NextCell, _drops, advise, can
 
 TARGET = 51_200
 RUNGS = [200 * 2**k for k in range(8)]
-TABLE = datasets.simulated(seed=1, models=6, sizes=[0, *RUNGS[:4]])
+TABLE = simulated(seed=1, models=6, sizes=[0, *RUNGS[:4]])
 MODELS = TABLE.models
 COSTS = relative_costs(TABLE, candidate_cells(TABLE, RUNGS))
 

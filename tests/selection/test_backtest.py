@@ -8,6 +8,7 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.curves import public as datasets
+from lensjax.curves.simulated import simulated
 from lensjax.selection.backtest import Score, backtest, means, to_csv
 
 TARGET = 1_638_400
@@ -60,7 +61,7 @@ def test_joint_method_is_nowhere_far_below_ats(scores):
 
 
 def test_a_method_at_a_budget_sees_nothing_above_it():
-    table = datasets.simulated(models=6)
+    table = simulated(models=6)
     later = table.loss.copy()
     later[:, (table.sizes > 12_800) & (table.sizes < TARGET)] *= 0.5
     methods = ("sub_tuning", "ats", "vanilla_law")
@@ -78,7 +79,7 @@ def test_scores_round_trip_through_csv():
 
 
 def test_bad_input_is_one_sentence():
-    table = datasets.simulated(models=3)
+    table = simulated(models=3)
     with pytest.raises(InputError, match="fewer than two models measured at the target"):
         backtest([table], 5)
     with pytest.raises(InputError, match=r"to 204 examples; give ratios of at most 4096\."):

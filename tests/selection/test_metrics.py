@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from lensjax.selection import metrics
-from lensjax.selection.methods import Prediction
+from lensjax.selection.prediction import Prediction
 
 losses = arrays(np.float64, st.integers(3, 12), elements=st.floats(0.1, 10).map(lambda x: round(x, 3)))
 

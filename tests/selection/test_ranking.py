@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from lensjax.core.errors import InputError
-from lensjax.curves import public as datasets
+from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.selection import METHODS
 from lensjax.selection.ranking import find_warnings, rank
 
 TARGET = 1_638_400
-TABLE = datasets.simulated(models=8)
+TABLE = simulated(models=8)
 
 
 @pytest.fixture(scope="module")

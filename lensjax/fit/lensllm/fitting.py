@@ -42,9 +42,9 @@ from lensjax.fit.lensllm.law_hierarchy import (
     D_L,
     DOF,
     NUMBERS,
-    Curves,
     Feature,
     Mode,
+    PaddedCurves,
     Prior,
     draw_coordinates,
     find_mode,
@@ -276,7 +276,7 @@ def _log_f(residuals: Residuals | None, models: int, variant: str) -> tuple[np.n
     return times, log_f
 
 
-def _observe(table: CurveTable, used: Bool[np.ndarray, " S"]) -> tuple[Curves, float]:
+def _observe(table: CurveTable, used: Bool[np.ndarray, " S"]) -> tuple[PaddedCurves, float]:
     """The table's columns in use as padded arrays, and the mean log loss taken off."""
     log_d, log_loss = np.log(table.sizes[used]), np.log(table.loss[:, used])
     present = np.isfinite(log_loss)
@@ -286,7 +286,7 @@ def _observe(table: CurveTable, used: Bool[np.ndarray, " S"]) -> tuple[Curves, f
     def padded(values: np.ndarray) -> Array:
         return jnp.asarray(np.pad(values, padding))
 
-    curves = Curves(
+    curves = PaddedCurves(
         log_d=padded(np.broadcast_to(log_d, log_loss.shape)),
         y=padded(np.where(present, log_loss - centre, 0.0)),
         present=padded(present),

@@ -38,7 +38,7 @@ _BLOCK = 20  # populations of which coordinates are drawn at once
 DIFFERENCE = 1e-3  # in standard scores, between gradients whose difference is the Hessian
 
 
-class Curves(NamedTuple):
+class PaddedCurves(NamedTuple):
     """Curves of M models, padded to n points each; a model of padding has no points.
 
     Attributes:
@@ -127,7 +127,7 @@ def natural(theta: Float[Array, "*s 4"], middle: Float[Array, ""]) -> dict[str, 
 
 
 class _Model(NamedTuple):
-    """One model's curve and feature: a row of `Curves` and one of `Feature`."""
+    """One model's curve and feature: a row of `PaddedCurves` and one of `Feature`."""
 
     log_d: Float[Array, " n"]
     y: Float[Array, " n"]
@@ -136,7 +136,7 @@ class _Model(NamedTuple):
     feature: Feature
 
 
-def _models(curves: Curves, feature: Feature) -> _Model:
+def _models(curves: PaddedCurves, feature: Feature) -> _Model:
     return _Model(curves.log_d, curves.y, curves.present, curves.seeds, feature)
 
 
@@ -219,7 +219,7 @@ def _information(z: Float[Array, "4"], model: _Model, of: Population, middle: Ar
 
 
 def evidence(
-    curves: Curves, feature: Feature, of: Population, start: Float[Array, "M 4"]
+    curves: PaddedCurves, feature: Feature, of: Population, start: Float[Array, "M 4"]
 ) -> tuple[Float[Array, ""], Float[Array, "M 4"]]:
     """Log marginal likelihood of all curves given the population, by Laplace's method.
 
@@ -253,7 +253,7 @@ def prior_mode(models: int) -> Mode:
 
 
 @jax.jit
-def find_mode(curves: Curves, feature: Feature, prior: Prior, start: Mode) -> Mode:
+def find_mode(curves: PaddedCurves, feature: Feature, prior: Prior, start: Mode) -> Mode:
     """The mode of the population given all curves, by damped Newton steps from another one's standard scores.
 
     Hessians are differences of gradients: to differentiate once more would take longer to compile than all the rest.
@@ -290,7 +290,7 @@ def find_mode(curves: Curves, feature: Feature, prior: Prior, start: Mode) -> Mo
 
 @jax.jit
 def draw_coordinates(
-    curves: Curves,
+    curves: PaddedCurves,
     feature: Feature,
     of: Population,
     start: Float[Array, "R M 4"],
