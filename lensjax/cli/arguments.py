@@ -8,14 +8,14 @@ from tyro.conf import Positional, arg
 from tyro.extras import literal_type_from_choices
 
 
-def choice_of(registry: str) -> object:
+def choice_of(names: str) -> object:
     """Names in a registry as the choices of an argument.
 
     Args:
-      registry: "module:NAME", which is imported when a command with such an argument is parsed, and not before.
+      names: Registry or mapping as "module:NAME", imported only when a command with such an argument is parsed.
     """
     return arg(
-        constructor_factory=lambda: literal_type_from_choices(pkgutil.resolve_name(registry).names),
+        constructor_factory=lambda: literal_type_from_choices(tuple(pkgutil.resolve_name(names))),
         help_behavior_hint=lambda default: f"(default: {default.strip(_BRACKETS)})",
     )
 
@@ -38,13 +38,16 @@ SpecFile = Annotated[Path, Positional, arg(metavar="SPEC.yaml", help=_SPEC)]
 StudyFile = Annotated[Path, Positional, arg(metavar="STUDY.yaml", help=_STUDY)]
 StudyFolder = Annotated[Path, Positional, arg(metavar="DIR", help="Folder of the study, as `lensjax run` wrote it.")]
 
-Model = Annotated[str, arg(help=_MODEL)]
+ModelSource = Annotated[str, arg(help=_MODEL)]
 ModelName = Annotated[str, Positional, arg(metavar="MODEL", help=_MODEL)]
 Revision = Annotated[str | None, arg(help="Branch, tag or commit on the hub.")]
 FinetunedFolders = Annotated[tuple[Path, ...], arg(help=_FINETUNED)]
 Mesh = Annotated[
     str | None, arg(help="Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.")
 ]
+FunctionalName = Annotated[str, choice_of("lensjax.measure.functionals:FUNCTIONALS")]
+LauncherName = Annotated[str, choice_of("lensjax.study.launching:LAUNCHERS")]
 MethodName = Annotated[str, choice_of("lensjax.selection.methods:METHODS")]
+TaskName = Annotated[str, Positional, choice_of("lensjax.tasks.ready_made:TASKS")]
 Precision = Literal["float32", "float64", "bfloat16"]
 DType = Literal["float32", "bfloat16", "float16", "float64"]

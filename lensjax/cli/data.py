@@ -2,11 +2,9 @@
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional
-
-from lensjax.cli.arguments import SpecFile
+from lensjax.cli.arguments import SpecFile, TaskName
 from lensjax.cli.console import make_console
 from lensjax.cli.outputs import as_json, output_writer
 
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from lensjax.tasks.spec import TaskSpec
     from lensjax.tasks.task import Example, Task
 
-TaskName = Annotated[Literal["spelling", "verses", "topics"], Positional]
 
 _SAMPLE = 1000  # training examples that are looked at
 _SHOWN = 3

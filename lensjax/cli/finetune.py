@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lensjax.cli.arguments import Mesh, Model, SpecFile
+from lensjax.cli.arguments import Mesh, ModelSource, SpecFile
 from lensjax.cli.console import resumable
 from lensjax.core.errors import InputError
 
@@ -17,7 +17,7 @@ TrackerName = Literal["tensorboard", "wandb"]
 
 def finetune(
     spec: SpecFile,
-    model: Model,
+    model: ModelSource,
     examples: int,
     out: Path,
     seed: int = 0,
@@ -52,7 +52,7 @@ def finetune(
 
 def curve(
     spec: SpecFile,
-    model: Model,
+    model: ModelSource,
     max_examples: int,
     out: Path,
     seeds: tuple[int, ...] = (0,),

@@ -2,13 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
 
-from lensjax.cli.arguments import StudyFile
+from lensjax.cli.arguments import LauncherName, StudyFile
 from lensjax.cli.console import print_decision, resumable
 from lensjax.core.errors import InputError
-
-LauncherName = Literal["local", "ray"]
 
 
 def init(
