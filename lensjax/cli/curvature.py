@@ -282,9 +282,5 @@ def _write(
     np.savez_compressed(packed, **arrays)
     print(sentence)
     write_all(
-        {
-            out / f"{name}.npz": packed.getvalue(),
-            out / f"{name}.html": page,
-            out / f"{name}.json": as_json(summary),
-        }
+        {out / f"{name}.npz": packed.getvalue(), out / f"{name}.html": page, out / f"{name}.json": as_json(summary)}
     )

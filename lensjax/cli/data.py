@@ -1,11 +1,11 @@
-"""`lensjax data`: what a task's spec makes of its data, before anything is trained on it, and data to try."""
+"""`lensjax data`: the examples of a task before anything is trained on them, and data to try."""
 
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lensjax.cli.arguments import SpecFile, TaskName
-from lensjax.cli.console import make_console
+from lensjax.cli.console import make_console, make_table
 from lensjax.cli.outputs import as_json, output_writer
 
 if TYPE_CHECKING:
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lensjax.tasks.spec import TaskSpec
-    from lensjax.tasks.task import Example, Task
+    from lensjax.tasks.task import Example
 
 
-_SAMPLE = 1000  # training examples that are looked at
+_SAMPLE = 1000  # training examples that are measured
 _SHOWN = 3
 _QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 
 
 def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> None:
-    """Show what a task's spec makes of its data.
+    """Show the examples that a task's spec makes of its data.
 
-    Prints how many examples there are, how long prompts and targets are (the first 1000 training examples of seed 0,
-    validation and test), how many are cut, and three training examples as a model sees them.
+    Prints the number of examples, lengths of prompts and targets (of the first 1000 training examples of seed 0, of
+    validation and of test), the share that is cut, and three training examples as a model sees them.
 
     Worked examples
 
@@ -37,8 +37,8 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
     $ lensjax data show task.yaml --model openai-community/gpt2 --json data.json
 
     Args:
-        model: Whose tokenizer counts: folder of a model, its name on the Hugging Face hub, or pocket:NAME; characters
-            by default.
+        model: Model whose tokens are counted: a folder, a name on the Hugging Face hub, or pocket:NAME; by default
+            characters are counted.
         json: Write the numbers and the examples to this file.
     """
     write = output_writer(json, reads=[spec])
@@ -65,7 +65,7 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
             for i, example in enumerate(sample[:_SHOWN])
         ],
     }
-    _print(task, content)
+    _print(content)
     write(lambda: as_json(content))
 
 
@@ -82,17 +82,17 @@ def fetch(task: TaskName, out: Path = Path(".")) -> None:
     $ lensjax data fetch verses --out data
 
     Args:
-        task: Which of them.
+        task: Name of the task.
         out: Folder to write TASK.jsonl in.
     """
     from lensjax.tasks.ready_made import TASKS, write_rows
 
     path = write_rows(task, out)
-    found = TASKS[task]
+    made = TASKS[task]
     with path.open(encoding="utf-8") as rows:
         count = sum(1 for _ in rows)
-    print(f"Wrote {path}: {count:,} rows, {found.about} ({found.licence}).")
-    print(f"Prompt {found.prompt!r}, target {found.target!r}.")
+    print(f"Wrote {path}: {count:,} rows, {made.about} ({made.licence}).")
+    print(f"Prompt {made.prompt!r}, target {made.target!r}.")
 
 
 def _tokenizer(model: str) -> tuple[Any, bool]:
@@ -108,13 +108,14 @@ def _tokenizer(model: str) -> tuple[Any, bool]:
 def _measure(
     examples: "Sequence[Example]", spec: "TaskSpec", tokenizer: Any, encoder_decoder: bool
 ) -> "dict[str, tuple[np.ndarray, np.ndarray | None]]":
-    """Lengths of prompts and of targets, and which of them are cut, where there is a tokenizer to tell."""
+    """Lengths of prompts and of targets, and with a tokenizer which of them are cut."""
     import numpy as np
 
     if tokenizer is None:
-        prompts = np.array([len(example.prompt) for example in examples], np.int64)
-        targets = np.array([len(example.target) for example in examples], np.int64)
-        return {"prompt length": (prompts, None), "target length": (targets, None)}
+        parts = ("prompt", "target")
+        return {
+            f"{part} length": (np.array([len(getattr(e, part)) for e in examples], np.int64), None) for part in parts
+        }
     from lensjax.tasks.tokens import tokenise
 
     tokens = tokenise(examples, tokenizer, spec, encoder_decoder=encoder_decoder)
@@ -125,35 +126,35 @@ def _measure(
 
 
 def _lengths(parts: "dict[str, tuple[np.ndarray, np.ndarray | None]]") -> dict[str, dict[str, float | None]]:
-    """Quantiles of lengths and the share that is cut, None where that is not known."""
+    """Quantiles of lengths and the share that is cut; None where it is unknown."""
     import numpy as np
 
-    found: dict[str, dict[str, float | None]] = {}
+    rows: dict[str, dict[str, float | None]] = {}
     for part, (lengths, cut) in parts.items():
         at = np.quantile(lengths, list(_QUANTILES.values()), method="higher").tolist() if lengths.size else []
-        found[part] = dict(zip(_QUANTILES, at or [None] * len(_QUANTILES), strict=True))
-        found[part]["cut"] = None if cut is None or not cut.size else float(cut.mean())
-    return found
+        rows[part] = dict(zip(_QUANTILES, at or [None] * len(_QUANTILES), strict=True))
+        rows[part]["cut"] = None if cut is None or not cut.size else float(cut.mean())
+    return rows
 
 
-def _print(task: "Task", content: dict[str, Any]) -> None:
+def _print(content: dict[str, Any]) -> None:
     from rich.markup import escape
-    from rich.table import Table
+
+    from lensjax.core.text import DASH
 
     console = make_console()
     sizes = ", ".join(f"{name} {size:,}" for name, size in content["available"].items())
     console.print(f"[bold]{escape(content['name'])}[/bold]: {sizes}", soft_wrap=True)
     console.print(f"Fields: {', '.join(content['fields'])}", markup=False, soft_wrap=True)
     unit = content["unit"]
-    grid = Table("set", "part", title=f"Lengths in {unit}" + (" as cut" if unit == "tokens" else ""))
-    for heading in (*_QUANTILES, "cut"):
-        grid.add_column(heading, justify="right")
+    rows = []
     for name, parts in content["lengths"].items():
-        for part, found in parts.items():
-            share = "–" if found["cut"] is None else f"{found['cut']:.1%}"
-            cells = ("–" if found[quantile] is None else f"{found[quantile]:,.0f}" for quantile in _QUANTILES)
-            grid.add_row(name, part.removesuffix(" length"), *cells, share)
-    console.print(grid)
+        for part, known in parts.items():
+            share = DASH if known["cut"] is None else f"{known['cut']:.1%}"
+            cells = (DASH if known[quantile] is None else f"{known[quantile]:,.0f}" for quantile in _QUANTILES)
+            rows.append((name, part.removesuffix(" length"), *cells, share))
+    title = f"Lengths in {unit}" + (" as cut" if unit == "tokens" else "")
+    console.print(make_table(title, ("set", "part", *_QUANTILES, "cut"), rows, words=("set", "part")))
     for example in content["examples"]:
         prompt, target = example["prompt length"], example["target length"]
         console.print(f"\n[bold]{escape(example['where'])}[/bold] (prompt {prompt:,}, target {target:,} {unit})")

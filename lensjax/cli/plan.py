@@ -17,11 +17,7 @@ SHOWN = 60  # rows of the table of rungs
 
 
 def plan(
-    spec: StudyFile,
-    topology: str | None = None,
-    mesh: str | None = None,
-    timing: bool = True,
-    json: Path | None = None,
+    spec: StudyFile, topology: str | None = None, mesh: str | None = None, timing: bool = True, json: Path | None = None
 ) -> None:
     """Say what a study will cost, before any training.
 

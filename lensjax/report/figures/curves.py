@@ -23,6 +23,7 @@ from lensjax.report.figures.plots import (
 from lensjax.selection.ranking import Ranking
 
 BANDS = 3
+Points = list[float | None]
 _POINT = "<b>%{text}</b><br>%{x:,.0f} examples<br>loss %{y:.4~g}, "
 
 
@@ -47,10 +48,7 @@ def curves_figure(ranking: Ranking) -> go.Figure:
             _add(figure, x, y, text, "fitted", mode="lines", line=line, opacity=0.55, **style)
         for columns, suffix, what, mode in points:
             x, y, text = _joined((label(ranking, i), table.sizes[columns], table.loss[i, columns]) for i in grey)
-            marker, line = (
-                {"color": GREY, "size": 4, "symbol": "circle" + suffix},
-                {"color": GREY, "width": 1},
-            )
+            marker, line = {"color": GREY, "size": 4, "symbol": "circle" + suffix}, {"color": GREY, "width": 1}
             _add(figure, x, y, text, what, mode=mode, marker=marker, line=line, opacity=0.6, **style)
 
     for k, i in reversed(list(enumerate(coloured))):
@@ -79,37 +77,29 @@ def curves_figure(ranking: Ranking) -> go.Figure:
     return figure
 
 
-def mark_phases(figure: go.Figure, ranking: Ranking, begins: Mapping[str, int]) -> go.Figure:
-    """Rings around the points of `curves_figure` at which power phases begin, by model."""
+def add_rings(figure: go.Figure, ranking: Ranking, rings: Mapping[str, int]) -> None:
+    """Draw rings around points of `curves_figure`, at one size for each of some models."""
     table, coloured = ranking.table, highlighted_models(ranking)
-    groups = {i: f"model {k}" for k, i in enumerate(coloured)}
     for i in plotted_models(ranking):
-        size = begins.get(table.models[i])
-        if size is None:
+        if (size := rings.get(table.models[i])) is None:
             continue
+        place = coloured.index(i) if i in coloured else None
+        colour = GREY if place is None else PALETTE[place]
         figure.add_scatter(
             x=[size],
             y=compact(table.column(size)[[i]]),
             mode="markers",
-            marker={
-                "color": PALETTE[coloured.index(i)] if i in coloured else GREY,
-                "symbol": "circle-open",
-                "size": 17,
-                "line": {"width": 2},
-            },
-            legendgroup=groups.get(i, "others"),
+            marker={"color": colour, "symbol": "circle-open", "size": 17, "line": {"width": 2}},
+            legendgroup="others" if place is None else f"model {place}",
             showlegend=False,
-            hoverinfo="skip",  # the point inside it is what is read
+            hoverinfo="skip",  # the point inside answers the mouse
         )
-    return figure
 
 
-def _joined(
-    pieces: Iterable[tuple[str, np.ndarray, np.ndarray]],
-) -> tuple[list[float | None], list[float | None], list[str]]:
+def _joined(pieces: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> tuple[Points, Points, list[str]]:
     """Many models as one trace with gaps, so that sixty grey curves cost one line and one legend entry."""
-    x: list[float | None] = []
-    y: list[float | None] = []
+    x: Points = []
+    y: Points = []
     text: list[str] = []
     for name, sizes, losses in pieces:
         known = np.isfinite(losses)
@@ -135,25 +125,10 @@ def _add_prediction(figure: go.Figure, ranking: Ranking, i: int, k: int, style: 
     """The predicted loss at the target as a point, for a method that predicts a loss but fits no curve."""
     prediction = ranking.prediction
     if prediction.is_loss:
-        marker = {
-            "color": PALETTE[k],
-            "size": 11,
-            "symbol": "x-thin",
-            "line": {"width": 2.5, "color": PALETTE[k]},
-        }
+        marker = {"color": PALETTE[k], "size": 11, "symbol": "x-thin", "line": {"width": 2.5, "color": PALETTE[k]}}
         error = error_bars([i], prediction.score, prediction.lower, prediction.upper, PALETTE[k])
         x, y = [float(ranking.target)], compact([prediction.score[i]])
-        _add(
-            figure,
-            x,
-            y,
-            label(ranking, i),
-            "predicted",
-            mode="markers",
-            marker=marker,
-            error_y=error,
-            **style,
-        )
+        _add(figure, x, y, label(ranking, i), "predicted", mode="markers", marker=marker, error_y=error, **style)
 
 
 def _curve_axes(figure: go.Figure, ranking: Ranking, shown: Sequence[int]) -> None:

@@ -106,11 +106,7 @@ def _places(prediction: Prediction) -> Float[np.ndarray, " M"]:
 
 
 def error_bars(
-    at: Sequence[int],
-    score: np.ndarray,
-    lower: np.ndarray | None,
-    upper: np.ndarray | None,
-    colour: str,
+    at: Sequence[int], score: np.ndarray, lower: np.ndarray | None, upper: np.ndarray | None, colour: str
 ) -> dict[str, object] | None:
     if lower is None or upper is None or not at:
         return None
@@ -220,12 +216,7 @@ def base_layout(height: int, small: bool = False) -> go.Layout:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest",
-        hoverlabel={
-            "bgcolor": "#ffffff",
-            "font": {"color": _INK, "size": 13},
-            "align": "left",
-            "namelength": -1,
-        },
+        hoverlabel={"bgcolor": "#ffffff", "font": {"color": _INK, "size": 13}, "align": "left", "namelength": -1},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": MUTED},
         legend={
             "orientation": "h",

@@ -8,16 +8,7 @@ import plotly.graph_objects as go
 
 from lensjax.core.sections import DotPlot, LinePlot
 from lensjax.core.text import count, plotly_text
-from lensjax.report.figures.plots import (
-    GREY,
-    HIGHLIGHTED,
-    NO_EXTRA,
-    PALETTE,
-    SYMBOLS,
-    add_band,
-    base_layout,
-    compact,
-)
+from lensjax.report.figures.plots import GREY, HIGHLIGHTED, NO_EXTRA, PALETTE, SYMBOLS, add_band, base_layout, compact
 
 _POWERS = {"type": "log", "exponentformat": "power"}  # 10⁻⁴, where Plotly would write 100µ
 

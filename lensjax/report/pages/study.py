@@ -6,7 +6,7 @@ from typing import Any
 from lensjax.core import text
 from lensjax.core.sections import DataTable, Section
 from lensjax.measure.measurement import FINETUNE, MEASUREMENTS
-from lensjax.report.figures.curves import mark_phases
+from lensjax.report.figures.curves import add_rings
 from lensjax.report.pages.html import Name, render
 from lensjax.report.pages.ranking import ranking_context
 from lensjax.report.pages.sections import shown_section, shown_table
@@ -26,16 +26,16 @@ def render_study(report: StudyReport, ranking: Ranking | None) -> str:
     Names, errors, and decisions may hold any text; it is escaped, see `lensjax.report.pages.html.render`.
 
     Args:
-      report: What was found.
-      ranking: The ranking that it holds, where it holds one.
+      report: As `lensjax.study.report.collect` makes it.
+      ranking: The same ranking as in the report, with fitted curves; None where the report has none.
     """
-    # Without a ranking only what frames it is shown, of which these are the parts.
+    # These parts frame a ranking, and are needed without one too.
     shown: dict[str, Any] = {"compared": [], "assumptions": [], "has_curves": False}
     sections = [section for _, kind in MEASUREMENTS.items() for section in kind.show(report)]
     if ranking is not None:
         shown = ranking_context(ranking)
         for section in sections:
-            mark_phases(shown["curves"].figure, ranking, section.rings)
+            add_rings(shown["curves"].figure, ranking, section.rings)
     return render("study.html.j2", shown | _context(report, sections))
 
 
@@ -69,7 +69,7 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
 
 
 def _lead(report: StudyReport) -> str:
-    """The decision, without the words that the heading says already."""
+    """The decision, without the words of the heading above it."""
     decision = report.decision
     sentence = text.clean(decision.sentence)
     for heading in (f"ine-tune {text.clean(decision.model, 100)}: ", "No decision yet: ", "No decision: "):
@@ -101,7 +101,7 @@ def _facts(report: StudyReport) -> list[tuple[str, str]]:
 
 
 def _so_far(report: StudyReport) -> dict[str, Any]:
-    """What there is before there is a ranking."""
+    """Losses, for the page of a study that has no ranking yet."""
     sizes = sorted({size for candidate in report.candidates for size in candidate.losses})
     rows = [
         (one.name, [one.state, *(text.number(one.losses.get(size, float("nan"))) for size in sizes)])
@@ -111,20 +111,20 @@ def _so_far(report: StudyReport) -> dict[str, Any]:
 
 
 def _lensllm(report: StudyReport) -> dict[str, Any] | None:
-    found = report.lensllm
-    if found is None:
+    fit = report.lensllm
+    if fit is None:
         return None
     rows = []
-    for one in found.ablation:
+    for one in fit.ablation:
         best = min(one.predicted, key=lambda model: one.predicted[model])
         held = text.DASH if one.held_out is None else f"{one.held_out:.3f}"
         values = [held, f"{one.evidence:.2f}", f"{text.clean(best, 60)} ({text.number(one.predicted[best])})"]
         rows.append((one.variant, [*values, one.meaning]))
     columns = ["Held-out log density", "Log evidence", "First choice", "What it holds"]
     table = DataTable("Variants of the LensLLM law", columns, rows, words=("What it holds", "First choice"))
-    shared = [("a", found.a), ("b", found.b), ("t", found.time)]
+    shared = [("a", fit.a), ("b", fit.b), ("t", fit.time)]
     return {
-        "verdict": text.clean(found.verdict),
+        "verdict": text.clean(fit.verdict),
         "shared": [(name, str(value)) for name, value in shared if value is not None],
         "table": shown_table(table),
     }
@@ -145,12 +145,12 @@ def _cost_table(report: StudyReport) -> dict[str, Any] | None:
                 for kind in kinds
             ]
             rows.append((candidate.name, values))
-    table = DataTable("What was spent on candidates", [titles[kind] for kind in kinds], rows)
+    table = DataTable("Cost of candidates", [titles[kind] for kind in kinds], rows)
     return shown_table(table) if rows else None
 
 
 def _cost_notes(report: StudyReport) -> list[str]:
-    """What was spent and saved, in sentences."""
+    """Sentences on computing that was spent and saved."""
     cost, full = report.cost, report.cost.full_tuning
     notes = [f"The study {'took' if report.progress.ended_by else 'has taken'} {_amount(cost.total)}."]
     if full is not None and full.flops and full.seconds:
@@ -160,7 +160,7 @@ def _cost_notes(report: StudyReport) -> list[str]:
             f"FullTuning, every candidate{but} on {report.target:,} examples with every seed, would take "
             f"{_amount(full)}, in proportion to each one’s largest run.",
             f"The study took {_share(cost.total.flops / full.flops)} those FLOPs, and "
-            f"{_share(cost.total.seconds / full.seconds)} that time, in which programs are compiled too.",
+            f"{_share(cost.total.seconds / full.seconds)} that time, compiling included.",
         ]
     if cost.skipped_flops:
         notes.append(
