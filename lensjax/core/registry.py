@@ -1,4 +1,4 @@
-"""Registries: named things that are found by name, and that others can add to.
+"""Registries of named things, which other packages can add to.
 
 A registry lists the modules of one package, each named after the thing that it registers, and the entry points that
 installed packages declare for it. Names are known without importing anything, so the command line can offer them as
@@ -122,13 +122,13 @@ class Registry(Generic[T]):
 
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        plugins: dict[str, EntryPoint] = {}
         for plugin in entry_points(group=self.group):
-            other = found.setdefault(plugin.name, plugin)
+            other = plugins.setdefault(plugin.name, plugin)
             if plugin.name in self._modules or other.value != plugin.value:
                 who = "LensJAX itself" if plugin.name in self._modules else other.value
                 raise InputError(
                     f"The {self.kind} {shorten(plugin.name)} of {plugin.value} has the name of one of {who}; rename "
                     "it, or uninstall one of the two."
                 )
-        return found
+        return plugins

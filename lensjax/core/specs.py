@@ -1,4 +1,4 @@
-"""What users write in YAML files, read into Pydantic models; errors name the field."""
+"""YAML files that users write, read into Pydantic models; errors name the field."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,11 +26,11 @@ def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
 
     Args:
       path: The file.
-      what: What it describes, as in "a task".
-      least: The fields that it needs at least, as in "source and target".
+      what: The thing that it describes, for messages, as in "a task".
+      least: The fields that it must have, for messages, as in "source and target".
 
     Raises:
-      InputError: it cannot be read, is not YAML, or holds no fields.
+      InputError: the file cannot be read, is not YAML, or holds no fields.
     """
     where = shorten(path, 200)
     try:
@@ -46,10 +46,15 @@ def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
 
 
 def validated(kind: type[Fields], content: Mapping[str, Any], path: Path) -> Fields:
-    """The fields of a file as a model of the given kind.
+    """The fields of a file as a Pydantic model.
+
+    Args:
+      kind: The model.
+      content: The fields.
+      path: The file, for messages.
 
     Raises:
-      InputError: a field is missing, unknown or wrong; names it.
+      InputError: a field is missing, unknown or wrong; it names the first.
     """
     try:
         return kind.model_validate(content)
@@ -58,15 +63,15 @@ def validated(kind: type[Fields], content: Mapping[str, Any], path: Path) -> Fie
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing wrong with a spec, naming the field: one that nobody knows, as it may be one that is missing."""
-    found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    field = shorten(".".join(str(part) for part in found["loc"] if part != "[key]"))
-    why = found["msg"].removeprefix("Value error, ")
-    if found["type"] == "missing":
+    """The first mistake in a spec, preferably an unknown field, which may be the misspelt name of a missing one."""
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    field = shorten(".".join(str(part) for part in first["loc"] if part != "[key]"))
+    why = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
         return f"the field {field} is missing; add it."
-    if found["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden":
         return f"there is no field {field}; remove it or mend its name."
-    value = "" if isinstance(found["input"], (dict, list)) else f" is {_quoted(found['input'])}"
+    value = "" if isinstance(first["input"], (dict, list)) else f" is {_quoted(first['input'])}"
     return f"{field or 'the spec'}{value}: {why[:1].lower()}{why[1:]}."
 
 

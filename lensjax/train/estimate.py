@@ -1,4 +1,4 @@
-"""What fine-tuning one candidate takes, known before its weights are: operations, memory of a device, and seconds."""
+"""Estimates for fine-tuning a model, made without its weights: operations, memory of a device, and seconds."""
 
 import re
 import statistics
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from lensjax.core.devices import peak_flops
-from lensjax.core.pytrees import device_bytes
+from lensjax.core.pytrees import PyTree, device_bytes
 from lensjax.core.specs import Strict
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import add_lora, split_trainable
@@ -34,17 +34,17 @@ from lensjax.train.workload import Workload
 
 _LISTED = 2_000_000  # examples of a run whose batches are planned one by one, at most
 UTILISATION = 0.4  # share of the published peak that is assumed where nothing is timed
-_LEAST, _MOST, _LONG = 3, 30, 1.0  # calls of a program that are timed, and seconds after which they are enough
+_FEWEST, _MOST, _ENOUGH = 3, 30, 1.0  # calls of a program that are timed, and seconds after which they suffice
 
 
 @dataclass(frozen=True)
 class Work:
-    """What training does if it is not stopped early.
+    """The work of training that is not stopped early.
 
     Attributes:
-      steps: Of the short and of the long shape of batches.
-      validations: How often the validation set is gone through.
-      tokens: Tokens trained on, prompts included and padding not.
+      steps: Numbers of steps with batches of the short and of the long shape.
+      validations: Number of evaluations of the validation set.
+      tokens: Tokens trained on, with prompts and without padding.
     """
 
     steps: tuple[int, int] = (0, 0)
@@ -53,7 +53,14 @@ class Work:
 
 
 def planned_work(needed: Int[np.ndarray, "examples parts"], short: Lengths, training: TrainingSpec, seed: int) -> Work:
-    """What training on examples of those lengths does, exactly; see `lensjax.train.loop.fine_tune`."""
+    """The exact work of `lensjax.train.loop.fine_tune`.
+
+    Args:
+      needed: Lengths of the examples, see `lensjax.tasks.batches.example_lengths`.
+      short: The short shape of batches.
+      training: How to train.
+      seed: Of the order of examples.
+    """
     if not len(needed):
         return Work()
     plan = BatchPlan(fits(needed, short), training.batch_size, seed)
@@ -69,7 +76,7 @@ def planned_work(needed: Int[np.ndarray, "examples parts"], short: Lengths, trai
 def scaled_work(
     needed: Int[np.ndarray, "examples parts"], short: Lengths, training: TrainingSpec, examples: int
 ) -> Work:
-    """What training on more examples than could be listed does, were they as those whose lengths are given."""
+    """The work on a large number of examples, in proportion to that on those whose lengths are given."""
     fitting = int(fits(needed, short).sum()) * examples // len(needed)
     short_batches, left_over = divmod(fitting, training.batch_size)
     per_epoch = short_batches + -(-(left_over + examples - fitting) // training.batch_size)  # as `BatchPlan` has them
@@ -80,7 +87,7 @@ def scaled_work(
 
 
 class NoRoom(Exception):
-    """The compiler says that a program does not fit the device; the message is "needed of there is", where known."""
+    """A program does not fit the device; the message is "21.40G of 15.75G" if the compiler says so, else empty."""
 
 
 class Memory(Strict):
@@ -90,9 +97,9 @@ class Memory(Strict):
       arguments, outputs, temporaries, aliased: Of a training step; aliased outputs take the place of arguments.
       step: Of a training step in all: arguments + outputs + temporaries − aliased.
       evaluation: Of a batch of evaluation.
-      moments: Of the optimiser's moments, which stay there during evaluation.
-      best: Of the best parameters so far, which are kept besides.
-      peak: The most at any time.
+      moments: Of the optimiser's moments, which stay in memory during evaluation.
+      best: Of the best parameters so far, which stay in memory too.
+      peak: The largest sum at any time.
     """
 
     arguments: int
@@ -126,12 +133,13 @@ class AbstractCandidate(Workload):
     """A candidate with shapes in place of weights, to plan with.
 
     Args:
-      source: Folder or hub id of the model, of which configuration and tokenizer are read.
+      spec: The task, and how models are fine-tuned on it.
+      source: Folder or hub id of the model, whose configuration and tokenizer are read.
       examples: Those of the largest rung.
       mesh: Devices, which may be those of a topology.
 
     Raises:
-      InputError: the model is not supported or cannot be made into tokens for, or the mesh does not divide it or the
+      InputError: the model is not supported, its tokenizer cannot be used, or the mesh does not divide the model or the
         batch.
     """
 
@@ -146,7 +154,7 @@ class AbstractCandidate(Workload):
             model = abstract_model(read_config(folder), options, folder)
             if training.method == "lora":
                 model = add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
-            with tempfile.TemporaryDirectory() as made:  # whose files stay readable while they are mapped
+            with tempfile.TemporaryDirectory() as made:  # its files stay readable while they are mapped
                 self.prepare(model, Path(made))
             self.state = state_shapes(model, training, mesh)
             for lengths in self.lengths:
@@ -160,7 +168,7 @@ class AbstractCandidate(Workload):
         return abstract_model(self.abstract.config, options, self.abstract.folder)
 
     def work(self, seed: int, examples: int) -> Work:
-        """What training on so many examples of a seed does; more than there are, as if the same came again."""
+        """The work of training on a number of examples of a seed; more than there are count as repetitions."""
         tokens = self.tokens.train[seed].take(examples)
         needed = example_lengths(tokens, self.abstract.family.encoder_decoder)
         if examples > _LISTED:
@@ -168,25 +176,25 @@ class AbstractCandidate(Workload):
         return planned_work(np.resize(needed, (examples, needed.shape[1])), self.lengths[0], self.spec.training, seed)
 
     def evaluations(self, work: Work) -> int:
-        """Batches of evaluation that go with it: of every validation, and of the test."""
+        """Number of batches of evaluation that the work entails, in all validations and the test."""
         batches = self.evaluation_placement.batches
         return work.validations * batches(len(self.tokens.validation)) + batches(len(self.tokens.test))
 
     def flops(self, work: Work) -> int:
-        """Floating-point operations of a run, as its `Result` has them."""
+        """Floating-point operations of a run, as its `Result` will have them."""
         steps = sum(n * self.step_flops(shape) for n, shape in zip(work.steps, self.lengths, strict=True))
         return steps + self.evaluations(work) * self.evaluation_flops
 
     def seconds(self, work: Work, taken: Seconds) -> float:
-        """Time of a run whose programs are compiled."""
+        """Seconds of a run whose programs are compiled."""
         steps = sum(n * each for n, each in zip(work.steps, taken.steps, strict=True))
         return steps + self.evaluations(work) * taken.evaluation
 
-    def compiled_step(self, shape: Lengths) -> Any:
-        """The program of a training step, compiled.
+    def compiled_step(self, shape: Lengths) -> jax.stages.Compiled:
+        """The compiled program of a training step.
 
         Raises:
-          NoRoom: the compiler says that it does not fit.
+          NoRoom: it does not fit the device.
         """
         if shape not in self._steps:
             arguments = self.state, self.frozen, self.placement.shapes(shape), 0.0
@@ -194,11 +202,11 @@ class AbstractCandidate(Workload):
         return self._steps[shape]
 
     @cached_property
-    def compiled_losses(self) -> Any:
-        """The program of a batch of evaluation, compiled.
+    def compiled_losses(self) -> jax.stages.Compiled:
+        """The compiled program of a batch of evaluation.
 
         Raises:
-          NoRoom: the compiler says that it does not fit.
+          NoRoom: it does not fit the device.
         """
         batch = self.evaluation_placement.shapes(self.tokens.evaluation_length)
         return self._compile(self.programs.losses, self.trained, self.frozen, batch)
@@ -208,15 +216,11 @@ class AbstractCandidate(Workload):
         """Bytes on each device.
 
         Raises:
-          NoRoom: the compiler says that a program does not fit.
+          NoRoom: a program does not fit the device.
         """
-        step = self.compiled_step(self.lengths[1]).memory_analysis()
-        losses = self.compiled_losses.memory_analysis()
-        arguments, outputs, temporaries, aliased = (
-            getattr(step, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp", "alias")
-        )
+        arguments, outputs, temporaries, aliased = _sizes(self.compiled_step(self.lengths[1]))
         whole = arguments + outputs + temporaries - aliased
-        evaluation = losses.argument_size_in_bytes + losses.output_size_in_bytes + losses.temp_size_in_bytes
+        evaluation = sum(_sizes(self.compiled_losses)[:3])
         moments, best = device_bytes(self.state.optimiser), device_bytes(self.trained)
         return Memory(
             arguments=arguments,
@@ -234,7 +238,7 @@ class AbstractCandidate(Workload):
         """Time the programs on these devices, with made-up weights and real examples.
 
         Raises:
-          NoRoom: the compiler says that a program does not fit.
+          NoRoom: a program does not fit the device.
         """
         steps, losses = {shape: self.compiled_step(shape) for shape in self.lengths}, self.compiled_losses
         trained, frozen = split_trainable(_made_up(self.abstract.params))
@@ -244,7 +248,7 @@ class AbstractCandidate(Workload):
         for shape, step in steps.items():
             rows = self.rows(shape, self.placement)
 
-            def take(step: Any = step, rows: Mapping[str, Any] = rows) -> None:
+            def take(step: jax.stages.Compiled = step, rows: Mapping[str, np.ndarray] = rows) -> None:
                 nonlocal state
                 state, metrics = step(state, frozen, self.placement.to_devices(rows), 0.0)
                 float(metrics.loss)
@@ -259,7 +263,7 @@ class AbstractCandidate(Workload):
         return Seconds(steps=(short, long), evaluation=_median_seconds(evaluate), **self._spent)
 
     def from_peak(self) -> Seconds | None:
-        """What the devices' published peak lets expect; None where there is none."""
+        """Seconds estimated from the devices' published peak; None if there is none."""
         peak = peak_flops(self.mesh.devices.flat[0], self.dtype)
         if peak is None:
             return None
@@ -267,15 +271,15 @@ class AbstractCandidate(Workload):
         short, long = (self.step_flops(shape) / speed for shape in self.lengths)
         return Seconds(steps=(short, long), evaluation=self.evaluation_flops / speed)
 
-    def _compile(self, program: Any, *arguments: Any) -> Any:
+    def _compile(self, program: Any, *arguments: PyTree) -> jax.stages.Compiled:
         with self._measuring("compiling"):
             try:
                 return program.lower(*arguments).compile()
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", str(error))
-                raise NoRoom("" if found is None else f"{found[1]} of {found[2]}") from error
+                needed = re.search(r"Used ([\d.]+\w of [\d.]+\w)", str(error))
+                raise NoRoom("" if needed is None else needed[1]) from error
 
     @contextmanager
     def _measuring(self, what: str) -> Iterator[None]:
@@ -293,10 +297,16 @@ class AbstractCandidate(Workload):
         return collate(tokens, fitting, placement.local_rows(), shape, self.padding)
 
 
-def _made_up(shapes: Params) -> Params:
-    """Small weights, quickly made: random ones take seconds to compile, and of zeros GPUs compute faster."""
+def _sizes(program: jax.stages.Compiled) -> list[int]:
+    """Bytes of a program's arguments, outputs, temporaries, and outputs that take the place of arguments."""
+    sizes = program.memory_analysis()
+    return [getattr(sizes, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp", "alias")]
 
-    def make() -> Any:
+
+def _made_up(shapes: Params) -> Params:
+    """Small weights that are quickly made: random ones take seconds to compile, and GPUs are faster on zeros."""
+
+    def make() -> Params:
         def leaf(of: jax.ShapeDtypeStruct) -> jax.Array:
             places = (
                 jax.lax.broadcasted_iota(jnp.float32, of.shape, axis) * (axis + 1) for axis in range(len(of.shape))
@@ -309,10 +319,10 @@ def _made_up(shapes: Params) -> Params:
 
 
 def _median_seconds(call: Callable[[], None]) -> float:
-    """Of a call, after one that does not count."""
+    """The median time of a call, after one that does not count."""
     call()
     taken: list[float] = []
-    while len(taken) < _LEAST or (len(taken) < _MOST and sum(taken) < _LONG):
+    while len(taken) < _FEWEST or (len(taken) < _MOST and sum(taken) < _ENOUGH):
         began = time.perf_counter()
         call()
         taken.append(time.perf_counter() - began)

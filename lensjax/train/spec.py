@@ -1,4 +1,4 @@
-"""How a model is fine-tuned, as its user writes it under `training:` in the spec of a task."""
+"""How models are fine-tuned, as users write it under `training:` in the spec of a task."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 _RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (1e-4, 3e-4, 1e-3)}
-_HOW_ONLY = ("checkpoint_every", "remat", "attention", "evaluation_batch_size")  # these do not change what is computed
+_HOW_ONLY = ("checkpoint_every", "remat", "attention", "evaluation_batch_size")  # these do not change the result
 
 
 class TrainingSpec(Strict):
@@ -22,29 +22,29 @@ class TrainingSpec(Strict):
     Attributes:
       method: "full" trains every parameter, "lora" low-rank adapters (arXiv 2106.09685).
       lora_rank, lora_alpha, lora_targets: Rank of the adapters, their scale times the rank, and the linear maps that
-        have them: all of q, k, v, o, up, gate and down where not given.
-      learning_rate: Peak of the schedule; of several, the one with the lowest validation loss on the first rung. Where
-        none is given 3e-5, 1e-4 and 3e-4 are tried, and for lora 1e-4, 3e-4 and 1e-3.
-      schedule: What follows the warm-up: "linear" to 0, "cosine" to 0, or "constant".
+        have them: by default all of q, k, v, o, up, gate and down.
+      learning_rate: Peak of the schedule; of several, the one with the lowest validation loss on the first rung. By
+        default 3e-5, 1e-4 and 3e-4 are tried, and for lora 1e-4, 3e-4 and 1e-3.
+      schedule: The schedule after the warm-up: "linear" to 0, "cosine" to 0, or "constant".
       warmup: Share of the steps in which the rate rises from 0.
       batch_size: Examples per step, over all devices.
-      accumulation: Parts that a step's batch is computed in, one after another; it saves memory, not time.
+      accumulation: Number of parts in which a step's batch is computed, one after another; it saves memory, not time.
       epochs: Passes over the examples, at most.
-      min_steps: Steps that small sets may take however many epochs they are, so that they are not left half learned;
-        `patience` may end training before.
-      max_steps: Steps, at most.
-      evaluate_every: Steps between validations. If not given one epoch or a 32nd of min_steps, whichever is more, and
+      min_steps: Number of steps that small sets may take even if that is more epochs, so that they are not left half
+        learned; `patience` may end training before.
+      max_steps: Number of steps, at most.
+      evaluate_every: Steps between validations; by default one epoch or a 32nd of min_steps, whichever is more, and
         never more than 500.
       patience: Validations without a new lowest loss before training stops.
       weight_decay: AdamW's, on everything but biases and norms (arXiv 1711.05101).
       beta1, beta2, epsilon: Adam's (arXiv 1412.6980).
       clip: Largest norm of the gradient over all parameters.
-      dtype: Type to compute in; what is trained is held in float32, and what adapters leave frozen in this. "auto" is
-        bfloat16 on GPUs and TPUs, float32 on CPUs.
-      remat: What the backward pass recomputes: "none", "dots" or "full".
+      dtype: Type of the computation; parameters that are trained are in float32, and those that adapters leave frozen
+        in this type. "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs.
+      remat: How much the backward pass recomputes: "none", "dots" or "full".
       attention: "xla", or "cudnn" for NVIDIA's fused kernel.
-      evaluation_batch_size: Examples per step when evaluating; twice those of a training step's part if not given.
-      checkpoint_every: Steps between checkpoints; at validations, a minute or more apart, if not given.
+      evaluation_batch_size: Examples per batch of evaluation; by default twice those of a part of a training step.
+      checkpoint_every: Steps between checkpoints; by default at validations, a minute or more apart.
     """
 
     method: Literal["full", "lora"] = "full"
@@ -91,7 +91,7 @@ class TrainingSpec(Strict):
         return self.learning_rate or _RATES[self.method]
 
     def dtypes(self, platform: str) -> tuple[str, str]:
-        """The types to compute in and to load parameters as, on devices of a platform, such as "cpu"."""
+        """The types of the computation, and of loaded parameters, on devices of a platform such as "cpu"."""
         automatic = "float32" if platform == "cpu" else "bfloat16"
         dtype = automatic if self.dtype == "auto" else self.dtype
         return dtype, "float32" if self.method == "full" else dtype
@@ -103,12 +103,13 @@ class FinetuneSpec(TaskSpec):
     training: TrainingSpec = TrainingSpec()
 
     def digest(self, data: str) -> str:
-        """A hash of everything that a result depends on but the model, its seed and the number of examples.
+        """A hash of everything that a result depends on, except the model, the seed and the number of examples.
 
-        `data` is the fingerprint of the validation and test sets; it stands for the source, which may move.
+        Args:
+          data: Fingerprint of the validation and test sets; it stands for the source, which may move.
         """
         return hashlib.sha256(json.dumps([self.deciding(), data], sort_keys=True).encode()).hexdigest()[:16]
 
     def deciding(self) -> dict[str, Any]:
-        """The fields that decide what a result will be."""
+        """The fields that a result depends on."""
         return self.model_dump(mode="json", exclude={"source": True, "name": True, "training": set(_HOW_ONLY)})

@@ -1,4 +1,4 @@
-"""What fine-tuning a model on a task takes: the examples' tokens, the compiled programs, and their cost."""
+"""All that fine-tuning a model on a task needs besides its weights: tokens, compiled programs, and their cost."""
 
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from lensjax.train.step import make_programs, program_flops, shapes_of
 
 
 class Workload:
-    """A model and a task on given devices, but for the weights, which a `Candidate` has and an `AbstractCandidate` not.
+    """A model and a task on given devices, without weights: what `Candidate` and `AbstractCandidate` have in common.
 
     Args:
       spec: The task, and how models are fine-tuned on it.
@@ -25,16 +25,16 @@ class Workload:
       mesh: Devices, which may be those of a topology.
 
     Attributes:
-      dtype, param_dtype: Types to compute in, and of the parameters before training.
+      dtype, param_dtype: Types of the computation, and of parameters when they are loaded.
       placement, evaluation_placement: How batches of training and of evaluation lie on the devices.
-      abstract: The model with shapes in place of parameters; `prepare` makes it and all that follows.
-      parameters: How many there are, those of adapters aside.
+      abstract: The model with shapes in place of parameters; `prepare` makes it and all attributes below.
+      parameters: Number of parameters, without adapters.
       trained, frozen: Shapes of the parameters that training changes, and of the others.
-      tokens: The examples, as this model's tokens.
+      tokens: The examples as this model's tokens.
       padding: Token that fills rows up.
       programs: Compiled once for each shape of batch.
       step_flops: Floating-point operations of a training step, given the lengths of its batch.
-      evaluation_flops: Those of a batch of evaluation.
+      evaluation_flops: Floating-point operations of a batch of evaluation.
 
     Raises:
       InputError: the mesh does not divide the batch.

@@ -72,12 +72,12 @@ def _read_json(path: Path, key: str) -> list[Any]:
     """A list in a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = content[key]
-        if not isinstance(found, list):
+        values = content[key]
+        if not isinstance(values, list):
             raise TypeError(f"{key} is no list")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{shorten(path, 200)} is not what save_to_disk of HF datasets writes ({one_line(error)}); "
             "save the data set again."
         ) from error
-    return found
+    return values
