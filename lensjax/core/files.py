@@ -32,7 +32,7 @@ def check_writable(outputs: Sequence[Path], inputs: Sequence[str | Path] = ()) -
         if places.count(place) > 1:
             raise InputError(f"{path} is named for two outputs; give each its own file.")
         if place in read:
-            raise InputError(f"{path} is read, and writing to it would lose what it holds; give another file.")
+            raise InputError(f"{path} is an input, and writing to it would lose its content; give another file.")
         if path.is_dir():
             raise InputError(f"{path} is a folder; give the name of a file to write.")
         if not path.parent.is_dir():

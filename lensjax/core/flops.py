@@ -76,7 +76,7 @@ def _dot_general(equation: JaxprEqn) -> int:
 
 
 def _ragged_dot_general(equation: JaxprEqn) -> int:
-    """Every row meets the matrix of its group only; where groups divide what is contracted, each sums its part."""
+    """Every row meets the matrix of its group only; groups that divide the contracted dimension each sum their part."""
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = numbers.dot_dimension_numbers
     shape, groups = _shape(equation.invars[0]), _shape(equation.invars[2])[-1]

@@ -65,7 +65,7 @@ def _start_by_hand(given: dict[str, str]) -> None:
 def _join(
     failed: str, mend: str, coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Meet the other processes; what is not given JAX finds out from what launched them."""
+    """Meet the other processes; JAX asks their launcher for arguments that are not given."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\s*Kubernetes environment detected")  # lines that the sentence sums up

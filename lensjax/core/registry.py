@@ -31,7 +31,7 @@ class Registry(Generic[T]):
     """Things of one kind by name.
 
     Args:
-      kind: What one of them is called in messages, such as "method".
+      kind: The name of such a thing in messages, such as "method".
       package: Package of which every module, but for those that begin with an underscore, registers the thing that it
         is named after.
       group: Group of entry points by which other packages add to it, such as "lensjax.methods".

@@ -26,7 +26,7 @@ _TITLES = {
 def clean(name: object, limit: int | None = None) -> str:
     """`name` on one line without control, surrogate or text-direction characters, cut to `limit` characters.
 
-    What is returned is still text, not HTML: a template or `plotly_text` must escape it.
+    The result is text, not HTML: a template or `plotly_text` must escape it.
     """
     flat = "".join(
         "�" if c in _BIDI or unicodedata.category(c) in {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"} else c for c in str(name)

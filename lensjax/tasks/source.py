@@ -76,7 +76,7 @@ class NamedSplits(Source):
     @property
     @abstractmethod
     def title(self) -> str:
-        """What messages call it, as in "folder verses"."""
+        """Its name in messages, as in "folder verses"."""
 
     @abstractmethod
     def find(self, name: str) -> tuple[Rows | None, list[str]]:
@@ -139,7 +139,7 @@ def _is(names: list[str]) -> str:
 def _relative_to(folder: Path, value: Any) -> Any:
     """Paths, also those in lists and values of dicts, taken from a folder."""
     if isinstance(value, Path):
-        return folder / expanduser(value)  # which leaves the ~ of nobody as it is
+        return folder / expanduser(value)  # it keeps a ~ of no user
     if isinstance(value, dict):
         return {key: _relative_to(folder, one) for key, one in value.items()}
     return [_relative_to(folder, one) for one in value] if isinstance(value, list) else value

@@ -214,24 +214,26 @@ def _fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, object], w
 
 def _text(name: str, row: Mapping[str, object], where: str) -> str:
     """A field of a row as text."""
-    field = f"the field '{shorten(name)}'"
+    field = f"field '{shorten(name)}'"
     value = row.get(name)
     if value is None:
         if name in row:
-            raise InputError(f"{where} has nothing in {field}; fill it in or remove the row.")
-        raise InputError(f"{where} has not {field} but {listing(list(row))}; mend the template or the row.")
+            raise InputError(f"{where} has an empty {field}; fill it in or remove the row.")
+        raise InputError(f"{where} has no {field}, only {listing(list(row))}; mend the template or the row.")
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{where} holds bytes that are not UTF-8 text in {field}; mend or remove it.") from error
+            raise InputError(
+                f"{where} holds bytes that are not UTF-8 text in the {field}; mend or remove it."
+            ) from error
     if not isinstance(value, (str, int, float, np.generic)):
         kind = type(value).__name__
-        raise InputError(f"{where} holds a {kind} in {field}; templates take texts and numbers, so choose another.")
+        raise InputError(f"{where} holds a {kind} in the {field}; templates take texts and numbers, so choose another.")
     text = str(value)
     if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise InputError(f"{where} holds half a character in {field} (a lone surrogate); mend it.") from error
+            raise InputError(f"{where} holds half a character in the {field} (a lone surrogate); mend it.") from error
     return text

@@ -160,10 +160,10 @@ def measure_curve(
     """
     name = model_name(str(source)) if name is None else name
     if "://" in str(out):
-        raise InputError(f"{shorten(out)} is no folder; results need a file system, which all hosts see.")
+        raise InputError(f"{shorten(out)} is not a folder; give one on a file system that all hosts see.")
     check_name(name)
     if min(sizes, default=-1) < 0 or min(seeds, default=-1) < 0:
-        raise InputError("Numbers of examples and seeds are whole numbers from 0 up, and at least one of each.")
+        raise InputError("Numbers of examples and seeds are whole numbers from 0 up; give at least one of each.")
     check_trackers(trackers)
     examples = read_examples(spec, sizes, seeds)
     curve = Curve(spec, str(source), name, examples, Path(out), mesh=mesh, trackers=trackers, show=show)

@@ -25,7 +25,7 @@ _VALIDATIONS = 32  # validations in `min_steps` steps
 
 
 class Stopped(Exception):
-    """Training was asked to stop, and has saved what it had."""
+    """Training stopped as a signal asked it to, after saving a checkpoint."""
 
 
 class Diverged(Exception):

@@ -43,7 +43,7 @@ class BatchPlacement:
             )
 
     def batches(self, examples: int) -> int:
-        """Number of batches that hold so many examples; the last may have empty rows."""
+        """Number of batches for a number of examples; the last may have empty rows."""
         return -(-examples // self.rows)
 
     def local_rows(self) -> list[int]:

@@ -144,7 +144,7 @@ BAD = {
     "unknown field": (SPEC + "trainings: {}", ["SPEC"], "echo.yaml: there is no field trainings; remove it or mend"),
     "no such file": (SPEC.replace("rows.j", "row.j"), ["SPEC"], "row.jsonl: No such file or directory; mend source.fi"),
     "too few": (SPEC.replace("30", "100"), ["SPEC"], "test of the task echo is 100, but there are 90 examples to hold"),
-    "no field of a row": (SPEC.replace(" {words}", " {word}"), ["SPEC"], "has not the field 'word' but words, n; mend"),
+    "no field of a row": (SPEC.replace(" {words}", " {word}"), ["SPEC"], "has no field 'word', only words, n; mend"),
     "no model": (SPEC, ["SPEC", "--model", "no/such/model"], "There is no model folder no/such/model; give the folder"),
     "output": (SPEC, ["SPEC", "--json", "no/such/data.json"], "there is no folder no/such; make it first"),
 }

@@ -191,8 +191,8 @@ def test_rendering(save_jsonl: Save, make_spec: Make) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "missing": ({"a": 1, "b": 2}, r"test\.jsonl line 1 has not the field 'c' but a, b; mend the template or the row\."),
-    "null": ({"a": 1, "b": 2, "c": None}, r"test\.jsonl line 1 has nothing in the field 'c'; fill it in or remove"),
+    "missing": ({"a": 1, "b": 2}, r"test\.jsonl line 1 has no field 'c', only a, b; mend the template or the row\."),
+    "null": ({"a": 1, "b": 2, "c": None}, r"test\.jsonl line 1 has an empty field 'c'; fill it in or remove"),
     "list": ({"a": [1], "b": 2, "c": 3}, r"line 1 holds a list in the field 'a'; templates take texts and numbers"),
     "blank": ({"a": 1, "b": 2, "c": " \n"}, r"test\.jsonl line 1 has a blank target; fill it in or remove the row\."),
     "surrogate": ({"a": 1, "b": 2, "c": "\ud800"}, "line 1 holds half a character in the field 'c'"),

@@ -59,8 +59,7 @@ def _open(path: Path, fields: Collection[str]) -> Rows:
     if kind == ".parquet":
         return _open_parquet(path, fields)
     raise InputError(
-        f"{shorten(path, 200)} is of a kind that is not known ('{shorten(path.suffix)}'); give a .jsonl, .csv or "
-        ".parquet file."
+        f"{shorten(path, 200)} is of an unknown kind ('{shorten(path.suffix)}'); give a .jsonl, .csv or .parquet file."
     )
 
 

@@ -50,7 +50,7 @@ class Tfds(NamedSplits):
                 f"There is no TFDS data set '{shorten(given)}' prepared in {shorten(folder, 200)}; mend source.tfds (a "
                 f"configuration is part of the name) or source.data_dir, or {mend}, or with your own builder likewise."
             ) from error
-        except Exception as error:  # whatever a half-written folder makes of TFDS
+        except Exception as error:  # half-written folders can raise any error in TFDS
             raise InputError(
                 f"TFDS cannot read '{shorten(given)}' in {shorten(folder, 200)} ({one_line(error)}); remove it and "
                 f"{mend}."
@@ -89,7 +89,7 @@ class _Examples(Rows):
     def __getitem__(self, i: int) -> Mapping[str, object]:
         try:
             row: Mapping[str, object] = self._examples[i]
-        except Exception as error:  # array_record raises RuntimeError, the decoder what it likes
+        except Exception as error:  # array_record raises RuntimeError, and decoders any error
             raise InputError(
                 f"{self.where(i)} cannot be read ({one_line(error)}); prepare the data set again."
             ) from error
