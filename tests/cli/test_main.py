@@ -137,7 +137,7 @@ def test_what_is_read_is_not_written_to(capsys, curves, tmp_path, command):
     output = "--json" if command == "next" else "--csv"
     status, _, err = run(capsys, command, curves, "--target", 1638400, output, tmp_path / "link.csv")
     assert status == 2
-    assert "is read, and writing to it would lose what it holds; give another file." in err
+    assert "is an input, and writing to it would lose its content; give another file." in err
     assert curves.read_bytes() == before
 
 
