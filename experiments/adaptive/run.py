@@ -22,7 +22,7 @@ from lensjax.curves import public as datasets
 from lensjax.curves.simulated import simulated
 from lensjax.curves.table import CurveTable
 from lensjax.selection import METHODS
-from lensjax.selection.advice import Cell, advise, candidate_cells, relative_costs
+from lensjax.selection.advice import Point, advise, candidate_points, relative_costs
 
 LARGEST = 8  # target over the largest rung, as in the rectified-scaling-law paper
 BATCH = 0.1  # of what was spent is measured between two fits of the adaptive strategy
@@ -30,7 +30,7 @@ SMALL = 0.02  # nats per token of regret
 SUBSETS = 4  # random halves of the models, each a choice of its own
 
 
-class Point(NamedTuple):
+class Choice(NamedTuple):
     """The choice of a strategy that had spent a share of what FullTuning costs; its regret is in nats per token."""
 
     task: str
@@ -48,27 +48,27 @@ class Bench:
     Attributes:
       table: curves measured up to the target.
       target: size at which the losses are the truth.
-      bought: cells whose losses may be looked at.
+      bought: points whose losses may be looked at.
     """
 
     table: CurveTable
     target: int
-    bought: set[Cell] = field(default_factory=set)
+    bought: set[Point] = field(default_factory=set)
 
     @property
     def rungs(self) -> list[int]:
         """Sizes that may be measured."""
         return [int(size) for size in self.table.sizes if 0 < size <= self.target // LARGEST]
 
-    def buy(self, cells: Iterable[Cell]) -> None:
-        """Measure cells."""
-        self.bought |= set(cells)
+    def buy(self, points: Iterable[Point]) -> None:
+        """Measure points."""
+        self.bought |= set(points)
 
-    def costs(self, cells: Iterable[Cell]) -> dict[Cell, float]:
+    def costs(self, points: Iterable[Point]) -> dict[Point, float]:
         """6 × parameters × examples, as a share of the same of all models at the target."""
-        full = relative_costs(self.table, (Cell(model, self.target) for model in self.table.models))
+        full = relative_costs(self.table, (Point(model, self.target) for model in self.table.models))
         whole = sum(full.values())
-        return {cell: cost / whole for cell, cost in relative_costs(self.table, cells).items()}
+        return {point: cost / whole for point, cost in relative_costs(self.table, points).items()}
 
     @property
     def spent(self) -> float:
@@ -79,7 +79,7 @@ class Bench:
     def seen(self) -> CurveTable:
         """The table of what was bought."""
         within = self.table.up_to(self.target // LARGEST)
-        known = [[Cell(model, int(size)) in self.bought for size in within.sizes] for model in within.models]
+        known = [[Point(model, int(size)) in self.bought for size in within.sizes] for model in within.models]
         return replace(within, loss=np.where(known, within.loss, np.nan))
 
 
@@ -90,22 +90,22 @@ def ladder(table: CurveTable, target: int) -> Iterator[tuple[float, str]]:
     """All models at a rung before the next; the joint fit chooses."""
     bench = Bench(table, target)
     for number, rung in enumerate(bench.rungs):
-        bench.buy(Cell(model, rung) for model in table.models)
+        bench.buy(Point(model, rung) for model in table.models)
         if number:
             yield bench.spent, advise(bench.seen, target, {}).choice
 
 
 def adaptive(table: CurveTable, target: int) -> Iterator[tuple[float, str]]:
-    """The cells of the largest expected drop in regret per FLOP; the joint fit chooses."""
+    """The points of the largest expected drop in regret per FLOP; the joint fit chooses."""
     bench = Bench(table, target)
     while True:
-        costs = bench.costs(candidate_cells(bench.seen, bench.rungs))
+        costs = bench.costs(candidate_points(bench.seen, bench.rungs))
         advice = advise(bench.seen, target, costs)
         if advice.choice is not None:
             yield bench.spent, advice.choice
         if not costs:
             return
-        bench.buy(found.cell for found in advice.batch(BATCH * bench.spent))
+        bench.buy(found.point for found in advice.batch(BATCH * bench.spent))
 
 
 def halving(method: str, whole_curves: bool) -> Strategy:
@@ -122,10 +122,10 @@ def halving(method: str, whole_curves: bool) -> Strategy:
         for first in range(1, len(Bench(table, target).rungs)):
             bench = Bench(table, target)
             if whole_curves:
-                bench.buy(Cell(model, rung) for model in table.models for rung in bench.rungs[:first])
+                bench.buy(Point(model, rung) for model in table.models for rung in bench.rungs[:first])
             alive = np.arange(len(table.models))
             for rung in bench.rungs[first:]:
-                bench.buy(Cell(table.models[i], rung) for i in alive)
+                bench.buy(Point(table.models[i], rung) for i in alive)
                 score = METHODS[method].predict(bench.seen, target).score
                 alive = alive[np.argsort(score[alive], kind="stable")]
                 best, alive = alive[0], alive[: math.ceil(len(alive) / 2)]
@@ -145,13 +145,13 @@ STRATEGIES: Mapping[str, Strategy] = {
 }
 
 
-def points(table: CurveTable, target: int, models: str) -> Iterator[Point]:
+def points(table: CurveTable, target: int, models: str) -> Iterator[Choice]:
     """What every strategy chooses after what it spent, and the regret of that."""
     truth = dict(zip(table.models, table.column(target), strict=True))
     best = min(truth.values())
     for name, strategy in STRATEGIES.items():
         for spent, choice in strategy(table, target):
-            yield Point(table.task, models, name, spent, choice, float(truth[choice] - best))
+            yield Choice(table.task, models, name, spent, choice, float(truth[choice] - best))
 
 
 def subsets(table: CurveTable, count: int, seed: int = 0) -> dict[str, CurveTable]:
@@ -179,7 +179,7 @@ class Course(NamedTuple):
         return float(self.spent[first]) if first < len(self.spent) else math.inf
 
 
-def courses(found: Sequence[Point]) -> dict[tuple[str, str, str], Course]:
+def courses(found: Sequence[Choice]) -> dict[tuple[str, str, str], Course]:
     """By task, set of models and strategy."""
     groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for point in found:
@@ -194,7 +194,7 @@ def budgets(found: Mapping[tuple[str, str, str], Course]) -> np.ndarray:
     return np.geomspace(first, last, 200)
 
 
-def markdown(found: Sequence[Point]) -> str:
+def markdown(found: Sequence[Choice]) -> str:
     """Mean regret over log budgets, and what a small regret costs, by task and strategy."""
     by_key = courses(found)
     axis = budgets(by_key)
@@ -234,15 +234,15 @@ def _share(value: float) -> str:
     return f"{value:.2%}" if math.isfinite(value) else "–"
 
 
-def to_csv(found: Sequence[Point]) -> str:
+def to_csv(found: Sequence[Choice]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Point._fields)
+    writer.writerow(Choice._fields)
     writer.writerows((*p[:3], f"{p.spent:.6g}", p.choice, f"{p.regret:.6g}") for p in found)
     return text.getvalue()
 
 
-def draw(found: Sequence[Point], path: Path) -> None:
+def draw(found: Sequence[Choice], path: Path) -> None:
     """Mean regret over all sets of models of a task against what was spent."""
     import matplotlib
 
@@ -287,7 +287,7 @@ def main(out: Path = Path(__file__).parent / "results", target: int = 1_638_400,
     if not tables:
         print(f"Skipped: set {datasets.VARIABLE} to a folder with the public curves, flan.csv and gigaword.csv.")
         return
-    found: list[Point] = []
+    found: list[Choice] = []
     for table in tables:
         for models, part in subsets(table, 0 if quick else SUBSETS).items():
             print(f"{table.task}: {models}", flush=True)

@@ -47,17 +47,17 @@ def next_cells(
     from rich.console import Console
 
     from lensjax.curves.sources import read_source
-    from lensjax.selection.advice import advise, candidate_cells, relative_costs
+    from lensjax.selection.advice import advise, candidate_points, relative_costs
 
     table = read_source(curves)
     rungs, larger, max_examples = _rungs(table, target, max_examples)
     if top < 1:
         raise InputError(f"--top is {top}; give 1 or more.")
-    costs = relative_costs(table, candidate_cells(table, rungs))
+    costs = relative_costs(table, candidate_points(table, rungs))
     with Console(stderr=True).status("Fitting"):
         advice = advise(table, target, costs)
     record, console = _record(table, target, max_examples, advice), make_console(120)
-    if advice.cells:
+    if advice.points:
         console.print(_table(record, top))
     console.print(_sentence(record, larger), markup=False, soft_wrap=True)
     write(lambda: as_json(record))
@@ -90,19 +90,19 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
     import numpy as np
 
     from lensjax import __version__
-    from lensjax.selection.advice import Cell, relative_costs
+    from lensjax.selection.advice import Point, relative_costs
 
-    full_tuning = sum(relative_costs(table, (Cell(model, target) for model in table.models)).values())
+    full_tuning = sum(relative_costs(table, (Point(model, target) for model in table.models)).values())
     cells = [
         {
-            "model": one.cell.model,
-            "examples": one.cell.examples,
+            "model": one.point.model,
+            "examples": one.point.examples,
             "cost": one.cost,
             "share_of_full_tuning": one.cost / full_tuning,
             "expected_drop": one.drop,
             "needed": one.drop is None,
         }
-        for one in advice.cells
+        for one in advice.points
     ]
     return {
         "lensjax": __version__,

@@ -1,6 +1,6 @@
-"""What to measure next: the cells that lower the expected regret of the choice most for what they cost.
+"""What to measure next: the points that lower the expected regret of the choice most for what they cost.
 
-A cell is a model fine-tuned on a number of examples. Once it has been measured to have log loss z, the choice is
+A point is a model fine-tuned on a number of examples. Once it has been measured to have log loss z, the choice is
 the model of least E[L | z] at the target, so that measuring it lowers the expected regret of the choice by
 
     min_i E[L_i] - E_z[min_i E[L_i | z]],
@@ -33,13 +33,13 @@ from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.posterior import DRAWS
 
 ENOUGH = 2  # sizes above 0 that the joint fit needs of every model
-REACH = 8.0  # standard deviations of a cell's log loss that are integrated over
+REACH = 8.0  # standard deviations of a point's log loss that are integrated over
 NODES = 512
-_AT_ONCE = 8  # cells, to bound memory
+_AT_ONCE = 8  # points, to bound memory
 _BLOCK = 32
 
 
-class Cell(NamedTuple):
+class Point(NamedTuple):
     """A model fine-tuned on a number of examples."""
 
     model: str
@@ -47,164 +47,165 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NextCell:
-    """What measuring a cell would bring.
+class NextPoint:
+    """What measuring a point would bring.
 
     Attributes:
-      cell: the cell.
+      point: the point.
       cost: of measuring it, in the unit that was given.
-      drop: expected drop of the regret of the choice, in nats per token; None for a cell that is needed before
+      drop: expected drop of the regret of the choice, in nats per token; None for a point that is needed before
         anything can be expected of its model.
     """
 
-    cell: Cell
+    point: Point
     cost: float
     drop: float | None
 
     @property
     def drop_per_cost(self) -> float | None:
-        """What cells are ordered by, in nats per token and unit of cost."""
+        """What points are ordered by, in nats per token and unit of cost."""
         return None if self.drop is None else self.drop / self.cost
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The choice now, and cells to measure before it.
+    """The choice now, and points to measure before it.
 
     Attributes:
-      cells: the best to measure next first.
+      points: the best to measure next first.
       choice: the model of least expected loss at the target, which is that of least expected regret; a ranking, by
-        medians, may put another first. None while cells are needed.
-      regret: its expected loss above the best model's, in nats per token; None while cells are needed.
+        medians, may put another first. None while points are needed.
+      regret: its expected loss above the best model's, in nats per token; None while points are needed.
       regret_error: standard error of `regret`, which is estimated from draws.
     """
 
-    cells: tuple[NextCell, ...]
+    points: tuple[NextPoint, ...]
     choice: str | None = None
     regret: float | None = None
     regret_error: float | None = None
 
-    def batch(self, cost: float) -> tuple[NextCell, ...]:
-        """Cells to measure before asking again: the best of each model in order, at most `cost` in all, one at least.
+    def batch(self, cost: float) -> tuple[NextPoint, ...]:
+        """Points to measure before asking again: the best of each model in order, at most `cost` in all, one at least.
 
-        Cells that are needed come all together, as none says anything of another.
+        Points that are needed come all together, as none says anything of another.
         """
         if self.choice is None:
-            return self.cells
-        best = {found.cell.model: found for found in reversed(self.cells)}
-        cells = [found for found in self.cells if best[found.cell.model] is found]
-        within = int(np.searchsorted(np.cumsum([found.cost for found in cells]), cost, side="right"))
-        return tuple(cells[: max(1, within)])
+            return self.points
+        best = {found.point.model: found for found in reversed(self.points)}
+        points = [found for found in self.points if best[found.point.model] is found]
+        within = int(np.searchsorted(np.cumsum([found.cost for found in points]), cost, side="right"))
+        return tuple(points[: max(1, within)])
 
 
-def candidate_cells(table: CurveTable, rungs: Iterable[int]) -> list[Cell]:
+def candidate_points(table: CurveTable, rungs: Iterable[int]) -> list[Point]:
     """Every model at every rung above 0 where it has not been measured."""
     columns = {examples: np.isfinite(table.column(examples)) for examples in sorted(set(rungs)) if examples > 0}
     return [
-        Cell(model, examples)
+        Point(model, examples)
         for i, model in enumerate(table.models)
         for examples, measured in columns.items()
         if not measured[i]
     ]
 
 
-def relative_costs(table: CurveTable, cells: Iterable[Cell]) -> dict[Cell, float]:
+def relative_costs(table: CurveTable, points: Iterable[Point]) -> dict[Point, float]:
     """6 × parameters × examples, the FLOPs for every token of an example; examples alone if a size is unknown."""
     each = 6 * table.parameters if np.isfinite(table.parameters).all() else np.ones(len(table.models))
     cost = dict(zip(table.models, each, strict=True))
-    return {cell: float(cost[cell.model]) * cell.examples for cell in cells}
+    return {point: float(cost[point.model]) * point.examples for point in points}
 
 
 def advise(
     table: CurveTable,
     target: int,
-    costs: Mapping[Cell, float],
+    costs: Mapping[Point, float],
     posterior: JointPosterior | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Advice:
-    """Order cells by the expected drop in regret per cost, were each measured once and the choice made then.
+    """Order points by the expected drop in regret per cost, were each measured once and the choice made then.
 
-    It looks one cell ahead, with the amplitudes of the fit as they are, but lets a measured cell tell priors apart.
-    A model with fewer than two sizes above 0 needs its cheapest cells first, the cheapest of all models leading;
-    until then no other cells are given.
+    It looks one point ahead, with the amplitudes of the fit as they are, but lets a measured point tell priors apart.
+    A model with fewer than two sizes above 0 needs its cheapest points first, the cheapest of all models leading;
+    until then no other points are given.
 
     Args:
       table: what was measured of M models; sizes above `target` are not looked at.
       target: number of training examples for which a model is to be chosen.
-      costs: of the cells that could be measured, in any unit.
+      costs: of the points that could be measured, in any unit.
       posterior: that of the table, where it was fitted already, up to `target` at least.
       draws, seed: for the regret of the choice now.
 
     Raises:
-      InputError: there are fewer than two models, a cell is of none of them, smaller than all that was measured or
+      InputError: there are fewer than two models, a point is of none of them, smaller than all that was measured or
         above the target, a cost is not a positive number, or a model cannot come to two sizes.
     """
     _check(table, target, costs)
     table = table.up_to(target)
     needed = _needed(table, costs)
     if needed:
-        return Advice(tuple(NextCell(cell, costs[cell], None) for cell in needed))
+        return Advice(tuple(NextPoint(point, costs[point], None) for point in needed))
     posterior = posterior or fit_joint(table, target)
-    cells = list(costs)
-    # Few numbers of cells, as each is compiled anew; any cell fills up.
-    padded = max(_BLOCK, 1 << max(0, len(cells) - 1).bit_length())
+    points = list(costs)
+    # Few numbers of points, as each is compiled anew; any point fills up.
+    padded = max(_BLOCK, 1 << max(0, len(points) - 1).bit_length())
     model, examples = np.zeros(padded, int), np.full(padded, target)
     position = {name: i for i, name in enumerate(table.models)}
-    for i, cell in enumerate(cells):
-        model[i], examples[i] = position[cell.model], cell.examples
+    for i, point in enumerate(points):
+        model[i], examples[i] = position[point.model], point.examples
     moments = posterior.moments(target, model, examples)
     with float64_on_cpu():
         expected, drops = (np.asarray(found) for found in _drops(moments, posterior.centre))
     best = int(np.argmin(expected))
     losses = posterior.sample(target, draws, seed)
     regrets = losses[:, best] - losses.min(axis=1)
-    value = {cell: float(drop) for cell, drop in zip(cells, drops, strict=False)}
-    cells.sort(key=lambda cell: (-value[cell] / costs[cell], costs[cell]))
+    value = {point: float(drop) for point, drop in zip(points, drops, strict=False)}
+    points.sort(key=lambda point: (-value[point] / costs[point], costs[point]))
     return Advice(
-        cells=tuple(NextCell(cell, costs[cell], value[cell]) for cell in cells),
+        points=tuple(NextPoint(point, costs[point], value[point]) for point in points),
         choice=table.models[best],
         regret=float(regrets.mean()),
         regret_error=float(regrets.std() / math.sqrt(draws)),
     )
 
 
-def _check(table: CurveTable, target: int, costs: Mapping[Cell, float]) -> None:
+def _check(table: CurveTable, target: int, costs: Mapping[Point, float]) -> None:
     if len(table.models) < 2:
         raise InputError(f"Task '{shorten(table.task)}' has {len(table.models)} model; a choice needs two.")
-    for cell, cost in costs.items():
-        if cell.model not in table.models:
-            raise InputError(f"There is no model '{shorten(cell.model)}'; choose from {listing(table.models)}.")
-        if not 0 < cell.examples <= target:
-            raise InputError(f"{shorten(cell.model)} at {cell.examples} examples is not within 1 and {target}.")
+    for point, cost in costs.items():
+        if point.model not in table.models:
+            raise InputError(f"There is no model '{shorten(point.model)}'; choose from {listing(table.models)}.")
+        if not 0 < point.examples <= target:
+            raise InputError(f"{shorten(point.model)} at {point.examples} examples is not within 1 and {target}.")
         if not 0 < cost < math.inf:
-            raise InputError(f"{shorten(cell.model)} at {cell.examples} examples costs {cost}; give a positive number.")
+            what = f"{shorten(point.model)} at {point.examples} examples"
+            raise InputError(f"{what} costs {cost}; give a positive number.")
 
 
-def _needed(table: CurveTable, costs: Mapping[Cell, float]) -> list[Cell]:
-    """The cells without which a model cannot be fitted, the cheapest first."""
+def _needed(table: CurveTable, costs: Mapping[Point, float]) -> list[Point]:
+    """The points without which a model cannot be fitted, the cheapest first."""
     missing = dict(zip(table.models, ENOUGH - table.points(), strict=True))
     needed = []
-    for cell in sorted(costs, key=lambda cell: (costs[cell], cell)):
-        if missing[cell.model] > 0:
-            missing[cell.model] -= 1
-            needed.append(cell)
+    for point in sorted(costs, key=lambda point: (costs[point], point)):
+        if missing[point.model] > 0:
+            missing[point.model] -= 1
+            needed.append(point)
     if stuck := [model for model, count in missing.items() if count > 0]:
         raise InputError(
-            f"The cells that could be measured leave {listing(stuck)} with fewer than two sizes above 0; add some."
+            f"The points that could be measured leave {listing(stuck)} with fewer than two sizes above 0; add some."
         )
     return needed
 
 
 @jax.jit
 def _drops(moments: JointMoments, centre: float) -> tuple[Float[Array, " M"], Float[Array, " C"]]:
-    """Expected losses at the target, and by how much less the least of them is expected to be after each cell."""
+    """Expected losses at the target, and by how much less the least of them is expected to be after each point."""
     losses = jnp.exp(moments.target_mean + moments.target_variance / 2 + centre)
     expected = jnp.mean(losses, axis=0)
     best = jnp.argmin(expected)
 
-    def drop(cell: tuple[Array, Array, Array]) -> Array:
-        mean, variance, covariance = cell
+    def drop(point: tuple[Array, Array, Array]) -> Array:
+        mean, variance, covariance = point
         sd = jnp.sqrt(variance)
         z = jnp.linspace(jnp.min(mean - REACH * sd), jnp.max(mean + REACH * sd), NODES)
         away = (z[:, None, None] - mean[:, None] - covariance) / sd[:, None]
@@ -212,5 +213,5 @@ def _drops(moments: JointMoments, centre: float) -> tuple[Float[Array, " M"], Fl
         after = jnp.mean(losses * density, axis=1)  # E[L_i | z] p(z)
         return jnp.sum(after[:, best] - jnp.min(after, axis=1)) * (z[1] - z[0])
 
-    cells = moments.cell_mean.T, moments.cell_variance.T, moments.covariance.swapaxes(0, 1)
-    return expected, jax.lax.map(drop, cells, batch_size=_AT_ONCE)
+    points = moments.point_mean.T, moments.point_variance.T, moments.covariance.swapaxes(0, 1)
+    return expected, jax.lax.map(drop, points, batch_size=_AT_ONCE)

@@ -260,11 +260,11 @@ class _Runner:
             if table is None:
                 return None
             left = table.select([i for i, name in enumerate(table.models) if name in self.left])
-            cells = advice.candidate_cells(left, self.bench.sizes)
-            found = advice.advise(table, self.target, {cell: self.cost(cell.model, cell.examples) for cell in cells})
-            if not found.cells or not found.cells[0].drop:
+            points = advice.candidate_points(left, self.bench.sizes)
+            found = advice.advise(table, self.target, {point: self.cost(*point) for point in points})
+            if not found.points or not found.points[0].drop:
                 return None
-            model, examples = found.cells[0].cell
+            model, examples = found.points[0].point
             return model, examples
 
         chosen = on_first(ask)

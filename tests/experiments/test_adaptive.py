@@ -8,7 +8,7 @@ import pytest
 
 from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
-from lensjax.selection.advice import Cell
+from lensjax.selection.advice import Point
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "adaptive"
 RUNGS = [200, 400, 800, 1600]
@@ -32,7 +32,7 @@ def quick(run, tmp_path_factory):
 def read(run, path):
     with path.open(newline="") as file:
         return [
-            run.Point(*row[:3], float(row[3]), row[4], float(row[5]))
+            run.Choice(*row[:3], float(row[3]), row[4], float(row[5]))
             for row in list(csv.reader(file))[1:]
         ]  # fmt: skip
 
@@ -65,8 +65,8 @@ def test_nothing_is_seen_that_was_not_bought(run):
     bench = run.Bench(table_of([5, 4, 3, 2, 1], [6, 5, 4, 3, 2], parameters=[10.0, 30.0]), 12_800)
     assert bench.rungs == RUNGS
     assert (bench.spent, bench.seen.measured.any()) == (0, False)
-    bench.buy([Cell("m1", 400)])
-    bench.buy([Cell("m1", 400), Cell("m0", 1600)])
+    bench.buy([Point("m1", 400)])
+    bench.buy([Point("m1", 400), Point("m0", 1600)])
     assert bench.spent == pytest.approx((30 * 400 + 10 * 1600) / (40 * 12_800))
     assert 12_800 not in bench.seen.sizes
     np.testing.assert_array_equal(np.argwhere(bench.seen.measured), [[0, 3], [1, 1]])

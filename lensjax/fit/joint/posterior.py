@@ -35,18 +35,18 @@ class Fitted(NamedTuple):
 
 
 class JointMoments(NamedTuple):
-    """Log losses that C cells, and all M models at a target, would be measured to have, Gaussian under P priors.
+    """Log losses that C points, and all M models at a target, would be measured to have, Gaussian under P priors.
 
     Attributes:
       target_mean, target_variance: of the models at the target.
-      cell_mean, cell_variance: of the cells.
-      covariance: of a cell with the models at the target.
+      point_mean, point_variance: of the points.
+      covariance: of a point with the models at the target.
     """
 
     target_mean: Float[Array, "P M"]
     target_variance: Float[Array, "P M"]
-    cell_mean: Float[Array, "P C"]
-    cell_variance: Float[Array, "P C"]
+    point_mean: Float[Array, "P C"]
+    point_variance: Float[Array, "P C"]
     covariance: Float[Array, "P C M"]
 
 
@@ -131,13 +131,13 @@ class JointPosterior(CurvePosterior):
         return np.exp(log_losses)
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
-        """How C cells would be measured, and what they have to do with all models' losses at the target.
+        """How C points would be measured, and what they have to do with all models' losses at the target.
 
-        Log losses are less `centre`. Each number of cells C is compiled anew.
+        Log losses are less `centre`. Each number of points C is compiled anew.
 
         Args:
           target: size at which losses of all models are asked for.
-          model, examples: a cell's position in `models`, and its size.
+          model, examples: a point's position in `models`, and its size.
 
         Raises:
           InputError: a size is outside the fitted range.
@@ -146,9 +146,9 @@ class JointPosterior(CurvePosterior):
         x = self._octaves(np.append(target, sizes))
         x = np.pad(x, (0, -len(x) % _BLOCK), mode="edge")
         with float64_on_cpu():
-            cells = jnp.asarray(model), jnp.asarray(size + 1)
+            points = jnp.asarray(model), jnp.asarray(size + 1)
             found: JointMoments = _joint_moments(
-                self.observations, self.fitted, jnp.asarray(x), *cells, self.dof, self.widening
+                self.observations, self.fitted, jnp.asarray(x), *points, self.dof, self.widening
             )
         return found
 
@@ -249,7 +249,7 @@ def _joint_moments(
     dof: float,
     widening: float,
 ) -> JointMoments:
-    """Of all models at the first of `x`, and of cells, each a model and a position in `x`."""
+    """Of all models at the first of `x`, and of points, each a model and a position in `x`."""
     everyone = jnp.arange(obs.x.shape[0])
     family = obs.family[model]
 
@@ -268,12 +268,12 @@ def _joint_moments(
             return mean, variance, gain, direct - through_family
 
         target_mean, target_variance, target_gain, target_rise = alone(everyone, jnp.zeros_like(everyone))
-        cell_mean, cell_variance, cell_gain, cell_rise = alone(model, size)
-        covariance = cell_rise @ f.given.covariate_covariance @ target_rise.T
-        by_family = jnp.einsum("cq,cqr->cr", cell_gain, f.given.family_covariance[family]) @ target_gain.T
+        point_mean, point_variance, point_gain, point_rise = alone(model, size)
+        covariance = point_rise @ f.given.covariate_covariance @ target_rise.T
+        by_family = jnp.einsum("cq,cqr->cr", point_gain, f.given.family_covariance[family]) @ target_gain.T
         covariance += jnp.where(family[:, None] == obs.family, by_family, 0.0)
         covariance += jnp.where(model[:, None] == everyone, ahead.covariance[model, size, 0][:, None], 0.0)
-        return JointMoments(target_mean, target_variance, cell_mean, cell_variance, covariance)
+        return JointMoments(target_mean, target_variance, point_mean, point_variance, covariance)
 
     def wider(means: Float[Array, "P N"]) -> Float[Array, "P N"]:
         middle = means.mean(axis=0)
@@ -283,7 +283,7 @@ def _joint_moments(
     return JointMoments(
         target_mean=wider(modelled.target_mean),
         target_variance=widening**2 * modelled.target_variance,
-        cell_mean=wider(modelled.cell_mean),
-        cell_variance=widening**2 * modelled.cell_variance,
+        point_mean=wider(modelled.point_mean),
+        point_variance=widening**2 * modelled.point_variance,
         covariance=widening**2 * modelled.covariance,
     )
