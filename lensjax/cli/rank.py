@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lensjax.selection.ranking import Ranking
 
 SHOWN = 40  # rows of the table
-BESIDE = ("ats", "sub_tuning")  # baselines whose choice is always shown
 
 
 def rank(
@@ -70,13 +69,13 @@ def print_ranking(ranking: "Ranking") -> None:
     from rich.markup import escape
 
     from lensjax.core.text import DASH, count
-    from lensjax.selection.records import first_choice, ranks, records
+    from lensjax.selection.records import COMPARED, first_choice, ranks, records
 
     def cell(value: float | None, form: str) -> str:
         return DASH if value is None else format(value, form)
 
     rows = records(ranking)
-    others = {name: prediction for name, prediction in ranking.baselines.items() if name in BESIDE}
+    others = {name: prediction for name, prediction in ranking.baselines.items() if name in COMPARED}
     places = [ranks(prediction.score, ties="ordinal") for prediction in others.values()]
     cells = [
         (

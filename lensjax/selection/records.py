@@ -14,6 +14,8 @@ from lensjax import __version__
 from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Ranking
 
+COMPARED = ("ats", "sub_tuning")  # plain methods of the literature, whose choice is shown beside every ranking
+
 
 def ranks(scores: Float[np.ndarray, " M"], ties: Literal["min", "ordinal"] = "min") -> list[int | None]:
     """Rank of each model, 1 for the smallest score; None where it has none.

@@ -1,5 +1,6 @@
 import csv
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from lensjax.cli.main import main
+from lensjax.core.registry import Registry
 from lensjax.curves.simulated import simulated
 
 
@@ -167,3 +169,33 @@ def test_the_module_runs_as_a_program():
     )
     assert failed.returncode == 2
     assert failed.stderr.startswith("lensjax: Cannot read nope.csv")
+
+
+@pytest.mark.parametrize(
+    ("command", "registry"),
+    [
+        ("rank", "lensjax.selection.methods:METHODS"),
+        ("ntk", "lensjax.measure.functionals:FUNCTIONALS"),
+        ("run", "lensjax.study.launching:LAUNCHERS"),
+        ("data fetch", "lensjax.tasks.ready_made:TASKS"),
+    ],
+)
+def test_choices_are_the_names_in_a_registry(capsys, monkeypatch, command, registry):
+    things = pkgutil.resolve_name(registry)
+    if isinstance(things, Registry):
+        monkeypatch.setitem(things._entries, "of_another_package", object())
+        assert "of_another_package" in things.names
+    status, out, _ = run(capsys, *command.split(), "--help")
+    assert status == 0
+    assert "{" + ",".join(things) + "}" in re.sub(r"[\s│]", "", out)
+
+
+def test_help_on_all_commands_imports_no_registry():
+    code = (
+        "import sys; from lensjax.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in sys.modules if m.startswith('lensjax.') and 'cli' not in m and 'core' not in m])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lensjax.core import text
+from lensjax.core.sections import DataTable
 from lensjax.report.figures.curves import BANDS, curves_figure
 from lensjax.report.figures.plots import (
     PALETTE,
@@ -18,29 +19,36 @@ from lensjax.report.figures.plots import (
     plotted_models,
 )
 from lensjax.report.pages.html import Name, Plot, render
+from lensjax.report.pages.sections import shown_table
 from lensjax.selection.ranking import Ranking
-from lensjax.selection.records import first_choice, ranks
+from lensjax.selection.records import COMPARED, first_choice, ranks
 
 ROWS = 50
 PRINTED_ROWS = 300
 _WIDTH, _EDGE = 100.0, 5.0
-_COMPARED = ("AtS", "SubTuning")
+Scale = tuple[float, float] | None  # losses at both ends of the interval column
 
 
 def render_ranking(ranking: Ranking) -> str:
     """The ranking as one HTML page that needs no network: plots, styles and scripts are inside it.
 
-    The same ranking gives the same bytes, given the versions named at the foot of the page. Model names,
-    families and the task's name may hold anything: they are escaped wherever they are shown, and the
-    page's content security policy runs no script but the page's own and fetches nothing.
+    Model names, families and the task's name may hold any text; it is escaped, and the page's content security policy
+    runs no script but the page's own and fetches nothing.
+
+    Args:
+      ranking: Of any method.
+
+    Returns:
+      HTML, the same bytes for the same ranking and the versions named at the foot of the page.
     """
     return render("ranking.html.j2", ranking_context(ranking))
 
 
 def ranking_context(ranking: Ranking) -> dict[str, Any]:
-    """What the template of a ranking shows."""
+    """The variables of the template of a ranking, of which that of a study is an extension."""
     table, models = ranking.table, [Name.of(model) for model in ranking.table.models]
-    rows = _rows(ranking, models)
+    scale = _scale(ranking)
+    rows = _rows(ranking, models, scale)
     measured = table.sizes[(table.sizes > 0) & (table.sizes <= ranking.budget)]
     plotted = plotted_models(ranking)
     return {
@@ -60,7 +68,7 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "compared": _compared(ranking, models),
         "columns": _columns(ranking),
         "baselines": [text.method_title(name) for name in ranking.baselines],
-        "ticks": _ticks(ranking),
+        "ticks": ("", "") if scale is None else [text.significant(end, 3) for end in scale],
         "rows": rows,
         "row_limit": ROWS,
         "printed_rows": PRINTED_ROWS,
@@ -76,7 +84,7 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "crosses": ranking.curves is None and ranking.prediction.is_loss,
         "bands": min(BANDS, len(highlighted_models(ranking))) if ranking.curves is not None else 0,
         "losses": _losses(ranking, models, plotted),
-        "parameters": _parameters(ranking, models),
+        "parameters": _parameters(ranking),
         "assumptions": [text.clean(sentence) for sentence in ranking.assumptions],
         "left_out": [(Name.of(model), text.clean(why)) for model, why in ranking.left_out],
     }
@@ -99,17 +107,13 @@ def _columns(ranking: Ranking) -> dict[str, bool]:
     }
 
 
-def _rows(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
+def _rows(ranking: Ranking, models: list[Name], scale: Scale) -> list[dict[str, object]]:
     table, prediction = ranking.table, ranking.prediction
-    missing = np.full(len(models), np.nan)
-    lower = missing if prediction.lower is None else prediction.lower
-    upper = missing if prediction.upper is None else prediction.upper
-    best = missing if ranking.probability_best is None else ranking.probability_best
-    regret = missing if ranking.expected_regret is None else ranking.expected_regret
+    optional = (prediction.lower, prediction.upper, ranking.probability_best, ranking.expected_regret)
+    lower, upper, best, regret = (np.full(len(models), np.nan) if x is None else x for x in optional)
     at_budget, at_target = table.column(ranking.budget), table.column(ranking.target)
     others = [ranks(other.score) for other in ranking.baselines.values()]
     colours = dict(zip(highlighted_models(ranking), PALETTE, strict=False))
-    scale = _scale(ranking)
     rows: list[dict[str, object]] = []
     for place, i in enumerate(map(int, ranking.order), start=1):
         score = float(prediction.score[i])
@@ -133,7 +137,7 @@ def _rows(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
     return rows
 
 
-def _scale(ranking: Ranking) -> tuple[float, float] | None:
+def _scale(ranking: Ranking) -> Scale:
     """Ends of the scale of the interval column, over the rows shown; the widest tenth may run off it."""
     prediction, shown = ranking.prediction, ranking.order[:ROWS]
     if not prediction.is_loss or prediction.lower is None or prediction.upper is None or not len(shown):
@@ -147,7 +151,7 @@ def _scale(ranking: Ranking) -> tuple[float, float] | None:
     return (low, high) if high > low else None
 
 
-def _whisker(scale: tuple[float, float] | None, lower: float, score: float, upper: float) -> dict[str, object] | None:
+def _whisker(scale: Scale, lower: float, score: float, upper: float) -> dict[str, object] | None:
     """Where to draw an interval and its centre in the interval column, in its SVG units."""
     if scale is None or not math.isfinite(score):
         return None
@@ -165,19 +169,12 @@ def _whisker(scale: tuple[float, float] | None, lower: float, score: float, uppe
     }
 
 
-def _ticks(ranking: Ranking) -> tuple[str, str]:
-    scale = _scale(ranking)
-    return ("", "") if scale is None else (text.significant(scale[0], 3), text.significant(scale[1], 3))
-
-
 def _compared(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
-    """What the two plain methods of the literature would choose, to hold against the ranking's choice."""
-    chosen = {text.method_title(name): first_choice(prediction) for name, prediction in ranking.baselines.items()}
-    chosen.pop(text.method_title(ranking.method), None)
+    """First choices of the plain methods of the literature, beside that of the ranking."""
     return [
-        {"method": title, "name": models[at], "same": at == int(ranking.order[0])}
-        for title in _COMPARED
-        if (at := chosen.get(title)) is not None
+        {"method": text.method_title(name), "name": models[choice], "same": choice == int(ranking.order[0])}
+        for name in COMPARED
+        if name in ranking.baselines and (choice := first_choice(ranking.baselines[name])) is not None
     ]
 
 
@@ -229,9 +226,9 @@ def _losses(ranking: Ranking, models: list[Name], plotted: list[int]) -> dict[st
     }
 
 
-def _parameters(ranking: Ranking, models: list[Name]) -> dict[str, object] | None:
+def _parameters(ranking: Ranking) -> dict[str, Any] | None:
     if not ranking.parameters:
         return None
-    values = list(ranking.parameters.values())
-    rows = [(models[i], [text.significant(column[i]) for column in values]) for i in map(int, ranking.order)]
-    return {"names": [text.clean(name) for name in ranking.parameters], "rows": rows}
+    columns, order = ranking.parameters.values(), map(int, ranking.order)
+    rows = [(ranking.table.models[i], [text.significant(column[i]) for column in columns]) for i in order]
+    return shown_table(DataTable("Law parameters", list(ranking.parameters), rows, heading="Model"))
