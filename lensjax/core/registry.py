@@ -19,10 +19,12 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lensjax.core.errors import InputError, listing, shorten
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 
@@ -121,7 +123,9 @@ class Registry(Generic[T]):
         return frozenset(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
 
     @cached_property
-    def _plugins(self) -> dict[str, EntryPoint]:
+    def _plugins(self) -> "dict[str, EntryPoint]":
+        from importlib.metadata import entry_points  # which takes longer to import than all else here
+
         plugins: dict[str, EntryPoint] = {}
         for plugin in entry_points(group=self.group):
             other = plugins.setdefault(plugin.name, plugin)
