@@ -72,7 +72,7 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
     try:
         for path, content in contents.items():
             data = content.encode() if isinstance(content, str) else content
-            with _explained(path):
+            with explained(path):
                 destination = path.resolve()
                 if destination.is_dir():
                     raise InputError(f"{path} is a folder; give the name of a file to write.")
@@ -85,7 +85,7 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
                     file.write(data)
                 share(name)
         for name, destination in staged:
-            with _explained(destination):
+            with explained(destination):
                 os.replace(name, destination)
     finally:
         for name, _ in staged:
@@ -167,10 +167,8 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
     """
     import fcntl  # POSIX only
 
-    try:
+    with explained(path):
         file = path.open("a")
-    except OSError as error:
-        raise InputError(f"Cannot write {shorten(path, 400)}: {error.strerror}; choose another place.") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -208,7 +206,8 @@ def share(path: str | Path, mode: int = 0o666) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """A context in which errors of writing a file become an InputError that names it."""
     try:
         yield
     except UnicodeEncodeError as error:

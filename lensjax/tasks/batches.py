@@ -146,12 +146,7 @@ def collate(
 
 
 def training_batches(
-    tokens: Tokens,
-    plan: BatchPlan,
-    lengths: tuple[Lengths, Lengths],
-    rows: Sequence[int],
-    padding: int,
-    steps: range,
+    tokens: Tokens, plan: BatchPlan, lengths: tuple[Lengths, Lengths], rows: Sequence[int], padding: int, steps: range
 ) -> Iterator[dict[str, Int[np.ndarray, "rows time"]]]:
     """Some rows of the batch of every step, which a thread makes up to `PREFETCH` steps ahead.
 

@@ -68,11 +68,7 @@ class Tokens:
         """The first `n` examples, as views of these arrays."""
         n = min(n, len(self))
         return Tokens(
-            self.ids[: self.starts[n]],
-            self.starts[: n + 1],
-            self.prompts[:n],
-            self.prompt_cut[:n],
-            self.target_cut[:n],
+            self.ids[: self.starts[n]], self.starts[: n + 1], self.prompts[:n], self.prompt_cut[:n], self.target_cut[:n]
         )
 
     def save(self, folder: Path) -> None:

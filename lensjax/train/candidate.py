@@ -51,13 +51,7 @@ class Candidate(Workload):
     """
 
     def __init__(
-        self,
-        spec: FinetuneSpec,
-        source: str,
-        name: str,
-        examples: Examples,
-        out: Path,
-        mesh: Mesh | None = None,
+        self, spec: FinetuneSpec, source: str, name: str, examples: Examples, out: Path, mesh: Mesh | None = None
     ) -> None:
         super().__init__(spec, examples, make_mesh() if mesh is None else mesh)
         self.source, self.name, self.out = source, name, out

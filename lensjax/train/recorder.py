@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lensjax.core.devices import peak_flops
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import write_files
+from lensjax.core.files import explained, write_files
 from lensjax.core.processes import is_first
 from lensjax.train.evaluate import Evaluation
 from lensjax.train.loop import Progress
@@ -65,14 +65,10 @@ class Recorder:
         self._recent = [progress]
         if not is_first():
             return
-        try:
+        with explained(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             keep_until(self._folder / LOG, progress.step)
             self._file = (self._folder / LOG).open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"Cannot write {shorten(self._folder, 400)}: {error.strerror}; choose another place."
-            ) from error
         self._trackers = [TRACKERS[name][1](self._title, self._folder / name) for name in self._names]
         self._start_bar(progress.step, steps)
 
