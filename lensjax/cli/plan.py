@@ -55,7 +55,7 @@ def plan(
 
 
 def print_plan(plan: "Plan") -> None:
-    """Print a plan: tables that fit 80 columns, problems of candidates, notes, and what it comes to.
+    """Print a plan: tables that fit 80 columns, problems of candidates, notes, and a conclusion.
 
     Args:
       plan: As `lensjax.study.plan.make_plan` returns it.
@@ -98,7 +98,7 @@ def _candidates(plan: "Plan") -> "Table":
 
 
 def _rungs(plan: "Plan") -> "Table":
-    """What every run takes, and what is measured before and after it."""
+    """Cost of every run, and of measurements before and after it."""
     from lensjax.core.text import count
     from lensjax.measure.measurement import MEASUREMENTS
 

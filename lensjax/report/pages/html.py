@@ -79,13 +79,13 @@ def render(template: str, context: Mapping[str, object]) -> str:
 
 
 def _versions() -> list[tuple[str, str]]:
-    found = [("LensJAX", lensjax.__version__)]
+    versions = [("LensJAX", lensjax.__version__)]
     for package in ("jax", "numpy", "plotly"):
         try:
-            found.append((package, version(package)))
+            versions.append((package, version(package)))
         except PackageNotFoundError:
-            found.append((package, "not installed"))
-    return [*found, ("Python", platform.python_version())]
+            versions.append((package, "not installed"))
+    return [*versions, ("Python", platform.python_version())]
 
 
 @cache

@@ -45,7 +45,7 @@ def render_ranking(ranking: Ranking) -> str:
 
 
 def ranking_context(ranking: Ranking) -> dict[str, Any]:
-    """The variables of the template of a ranking, of which that of a study is an extension."""
+    """The variables of ranking.html.j2, which the template of a study extends."""
     table, models = ranking.table, [Name.of(model) for model in ranking.table.models]
     scale = _scale(ranking)
     rows = _rows(ranking, models, scale)

@@ -61,7 +61,8 @@ def render_measurement(
     Args:
       heading: What was measured, as in "Neural tangent kernel".
       kind: The same in a word, for the title.
-      lead: What it is of, a phrase that goes on "on N training examples of the task", and a sentence after that.
+      lead: Two texts under the heading: one that the page completes with "on N training examples of …", as in "Of the
+        loss of each example", and a sentence.
       sections: What is shown.
       summary: Task, model, examples, and further numbers and texts that are listed at the end; others are left out.
 

@@ -9,9 +9,9 @@ from lensjax.measure.measurement import FINETUNE, MEASUREMENTS
 from lensjax.report.figures.curves import add_rings
 from lensjax.report.pages.html import Name, render
 from lensjax.report.pages.ranking import ranking_context
-from lensjax.report.pages.sections import shown_section, shown_table
+from lensjax.report.pages.sections import shown_section
 from lensjax.selection.ranking import Ranking
-from lensjax.study.schema import LEARNING_RATES, Consumption, Spent, StudyReport
+from lensjax.study.schema import LEARNING_RATES, Consumption, StudyReport
 
 _ENDED = {
     "rule": "ended: the decision is clear",
@@ -50,13 +50,13 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
         "final": report.decision.final,
         "study_facts": _facts(report),
         "warnings": [text.clean(sentence) for sentence in report.warnings],
-        "so_far": _so_far(report),
+        "so_far": shown_section(_so_far(report)),
         "rings": [text.clean(section.ring_is) for section in sections if section.rings],
-        "sections": [shown_section(section, order) for section in sections],
-        "lensllm": _lensllm(report),
-        "lensllm_missing": text.clean(report.lensllm_missing),
-        "cost": _cost_table(report),
-        "cost_notes": _cost_notes(report),
+        "sections": [
+            *(shown_section(section, order) for section in sections),
+            shown_section(_lensllm(report)),
+            shown_section(_cost(report)),
+        ],
         "failures": [
             (text.clean(failure.cell), text.clean(failure.error), text.clean(failure.mend))
             for failure in report.failures
@@ -100,20 +100,25 @@ def _facts(report: StudyReport) -> list[tuple[str, str]]:
     ]
 
 
-def _so_far(report: StudyReport) -> dict[str, Any]:
+def _so_far(report: StudyReport) -> Section:
     """Losses, for the page of a study that has no ranking yet."""
     sizes = sorted({size for candidate in report.candidates for size in candidate.losses})
     rows = [
         (one.name, [one.state, *(text.number(one.losses.get(size, float("nan"))) for size in sizes)])
         for one in report.candidates
     ]
-    return shown_table(DataTable("Test losses so far", ["State", *map(text.count, sizes)], rows))
+    note = (
+        "Test loss in nats per token by number of training examples. A ranking needs two candidates with two sizes "
+        "above 0."
+    )
+    table = DataTable("Test losses so far", ["State", *map(text.count, sizes)], rows)
+    return Section("so-far", "Measured so far", [note], tables=[table])
 
 
-def _lensllm(report: StudyReport) -> dict[str, Any] | None:
-    fit = report.lensllm
+def _lensllm(report: StudyReport) -> Section:
+    title, fit = "LensLLM, and whether the kernels helped", report.lensllm
     if fit is None:
-        return None
+        return Section("lensllm", title, [f"Not fitted: {report.lensllm_missing}"])
     rows = []
     for one in fit.ablation:
         best = min(one.predicted, key=lambda model: one.predicted[model])
@@ -123,30 +128,26 @@ def _lensllm(report: StudyReport) -> dict[str, Any] | None:
     columns = ["Held-out log density", "Log evidence", "First choice", "What it holds"]
     table = DataTable("Variants of the LensLLM law", columns, rows, words=("What it holds", "First choice"))
     shared = [("a", fit.a), ("b", fit.b), ("t", fit.time)]
-    return {
-        "verdict": text.clean(fit.verdict),
-        "shared": [(name, str(value)) for name, value in shared if value is not None],
-        "table": shown_table(table),
-    }
+    law = (
+        "L(D) = B / (D_l + D^β) + E with log D_l = a + b log F(Θ, t) + ε, fitted to all candidates at once. Shared, "
+        f"with 90 % intervals: {', '.join(f'{name} {value}' for name, value in shared if value is not None)}."
+    )
+    return Section("lensllm", title, [fit.verdict, law], tables=[table])
 
 
-def _cost_table(report: StudyReport) -> dict[str, Any] | None:
+def _cost(report: StudyReport) -> Section:
     titles = {FINETUNE: MEASUREMENTS[FINETUNE].title, LEARNING_RATES: "Choice of learning rates"}
     titles |= {name: kind.title for name, kind in MEASUREMENTS.items()}
     kinds = [kind for kind in titles if any(one.kind == kind for one in report.cost.spent)]
     rows = []
     for candidate in report.candidates:
-        took: dict[str, Spent] = {one.kind: one for one in report.cost.spent if one.model == candidate.name}
+        took = {one.kind: one for one in report.cost.spent if one.model == candidate.name}
         if took:
-            values = [
-                " · ".join(filter(None, (text.duration(one.seconds), text.flops(one.flops))))
-                if (one := took.get(kind))
-                else ""
-                for kind in kinds
-            ]
-            rows.append((candidate.name, values))
+            spent = ((took[kind].seconds, took[kind].flops) if kind in took else (0, 0) for kind in kinds)
+            cells = [" · ".join(filter(None, (text.duration(time), text.flops(flops)))) for time, flops in spent]
+            rows.append((candidate.name, cells))
     table = DataTable("Cost of candidates", [titles[kind] for kind in kinds], rows)
-    return shown_table(table) if rows else None
+    return Section("cost", "Cost", _cost_notes(report), tables=[table] if rows else [])
 
 
 def _cost_notes(report: StudyReport) -> list[str]:
@@ -171,7 +172,7 @@ def _cost_notes(report: StudyReport) -> list[str]:
     for name, kind in MEASUREMENTS.items():
         if not kind.counts_flops and any(one.kind == name for one in cost.spent):
             notes.append(f"FLOPs of {kind.label} are not counted; their time is.")
-    return [*notes, text.clean(cost.energy)]
+    return [*notes, cost.energy]
 
 
 def _origin(report: StudyReport) -> list[tuple[str, str]]:
