@@ -1,133 +1,101 @@
-"""What a study took, and what that is of fine-tuning every candidate on everything."""
+"""The cost of a study so far, beside that of fine-tuning every candidate on everything."""
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 from lensjax.core.devices import CPU_WATTS, watts
-from lensjax.measure.measurement import MEASUREMENTS
 from lensjax.study import schema
 from lensjax.study.folder import read_searches
-from lensjax.study.spec import CandidateSpec
+from lensjax.study.journal import Entry
 from lensjax.study.state import StudyState
 from lensjax.train.results import Result
 
 
-def study_cost(state: StudyState, out: Path) -> schema.Cost:
-    """What was spent by candidate and kind of work, and what was saved.
+def study_cost(state: StudyState) -> schema.Cost:
+    """What was spent, by candidate and kind of work, and what was saved.
 
     Raises:
       InputError: a result cannot be read.
     """
-    spec, good = state.spec, [result for result in state.results if result.status == "ok"]
-    spent = [*_cells(state), *(found for one in spec.candidates if (found := _searches(one, state, out)))]
-    power = {name: _power(name, state.results) for name in spec.names}
+    spec, spent = state.spec, tuple(_spent(state))
     seconds = {name: sum(one.seconds for one in spent if one.model == name) for name in spec.names}
-    total = schema.Consumption(
-        flops=sum(one.flops for one in spent), seconds=sum(seconds.values()), kwh=_energy(seconds, power)
-    )
-    runs = {name: _Runs([r for r in good if r.model == name], len(spec.seeds)) for name in spec.names}
+    total = _consumption(sum(one.flops for one in spent), seconds, state.results)
+    runs = {name: _Runs(name, state) for name in spec.names}
     known = [name for name in spec.names if runs[name].largest]
     full, saved = None, None
     if known and set(spec.names) <= {*known, *state.failed}:
-        took = {name: runs[name].seconds(state.target) for name in known}
-        full = schema.Consumption(
-            flops=round(sum(runs[name].flops(state.target) for name in known)),
-            seconds=sum(took.values()),
-            kwh=_energy(took, power),
-        )
+        flops = round(sum(runs[name].take("flops", state.target) for name in known))
+        full = _consumption(flops, {name: runs[name].take("seconds", state.target) for name in known}, state.results)
         saved = 1 - total.flops / full.flops if full.flops else None
-    ladder = {name: {size: runs[name].flops(size) for size in state.sizes if size} for name in known}
+    ladder = {(name, size): runs[name].take("flops", size) for name in known for size in state.sizes if size}
     skipped = (
-        ladder[name][size]
-        for name in known
-        for size in ladder[name]
+        flops
+        for (name, size), flops in ladder.items()
         if name not in state.failed
         and size not in runs[name].measured
         and (state.ended_by == "rule" or name in state.eliminated)
     )
     return schema.Cost(
-        spent=tuple(spent),
+        spent=spent,
         total=total,
         full_tuning=full,
         full_tuning_of=tuple(known),
         share_saved=saved,
-        ladder_flops=round(sum(sum(sizes.values()) for sizes in ladder.values())),
+        ladder_flops=round(sum(ladder.values())),
         skipped_flops=round(sum(skipped)),
         energy=_assumption(state.results),
     )
 
 
 class _Runs:
-    """What runs of a candidate take with all seeds: measured, or in proportion to its largest one."""
+    """A candidate's runs with all seeds: as measured, or in proportion to its largest one."""
 
-    def __init__(self, results: Iterable[Result], seeds: int) -> None:
+    def __init__(self, model: str, state: StudyState) -> None:
         self.measured: dict[int, list[Result]] = defaultdict(list)
-        for result in results:
-            if result.examples:
+        for result in state.results:
+            if result.model == model and result.status == "ok" and result.examples:
                 self.measured[result.examples].append(result)
-        self.largest, self._seeds = max(self.measured, default=0), seeds
+        self.largest, self._seeds = max(self.measured, default=0), len(state.spec.seeds)
 
-    def flops(self, size: int) -> float:
-        return self._take(size, "flops")
-
-    def seconds(self, size: int) -> float:
-        return self._take(size, "seconds")
-
-    def _take(self, size: int, unit: str) -> float:
+    def take(self, unit: str, size: int) -> float:
+        """FLOPs or seconds that runs on so many examples take."""
         near = size if size in self.measured else self.largest
         runs = self.measured[near]
-        mean = sum(getattr(result, unit) for result in runs) / len(runs)
-        return float(mean * self._seeds * size / near)
+        return sum(getattr(result, unit) for result in runs) / len(runs) * self._seeds * size / near
 
 
-def _cells(state: StudyState) -> list[schema.Spent]:
-    """What cells took by the journal, tries that failed included."""
-    entries = [(entry.cell, entry) for entry in state.journal if entry.cell is not None]
-    spent = []
-    for name, kind in itertools.product(state.spec.names, MEASUREMENTS):
-        of_kind = [(cell, entry) for cell, entry in entries if (cell.model, cell.kind) == (name, kind)]
-        if of_kind:
-            spent.append(
-                schema.Spent(
-                    model=name,
-                    kind=kind,
-                    cells=len({cell for cell, _ in of_kind}),
-                    seconds=round(sum(entry.seconds for _, entry in of_kind), 3),
-                    flops=sum(entry.flops for _, entry in of_kind),
-                )
-            )
-    return spent
+def _spent(state: StudyState) -> Iterator[schema.Spent]:
+    """The journal's cells, failed tries included, and the runs that only the choice of a learning rate needed."""
+    cells: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in state.journal:
+        if entry.cell is not None:
+            cells[entry.cell.model, entry.cell.kind].append(entry)
+    for (model, kind), entries in sorted(cells.items()):
+        if model in state.spec.names:
+            seconds, flops = round(sum(entry.seconds for entry in entries), 3), sum(entry.flops for entry in entries)
+            count = len({entry.cell for entry in entries})
+            yield schema.Spent(model=model, kind=kind, cells=count, seconds=seconds, flops=flops)
+    for one in state.spec.candidates:
+        if runs := read_searches(state.out, one, state.results):
+            flops = sum(run.flops for run in runs)  # whose seconds are in those of the cell that searched
+            yield schema.Spent(model=one.name, kind=schema.LEARNING_RATES, cells=len(runs), seconds=0, flops=flops)
 
 
-def _searches(candidate: CandidateSpec, state: StudyState, out: Path) -> schema.Spent | None:
-    """The runs that a learning rate was chosen by, but for those that count as a rung's."""
-    own = read_searches(out, candidate, state.results)
-    if not own:
-        return None
-    flops = sum(result.flops for result in own)
-    return schema.Spent(model=candidate.name, kind=schema.LEARNING_RATES, cells=len(own), seconds=0, flops=flops)
+def _consumption(flops: int, seconds: dict[str, float], results: Sequence[Result]) -> schema.Consumption:
+    """FLOPs, with candidates' seconds and their energy, where the power of all devices is known."""
+    power = {name: _power(name, results) for name, took in seconds.items() if took}
+    joules = [seconds[name] * each for name, each in power.items() if each is not None]
+    kwh = sum(joules) / 3.6e6 if len(joules) == len(power) else None
+    return schema.Consumption(flops=flops, seconds=sum(seconds.values()), kwh=kwh)
 
 
 def _power(model: str, results: Sequence[Result]) -> float | None:
-    """Watts of the devices that a candidate, or else others, ran on; of a host's CPU JAX may make any number."""
+    """Watts of the devices that a candidate, or else others, ran on; JAX may divide a host's CPU into any number."""
     own = [result for result in results if result.model == model] or results
     used = {(result.device, 1 if result.device == "cpu" else result.devices) for result in own}
     each = [(watts(device), count) for device, count in used]
     known = [power * count for power, count in each if power is not None]
     return max(known) if known and len(known) == len(each) else None
-
-
-def _energy(seconds: dict[str, float], power: dict[str, float | None]) -> float | None:
-    """kWh of candidates' seconds; None where a power is missing."""
-    joules = 0.0
-    for name, took in seconds.items():
-        each = power[name]
-        if took and each is None:
-            return None
-        joules += took * (each or 0.0)
-    return joules / 3.6e6
 
 
 def _assumption(results: Iterable[Result]) -> str:
@@ -139,7 +107,7 @@ def _assumption(results: Iterable[Result]) -> str:
     if unknown:
         return f"Energy is not estimated: the power of {', '.join(unknown)} is not known."
     each = ", ".join(
-        f"{CPU_WATTS:.0f} W, which CodeCarbon takes for processors that it does not know"
+        f"{CPU_WATTS:.0f} W, which CodeCarbon assumes for processors that it does not know"
         if device == "cpu"
         else f"{watts(device):.0f} W each of {device}"
         for device in devices

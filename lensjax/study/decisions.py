@@ -1,4 +1,4 @@
-"""What the curves measured so far say of the candidates, and who is measured no further."""
+"""Decisions from the curves so far: the first choice, the candidates that are measured no further, and the end."""
 
 import csv
 import hashlib
@@ -13,13 +13,12 @@ from lensjax.curves.csv_files import parse_curves
 from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointPosterior
-from lensjax.fit.posterior import expected_regret, probability_best
 from lensjax.study.spec import StudySpec
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What the joint posterior says of M candidates at the target.
+    """How likely each of M candidates is the best at the target, by the joint fit.
 
     Attributes:
       models: Their names.
@@ -33,13 +32,13 @@ class Standing:
 
     @property
     def best(self) -> int:
-        """The position of the one with the least expected regret."""
+        """The position of the candidate with the lowest expected regret."""
         return int(np.argmin(self.expected_regret))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What follows from a standing: a sentence, who is measured no further, and whether measuring ends."""
+    """A decision: in a sentence, which candidates are measured no further, and whether measuring ends."""
 
     sentence: str
     eliminated: tuple[str, ...] = ()
@@ -67,21 +66,22 @@ def rankable(table: CurveTable | None) -> CurveTable | None:
 
 
 def standing(posterior: JointPosterior, target: int) -> Standing:
-    """Who is best at the target, and what choosing each would cost."""
-    samples = posterior.sample(target)
-    return Standing(posterior.models, probability_best(samples), expected_regret(samples))
+    """The candidates by a joint posterior."""
+    return Standing(posterior.models, posterior.probability_best(target), posterior.expected_regret(target))
 
 
 def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) -> Verdict:
-    """What the study's rules say of the curves so far.
+    """Apply the study's rules to the curves so far.
 
     Args:
-      table: Of candidates with two sizes above 0; see `rankable`.
+      spec: The study, with its rules.
+      table: Curves of the candidates with two sizes above 0; see `rankable`.
+      target: Training examples that candidates are compared at.
       out: Candidates that are measured no further already.
     """
-    found = standing(fit_joint(table, target), target)
-    name, best = found.models[found.best], found.best
-    probability, regret = float(found.probability_best[best]), float(found.expected_regret[best])
+    now = standing(fit_joint(table, target), target)
+    name, best = now.models[now.best], now.best
+    probability, regret = float(now.probability_best[best]), float(now.expected_regret[best])
     largest = int(table.sizes.max())
     sentence = (
         f"After {largest:,} examples: {name} first, best with probability {probability:.2f}, expected regret "
@@ -89,7 +89,7 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) 
     )
     losing: tuple[str, ...] = ()
     if spec.eliminate_below is not None:
-        pairs = zip(found.models, found.probability_best, strict=True)
+        pairs = zip(now.models, now.probability_best, strict=True)
         losing = tuple(m for m, p in pairs if p < spec.eliminate_below and m != name and m not in out)
     rule = spec.stop_when
     stop = rule is not None and (

@@ -1,6 +1,7 @@
-"""What a study will cost, before any training: operations, memory, hours, and what a smaller budget would save."""
+"""The cost of a study before any training: operations, memory, hours, and the savings of smaller budgets."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,17 +32,20 @@ def make_plan(
     timing: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
-    """What a study will cost, from its candidates' configurations and tokenizers alone.
+    """Plan a study from its candidates' configurations and tokenizers, without their weights.
 
     Args:
       spec: The study.
       topology: TPU devices to plan for, such as "v5e:16x16", which need not be attached.
-      mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2"; what the spec says where not given.
+      mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2"; by default the spec's.
       timing: Time a few steps of every candidate, with made-up weights.
-      progress: Called with how many candidates are done, and of how many.
+      progress: Called with the number of candidates that are done, and of all.
+
+    Returns:
+      FLOPs, seconds, and bytes on each device, at most, of every candidate, rung and budget.
 
     Raises:
-      InputError: the spec's task cannot be read, the topology or the mesh is none, or no candidate can be planned for.
+      InputError: the spec's task cannot be read, the topology or mesh is unknown, or no candidate can be planned for.
     """
     if topology is None:
         check_device(spec)
@@ -50,7 +54,8 @@ def make_plan(
         make_mesh(mesh, devices)
     bench = Bench(spec, Path())
     check_candidates(spec, bench)
-    planner = _Planner(spec, bench, devices, topology, mesh, timing and topology is None)
+    timing, target = timing and topology is None, spec.target or bench.available
+    planner = _Planner(bench, target, devices, topology, mesh, timing)
     candidates = []
     for done, candidate in enumerate(spec.candidates):
         progress(done, len(spec.candidates))
@@ -63,11 +68,11 @@ def make_plan(
     reached = _reached(spec, budgets) if good else None
     basis: Basis | None = None
     if full.seconds is not None and good:
-        basis = "timed" if planner.timing else "peak"
+        basis = "timed" if timing else "peak"
     plan = Plan(
         study=spec.name,
         task=spec.task.name,
-        target=planner.target,
+        target=target,
         device=devices[0].device_kind,
         devices=len(devices),
         topology=topology,
@@ -83,25 +88,24 @@ def make_plan(
     return plan.model_copy(update={"sentence": _sentence(plan)})
 
 
+@dataclass(frozen=True)
 class _Planner:
-    """What planning for candidates has in common."""
+    """Plans candidates; see `make_plan`."""
 
-    def __init__(
-        self,
-        spec: StudySpec,
-        bench: Bench,
-        devices: Sequence[object],
-        topology: str | None,
-        mesh: str | None,
-        timing: bool,
-    ) -> None:
-        self.spec, self.bench, self.topology, self.timing = spec, bench, topology, timing
-        self._devices, self._mesh = devices, mesh
-        self.target = spec.target or bench.available
-        self.notes: dict[str, None] = {}  # in order, each once
+    bench: Bench
+    target: int
+    devices: Sequence[object]
+    topology: str | None
+    mesh: str | None
+    timing: bool
+    notes: dict[str, None] = field(default_factory=dict)  # in order, each once
+
+    @property
+    def spec(self) -> StudySpec:
+        return self.bench.spec
 
     def candidate(self, candidate: CandidateSpec) -> CandidatePlan:
-        """What a candidate costs, or why it cannot be fine-tuned."""
+        """The cost of a candidate, or why it cannot be fine-tuned."""
         known = CandidatePlan(model=candidate.name, source=candidate.source)
         try:
             return self._planned(candidate, known)
@@ -109,7 +113,7 @@ class _Planner:
             return known.model_copy(update={"problem": str(error)})
 
     def _planned(self, candidate: CandidateSpec, known: CandidatePlan) -> CandidatePlan:
-        mesh = make_mesh(self._mesh or candidate.mesh, self._devices)
+        mesh = make_mesh(self.mesh or candidate.mesh, self.devices)
         spec = self.spec.finetune_spec(candidate)
         examples = self.bench.examples(candidate.name)
         found = AbstractCandidate(spec, candidate.source, examples, mesh)

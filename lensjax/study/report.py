@@ -20,17 +20,17 @@ from lensjax.study import schema
 from lensjax.study.cost import study_cost
 from lensjax.study.decisions import results_table
 from lensjax.study.schema import StudyReport
-from lensjax.study.spec import StudySpec
+from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.study.state import StudyState, read_state
 from lensjax.train.results import curves_csv, steps_caution
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A report, and what its files hold besides.
+    """A report, and the contents of the files beside it.
 
     Attributes:
-      report: Everything that was found.
+      report: Everything that was measured and decided.
       ranking: The same as `report.ranking`, with fitted curves; None where there is none.
       curves: The text of curves.csv.
     """
@@ -41,7 +41,14 @@ class Findings:
 
 
 def collect(spec: StudySpec, out: Path) -> Findings:
-    """Everything that a study found so far.
+    """Everything that a study has measured and decided so far; computes rankings, but measures nothing.
+
+    Args:
+      spec: The study; `lensjax.study.folder.read_study_folder` reads it from its folder.
+      out: Its folder, which another command may be writing to.
+
+    Returns:
+      The report, losses in nats per token; `lensjax.report.study_files.write_findings` writes its files.
 
     Raises:
       InputError: a file of the study cannot be read.
@@ -52,34 +59,35 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     measured = state.records(table)
     evidence = Evidence({name: kind.for_methods(measured) for name, kind in MEASUREMENTS.items()})
     ranking, why = _rank(state, table, evidence)
-    budget = 0 if table is None else int(table.sizes[table.measured.any(axis=0)].max())
-    progress = state.tell()
     report = StudyReport(
         lensjax=lensjax.__version__,
         study=spec.name,
         task=spec.task.name,
         method=spec.method if ranking is None else ranking.method,
         strategy=spec.strategy,
-        budget=budget,
+        budget=0 if table is None else _largest(table),
         target=state.target,
         decision=_decision(state, ranking, why),
-        progress=progress,
-        candidates=tuple(_candidates(state, table)),
+        progress=state.progress,
+        candidates=tuple(_candidate(state, one, table) for one in spec.candidates),
         ranking=() if ranking is None else tuple(_ranked(ranking)),
         left_out={} if ranking is None else dict(ranking.left_out),
         warnings=(*state.damage, *(() if ranking is None else ranking.warnings)),
         assumptions=() if ranking is None else ranking.assumptions,
         **{name: value for _, kind in MEASUREMENTS.items() for name, value in kind.collect(measured) or ()},
         **_sections(ranking),
-        cost=study_cost(state, out),
-        failures=tuple(state.failure_list()),
+        cost=study_cost(state),
+        failures=tuple(state.failed_cells()),
         eliminated=tuple(schema.Elimination(model=name, after=size) for name, size in state.eliminated.items()),
-        journal=tuple(
-            schema.PastDecision(time=one.time, decision=one.decision) for one in state.journal if one.decision
-        ),
+        journal=tuple(schema.PastDecision(time=e.time, decision=e.decision) for e in state.journal if e.decision),
         origin=_origin(state),
     )
     return Findings(report, ranking, curves)
+
+
+def _largest(table: CurveTable) -> int:
+    """The largest size with a measured loss."""
+    return int(table.sizes[table.measured.any(axis=0)].max())
 
 
 def _rank(state: StudyState, table: CurveTable | None, evidence: Evidence) -> tuple[Ranking | None, str]:
@@ -87,9 +95,9 @@ def _rank(state: StudyState, table: CurveTable | None, evidence: Evidence) -> tu
     seen = None if table is None else table.up_to(state.target)
     if seen is None or not seen.measured.any():
         return None, "nothing was measured so far"
-    budget = int(seen.sizes[seen.measured.any(axis=0)].max())
+    method = state.spec.method
     try:
-        ranking = rank(seen, budget, state.target, state.spec.method, evidence=evidence, otherwise=DEFAULT_METHOD)
+        ranking = rank(seen, _largest(seen), state.target, method, evidence=evidence, otherwise=DEFAULT_METHOD)
     except InputError as error:
         return None, str(error)
     left_out, warnings = tuple(_left_out(state, ranking).items()), (*_cautions(state, ranking), *ranking.warnings)
@@ -110,17 +118,17 @@ def _sections(ranking: Ranking | None) -> dict[str, Any]:
 def _cautions(state: StudyState, ranking: Ranking) -> list[str]:
     """What the study knows against its own first choice."""
     first, asked = ranking.table.models[ranking.order[0]], state.spec.method
-    found = []
+    cautions = []
     if asked != ranking.method:
         ours, theirs = text.method_title(ranking.method), text.method_title(asked)
-        found.append(f"{ours} ranks, for {theirs} could not be fitted: {ranking.missing[asked]}")
+        cautions.append(f"{ours} ranks, as {theirs} could not be fitted: {ranking.missing[asked]}")
     if first in state.failed:
-        found.append(f"{first} comes first, and a run of it failed: {state.failed[first].error.rstrip('.')}.")
+        cautions.append(f"{first} comes first, and a run of it failed: {state.failed[first].error.rstrip('.')}.")
     if first in state.eliminated:
-        found.append(f"{first} comes first, and was eliminated after {state.eliminated[first]:,} examples.")
+        cautions.append(f"{first} comes first, and was eliminated after {state.eliminated[first]:,} examples.")
     if caution := steps_caution(state.results):
-        found.append(caution)
-    return found
+        cautions.append(caution)
+    return cautions
 
 
 def _left_out(state: StudyState, ranking: Ranking) -> dict[str, str]:
@@ -142,34 +150,29 @@ def _ranked(ranking: Ranking) -> list[schema.Ranked]:
     return rows
 
 
-def _candidates(state: StudyState, table: CurveTable | None) -> list[schema.CandidateState]:
-    found = []
-    for candidate in state.spec.candidates:
-        name = candidate.name
-        known = [result for result in state.results if result.model == name]
-        losses: dict[int, float] = {}
-        if table is not None and name in table.models:
-            row = table.loss[table.models.index(name)]
-            losses = {int(size): float(loss) for size, loss in zip(table.sizes, row, strict=True) if np.isfinite(loss)}
-        dropped: schema.State | None = (
-            "failed" if name in state.failed else "eliminated" if name in state.eliminated else None
-        )
-        found.append(
-            schema.CandidateState(
-                name=name,
-                source=candidate.source,
-                family=known[0].family if known else None,
-                parameters=known[0].size if known else None,
-                state=dropped or ("measured" if losses else "waiting"),
-                losses=losses,
-            )
-        )
-    return found
+def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) -> schema.CandidateState:
+    """How far a candidate is."""
+    name, losses = one.name, {}
+    known = next((result for result in state.results if result.model == name), None)
+    if table is not None and name in table.models:
+        row = table.loss[table.models.index(name)]
+        losses = {int(size): float(loss) for size, loss in zip(table.sizes, row, strict=True) if np.isfinite(loss)}
+    dropped: schema.State | None = (
+        "failed" if name in state.failed else "eliminated" if name in state.eliminated else None
+    )
+    return schema.CandidateState(
+        name=name,
+        source=one.source,
+        family=None if known is None else known.family,
+        parameters=None if known is None else known.size,
+        state=dropped or ("measured" if losses else "waiting"),
+        losses=losses,
+    )
 
 
 def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.Decision:
     """The decision in one sentence, or what is known and left."""
-    progress = state.tell()
+    progress = state.progress
     final = progress.ended_by is not None
     if ranking is None:
         return schema.Decision(sentence=_undecided(state, why), model=None, final=final)
@@ -195,7 +198,7 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
 
 
 def _undecided(state: StudyState, why: str) -> str:
-    progress = state.tell()
+    progress = state.progress
     start = "No decision" if progress.ended_by else "No decision yet"
     points = {(result.model, result.examples) for result in state.results if result.examples and result.loss}
     enough = sum(sizes >= 2 for sizes in Counter(model for model, _ in points).values())

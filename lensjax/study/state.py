@@ -1,7 +1,8 @@
-"""How far a study is, as its journal and its files tell."""
+"""How far a study is, by its journal and its files."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from lensjax.core.errors import InputError
@@ -25,19 +26,18 @@ _MENDS = (
 
 @dataclass(frozen=True)
 class StudyState:
-    """What was done, what is left, and who dropped out.
+    """The cells that are done and left, and the candidates that dropped out.
 
     Attributes:
       spec, out: The study and its folder.
       journal: Its lines, oldest first.
-      results: Of fine-tuning, see `read_results`.
-      sizes: Of the ladder, in training examples.
-      target: In training examples.
+      results: Of fine-tuning; see `read_results`.
+      sizes, target: Rungs of the ladder and the target, in training examples.
       failures: Cells whose last try failed, with that entry.
       eliminated: Candidates that are measured no further, with the largest rung that had been measured then.
       pending: Cells that are left; None where the strategy chooses them as it goes.
       ended_by: See `schema.Progress`.
-      damage: What is wrong with the journal, in sentences.
+      damage: Faults of the journal, in sentences.
     """
 
     spec: StudySpec
@@ -59,7 +59,7 @@ class StudyState:
 
     @property
     def failed(self) -> dict[str, Entry]:
-        """Candidates of which a run failed, which are measured no further, and how."""
+        """Candidates that are measured no further because a run failed, and how it failed."""
         return {cell.model: entry for cell, entry in self.failures.items() if cell.kind == FINETUNE}
 
     def records(self, curves: CurveTable | None) -> Records:
@@ -68,23 +68,30 @@ class StudyState:
         Args:
           curves: Losses of the candidates that have any.
         """
-        return Records(self.spec.names, self.sizes, self.spec.seeds, curves, lambda cell: read_evidence(self.out, cell))
+        read = cache(lambda cell: read_evidence(self.out, cell))
+        return Records(self.spec.names, self.sizes, self.spec.seeds, curves, read)
 
-    def tell(self) -> schema.Progress:
-        """The numbers of it."""
+    @property
+    def progress(self) -> schema.Progress:
+        """How many cells are done and left."""
         left = None if self.pending is None else len(self.pending)
         return schema.Progress.model_validate({"done": len(self.done), "left": left, "ended_by": self.ended_by})
 
-    def failure_list(self) -> Iterator[schema.Failure]:
-        """What failed, and what to do."""
+    def failed_cells(self) -> Iterator[schema.Failure]:
+        """Cells that failed, why, and what to do."""
         for cell, entry in self.failures.items():
-            mend = next((mend for sign, mend in _MENDS if sign in entry.error), "Mend what the message names.")
+            mend = next(
+                (mend for sign, mend in _MENDS if sign in entry.error), "Mend the cause that the message names."
+            )
             again = "Then run the study again with --retry."
             yield schema.Failure(model=cell.model, cell=str(cell), error=entry.error, mend=f"{mend} {again}")
 
 
 def read_state(spec: StudySpec, out: Path) -> StudyState:
     """How far the study in a folder is.
+
+    Args:
+      spec, out: The study and its folder.
 
     Raises:
       InputError: a file of it cannot be read, or neither the target nor the task's data is known.
@@ -135,22 +142,22 @@ def _available(spec: StudySpec) -> int:
 
 
 def _eliminated(entries: Sequence[Entry]) -> dict[str, int]:
-    """Who was eliminated, and not taken up again under other rules."""
-    found: dict[str, int] = {}
+    """Candidates that were eliminated and not measured again under other rules, with the largest rung until then."""
+    eliminated: dict[str, int] = {}
     largest = 0
     for entry in entries:
         if entry.run is not None:
             largest = max(largest, entry.run.examples)
-            found.pop(entry.run.model, None)
-        found |= dict.fromkeys(entry.eliminated, largest)
-    return found
+            eliminated.pop(entry.run.model, None)
+        eliminated |= dict.fromkeys(entry.eliminated, largest)
+    return eliminated
 
 
 def _ended(entries: Sequence[Entry]) -> str | None:
-    """Whether the last word on measuring was that it ends, and why."""
+    """Why measuring ended; None where it goes on."""
     for entry in reversed(entries):
         if entry.decision:
-            # Only the sentence that the budget is spent looks at no curves.
+            # A spent budget is the only decision without a basis in curves.
             return "rule" if entry.stop else None if entry.basis else "budget"
         if entry.run is not None:
             return None
