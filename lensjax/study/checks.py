@@ -1,4 +1,4 @@
-"""What lies in a study's folder must be of the data and settings that the study has now."""
+"""Checks before a study is run or planned: of its device, its candidates, and the results in its folder."""
 
 import itertools
 import shutil
@@ -6,30 +6,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from pydantic import ValidationError
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import read_json
 from lensjax.core.processes import on_first
+from lensjax.models.family import family_of
+from lensjax.models.hub import find_folder, read_config, read_tokenizer
+from lensjax.study.bench import Bench
 from lensjax.study.folder import evidence_cells, evidence_file, read_results, runs_folder
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Task, fingerprint, fingerprints
+from lensjax.tasks.tokens import padding_token, tokenise
 from lensjax.train.results import read_result
 from lensjax.train.runs import kept_spec
 from lensjax.train.spec import FinetuneSpec
 
+_CHECKED = 8  # examples that every tokenizer is tried on
+
 
 def check_results(spec: StudySpec, out: Path, task: Task, *, retry: bool = False) -> None:
-    """Make sure that what was measured is of the examples and settings of now.
+    """Make sure that the results in a study's folder come from its present examples and settings.
 
     Args:
-      spec: The study.
-      out: Its folder.
+      spec, out: The study and its folder.
       task: Its task, as the source has it now.
-      retry: Forget the runs of a candidate that is trained otherwise now, if all of them failed.
+      retry: Remove runs with other training settings than now, if all of them failed.
 
     Raises:
-      InputError: something is of other validation, test or training examples, or a candidate was trained otherwise.
+      InputError: a result comes from other validation, test or training examples, or other training settings.
     """
     on_first(lambda: _check(spec, out, task, retry))
 
@@ -49,7 +55,7 @@ def _check(spec: StudySpec, out: Path, task: Task, retry: bool) -> None:
 
 
 def _is_of(kept: dict[str, Any], held_out: str) -> bool:
-    """Whether runs were validated and tested on those examples, as far as this version can tell."""
+    """Whether runs were validated and tested on these examples; True where this version cannot tell."""
     try:
         made = FinetuneSpec.model_validate(kept.get("spec"))
     except ValidationError:
@@ -69,7 +75,7 @@ def _same_training_examples(spec: StudySpec, out: Path, task: Task) -> bool:
 
 
 def _known(spec: StudySpec, out: Path) -> Iterator[tuple[int, int, str]]:
-    """Seed, number and fingerprint of the training examples of everything that was measured."""
+    """Seed, number and fingerprint of the training examples of every result."""
     for result in read_results(spec, out):
         yield result.seed, result.examples, result.data
     for cell in evidence_cells(spec, out):
@@ -79,12 +85,50 @@ def _known(spec: StudySpec, out: Path) -> Iterator[tuple[int, int, str]]:
 
 
 def _make_way(folder: Path, retry: bool) -> None:
-    """Remove runs of other training than now if it was of no use, on another try; raise InputError if it was."""
-    found = (read_result(run) for run in folder.glob("*/examples-*"))
-    if any(result is not None and result.examples and result.status == "ok" for result in found):
+    """Remove runs with other training settings than now where another try is asked for; keep any that went well."""
+    results = (read_result(run) for run in folder.glob("*/examples-*"))
+    if any(result is not None and result.examples and result.status == "ok" for result in results):
         raise InputError(
             f"{shorten(folder, 400)} holds runs with other training settings than the study has now; give those back, "
             "or remove that folder, and they are made again."
         )
     if retry:
         shutil.rmtree(folder)
+
+
+def check_device(spec: StudySpec) -> None:
+    """Make sure that JAX has the device that a study asks for.
+
+    Raises:
+      InputError: it has another.
+    """
+    here = jax.default_backend()
+    if spec.device not in ("any", here):
+        extra = "tpu" if spec.device == "tpu" else "cuda"
+        raise InputError(
+            f"The study asks for a {spec.device.upper()} and JAX has only found a {here.upper()}; install what it "
+            f"needs (pip install 'lensjax[{extra}]'), or change the field device."
+        )
+
+
+def check_candidates(spec: StudySpec, bench: Bench) -> None:
+    """Make sure, before any weights are read, that every candidate can be fine-tuned on the task.
+
+    Args:
+      spec: The study.
+      bench: Of the study, which reads a few examples to try tokenizers on.
+
+    Raises:
+      InputError: a candidate is missing, its family is not supported, or its tokenizer does not suit the task.
+    """
+    rows = bench.probes(min(_CHECKED, bench.sizes[-1]), spec.seeds[0])
+    for candidate in spec.candidates:
+        try:
+            folder = find_folder(candidate.source, what="tokenizer")
+            config = read_config(folder)
+            tokenizer = read_tokenizer(folder, config)
+            encoder_decoder = family_of(config.model_type).encoder_decoder
+            tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder)
+            padding_token(tokenizer)
+        except InputError as error:
+            raise InputError(f"The candidate {shorten(candidate.name)} cannot be used: {error}") from error

@@ -38,9 +38,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A decision: in a sentence, which candidates are measured no further, and whether measuring ends."""
+    """A decision, as fields of `lensjax.study.journal.Entry`."""
 
-    sentence: str
+    decision: str
     eliminated: tuple[str, ...] = ()
     stop: bool = False
 

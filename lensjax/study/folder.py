@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from lensjax import __version__
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, make_folder, read_json, write_files
 from lensjax.core.processes import on_first
+from lensjax.core.specs import validated
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, selectable
 from lensjax.study.journal import Journal
 from lensjax.study.spec import CandidateSpec, StudySpec
@@ -27,10 +29,10 @@ _RUNNING = ".running"  # held by the command that runs the study
 
 @contextmanager
 def running(spec: StudySpec, out: Path) -> Iterator[Journal]:
-    """Within it, this command alone runs the study in a folder.
+    """Within it, this command alone runs the study in a folder, and has its journal.
 
     Raises:
-      InputError: the folder is another study's, another command runs it, or it cannot be written.
+      InputError: the folder holds another study, another command runs it, or it cannot be written.
     """
     with ExitStack() as held:
 
@@ -47,7 +49,7 @@ def running(spec: StudySpec, out: Path) -> Iterator[Journal]:
 
 
 def open_study(spec: StudySpec, out: Path) -> None:
-    """Make a study's folder, or make sure that it is this study's; its spec is kept there.
+    """Make a study's folder, or make sure that it holds this study, and keep the spec there.
 
     Raises:
       InputError: it holds another study or something else, or cannot be written.
@@ -56,30 +58,37 @@ def open_study(spec: StudySpec, out: Path) -> None:
         raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
     make_folder(out)
     with locked(out / LOCK):
-        found = read_json(out / STUDY)
-        if found is not None and found.get("identity") != spec.identity:
+        kept = read_json(out / STUDY)
+        if kept is not None and kept.get("identity") != spec.identity:
             raise InputError(
-                f"{shorten(out, 400)} holds the study {shorten(found.get('name'))}, and this one has another name, "
+                f"{shorten(out, 400)} holds the study {shorten(kept.get('name'))}, and this one has another name, "
                 "task or training; give a new folder, or the spec that it was made with."
             )
-        content = {"identity": spec.identity, "name": spec.name, "spec": spec.model_dump(mode="json")}
+        content: dict[str, Any] = {"lensjax": __version__, "identity": spec.identity, "name": spec.name}
+        content["spec"] = spec.model_dump(mode="json")
         write_files({out / STUDY: json.dumps(content, indent=2, ensure_ascii=False) + "\n"})
 
 
 def read_study_folder(out: Path) -> StudySpec:
     """The spec in a study's folder.
 
+    Args:
+      out: The folder that `lensjax run` wrote.
+
     Raises:
-      InputError: there is none, or it was written by a newer version.
+      InputError: it holds no study, or one that this version of LensJAX cannot read; says which version can.
     """
-    found = read_json(out / STUDY)
-    if found is None:
+    content, path = read_json(out / STUDY), out / STUDY
+    if content is None:
         raise InputError(f"{shorten(out, 400)} holds no study; give the folder that `lensjax run` wrote.")
+    spec = content.get("spec")
     try:
-        return StudySpec.model_validate(found["spec"])
-    except (KeyError, ValueError) as error:
+        return validated(StudySpec, spec if isinstance(spec, dict) else {}, path)
+    except InputError as error:
+        writer = f"LensJAX {shorten(content['lensjax'])}" if "lensjax" in content else "LensJAX before 0.1.0"
         raise InputError(
-            f"{shorten(out / STUDY, 400)} cannot be read by this version of LensJAX; run the study again with its spec."
+            f"{error} {writer} wrote it, and this is {__version__}; read it with that version, or run the study again "
+            "with its spec."
         ) from error
 
 

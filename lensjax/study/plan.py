@@ -16,8 +16,8 @@ from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.measure.probes import probe_batch
 from lensjax.models.sharding import make_mesh
 from lensjax.study.bench import Bench
+from lensjax.study.checks import check_candidates, check_device
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs
-from lensjax.study.runner import check_candidates, check_device
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, Seconds
 from lensjax.train.prepare import Examples

@@ -4,30 +4,20 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
-import jax
-
-from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import write_files
 from lensjax.core.processes import on_first
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import FINETUNE, Cell
-from lensjax.models.family import family_of
-from lensjax.models.hub import find_folder, read_config, read_tokenizer
 from lensjax.selection import advice
 from lensjax.study.bench import Bench
-from lensjax.study.checks import check_results
+from lensjax.study.checks import check_candidates, check_device, check_results
 from lensjax.study.decisions import basis, decide, rankable, results_table
 from lensjax.study.folder import is_current, read_results, read_searches, run_folder, running
 from lensjax.study.journal import Entry, Journal
 from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.spec import StudySpec
-from lensjax.tasks.tokens import padding_token, tokenise
 from lensjax.train.results import CURVES, curves_csv, read_result
-
-Unit = Literal["flops", "seconds"]  # of costs, as fields of journal entries
-_CHECKED = 8  # examples that every tokenizer is tried on
 
 
 class LimitReached(Exception):
@@ -80,36 +70,6 @@ def run_study(
     return journal
 
 
-def check_device(spec: StudySpec) -> None:
-    """Raise InputError where JAX does not have the device that a study asks for."""
-    found = jax.default_backend()
-    if spec.device not in ("any", found):
-        extra = "tpu" if spec.device == "tpu" else "cuda"
-        raise InputError(
-            f"The study asks for a {spec.device.upper()} and JAX has only found a {found.upper()}; install what it "
-            f"needs (pip install 'lensjax[{extra}]'), or change the field device."
-        )
-
-
-def check_candidates(spec: StudySpec, bench: Bench) -> None:
-    """Make sure of what can be known before any weights are read.
-
-    Raises:
-      InputError: a candidate is unknown, of no family that is supported, or its tokenizer does not suit the task.
-    """
-    rows = bench.probes(min(_CHECKED, bench.sizes[-1]), spec.seeds[0])
-    for candidate in spec.candidates:
-        try:
-            folder = find_folder(candidate.source, what="tokenizer")
-            config = read_config(folder)
-            tokenizer = read_tokenizer(folder, config)
-            encoder_decoder = family_of(config.model_type).encoder_decoder
-            tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder)
-            padding_token(tokenizer)
-        except InputError as error:
-            raise InputError(f"The candidate {shorten(candidate.name)} cannot be used: {error}") from error
-
-
 def stages(spec: StudySpec, models: Iterable[str], size: int) -> tuple[list[Cell], list[Cell]]:
     """The cells of models on one rung: those that need nothing, and those that need the models these leave."""
     cells = [cell for model in models for cell in spec.cells(model, size)]
@@ -121,8 +81,11 @@ def stages(spec: StudySpec, models: Iterable[str], size: int) -> tuple[list[Cell
 def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]:
     """The cells that running a study would compute, if no candidate drops out and the budget is large enough.
 
+    Args:
+      spec, out, retry: See `run_study`.
+
     Raises:
-      InputError: the folder is another study's or of other data, or the task cannot be read.
+      InputError: the folder holds another study or results of other data, or the task cannot be read.
     """
     bench = Bench(spec, out)
     cells = [cell for size in bench.sizes for stage in stages(spec, spec.names, size) for cell in stage]
@@ -135,15 +98,13 @@ def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]
 
 
 def has_ended(spec: StudySpec, out: Path, journal: Journal, cell: Cell, forgiven: int = 0) -> bool:
-    """Whether a cell has ended, and its result is still there; the first so many entries' failures do not count."""
+    """Whether a cell failed, or ended well and its result is current; see `Journal.last` for `forgiven`."""
     last = journal.last(cell, forgiven)
-    if last is None:
-        return False
-    return last.status == "failed" or on_first(lambda: is_current(spec, out, cell))
+    return last is not None and (last.status == "failed" or on_first(lambda: is_current(spec, out, cell)))
 
 
 class _Runner:
-    """One command's run of a study. In several processes all take the same steps, and the first one writes."""
+    """One command's run of a study. Of several processes all take the same steps, and the first one writes."""
 
     def __init__(
         self, bench: Bench, journal: Journal, launch: Launch, limit: int | None, say: Callable[[str], None]
@@ -157,20 +118,20 @@ class _Runner:
         self.eliminated = {name for entry in journal.entries for name in entry.eliminated if eliminating}
 
     def ladder(self) -> None:
-        """All candidates on one rung before the next."""
-        for size in self.bench.sizes:
-            if not self.affordable(self.left, size) or self.clear_after(self.left, size):
-                return
+        """Measure all candidates on one rung before the next."""
+        self.climb(self.bench.sizes)
 
     def adaptive(self) -> None:
-        """The two smallest rungs of all, and then always the run that lowers the expected regret most for its cost."""
-        for size in self.bench.sizes[:3]:
-            if not self.affordable(self.left, size) or self.clear_after(self.left, size):
-                return
+        """Measure all on the two smallest rungs, then always the run that lowers the expected regret most for its cost.
+
+        What an earlier command left out of the rungs that it had chosen comes in between.
+        """
+        if not self.climb(self.bench.sizes[:3]):
+            return
         self.catch_up()
         while (chosen := self.advised()) is not None:
             model, size = chosen
-            if not self.affordable([model], size) or self.clear_after([model], size):
+            if not self.goes_on([model], size):
                 return
         table = rankable(self.table())
         if table is not None:
@@ -180,6 +141,10 @@ class _Runner:
                 self.journal.add(decision=sentence, basis=looked_at, stop=True)
                 self.say(sentence)
 
+    def climb(self, sizes: Iterable[int]) -> bool:
+        """Measure all candidates that are left on one rung after the other; whether measuring goes on after that."""
+        return all(self.goes_on(self.left, size) for size in sizes)
+
     def catch_up(self) -> None:
         """Measure what an earlier command left out of the rungs that it had chosen."""
         ended = dict.fromkeys(entry.run for entry in self.journal.entries if entry.run is not None)
@@ -187,15 +152,17 @@ class _Runner:
         self.compute(runs)
         self.compute(cell for run in runs for cell in self.spec.cells_at(run))
 
-    def clear_after(self, models: list[str], size: int) -> bool:
-        """Measure models on a rung, decide, and say whether the decision is clear."""
+    def goes_on(self, models: list[str], size: int) -> bool:
+        """Measure models on a rung and decide, if the budget allows; whether measuring goes on after that."""
+        if not self.affordable(models, size):
+            return False
         for stage in stages(self.spec, models, size):
             self.compute(stage)
         table = rankable(self.table(size if self.spec.strategy == "ladder" else None))
-        return table is not None and self.decided(table)
+        return table is None or not self.is_clear(table)
 
     def compute(self, cells: Iterable[Cell]) -> None:
-        """Compute those cells that are pending."""
+        """Compute the cells that are pending."""
         pending = self.pending(cells)
         if self.limit is not None:
             pending, left_out = pending[: self.limit - self.computed], pending[self.limit - self.computed :]
@@ -214,7 +181,7 @@ class _Runner:
             raise LimitReached
 
     def pending(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Those cells that have not ended, of candidates of which no run failed."""
+        """The cells that have not ended, of candidates of which no run failed."""
         failed, journal = self.failed, self.journal
         return [
             cell
@@ -235,25 +202,20 @@ class _Runner:
         gone = self.failed | self.eliminated
         return [name for name in self.spec.names if name not in gone]
 
-    def decided(self, table: CurveTable) -> bool:
-        """Decide, or recall what was decided of the same curves; whether measuring ends."""
+    def is_clear(self, table: CurveTable) -> bool:
+        """Decide, or recall the decision about the same curves; whether it ends measuring."""
         known = basis(self.spec, table)
         entry = next((e for e in self.journal.entries if e.decision and e.basis == known), None)
         if entry is None:
             gone = sorted(self.failed | self.eliminated)
-            found = on_first(lambda: asdict(decide(self.spec, table, self.target, gone)))
-            entry = self.journal.add(
-                decision=found["sentence"],
-                basis=known,
-                eliminated=tuple(found["eliminated"]),
-                stop=found["stop"],
-            )
+            verdict = on_first(lambda: asdict(decide(self.spec, table, self.target, gone)))
+            entry = self.journal.add(basis=known, **verdict)
             self.say(entry.decision)
         self.eliminated |= set(entry.eliminated)
         return entry.stop
 
     def advised(self) -> tuple[str, int] | None:
-        """The candidate and rung that promise most for their cost; None where no run is left that could."""
+        """The candidate and rung that promise most for their cost; None where no run is left that promises anything."""
 
         def ask() -> tuple[str, int] | None:
             table = rankable(self.table())
@@ -262,53 +224,48 @@ class _Runner:
             left = table.select([i for i, name in enumerate(table.models) if name in self.left])
             points = advice.candidate_points(left, self.bench.sizes)
             found = advice.advise(table, self.target, {point: self.cost(*point) for point in points})
-            if not found.points or not found.points[0].drop:
-                return None
-            model, examples = found.points[0].point
-            return model, examples
+            best = next(iter(found.points), None)
+            return tuple(best.point) if best is not None and best.drop else None
 
         chosen = on_first(ask)
         return None if chosen is None else (chosen[0], chosen[1])
 
     def affordable(self, models: list[str], size: int) -> bool:
-        """Whether the budget has room for a rung of some candidates, judged by what their smaller rungs took."""
+        """Whether the budget has room for a rung of some candidates, judged by the cost of their smaller rungs."""
         left = sorted({cell.model for stage in stages(self.spec, models, size) for cell in self.pending(stage)})
-        budget = self.spec.budget
-        limits: dict[Unit, float | None] = {
-            "flops": budget.flops,
-            "seconds": None if budget.hours is None else 3600 * budget.hours,
-        }
-        for unit, limit in limits.items():
-            if limit is None or not left:
-                continue
-            if self.spent(unit) + sum(self.cost(model, size, unit) for model in left) > limit:
-                sentence = f"The budget leaves no room for {size:,} examples."
-                if not self.journal.entries or self.journal.entries[-1].decision != sentence:
-                    self.journal.add(decision=sentence)
-                self.say(sentence)
-                return False
-        return True
+        hours = self.spec.budget.hours
+        limits = {"flops": self.spec.budget.flops, "seconds": None if hours is None else 3600 * hours}
+        if not left or all(
+            limit is None or self.spent(unit) + sum(self.cost(model, size, unit) for model in left) <= limit
+            for unit, limit in limits.items()
+        ):
+            return True
+        sentence = f"The budget leaves no room for {size:,} examples."
+        if not self.journal.entries or self.journal.entries[-1].decision != sentence:
+            self.journal.add(decision=sentence)
+        self.say(sentence)
+        return False
 
-    def spent(self, unit: Unit) -> float:
-        """What was spent so far, on choosing learning rates too."""
+    def spent(self, unit: str) -> float:
+        """FLOPs or seconds so far, the choice of learning rates included."""
         cells = float(sum(getattr(entry, unit) for entry in self.journal.entries if entry.cell is not None))
         return cells + (self.searches(self.spec.names, unit) if unit == "flops" else 0.0)  # whose seconds are in cells
 
-    def searches(self, models: Iterable[str], unit: Unit) -> float:
-        """What the runs took that learning rates were chosen by."""
+    def searches(self, models: Iterable[str], unit: str) -> float:
+        """FLOPs or seconds of the runs that only the choice of learning rates needed."""
 
         def add() -> float:
             results = read_results(self.spec, self.out)
-            found = (read_searches(self.out, self.spec.candidate(model), results) for model in models)
-            return float(sum(getattr(result, unit) for searches in found for result in searches))
+            runs = (run for name in models for run in read_searches(self.out, self.spec.candidate(name), results))
+            return float(sum(getattr(run, unit) for run in runs))
 
         return on_first(add)
 
-    def cost(self, model: str, size: int, unit: Unit = "flops") -> float:
-        """What a candidate's rung will take, by the largest smaller one; 0 without one.
+    def cost(self, model: str, size: int, unit: str = "flops") -> float:
+        """FLOPs or seconds that a candidate's rung will take, by its largest smaller rung; 0 without one.
 
-        The time of testing alone is the same on every rung, and so is that of evidence, which is measured on equally
-        many examples. Of cells that were computed again the last time counts.
+        The test costs the same on every rung, and so does evidence, which is measured on equally many examples; the
+        rest grows in proportion. Of cells that were computed again, the last time counts.
         """
         last = {e.cell: e for e in self.journal.entries if e.cell is not None and e.cell.model == model}
 

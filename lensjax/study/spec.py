@@ -1,4 +1,4 @@
-"""What a study is, as its user writes it: the candidates, the task, the budget, and what is measured and decided."""
+"""A study as its user writes it: candidates, task, budget, evidence, and rules for deciding."""
 
 import hashlib
 import json
@@ -26,13 +26,13 @@ Size = Annotated[int, Field(ge=1, le=MAX_EXAMPLES, strict=True)]  # of a trainin
 
 
 class Resources(Strict):
-    """What one cell takes of a Ray cluster.
+    """Resources that one cell takes of a Ray cluster.
 
     Attributes:
       cpus, gpus: Of each host.
       custom: Further resources of each host by Ray's names, as in {TPU: 4}.
-      hosts: Hosts that compute a cell together, as one `jax.distributed` job.
-      retries: How often a cell is begun again whose worker or host died.
+      hosts: Number of hosts that compute a cell together, as one `jax.distributed` job.
+      retries: How often a cell is begun again after its worker or host died.
     """
 
     cpus: NotNegative = 1
@@ -47,10 +47,10 @@ class CandidateSpec(Strict):
 
     Attributes:
       source: Folder of a model, relative to that of the spec, or its name on the Hugging Face hub.
-      name: What results call it; the last part of its folder's or hub's name where not given.
-      training: Fields of `training` that are otherwise for this candidate.
+      name: Its name in results; by default the last part of its folder's or hub's name.
+      training: Fields of `training` that differ for this candidate.
       mesh: Devices along each axis for this candidate, as in "fsdp=4,tensor=2".
-      resources: What its cells take of a Ray cluster.
+      resources: Resources of its cells on a Ray cluster.
     """
 
     source: str
@@ -61,12 +61,12 @@ class CandidateSpec(Strict):
 
 
 class Budget(Strict):
-    """Where measuring ends; of several, whichever comes first.
+    """The end of measuring: whichever of these comes first.
 
     Attributes:
       examples: Largest number of training examples of a run.
-      flops: Floating-point operations of all that is measured, weight metrics excepted.
-      hours: Of the whole study's computing.
+      flops: Floating-point operations of everything whose operations are counted.
+      hours: Computing time of the whole study.
     """
 
     examples: Size | None = None
@@ -88,7 +88,7 @@ class Budget(Strict):
 
 
 class _Switches(Strict):
-    """Measurements by name: true takes their defaults, false and null leave them out."""
+    """Settings of measurements by name: true stands for the defaults; false and null leave a measurement out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,9 +100,8 @@ class _Switches(Strict):
 
 def _switches() -> Any:
     """A model with a field for every measurement but fine-tuning, which no study is without."""
-    fields: dict[str, Any] = {
-        name: (kind | None, kind() if kind.by_default else None) for name, kind in selectable().items()
-    }
+    kinds = selectable().items()
+    fields: dict[str, Any] = {name: (kind | None, kind() if kind.by_default else None) for name, kind in kinds}
     return create_model("EvidenceSettings", __base__=_Switches, **fields)
 
 
@@ -110,7 +109,7 @@ EvidenceSettings = _switches()
 
 
 class StopRule(Strict):
-    """When the decision counts as clear; either is enough.
+    """When the decision counts as clear: either condition is enough.
 
     Attributes:
       probability_best: Of the first choice, at least.
@@ -131,23 +130,22 @@ class StudySpec(Strict):
     """A study.
 
     Attributes:
-      name: What it is called; the stem of the spec's file where not given.
+      name: Its name; by default that of its file, without the ending.
       candidates: Two or more models.
       task: The task, or the file of its spec.
-      training: How candidates are fine-tuned; what the task's file says where not given.
-      budget: Where measuring ends; a number alone is of examples.
-      target: Number of training examples that the candidates are to be compared at; all that the task has where not
-        given.
+      training: How candidates are fine-tuned; by default as the task's file says.
+      budget: The end of measuring; a number alone is of examples.
+      target: Number of training examples that the candidates are compared at; by default all that the task has.
       seeds: Of the choice and order of training examples; losses are averaged over them.
-      evidence: What is measured besides curves.
+      evidence: Measurements besides curves, by name: true, false, or settings.
       method: Name of the selection method that ranks the candidates.
-      strategy: What is measured next: "ladder" has all candidates on one rung before the next, "adaptive" the run that
-        promises the largest drop of regret for its cost.
+      strategy: "ladder" measures all candidates on one rung before the next, "adaptive" always the run that promises
+        the largest drop of regret for its cost.
       eliminate_below: Candidates whose P(best) falls below this are measured no further.
       stop_when: When measuring ends before the budget.
       keep_models: Keep every fine-tuned model.
-      device: What to compute on; it is refused where JAX has another.
-      resources: What a cell takes of a Ray cluster.
+      device: To compute on; the study is refused where JAX has another.
+      resources: Resources of a cell on a Ray cluster.
     """
 
     name: str = ""
@@ -225,7 +223,7 @@ class StudySpec(Strict):
 
     @property
     def measurements(self) -> dict[str, Measurement]:
-        """Everything that is measured, by name; fine-tuning comes last, as evidence of pretrained models is cheaper."""
+        """All that is measured, by name."""
         chosen = {name: getattr(self.evidence, name) for name in EvidenceSettings.model_fields}
         return {name: one for name, one in chosen.items() if one is not None} | {FINETUNE: FinetunedLoss()}
 
@@ -244,11 +242,14 @@ class StudySpec(Strict):
 
     @property
     def counted(self) -> int | None:
-        """How many of the task's examples matter to the ladder and the target; None for all."""
+        """Number of the task's examples that matter to the ladder and the target; None for all."""
         return None if self.target is None else self.budget.examples or self.target
 
     def ladder(self, available: int) -> list[int]:
-        """Numbers of training examples of runs, given how many examples there are.
+        """Numbers of training examples of runs.
+
+        Args:
+          available: Number of examples that the task has to train on.
 
         Raises:
           InputError: there are too few for two rungs.
@@ -264,7 +265,7 @@ class StudySpec(Strict):
 
     @property
     def identity(self) -> str:
-        """A hash of what makes it this study and no other; budgets, candidates and evidence may grow."""
+        """A hash of everything that stays the same while budgets, candidates and evidence grow."""
         content = [
             self.name,
             self.task.model_dump(mode="json", exclude={"source"}),
@@ -274,20 +275,23 @@ class StudySpec(Strict):
 
 
 def read_study(path: str | Path) -> StudySpec:
-    """Read a study from a YAML file; relative paths in it become relative to its folder.
+    """Read a study from a YAML file; relative paths in it are from its folder.
+
+    Args:
+      path: The file; `lensjax study init` writes one with comments.
 
     Raises:
       InputError: the file cannot be read or is not YAML, a field is missing, unknown or wrong, or two candidates have
-        one name; names it.
+        the same name; the message names the file and the field.
     """
     path = Path(path).absolute()  # workers of a cluster have folders of their own
     content = read_fields(path, "a study", "candidates, task and budget")
     content.setdefault("name", path.stem)
     task = content.get("task")
     if isinstance(task, str):
-        found = read_spec(path.parent / os.path.expanduser(task), FinetuneSpec)
-        content["task"] = found.model_dump(exclude={"training"}, exclude_unset=True)
-        content.setdefault("training", found.training)
+        its_file = read_spec(path.parent / os.path.expanduser(task), FinetuneSpec)
+        content["task"] = its_file.model_dump(exclude={"training"}, exclude_unset=True)
+        content.setdefault("training", its_file.training)
     elif isinstance(task, dict):
         content["task"] = {"name": content["name"], **task}
     spec = validated(StudySpec, content, path)
@@ -301,7 +305,7 @@ def read_study(path: str | Path) -> StudySpec:
 
 
 def _placed(candidate: CandidateSpec, path: Path) -> CandidateSpec:
-    """A candidate whose folder is taken from that of the spec, and that has a name."""
+    """A candidate with a name, its folder relative to that of the spec."""
     folder = path.parent / os.path.expanduser(candidate.source)
     source = str(folder) if folder.is_dir() else candidate.source
     return candidate.model_copy(update={"source": source, "name": candidate.name or model_name(source)})

@@ -1,10 +1,12 @@
 """The command that reports on a study."""
 
+import json
+
 import pytest
 
 from lensjax.cli.report import report
 from lensjax.core.errors import InputError
-from lensjax.study.folder import open_study
+from lensjax.study.folder import open_study, read_study_folder
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import StudySpec
 
@@ -39,3 +41,24 @@ def test_it_says_the_decision_and_what_it_wrote(study, capsys):
 def test_a_folder_without_a_study(tmp_path):
     with pytest.raises(InputError, match="holds no study"):
         report(tmp_path)
+
+
+def kept(folder, evidence, **fields):
+    """Change what the folder keeps of its study."""
+    path = folder / "study.json"
+    content = json.loads(path.read_text())
+    content["spec"]["evidence"] = evidence
+    path.write_text(json.dumps(content | fields))
+
+
+def test_a_study_of_before_measurements_were_registered(study):
+    kept(
+        study, {"ntk": {"examples": 64, "functional": "loss", "along_ladder": False}, "hessian": None, "weights": False}
+    )
+    assert [*read_study_folder(study).measurements] == ["ntk", "finetune"]
+
+
+def test_a_study_of_another_version(study):
+    kept(study, {"colour": {}}, lensjax="9.9")
+    with pytest.raises(InputError, match=r"no field evidence\.colour.* LensJAX 9\.9 wrote it, and this is .* version"):
+        report(study)
