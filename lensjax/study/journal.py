@@ -1,4 +1,4 @@
-"""The journal of a study: what was done, in order, as JSON lines that are only ever added to."""
+"""The journal of a study: what was done and decided, in order, as JSON lines that are only ever added to."""
 
 import json
 import os
@@ -22,15 +22,15 @@ class Entry(Strict):
     """A line of the journal: how a cell ended, or what was decided.
 
     Attributes:
-      version: Of the form of the journal.
+      version: Of the journal's format.
       study: Identity of the study.
       time: When, in UTC.
-      cell: What was done; None of a decision.
-      status, error: Whether it came to its end, and if not, why.
-      seconds: Wall time that it took, loading and compiling included.
-      flops: Floating-point operations that it took, where they are counted.
-      decision: What was decided, in a sentence; "" of a cell.
-      basis: Hash of what a decision looked at.
+      cell: The cell that ended; None for a decision.
+      status, error: Whether the cell failed, and why.
+      seconds: Its wall time, loading and compiling included.
+      flops: Its floating-point operations, where they are counted.
+      decision: A decision in a sentence; "" for a cell.
+      basis: Hash of everything that the decision depends on.
       eliminated: Candidates that are measured no further from here on.
       stop: Whether measuring ends here.
     """
@@ -50,7 +50,7 @@ class Entry(Strict):
 
     @property
     def run(self) -> Cell | None:
-        """The fine-tuning run that ended; None of anything else."""
+        """The cell, if it is a fine-tuning run."""
         return self.cell if self.cell is not None and self.cell.kind == FINETUNE else None
 
 
@@ -59,10 +59,14 @@ class Journal:
 
     Attributes:
       entries: Its lines so far, oldest first.
-      quarantined: How many lines could not be read; they were moved to a file beside it.
+      quarantined: Number of lines that could not be read, and were moved to a file beside it.
+
+    Args:
+      folder: The study's folder.
+      study: Identity of the study.
 
     Raises:
-      InputError: it is another study's, or of a newer version, or cannot be read or written.
+      InputError: it belongs to another study or a newer version, or cannot be read or written.
     """
 
     def __init__(self, folder: Path, study: str) -> None:
@@ -76,11 +80,14 @@ class Journal:
                     self._set_aside(entries, damaged)
             return [[entry.model_dump(mode="json") for entry in entries], len(damaged)]
 
-        found, self.quarantined = on_first(read)
-        self.entries = [Entry.model_validate(entry) for entry in found]
+        entries, self.quarantined = on_first(read)
+        self.entries = [Entry.model_validate(entry) for entry in entries]
 
     def add(self, **fields: object) -> Entry:
         """Add a line, which is on disk when this returns.
+
+        Args:
+          fields: Of `Entry`, but for study and time.
 
         Raises:
           InputError: it cannot be written.
@@ -102,7 +109,8 @@ class Journal:
         """How a cell ended the last time it was tried; None where it was not.
 
         Args:
-          forgiven: Failures among the first so many entries do not count.
+          cell: The cell.
+          forgiven: Number of entries, from the first, among which failures do not count.
         """
         for number in range(len(self.entries) - 1, -1, -1):
             entry = self.entries[number]
@@ -121,13 +129,12 @@ class Journal:
 def _check(entries: Sequence[Entry], study: str, path: Path) -> None:
     if any(entry.study != study for entry in entries):
         raise InputError(
-            f"{shorten(path, 400)} is the journal of another study; give the spec that it was made with, or a new "
-            "folder."
+            f"{shorten(path, 400)} is the journal of another study; give that study's spec, or a new folder."
         )
 
 
 def _read(path: Path) -> tuple[list[Entry], list[str]]:
-    """The lines of a journal, and those that are none."""
+    """The entries of a journal, and its damaged lines."""
     try:
         lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
     except FileNotFoundError:

@@ -1,5 +1,6 @@
 """The cost of a study before any training: operations, memory, hours, and the savings of smaller budgets."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,7 @@ class _Planner:
         try:
             memory = found.memory
             if room is not None and memory.peak > room:
-                problem = _too_large(f"{_size(memory.peak)} of {_size(room)}", spec, mesh)
+                problem = _too_large(f"{filesize.decimal(memory.peak)} of {filesize.decimal(room)}", spec, mesh)
         except NoRoom as error:
             problem = _too_large(str(error), spec, mesh)
         if not problem:
@@ -141,20 +142,20 @@ class _Planner:
                 "evidence": self._evidence(candidate.name, 0, costs),
                 "evidence_of_rung": self._evidence(candidate.name, self.bench.sizes[1], costs),
                 "search": self._search(candidate, spec, examples, costs),
-                "rungs": tuple(costs.runs([(seed, size) for seed in self.spec.seeds]) for size in self.bench.sizes),
-                "full_tuning": costs.runs([(seed, self.target) for seed in self.spec.seeds]),
+                "rungs": tuple(costs.runs(self.spec.seeds, size) for size in self.bench.sizes),
+                "full_tuning": costs.runs(self.spec.seeds, self.target),
             }
         )
         return planned.model_copy(update={"total": _up_to(planned, self.bench.sizes[-1])})
 
     def _search(self, candidate: CandidateSpec, spec: FinetuneSpec, examples: Examples, costs: "_Costs") -> Runs | None:
-        """The runs that find the learning rate, but for the one that is a rung's as well."""
+        """The runs that only the choice of the learning rate needs; the chosen one is a rung's as well."""
         tried = len(spec.training.learning_rates) if examples.search else 0
         saved = self.spec.keep_models or self.spec.cells_at(Cell(FINETUNE, candidate.name, examples.search))
         taken = self.spec.seeds[0] == 0 or not saved  # a search for another seed's rung leaves no model
         if 0 in self.spec.seeds and examples.search in self.bench.sizes and taken:
             tried -= 1
-        return costs.runs([(0, examples.search)] * tried) if tried > 0 else None
+        return costs.runs([0] * tried, examples.search) if tried > 0 else None
 
     def _evidence(self, name: str, size: int, costs: "_Costs") -> dict[str, Amount]:
         """Evidence on a rung by measurement, with all seeds; a note says why one cannot be computed."""
@@ -175,18 +176,17 @@ class _Planner:
 
 
 class _Costs(NamedTuple):
-    """What runs of a candidate cost whose programs take so many seconds."""
+    """The cost of a candidate's runs, by the seconds that its programs take."""
 
     candidate: AbstractCandidate
     taken: Seconds | None
 
-    def runs(self, cells: Sequence[tuple[int, int]]) -> Runs:
-        """Runs of a seed and a number of examples each, of which the latter is the same for all."""
-        works = [self.candidate.work(seed, size) for seed, size in cells]
-        taken = self.taken
+    def runs(self, seeds: Sequence[int], size: int) -> Runs:
+        """One run for each of some seeds, which need not differ, on a number of examples."""
+        works, taken = [self.candidate.work(seed, size) for seed in seeds], self.taken
         return Runs(
-            examples=cells[0][1],
-            runs=len(cells),
+            examples=size,
+            runs=len(seeds),
             steps=sum(sum(work.steps) for work in works),
             tokens=sum(work.tokens for work in works),
             flops=sum(self.candidate.flops(work) for work in works),
@@ -194,54 +194,49 @@ class _Costs(NamedTuple):
         )
 
     def at_speed_of_steps(self, flops: int) -> float | None:
-        """Seconds of other work, done as fast as training steps."""
-        if self.taken is None:
-            return None
-        return flops * self.taken.steps[1] / self.candidate.step_flops(self.candidate.lengths[1])
+        """Seconds of other work at the speed of training steps."""
+        long = self.candidate.lengths[1]
+        return None if self.taken is None else flops * self.taken.steps[1] / self.candidate.step_flops(long)
 
 
 def _sum(amounts: Iterable[Amount | None]) -> Amount:
-    """All of them together; of seconds that are not known of one, nobody knows the sum."""
-    there = [amount for amount in amounts if amount is not None]
-    seconds = [amount.seconds for amount in there]
-    known = [one for one in seconds if one is not None]
-    total = sum(known) if len(known) == len(seconds) else None
-    return Amount(flops=sum(amount.flops for amount in there), seconds=total)
+    """The sum of those that are not None; its seconds are None where those of one are not known."""
+    known = [amount for amount in amounts if amount is not None]
+    seconds = [amount.seconds for amount in known if amount.seconds is not None]
+    total = sum(seconds) if len(seconds) == len(known) else None
+    return Amount(flops=sum(amount.flops for amount in known), seconds=total)
 
 
 def _once(one: CandidatePlan) -> Amount:
-    """What is done once for all runs of a candidate."""
+    """The work that is done once for all runs of a candidate."""
     return Amount(seconds=None if one.each is None else one.each.preparing + one.each.compiling)
 
 
 def _up_to(one: CandidatePlan, largest: int) -> Amount:
-    """What a candidate would cost if that were its largest rung."""
+    """The cost of a candidate up to a rung."""
     rungs = [runs for runs in one.rungs if runs.examples <= largest]
     each = [amount for runs in rungs if runs.examples for amount in one.evidence_of_rung.values()]
     return _sum([_once(one), *one.evidence.values(), one.search, *rungs, *each])
 
 
 def _budget(candidates: Sequence[CandidatePlan], largest: int, full: Amount) -> BudgetPlan:
-    """What the study would cost if that were its largest rung."""
+    """The cost of the study up to a rung."""
     total = _sum(_up_to(one, largest) for one in candidates)
     return BudgetPlan(examples=largest, share=total.flops / full.flops if full.flops else 0.0, **dict(total))
 
 
 def _reached(spec: StudySpec, budgets: Sequence[BudgetPlan]) -> int | None:
-    """The largest rung that certainly is within the budget; None where that sets examples alone, or hours unknown."""
+    """The largest rung within a budget of FLOPs or hours; None where there is neither, or seconds are not known."""
     flops, hours = spec.budget.flops, spec.budget.hours
     if (flops is None and hours is None) or (hours is not None and budgets[-1].seconds is None):
         return None
-    within = (
-        row.examples
-        for row in budgets
-        if (flops is None or row.flops <= flops) and (hours is None or (row.seconds or 0) <= 3600 * hours)
-    )
+    most, longest = flops or math.inf, 3600 * (hours or math.inf)
+    within = (row.examples for row in budgets if row.flops <= most and (row.seconds or 0) <= longest)
     return max(within, default=0)
 
 
 def _too_large(needed: str, spec: FinetuneSpec, mesh: Mesh) -> str:
-    """Why a candidate does not fit, and what would help."""
+    """Says that a candidate does not fit the devices, and what would help."""
     training = spec.training
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     help_with = ["more devices along fsdp or tensor"]
@@ -255,12 +250,8 @@ def _too_large(needed: str, spec: FinetuneSpec, mesh: Mesh) -> str:
     return f"{needs}; what helps: {', '.join(help_with)}."
 
 
-def _size(size: int) -> str:
-    return filesize.decimal(size)
-
-
 def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Iterable[str]:
-    """What the numbers leave out."""
+    """What the numbers of a plan leave out."""
     yield "FLOPs are those of matrix products, of all epochs and min_steps; early stopping makes them fewer."
     if basis == "timed":
         yield "Hours are those of steps timed here, with compiling, and without reading weights."
@@ -276,7 +267,7 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
 
 
 def _sentence(plan: Plan) -> str:
-    """What it all comes to."""
+    """A plan in a sentence."""
     left_out = [shorten(one.model) for one in plan.candidates if one.problem]
     whole = plan.budgets[-1]
     row = next((row for row in plan.budgets if row.examples == plan.reached), whole)

@@ -60,7 +60,18 @@ class CandidateSpec(Strict):
     resources: Resources | None = None
 
 
-class Budget(Strict):
+class _Any(Strict):
+    """A model of which one field must be given."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        *names, last = type(self).model_fields
+        if all(getattr(self, name) is None for name in (*names, last)):
+            raise ValueError(f"give {', '.join(names)} or {last}")
+        return self
+
+
+class Budget(_Any):
     """The end of measuring: whichever of these comes first.
 
     Attributes:
@@ -79,12 +90,6 @@ class Budget(Strict):
         if value is not None and value < 2 * FIRST_RUNG:
             raise ValueError(f"a curve needs two rungs, so give at least {2 * FIRST_RUNG}")
         return value
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if self.examples is None and self.flops is None and self.hours is None:
-            raise ValueError("give examples, flops or hours")
-        return self
 
 
 class _Switches(Strict):
@@ -108,7 +113,7 @@ def _switches() -> Any:
 EvidenceSettings = _switches()
 
 
-class StopRule(Strict):
+class StopRule(_Any):
     """When the decision counts as clear: either condition is enough.
 
     Attributes:
@@ -118,12 +123,6 @@ class StopRule(Strict):
 
     probability_best: Probability | None = None
     expected_regret: PositiveFloat | None = None
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if self.probability_best is None and self.expected_regret is None:
-            raise ValueError("give probability_best or expected_regret")
-        return self
 
 
 class StudySpec(Strict):

@@ -201,9 +201,9 @@ def _from_bound(terms: BoundFinding) -> PowerPhase:
     return PowerPhase(model=terms.model, seen_in="bound", begins=begins, note=note)
 
 
-def _table(found: Sequence[BoundFinding], phases: Sequence[PowerPhase]) -> DataTable | None:
+def _table(bounds: Sequence[BoundFinding], phases: Sequence[PowerPhase]) -> DataTable | None:
     """Where phases begin, beside the terms of the bound where these were measured."""
-    terms, seen = {one.model: one for one in reversed(found)}, {one.model: one for one in phases}
+    terms, seen = {one.model: one for one in reversed(bounds)}, {one.model: one for one in phases}
     rows = []
     for model in dict.fromkeys([*seen, *terms]):
         phase, term = seen.get(model), terms.get(model)
@@ -212,25 +212,16 @@ def _table(found: Sequence[BoundFinding], phases: Sequence[PowerPhase]) -> DataT
             begins += f" (fit: {term.transition:,.0f})"
         row = [begins or text.DASH, "" if phase is None else _SEEN_IN[phase.seen_in]]
         if terms:
-            beta2 = "" if term is None else str(term.beta2 or text.DASH)
-            row += ["" if term is None else text.significant(term.sum_of_largest[-1], 3), beta2]
-        note = phase.note if phase is not None and phase.note else term.note if term is not None else ""
-        rows.append((model, [*row, note]))
+            row += [text.significant(term.sum_of_largest[-1], 3), str(term.beta2 or text.DASH)] if term else ["", ""]
+        rows.append((model, [*row, (phase and phase.note) or (term and term.note) or ""]))
     columns = ["Power phase from", "Seen in", *(["Σ Hᵢ, last rung", "β₂, 90 % interval"] if terms else []), "Note"]
     return DataTable("Phases of candidates", columns, rows, words=("Note",)) if rows else None
 
 
-def _plot(found: Sequence[BoundFinding]) -> LinePlot:
-    several = len({one.seed for one in found}) > 1
-    lines = [
-        Line(
-            f"{one.model}, seed {one.seed}" if several else one.model,
-            one.examples,
-            one.sum_of_largest,
-            model=one.model,
-        )
-        for one in found
-    ]
-    blocks = "rows of blocks as in one product" if found[0].block == "joint" else "layers’ own blocks"
-    note = f"Σ Hᵢ over layers at every rung, the largest of {found[0].measured_on:,} training examples, {blocks}."
+def _plot(terms: Sequence[BoundFinding]) -> LinePlot:
+    several = len({one.seed for one in terms}) > 1
+    names = [f"{one.model}, seed {one.seed}" if several else one.model for one in terms]
+    lines = [Line(n, t.examples, t.sum_of_largest, model=t.model) for n, t in zip(names, terms, strict=True)]
+    blocks = "rows of blocks as in one product" if terms[0].block == "joint" else "layers’ own blocks"
+    note = f"Σ Hᵢ over layers at every rung, the largest of {terms[0].measured_on:,} training examples, {blocks}."
     return LinePlot("terms", "Hessian terms", "training examples", "Σ Hᵢ", lines, note, ladder=True)

@@ -151,9 +151,9 @@ class TangentKernel(Measurement):
 
 
 def _before(records: Records) -> dict[str, Measured]:
-    """Candidates' own kernels, where they were measured."""
-    found = {name: records.read(Cell(KIND, name, 0, records.seeds[0])) for name in records.models}
-    return {name: one for name, one in found.items() if one is not None and "theta" in one.arrays}
+    """Candidates' kernels before fine-tuning, where they were measured."""
+    kernels = {name: records.read(Cell(KIND, name, 0, records.seeds[0])) for name in records.models}
+    return {name: one for name, one in kernels.items() if one is not None and "theta" in one.arrays}
 
 
 def kernels(records: Records) -> list[KernelFinding]:
@@ -174,7 +174,7 @@ def kernels(records: Records) -> list[KernelFinding]:
 
 
 def residuals(records: Records) -> dict[str, Modes]:
-    """Modes of the residuals of candidates' kernels: rates and weights; see `lensjax.curvature.dynamics`.
+    """Rates and weights of the residuals of candidates' kernels; see `lensjax.curvature.dynamics.residual_modes`.
 
     Raises:
       InputError: a file of them cannot be read.
@@ -196,26 +196,25 @@ def kernel_drifts(records: Records) -> list[KernelDrift]:
     """
     drifts, seed = [], records.seeds[0]
     for name, before in _before(records).items():
-        cells = ((size, records.read(Cell(KIND, name, size, seed))) for size in records.sizes if size)
-        rungs = [
-            (size, after)
-            for size, after in cells
+        cells = {size: records.read(Cell(KIND, name, size, seed)) for size in records.sizes if size}
+        rungs = {
+            size: after
+            for size, after in cells.items()
             if after is not None and "theta" in after.arrays and _measured_on(after) == _measured_on(before)
-        ]
-        if not rungs:
-            continue
-        summaries = [after.summary for _, after in rungs]
-        drifts.append(
-            KernelDrift(
-                model=name,
-                seed=seed,
-                examples=tuple(size for size, _ in rungs),
-                drift=tuple(kernel_drift(before.arrays["theta"], after.arrays["theta"]) for _, after in rungs),
-                growth=tuple(summary["trace"] / before.summary["trace"] for summary in summaries),
-                effective_rank=tuple(summary["effective_rank"] for summary in summaries),
-                target_alignment=tuple(summary["target_alignment"] for summary in summaries),
+        }
+        if rungs:
+            theta, summaries = before.arrays["theta"], [after.summary for after in rungs.values()]
+            drifts.append(
+                KernelDrift(
+                    model=name,
+                    seed=seed,
+                    examples=tuple(rungs),
+                    drift=tuple(kernel_drift(theta, after.arrays["theta"]) for after in rungs.values()),
+                    growth=tuple(summary["trace"] / before.summary["trace"] for summary in summaries),
+                    effective_rank=tuple(summary["effective_rank"] for summary in summaries),
+                    target_alignment=tuple(summary["target_alignment"] for summary in summaries),
+                )
             )
-        )
     return drifts
 
 
@@ -224,60 +223,38 @@ def _measured_on(kernel: Measured) -> dict[str, Any]:
     return {name: value for name, value in (kernel.summary.get("asked") or {}).items() if name != "training"}
 
 
-def _plots(found: Sequence[KernelFinding], drifts: Sequence[KernelDrift]) -> list[LinePlot]:
-    spectra = [Line(one.model, range(1, len(one.eigenvalues) + 1), one.eigenvalues) for one in found]
+def _plots(kernels: Sequence[KernelFinding], drifts: Sequence[KernelDrift]) -> list[LinePlot]:
+    spectra = [Line(one.model, range(1, len(one.eigenvalues) + 1), one.eigenvalues) for one in kernels]
     falls = []
-    for one in found:
+    for one in kernels:
         least = _FLAT * max(one.residuals, default=0)
-        pairs = [(t, f) for t, f in zip(one.times, one.residuals, strict=True) if f > least]
-        falls.append(Line(one.model, [t for t, _ in pairs], [f for _, f in pairs]))
-    plots = [
-        LinePlot(
-            "spectra",
-            "NTK spectra",
-            "rank",
-            "eigenvalue of Θ / N",
-            spectra,
-            "Eigenvalues of Θ / N at the pretrained weights, largest first.",
-        ),
-        LinePlot(
-            "residuals",
-            "Residuals F(Θ, t)",
-            "η t",
-            "F(Θ, t)",
-            falls,
-            "Squared error per example that linearised training has left after a time t.",
-        ),
-    ]
+        points = [(t, f) for t, f in zip(one.times, one.residuals, strict=True) if f > least]
+        falls.append(Line(one.model, [t for t, _ in points], [f for _, f in points]))
+    note = "Eigenvalues of Θ / N at the pretrained weights, largest first."
+    plots = [LinePlot("spectra", "NTK spectra", "rank", "eigenvalue of Θ / N", spectra, note)]
+    note = "Squared error per example that linearised training has left after a time t."
+    plots += [LinePlot("residuals", "Residuals F(Θ, t)", "η t", "F(Θ, t)", falls, note)]
     if drifts:
-        plots.append(
-            LinePlot(
-                "drifts",
-                "Drift of kernels",
-                "training examples",
-                "1 − cos of kernels",
-                [Line(one.model, one.examples, one.drift) for one in drifts],
-                "1 − cos between the kernel before and after fine-tuning: 0 where only its scale changes.",
-                ladder=True,
-            )
+        note = "1 − cos between the kernel before and after fine-tuning: 0 where only its scale changes."
+        lines, x, y = (
+            [Line(one.model, one.examples, one.drift) for one in drifts],
+            "training examples",
+            "1 − cos of kernels",
         )
+        plots += [LinePlot("drifts", "Drift of kernels", x, y, lines, note, ladder=True)]
     return plots
 
 
-def _table(found: Sequence[KernelFinding], drifts: Sequence[KernelDrift]) -> DataTable:
+def _table(kernels: Sequence[KernelFinding], drifts: Sequence[KernelDrift]) -> DataTable:
     drift_of = {one.model: one for one in drifts}
     rows = []
-    for one in found:
-        values = [
-            f"{one.effective_rank:.1f} of {one.size:,}",
-            text.DASH if one.target_alignment is None else f"{one.target_alignment:.3f}",
-            text.significant(one.eigenvalues[0]) if one.eigenvalues else text.DASH,
-            text.significant(one.residuals[0]) if one.residuals else text.DASH,
-        ]
+    for one in kernels:
+        aligned = text.DASH if one.target_alignment is None else f"{one.target_alignment:.3f}"
+        first = [text.significant(of[0]) if of else text.DASH for of in (one.eigenvalues, one.residuals)]
+        values = [f"{one.effective_rank:.1f} of {one.size:,}", aligned, *first]
         if drifts:
             drift = drift_of.get(one.model)
-            last = (f"{drift.drift[-1]:.3f}", text.significant(drift.growth[-1], 3)) if drift else (text.DASH,) * 2
-            values += last
+            values += [f"{drift.drift[-1]:.3f}", text.significant(drift.growth[-1], 3)] if drift else [text.DASH] * 2
         rows.append((one.model, values))
     after = ["Drift, last rung", "Growth of its trace"] if drifts else []
     columns = ["Effective rank", "Alignment", "Largest eigenvalue", "F(Θ, 0)", *after]
