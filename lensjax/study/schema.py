@@ -1,6 +1,6 @@
-"""What a study found, as report.json holds it; `StudyReport.model_json_schema()` is its JSON schema.
+"""The report of a study as report.json holds it; `StudyReport.model_json_schema()` is its JSON schema.
 
-Losses are in nats per target token, sizes in training examples. What is not known is null.
+Losses are in nats per target token, sizes in training examples. Unknown values are null.
 """
 
 from typing import Any, Literal
@@ -17,12 +17,12 @@ LEARNING_RATES = "learning_rates"  # runs that only the choice of a learning rat
 
 
 class Decision(Strict):
-    """What the study says to do.
+    """The decision of a study.
 
     Attributes:
-      sentence: In words; where there is no ranking yet, what is known and what is left.
+      sentence: In words; where there is no ranking yet, how far the study is.
       model: The candidate to fine-tune; None where there is no ranking yet.
-      final: Whether nothing is left to measure, as far as that is known.
+      final: Whether measuring has ended.
     """
 
     sentence: str
@@ -34,9 +34,9 @@ class Progress(Strict):
     """How far the study is.
 
     Attributes:
-      done: Cells that ended, failed ones included.
-      left: Cells that are still to be computed; None where the strategy chooses them as it goes.
-      ended_by: What ended measuring: the rule that the spec has for it, the budget, or the last rung.
+      done: Number of cells that ended, failed ones included.
+      left: Number of cells still to be computed; None where the strategy chooses them as it goes.
+      ended_by: Why measuring ended: by the spec's rule, the budget, or the last rung.
     """
 
     done: int
@@ -68,12 +68,12 @@ class Ranked(Strict):
     Attributes:
       rank: From 1.
       model, family, parameters: The candidate.
-      loss_at_budget: At the largest size that was measured.
-      predicted, lower90, upper90: The method's score, which is the predicted loss where it predicts one.
-      probability_best: That it has the lowest loss at the target.
-      expected_regret: Of choosing it.
-      baselines: Scores under the other methods, by their names; less is better.
-      law: Parameters of the fitted law, by their names, where the method has one.
+      loss_at_budget: Loss at the largest measured size.
+      predicted, lower90, upper90: The method's score, with its 90 % interval where it is a predicted loss.
+      probability_best: Probability that it has the lowest loss at the target.
+      expected_regret: Expected regret of choosing it.
+      baselines: Scores by other methods' names; lower is better.
+      law: Parameters of the fitted law by their names, where the method has one.
     """
 
     rank: int
@@ -95,9 +95,9 @@ class Ablation(Strict):
 
     Attributes:
       variant: Its name.
-      meaning: What it holds, in words.
+      meaning: In words.
       evidence: Log marginal likelihood of the measured losses, in nats.
-      held_out: Mean log predictive density of the largest rung from the smaller ones, in nats a model.
+      held_out: Mean log predictive density of the largest rung given the smaller ones, in nats a model.
       predicted: Losses at the target by candidate.
     """
 
@@ -112,7 +112,7 @@ class LensLLM(Strict):
     """The LensLLM method and its ablation: log D_l = a + b log F(Θ, t) + ε.
 
     Attributes:
-      a, b, time: What all candidates share, in the tied variant.
+      a, b, time: Parameters that all candidates share in the tied variant.
       ablation: Every variant.
       verdict: Whether the kernels helped here.
     """
@@ -125,13 +125,14 @@ class LensLLM(Strict):
 
 
 class Spent(Strict):
-    """What one kind of work took for a candidate.
+    """The cost of one kind of work on a candidate.
 
     Attributes:
-      model, kind: The candidate, and the kind of work; "learning_rates" are runs that only the choice of one needed.
-      cells: How many.
-      seconds: Wall time; that of "learning_rates" is in that of "finetune".
-      flops: Where they are counted, which they are not of "weights".
+      model: The candidate.
+      kind: Name of a measurement, or "learning_rates" for runs that only the choice of a learning rate needed.
+      cells: Number of cells or runs.
+      seconds: Wall time; that of "learning_rates" is part of that of "finetune".
+      flops: Floating-point operations, where the measurement counts them.
     """
 
     model: str
@@ -145,7 +146,7 @@ class Consumption(Strict):
     """An amount of computing.
 
     Attributes:
-      flops: Floating-point operations of fine-tuning, evaluation, kernels and Hessians.
+      flops: Floating-point operations, where they are counted.
       seconds: Wall time.
       kwh: Energy in kWh; None where a device's power is not known.
     """
@@ -156,18 +157,18 @@ class Consumption(Strict):
 
 
 class Cost(Strict):
-    """What the study took, and what it saved.
+    """The cost of the study, and its savings.
 
     Attributes:
-      spent: By candidate and kind.
-      total: Of all.
-      full_tuning: What fine-tuning every candidate on the target's examples would take, in proportion to its largest
-        run; None until all have one, but for those that failed before.
-      full_tuning_of: Candidates that this is of, and ladder_flops: those with a run on some examples.
-      share_saved: 1 − FLOPs spent / FLOPs of full_tuning, below 0 where more was spent; None where it is not known.
-      ladder_flops: Of every run of the ladder.
-      skipped_flops: Of those that elimination and the rule for stopping spared, in proportion likewise.
-      energy: How energy was estimated.
+      spent: By candidate and kind of work.
+      total: The sum.
+      full_tuning: Cost of fine-tuning every candidate on the target's examples, in proportion to its largest run; None
+        until all have one, but for those that failed before.
+      full_tuning_of: Candidates in full_tuning and ladder_flops: those with a run on some examples.
+      share_saved: 1 − FLOPs spent / FLOPs of full_tuning, negative where more was spent; None where it is unknown.
+      ladder_flops: FLOPs of every run of the ladder, measured or in proportion.
+      skipped_flops: FLOPs of the runs that elimination and the rule for stopping saved.
+      energy: How energy was estimated, in a sentence.
     """
 
     spent: tuple[Spent, ...]
@@ -185,8 +186,8 @@ class Failure(Strict):
 
     Attributes:
       model, cell: The candidate, and the cell in words.
-      error: Why.
-      mend: What to do.
+      error: Why it failed.
+      mend: How to mend it.
     """
 
     model: str
@@ -196,21 +197,21 @@ class Failure(Strict):
 
 
 class Elimination(Strict):
-    """A candidate that is measured no further, and the largest rung that had been measured when that was decided."""
+    """A candidate that was eliminated, and the largest rung that had been measured by then."""
 
     model: str
     after: int
 
 
 class PastDecision(Strict):
-    """A decision of the journal, and when it was taken, in UTC."""
+    """A decision in the journal, and its time in UTC."""
 
     time: str
     decision: str
 
 
 class Origin(Strict):
-    """What results come from: versions of packages, devices as "count × kind", and seeds."""
+    """The origin of the results: versions of packages, devices as "count × kind", and seeds."""
 
     lensjax: tuple[str, ...]
     jax: tuple[str, ...]
@@ -221,34 +222,28 @@ class Origin(Strict):
 def _findings() -> Any:
     """A model with the fields that measurements add to a report."""
     models = [kind.findings for _, kind in MEASUREMENTS.items() if kind.findings is not None]
-    return create_model("Findings", __base__=(*models, Strict))
+    return create_model("MeasurementFindings", __base__=(*models, Strict))
 
 
-class StudyReport(_findings()):  # type: ignore[misc]  # which fields there are is known at run time
+class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at run time
     """Everything that a study has measured and decided so far, with the findings of every measurement.
 
     Attributes:
-      version: Of this form; readers should refuse others.
+      version: Of the format; readers should refuse others.
       lensjax: Version that wrote the report.
       study, task: Their names.
-      method: That ranks; the spec's where there is no ranking yet.
+      method: Name of the method that ranks; the spec's where there is no ranking yet.
       strategy: As in the spec.
-      budget: The largest size that was measured, 0 where none was.
-      target: What losses are predicted at.
-      decision: What to do.
-      progress: How far the study is.
+      budget: Largest measured size; 0 where nothing was measured.
+      target: Size that losses are predicted at.
       candidates: In the order of the spec.
       ranking: Best first; empty where there is none yet.
       left_out: Why candidates are not in the ranking, by name.
-      warnings: To be read before the ranking is trusted.
-      assumptions: What the method assumed.
-      lensllm: None where it could not be fitted.
-      lensllm_missing: Why.
-      cost: What was spent and saved.
-      failures: Of cells, the last try of each.
-      eliminated: In the order in which they were.
-      journal: Decisions, in order.
-      origin: Of the results.
+      warnings: Sentences to read before the ranking is trusted.
+      assumptions: Of the method, in sentences.
+      lensllm, lensllm_missing: The LensLLM law; where it is None, why it could not be fitted.
+      failures: Cells whose last try failed.
+      eliminated, journal: Eliminations and decisions in their order.
     """
 
     version: Literal[1] = VERSION

@@ -236,12 +236,8 @@ def _plots(kernels: Sequence[KernelFinding], drifts: Sequence[KernelDrift]) -> l
     plots += [LinePlot("residuals", "Residuals F(Θ, t)", "η t", "F(Θ, t)", falls, note)]
     if drifts:
         note = "1 − cos between the kernel before and after fine-tuning: 0 where only its scale changes."
-        lines, x, y = (
-            [Line(one.model, one.examples, one.drift) for one in drifts],
-            "training examples",
-            "1 − cos of kernels",
-        )
-        plots += [LinePlot("drifts", "Drift of kernels", x, y, lines, note, ladder=True)]
+        lines, y = [Line(one.model, one.examples, one.drift) for one in drifts], "1 − cos of kernels"
+        plots += [LinePlot("drifts", "Drift of kernels", "training examples", y, lines, note, ladder=True)]
     return plots
 
 
