@@ -56,7 +56,7 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Cell(NamedTuple):
-    """A piece of a study's work, which depends on nothing but the fine-tuned model that it may be measured at.
+    """A piece of a study's work, independent of all others but for the fine-tuned model that it may be about.
 
     Attributes:
       kind: Name of the measurement.
@@ -89,11 +89,11 @@ class Interval(Strict):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured in a cell.
+    """The result of a cell.
 
     Attributes:
-      summary: What JSON can hold.
-      arrays: By name.
+      summary: Numbers and texts by name, as JSON can hold them.
+      arrays: Arrays by name.
       flops: Floating-point operations that it took; 0 where they are not counted.
       error: Why it failed; "" where it did not.
     """
@@ -116,7 +116,7 @@ class Subject:
       examples: The first `Measurement.rows` training examples of the cell's seed, the same for every model.
       folder: Of the cell's fine-tuning run.
       fine_tune: Makes that run, or reads its result where it is on disk.
-      shared: Whatever cells of one candidate have in common, such as compiled programs.
+      shared: A store for anything that several cells of the candidate can use, such as compiled programs.
     """
 
     cell: Cell
@@ -158,14 +158,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Records:
-    """What a study has measured so far, for measurements to read back.
+    """The results of a study so far, for measurements to read back.
 
     Attributes:
       models: Names of the candidates.
       sizes: Training examples of the rungs, 0 included.
       seeds: Of the study.
       curves: Losses of the candidates that have any; None where there are none.
-      read: What was measured in a cell; None where it was not. Raises InputError where a file cannot be read.
+      read: Gives a cell's result; None where there is none. Raises InputError where a file cannot be read.
     """
 
     models: Sequence[str]
@@ -183,9 +183,9 @@ class Measurement(Strict):
     Attributes:
       title: Its name as a heading, such as "Kernel".
       label: Its name in a sentence, such as "kernel".
-      help: What `lensjax study init` says of it in the file that it writes, and of its settings.
-      by_default: Whether a study whose file does not mention it measures it.
-      counts_flops: Whether `flops` and `Measured.flops` say what it takes.
+      help: The comment on it and its settings in the file that `lensjax study init` writes.
+      by_default: Whether it is measured in studies whose file does not mention it.
+      counts_flops: Whether its operations are counted, by `flops` and `Measured.flops`.
       findings: A Pydantic model with the fields that it adds to report.json; each needs a default.
     """
 
@@ -213,7 +213,7 @@ class Measurement(Strict):
         return () if rung else seeds[:1]
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that results depend on, as JSON; by default all. Where they change, cells are computed again."""
+        """The settings that results depend on, as JSON; by default all. Cells are computed again when they change."""
         return self.model_dump(mode="json")
 
     def flops(self, model: Model, batch: Batch | None) -> int:
@@ -231,8 +231,11 @@ class Measurement(Strict):
     def measure(self, subject: Subject) -> Measured:
         """Measure a cell.
 
+        Args:
+          subject: The model that the cell is about, and the examples.
+
         Raises:
-          InputError: it cannot be measured. Other candidates go on.
+          InputError: it cannot be measured; the study goes on with other cells.
         """
         raise NotImplementedError
 
@@ -243,15 +246,15 @@ class Measurement(Strict):
 
     @classmethod
     def for_methods(cls, records: Records) -> Mapping[str, Any]:
-        """What selection methods get to know of each candidate, by its name, see `lensjax.selection.evidence`."""
+        """A value for each candidate, by its name, for selection methods; see `lensjax.selection.evidence`."""
         return {}
 
     @classmethod
     def show(cls, findings: Any) -> Sequence[Section]:
-        """Sections of the study's page, without an order of candidates, which is that of the ranking.
+        """Sections of the study's page, which shows candidates in the order of the ranking.
 
         Args:
-          findings: Has the fields that `collect` gave.
+          findings: Has the fields of `findings`, as `collect` returned them.
         """
         return ()
 

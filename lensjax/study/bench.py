@@ -40,7 +40,7 @@ class Outcome:
 
 
 class Bench:
-    """Where the cells of a study are computed; what they share is made once.
+    """Computes cells of a study; what they share is made once.
 
     Args:
       spec: The study.

@@ -22,7 +22,7 @@ from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.train.results import Result, read_result
 from lensjax.train.runs import MODEL, SEARCH, Run
 
-EVIDENCE = "evidence"  # folder of everything but runs
+EVIDENCE = "evidence"  # folder of all results but those of runs
 STUDY = "study.json"
 _RUNNING = ".running"  # held by the command that runs the study
 
@@ -103,7 +103,7 @@ def run_folder(out: Path, candidate: CandidateSpec, cell: Cell) -> Path:
 
 
 def evidence_file(out: Path, cell: Cell) -> Path:
-    """The JSON file of what was measured; arrays lie beside it, under the same name with .npz."""
+    """The JSON file of a cell's result; arrays lie beside it, under the same name with .npz."""
     name = f"{cell.kind}-{cell.examples}-seed-{cell.seed}" if cell.examples or cell.seed else cell.kind
     return out / EVIDENCE / cell.model / f"{name}.json"
 
@@ -118,7 +118,7 @@ def evidence_cells(spec: StudySpec, out: Path) -> Iterator[Cell]:
 
 
 def read_evidence(out: Path, cell: Cell) -> Measured | None:
-    """What was measured in a cell; None where it was not.
+    """The result of a cell; None where there is none.
 
     Raises:
       InputError: a file cannot be read.
@@ -138,7 +138,7 @@ def read_evidence(out: Path, cell: Cell) -> Measured | None:
 
 
 def write_evidence(out: Path, cell: Cell, measured: Measured) -> None:
-    """Write what was measured in a cell, all of it or nothing.
+    """Write the result of a cell, all of it or nothing.
 
     Raises:
       InputError: the folder is missing or not writable, or the disk is full.
@@ -162,7 +162,7 @@ def settings_of(spec: StudySpec, cell: Cell) -> dict[str, Any]:
 
 
 def is_current(spec: StudySpec, out: Path, cell: Cell) -> bool:
-    """Whether a cell's result is on disk, of the spec's present settings, and the model too that other cells wait for.
+    """Whether a cell's result is on disk and of the spec's present settings, with the model if other cells need it.
 
     Raises:
       InputError: it cannot be read.

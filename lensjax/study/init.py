@@ -10,6 +10,7 @@ from pathlib import Path
 from lensjax.core.errors import InputError, shorten
 from lensjax.measure.measurement import selectable
 from lensjax.models.hub import local_folder, read_config
+from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.study.spec import read_study
 from lensjax.tasks.task import TooFewExamples, load_task
 from lensjax.train.prepare import FIRST_RUNG
@@ -19,9 +20,9 @@ _HELD_OUT = 1000  # examples of validation, and of the test set, where there are
 
 _TEXT = """\
 # A study: which of these models should be fine-tuned on this data?
-#   lensjax plan {file}    what it will cost
+#   lensjax plan {file}    its cost, before it is run
 #   lensjax run {file}     run it, or go on with it
-#   lensjax report {folder}      what is known so far
+#   lensjax report {folder}      the results so far
 
 # Folders of models, relative to this file, names on the Hugging Face hub, or pocket:NAME, which are part of LensJAX.
 # One that is to be trained otherwise:
@@ -57,7 +58,8 @@ budget:
 seeds: [0]
 evidence:
 {evidence}
-method: joint  # or lensllm, ats, sub_tuning, ...: what ranks; the others are shown beside it
+# Method that ranks, beside which the others are shown: {methods}.
+method: {method}
 strategy: ladder  # or adaptive: always the run that promises most for its cost
 # eliminate_below: 0.01  # P(best) under which a candidate is measured no further
 # stop_when: {{probability_best: 0.95, expected_regret: 0.005}}  # either is enough
@@ -101,8 +103,10 @@ def new_study(
         "budget": budget,
         "full": f"target: {full}" if full is not None else "# target: 100000",
         "evidence": "\n".join(_evidence_lines()),
+        "method": DEFAULT_METHOD,
+        "methods": ", ".join(METHODS.names),
     }
-    with tempfile.TemporaryDirectory() as elsewhere:  # what is wrong is said before anything is written
+    with tempfile.TemporaryDirectory() as elsewhere:  # errors come before anything is written
         trial = Path(elsewhere) / file.name
         there = [str(path) if (path := folder / os.path.expanduser(one)).is_dir() else one for one in candidates]
         text = _text(contents, there, str(folder / os.path.expanduser(data)), _HELD_OUT)

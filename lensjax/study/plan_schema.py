@@ -1,4 +1,4 @@
-"""What a study will cost, as `lensjax plan --json` writes it; `Plan.model_json_schema()` is its JSON schema."""
+"""The cost of a study, as `lensjax plan --json` writes it; `Plan.model_json_schema()` is its JSON schema."""
 
 from typing import Literal
 
@@ -34,7 +34,7 @@ class Runs(Amount):
 
 
 class CandidatePlan(Strict):
-    """What a candidate will cost.
+    """The cost of a candidate.
 
     Attributes:
       model, source: Its name and where it lies.
@@ -43,8 +43,8 @@ class CandidatePlan(Strict):
       lengths: Of the short and long shape of training batches, and of batches of evaluation.
       memory, room: Bytes that it takes of each device, and that each device has.
       each: How long its programs take.
-      evidence: What is measured of the pretrained model, by name of the measurement, where it can be counted.
-      evidence_of_rung: What is measured of the fine-tuned models of each rung above 0, with all seeds, likewise.
+      evidence: Measurements of the pretrained model by their names, where they are counted.
+      evidence_of_rung: Those of the fine-tuned models of each rung above 0, with all seeds.
       search: Runs that only find the learning rate.
       rungs: Runs of the ladder, with all seeds.
       total: All of these.
@@ -71,7 +71,7 @@ class CandidatePlan(Strict):
 
 
 class BudgetPlan(Amount):
-    """What a study up to a rung costs.
+    """The cost of a study up to a rung.
 
     Attributes:
       examples: The largest rung.
@@ -83,22 +83,22 @@ class BudgetPlan(Amount):
 
 
 class Plan(Strict):
-    """What a study will cost, at most. Candidates with a problem count for nothing.
+    """The cost of a study, at most. Candidates with a problem count for nothing.
 
     Attributes:
       lensjax: Version.
       study, task: Their names.
       target: Number of examples that FullTuning fine-tunes every candidate on.
       device, devices, topology: Kind and number of devices, and the TPU topology that they are of, where not attached.
-      basis: What seconds are from: steps timed on the devices, or a share of their published peak; None where there
+      basis: Origin of seconds: steps timed on the devices, or a share of their published peak; None where there
         are none.
       utilisation: That share.
-      candidates: What each costs.
-      budgets: What studies up to each rung cost; the last is this one.
+      candidates: Cost of each.
+      budgets: Costs of studies up to each rung; the last is this one.
       full_tuning: All candidates on the target, with all seeds and one learning rate.
       reached: Largest rung that the budget in FLOPs and hours is enough for, at most; None where it has neither, and 0
         where it is not enough for two rungs.
-      notes: What the numbers leave out.
+      notes: Sentences about what the numbers leave out.
       sentence: All of it in a sentence.
     """
 
