@@ -88,7 +88,7 @@ def run(
 
     Args:
         out: Folder of the study; by default one beside the file, with its name without the ending.
-        launcher: Where cells are computed: local is this process, one after another, and ray a Ray cluster.
+        launcher: Where cells are computed: local, in this process one after another, or ray, on a Ray cluster.
         dry_run: Only list the cells that are left if no candidate drops out and the budget lasts.
         limit: Stop after this many cells.
         retry: Repeat cells that failed before.

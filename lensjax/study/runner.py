@@ -225,7 +225,7 @@ class _Runner:
             points = advice.candidate_points(left, self.bench.sizes)
             found = advice.advise(table, self.target, {point: self.cost(*point) for point in points})
             best = next(iter(found.points), None)
-            return tuple(best.point) if best is not None and best.drop else None
+            return (best.point.model, best.point.examples) if best is not None and best.drop else None
 
         chosen = on_first(ask)
         return None if chosen is None else (chosen[0], chosen[1])
