@@ -321,7 +321,6 @@ def lanczos(plan: Plan) -> Json:
     seconds, pairs = timed(
         lambda: top_eigenpairs(
             product,
-            model.params,
             plan.eigenvalues,
             products=plan.steps,
             basis=plan.basis,

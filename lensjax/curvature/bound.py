@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.flops import matmul_flops
-from lensjax.core.pytrees import path_name
+from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.hvp import layer_forms
 from lensjax.curvature.jaxpr.program import Function, Program, traced_program
 from lensjax.curvature.streaming import (
@@ -79,7 +79,7 @@ class LayerTerms:
         return self.forms if self.positive is None else self.positive
 
 
-def difference(pretrained: Any, finetuned: Any) -> Any:
+def difference(pretrained: PyTree, finetuned: PyTree) -> PyTree:
     """v = ŵ − w, in the types of ŵ.
 
     Raises:
@@ -109,9 +109,9 @@ def difference(pretrained: Any, finetuned: Any) -> Any:
 
 def layer_terms(
     losses: Function,
-    pretrained: Any,
-    finetuned: Any,
-    batch: Any,
+    pretrained: PyTree,
+    finetuned: PyTree,
+    batch: PyTree,
     *,
     block: Block = "diagonal",
     positive_steps: int | None = None,
@@ -163,7 +163,7 @@ def layer_terms(
 
 
 def layer_terms_flops(
-    losses: Function, params: Any, batch: Any, *, block: Block = "diagonal", positive_steps: int | None = None
+    losses: Function, params: PyTree, batch: PyTree, *, block: Block = "diagonal", positive_steps: int | None = None
 ) -> int:
     """Floating-point operations of the matrix products of `layer_terms`, of which nothing is computed.
 
@@ -174,7 +174,7 @@ def layer_terms_flops(
       params: Those of either model, or their shapes.
     """
 
-    def compute(params: Any, batch: Any) -> Any:
+    def compute(params: PyTree, batch: PyTree) -> Any:
         layers = scanned_layers(losses, params, batch)
         value = _values(*traced_program(losses, params, batch, (0, 1)), params, batch)
         return value, _forms(losses, params, batch, params, layers, block, positive_steps)
@@ -182,7 +182,7 @@ def layer_terms_flops(
     return sum(matmul_flops(compute, params, one) for _, _, one in Shares(batch))
 
 
-def layer_names(params: Any, layers: tuple[int | None, ...]) -> tuple[str, ...]:
+def layer_names(params: PyTree, layers: tuple[int | None, ...]) -> tuple[str, ...]:
     """Paths of the leaves, and of those with layers, as `scanned_layers` gives them, of every slice."""
     names: list[str] = []
     for (path, _), length in zip(jax.tree_util.tree_leaves_with_path(params), layers, strict=True):
@@ -201,7 +201,7 @@ def check_constants(loss_bound: float, epsilon: float = EPSILON, remainder: floa
 
 
 @dataclass(frozen=True)
-class BoundTerms:
+class Bound:
     """The right-hand side of the bound, in nats: (1 + ε) L̂, (1 + ε) Σ √(C H_i) / √n, and c n^(−3/4)."""
 
     empirical: float
@@ -222,7 +222,7 @@ def bound_terms(
     *,
     epsilon: float = EPSILON,
     remainder: float = REMAINDER,
-) -> BoundTerms:
+) -> Bound:
     """The three terms of the bound.
 
     Args:
@@ -245,7 +245,7 @@ def bound_terms(
             "and n from 1 up."
         )
     hessian = (1 + epsilon) * float(np.sqrt(loss_bound * np.asarray(largest)).sum()) / n**0.5
-    return BoundTerms((1 + epsilon) * train_loss, hessian, remainder * n**-RATE)
+    return Bound((1 + epsilon) * train_loss, hessian, remainder * n**-RATE)
 
 
 def _stacked(parts: list[Array], layers: tuple[int | None, ...]) -> Float[np.ndarray, "l N"]:
@@ -261,15 +261,15 @@ def _minus(x: Array, y: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _values(program: Program, captured: Any, params: Any, batch: Any) -> Array:
+def _values(program: Program, captured: PyTree, params: PyTree, batch: PyTree) -> Array:
     return program(captured, params, batch)
 
 
 def _forms(
     losses: Function,
-    params: Any,
-    batch: Any,
-    v: Any,
+    params: PyTree,
+    batch: PyTree,
+    v: PyTree,
     layers: tuple[int | None, ...],
     block: Block,
     positive_steps: int | None,
@@ -282,7 +282,7 @@ def _forms(
 
 
 def _positive_parts(
-    losses: Function, params: Any, batch: Any, v: Any, layers: tuple[int | None, ...], steps: int
+    losses: Function, params: PyTree, batch: PyTree, v: PyTree, layers: tuple[int | None, ...], steps: int
 ) -> list[Array]:
     """v_iᵀ (H_ii)₊ v_i of every leaf, [layers?, examples?]."""
     program, captured = traced_program(losses, params, batch, (0, 1))
@@ -302,14 +302,14 @@ def _positive(
     number: int,
     layers: int | None,
     steps: int,
-    captured: Any,
-    params: Any,
-    batch: Any,
+    captured: PyTree,
+    params: PyTree,
+    batch: PyTree,
     v: Array,
 ) -> Array:
     leaves, structure = jax.tree.flatten(params)
 
-    def form(example: Any, layer: Array | None) -> Array:
+    def form(example: PyTree, layer: Array | None) -> Array:
         def f(part: Array) -> Array:
             leaf = part if layer is None else leaves[number].at[layer].set(part)
             mixed = [leaf if i == number else other for i, other in enumerate(leaves)]

@@ -20,9 +20,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
-from lensjax.core.pytrees import path_name
+from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.jaxpr.program import Function, Program, traced_program
 from lensjax.curvature.jaxpr.taylor import second_derivative
+from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import (
     Batches,
     Layout,
@@ -41,9 +42,8 @@ from lensjax.curvature.streaming import (
     wide,
 )
 
-Product = Callable[[Any], Any]
 Mode = Literal["linearized", "direct"]
-Linear = Callable[[Any], Any]
+Linear = Callable[[PyTree], PyTree]
 Layers = tuple[int | None, ...]
 Forms = tuple[Array, list[Array]]
 _BACKWARD = "hvp_fn can take it, which runs the backward pass that it has"
@@ -59,11 +59,11 @@ class OutputLoss:
       hessian: (outputs, batch) → (u ↦ ∇²loss u); differentiated for where it is not given.
     """
 
-    loss: Callable[[Any, Any], Array]
-    hessian: Callable[[Any, Any], Linear] | None = None
+    loss: Callable[[PyTree, PyTree], Array]
+    hessian: Callable[[PyTree, PyTree], Linear] | None = None
 
 
-def hvp_fn(loss: Function, params: Any, batch: Any, *, mode: Mode | None = None) -> Product:
+def hvp_fn(loss: Function, params: PyTree, batch: PyTree, *, mode: Mode | None = None) -> LinearOperator:
     """v ↦ H v with H = ∇² loss(params, batch), forward over reverse (Pearlmutter 1994).
 
     Args:
@@ -78,12 +78,12 @@ def hvp_fn(loss: Function, params: Any, batch: Any, *, mode: Mode | None = None)
       InputError: parameters are not floating-point numbers, the loss is not a scalar, there are no examples, or, from
         the product, the vector does not match the parameters, or a batch's loss is not finite.
     """
-    return _product_fn(_Hessian(), loss, params, batch, mode)
+    return _operator(_Hessian(), loss, params, batch, mode)
 
 
 def ggn_vp_fn(
-    outputs: Function, loss: OutputLoss | Function, params: Any, batch: Any, *, mode: Mode | None = None
-) -> Product:
+    outputs: Function, loss: OutputLoss | Function, params: PyTree, batch: PyTree, *, mode: Mode | None = None
+) -> LinearOperator:
     """v ↦ Jᵀ H_L J v, the generalised Gauss–Newton matrix (Schraudolph 2002; Martens 2010): 1.33 to 1.67 gradients.
 
     J is the Jacobian of the outputs in the parameters, H_L the Hessian of the loss in the outputs. For losses that are
@@ -101,10 +101,12 @@ def ggn_vp_fn(
       InputError: as `hvp_fn`; also where the outputs have a custom_vjp, and so no forward derivative.
     """
     rule = _GaussNewton(loss if isinstance(loss, OutputLoss) else OutputLoss(loss))
-    return _product_fn(rule, outputs, params, batch, mode)
+    return _operator(rule, outputs, params, batch, mode)
 
 
-def empirical_fisher_vp_fn(losses: Function, params: Any, batch: Any, *, mode: Mode | None = None) -> Product:
+def empirical_fisher_vp_fn(
+    losses: Function, params: PyTree, batch: PyTree, *, mode: Mode | None = None
+) -> LinearOperator:
     """v ↦ (1/N) Σ_n g_n g_nᵀ v with g_n the gradient of example n's loss (Kunstner et al., arXiv 1905.12558).
 
     It is of the labels that there are, and not the Fisher matrix, whose labels the model draws; that is `ggn_vp_fn`'s.
@@ -116,11 +118,11 @@ def empirical_fisher_vp_fn(losses: Function, params: Any, batch: Any, *, mode: M
     Raises:
       InputError: as `ggn_vp_fn`.
     """
-    return _product_fn(_GaussNewton(_MEAN, ranks=(1,)), losses, params, batch, mode)
+    return _operator(_GaussNewton(_MEAN, ranks=(1,)), losses, params, batch, mode)
 
 
 def quadratic_form(
-    losses: Function, params: Any, batch: Any, v: Any, *, mode: Literal["forward", "reverse"] = "forward"
+    losses: Function, params: PyTree, batch: PyTree, v: PyTree, *, mode: Literal["forward", "reverse"] = "forward"
 ) -> Array:
     """vᵀ∇²ℓ v = d²ℓ(params + t v)/dt² at t = 0, of every example or of a scalar loss.
 
@@ -143,7 +145,7 @@ def quadratic_form(
     check_params(params)
     check_vector(params, v)
 
-    def form(one: Any) -> tuple[Array, Array]:
+    def form(one: PyTree) -> tuple[Array, Array]:
         if mode == "reverse":
             value, parts = _joint(losses, params, one, v, (None,) * len(jax.tree.leaves(params)))
             return value, sum(parts[1:], parts[0])
@@ -156,7 +158,7 @@ def quadratic_form(
 
 
 def layer_forms(
-    losses: Function, params: Any, batch: Any, v: Any, *, block: Literal["diagonal", "joint"]
+    losses: Function, params: PyTree, batch: PyTree, v: PyTree, *, block: Literal["diagonal", "joint"]
 ) -> dict[str, Array]:
     """v_iᵀ(∇²ℓ v)_i or v_iᵀ∇²_ii ℓ v_i for every layer i, of every example or of a scalar loss.
 
@@ -181,7 +183,7 @@ def layer_forms(
     check_vector(params, v)
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
-    def forms(one: Any) -> tuple[Array, dict[str, Array]]:
+    def forms(one: PyTree) -> tuple[Array, dict[str, Array]]:
         layers = scanned_layers(losses, params, one)
         value, parts = (_joint if block == "joint" else _diagonals)(losses, params, one, v, layers)
         return value, dict(zip(names, parts, strict=True))
@@ -213,11 +215,11 @@ class _Hessian:
 
     ranks = (0,)
 
-    def linear(self, f: Linear, params: Any, batch: Any) -> tuple[Array, Linear]:
+    def linear(self, f: Linear, params: PyTree, batch: PyTree) -> tuple[Array, Linear]:
         (value, _), push = jax.linearize(jax.value_and_grad(f), params)
         return value, lambda v: push(v)[1]
 
-    def direct(self, f: Linear, params: Any, batch: Any, v: Any) -> tuple[Array, Any]:
+    def direct(self, f: Linear, params: PyTree, batch: PyTree, v: PyTree) -> tuple[Array, PyTree]:
         (value, _), (_, product) = jax.jvp(jax.value_and_grad(f), (params,), (v,))
         return value, product
 
@@ -229,7 +231,7 @@ class _GaussNewton:
     output: OutputLoss
     ranks: tuple[int, ...] | None = None  # of the outputs
 
-    def linear(self, f: Linear, params: Any, batch: Any) -> tuple[Array, Linear]:
+    def linear(self, f: Linear, params: PyTree, batch: PyTree) -> tuple[Array, Linear]:
         z, push = jax.linearize(f, params)
         value = self.output.loss(z, batch)
         if value.shape:
@@ -241,7 +243,7 @@ class _GaussNewton:
         pull = jax.linear_transpose(push, params)
         return value, lambda v: pull(curve(push(v)))[0]
 
-    def direct(self, f: Linear, params: Any, batch: Any, v: Any) -> tuple[Array, Any]:
+    def direct(self, f: Linear, params: PyTree, batch: PyTree, v: PyTree) -> tuple[Array, PyTree]:
         value, product = self.linear(f, params, batch)
         return value, product(v)
 
@@ -249,7 +251,7 @@ class _GaussNewton:
 _Rule = _Hessian | _GaussNewton
 
 
-def _product_fn(rule: _Rule, f: Function, params: Any, batch: Any, mode: Mode | None) -> Product:
+def _operator(rule: _Rule, f: Function, params: PyTree, batch: PyTree, mode: Mode | None) -> LinearOperator:
     """The mean over batches of a rule's products; the batches are all linearised now, or each for every vector."""
     if mode not in (None, "linearized", "direct"):
         raise InputError(f"mode is '{mode}'; give 'linearized' or 'direct'.")
@@ -257,65 +259,65 @@ def _product_fn(rule: _Rule, f: Function, params: Any, batch: Any, mode: Mode | 
     data, how = Shares(batch), layout(params)
     linearized = mode == "linearized" or (mode is None and not isinstance(batch, Batches))
 
-    def call(compute: Callable[..., Any], one: Any, *v: Any) -> Any:
+    def call(compute: Callable[..., Any], one: PyTree, *v: PyTree) -> Any:
         with explained(_BACKWARD, _FORWARD):
             program, captured = traced_program(f, params, one, rule.ranks)
-            return compute(rule, program, how, captured, params, one, *v)
+            return compute(rule, program, captured, params, one, *v)
 
     held = [(share, *call(_linearize, one)) for _, share, one in data] if linearized else []
     if held:
         data.check({number: value for (number, _, _), (_, value, _) in zip(data, held, strict=True)})
 
-    def product(v: Any) -> Any:
+    def product(v: PyTree) -> PyTree:
         check_vector(params, v)
         if held:
             with explained(_BACKWARD, _FORWARD):
                 return mean((share, _apply(how, push, v)) for share, _, push in held)
         values = {}
 
-        def parts() -> Iterator[tuple[float, Any]]:
+        def parts() -> Iterator[tuple[float, PyTree]]:
             for number, share, one in data:
-                values[number], part = call(_direct, one, v)
+                values[number], part = call(_direct, one, how, v)
                 yield share, part
 
         total = mean(parts())
         data.check(values)
         return total
 
-    return product
+    return LinearOperator(product, params)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _linearize(
-    rule: _Rule, program: Program, how: Layout, captured: Any, params: Any, batch: Any
-) -> tuple[Array, Partial]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _linearize(rule: _Rule, program: Program, captured: PyTree, params: PyTree, batch: PyTree) -> tuple[Array, Partial]:
     """The value, and the product with all that it keeps."""
     value, push = rule.linear(lambda p: program(captured, p, batch), params, batch)
     return value, kept(push, params)
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply(how: Layout, push: Partial, v: Any) -> Any:
+def _apply(how: Layout, push: Partial, v: PyTree) -> PyTree:
     return laid_out(push(v), how)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 5))
 def _direct(
-    rule: _Rule, program: Program, how: Layout, captured: Any, params: Any, batch: Any, v: Any
-) -> tuple[Array, Any]:
+    rule: _Rule, program: Program, captured: PyTree, params: PyTree, batch: PyTree, how: Layout, v: PyTree
+) -> tuple[Array, PyTree]:
     value, product = rule.direct(lambda p: program(captured, p, batch), params, batch, v)
     return value, laid_out(product, how)
 
 
 @partial(jax.jit, static_argnums=0)
-def _second(program: Program, captured: Any, params: Any, batch: Any, v: list[Array | None]) -> tuple[Array, Array]:
+def _second(
+    program: Program, captured: PyTree, params: PyTree, batch: PyTree, v: list[Array | None]
+) -> tuple[Array, Array]:
     """The value, and its second derivative along leaves of a vector, of which None is 0."""
     leaves = jax.tree.leaves((params, batch))
     v = [*v, *[None] * (len(leaves) - len(v))]
     return second_derivative(program.jaxpr, captured, leaves, v)[0]
 
 
-def _diagonals(losses: Function, params: Any, batch: Any, v: Any, layers: Layers) -> Forms:
+def _diagonals(losses: Function, params: PyTree, batch: PyTree, v: PyTree, layers: Layers) -> Forms:
     """The value, and v_iᵀH_ii v_i of every leaf. Leaves of one part of a model and of one shape share a program."""
     program, captured = traced_program(losses, params, batch, (0, 1))
     alike: dict[Any, dict[int, Array]] = {}
@@ -329,7 +331,7 @@ def _diagonals(losses: Function, params: Any, batch: Any, v: Any, layers: Layers
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _diagonal(
-    program: Program, layers: int | None, captured: Any, params: Any, batch: Any, v: dict[int, Array]
+    program: Program, layers: int | None, captured: PyTree, params: PyTree, batch: PyTree, v: dict[int, Array]
 ) -> tuple[Array, dict[int, Array]]:
     """The forms of leaves of one shape, by their numbers: a layer of one leaf at a time."""
     depth = layers or 1
@@ -346,12 +348,12 @@ def _diagonal(
     return values[0], dict(zip(v, parts, strict=True))
 
 
-def _joint(losses: Function, params: Any, batch: Any, v: Any, layers: Layers) -> Forms:
+def _joint(losses: Function, params: PyTree, batch: PyTree, v: PyTree, layers: Layers) -> Forms:
     """The value, and v_iᵀ(Hv)_i of every leaf; of examples, one at a time."""
     program, captured = traced_program(losses, params, batch, (0, 1))
     with explained("hvp_fn of a function without it can", _FORWARD):
         if program.shapes == ((),):
-            value, product = _direct(_Hessian(), program, layout(params), captured, params, batch, v)
+            value, product = _direct(_Hessian(), program, captured, params, batch, layout(params), v)
             return value, layer_dots(layers, v, product)
         count_examples(batch)
         program, captured = traced_program(losses, params, jax.tree.map(lambda x: x[:1], batch))
@@ -359,8 +361,10 @@ def _joint(losses: Function, params: Any, batch: Any, v: Any, layers: Layers) ->
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _joint_examples(program: Program, layers: Layers, captured: Any, params: Any, batch: Any, v: Any) -> Forms:
-    def one(example: Any) -> Forms:
+def _joint_examples(
+    program: Program, layers: Layers, captured: PyTree, params: PyTree, batch: PyTree, v: PyTree
+) -> Forms:
+    def one(example: PyTree) -> Forms:
         alone = jax.tree.map(lambda x: x[None], example)
         value, product = _Hessian().direct(lambda p: program(captured, p, alone)[0], params, alone, v)
         return value, layer_dots(layers, v, product)

@@ -1,6 +1,5 @@
 """Lanczos' method on pytrees: vectors are never made one array, and lie on devices as parameters do."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +11,8 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import DTypeLike, NDArray
 
 from lensjax.core.errors import InputError
+from lensjax.core.pytrees import PyTree
+from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import Layout, laid_out, layout, wide
 
 Kind = Literal["normal", "signs"]
@@ -19,18 +20,18 @@ _ROUNDING = 50  # times a type's precision: what is smaller beside a matrix is t
 _CANCELLED = 0.7  # share of its norm that a vector must keep while it is made orthogonal, or else it is done again
 
 
-def draw(kind: Kind, key: Array, like: Any) -> Any:
+def draw(kind: Kind, key: Array, like: PyTree) -> PyTree:
     """A random vector, in float32 or wider; the same on any number of devices."""
     return _draw(kind, layout(like), key, like)
 
 
-def multiplied(product: Callable[[Any], Any], v: Any, like: Any) -> Any:
-    """A v, with v rounded to the types of `like`."""
-    rounded = jax.tree.map(lambda x, leaf: x.astype(jnp.result_type(leaf)), v, like)
-    return jax.tree.map(lambda x: x.astype(wide(x.dtype)), product(rounded))
+def multiplied(operator: LinearOperator, v: PyTree) -> PyTree:
+    """A v in float32 or wider, with v rounded to the types of the operator's vectors."""
+    rounded = jax.tree.map(lambda x, leaf: x.astype(jnp.result_type(leaf)), v, operator.like)
+    return jax.tree.map(lambda x: x.astype(wide(x.dtype)), operator(rounded))
 
 
-def norm(v: Any) -> float:
+def norm(v: PyTree) -> float:
     """The Euclidean norm.
 
     Raises:
@@ -40,7 +41,7 @@ def norm(v: Any) -> float:
 
 
 @jax.jit
-def scaled(v: Any, factor: float) -> Any:
+def scaled(v: PyTree, factor: float) -> PyTree:
     """factor · v."""
     return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), v)
 
@@ -65,7 +66,7 @@ class Basis:
       rounding: What is smaller than this beside the norm of a matrix is taken for 0.
     """
 
-    def __init__(self, like: Any, size: int, dtype: DTypeLike | None = None) -> None:
+    def __init__(self, like: PyTree, size: int, dtype: DTypeLike | None = None) -> None:
         dtypes = [wide(jnp.result_type(leaf)) for leaf in jax.tree.leaves(like)]
         self.rounding = _ROUNDING * max((float(jnp.finfo(each).eps) for each in dtypes), default=0.0)
         self.count = 0
@@ -74,19 +75,19 @@ class Basis:
         self.narrow = None if held is None or held.itemsize != 2 else held.name
         self.vectors = _zeros(layout(like), size, held if self.narrow is None else jnp.dtype("uint16"), like)
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: int) -> PyTree:
         return _take(self.narrow, self.dtype.name, self.vectors, number)
 
-    def append(self, v: Any) -> None:
+    def append(self, v: PyTree) -> None:
         """Add a vector that is orthogonal to those before, and of norm 1."""
         self.vectors = _put(self.narrow, self.vectors, self.count, v)
         self.count += 1
 
-    def dots(self, v: Any) -> Float[np.ndarray, " count"]:
+    def dots(self, v: PyTree) -> Float[np.ndarray, " count"]:
         """Inner products with all vectors."""
         return np.asarray(_dots(self.narrow, self.vectors, self.count, v), np.float64)[: self.count]
 
-    def orthogonalized(self, v: Any) -> tuple[Any, Float[np.ndarray, " count"], float]:
+    def orthogonalized(self, v: PyTree) -> tuple[PyTree, Float[np.ndarray, " count"], float]:
         """v without its parts along the vectors, these parts, and the norm of what is left.
 
         By modified Gram–Schmidt, twice where much of v is lost ("twice is enough", Parlett 1998, section 6.9).
@@ -103,7 +104,7 @@ class Basis:
                 break
         return v, total, after
 
-    def rotated(self, weights: Float[np.ndarray, "count k"]) -> Any:
+    def rotated(self, weights: Float[np.ndarray, "count k"]) -> PyTree:
         """Combinations of the vectors, stacked, in float32 or wider."""
         return jax.tree.map(lambda leaf: _combined(self.narrow, leaf, jnp.asarray(weights.T)), self.vectors)
 
@@ -131,23 +132,22 @@ class Lanczos:
 
     def __init__(
         self,
-        product: Callable[[Any], Any],
-        like: Any,
-        start: Any,
+        operator: LinearOperator,
+        start: PyTree,
         size: int,
         dtype: DTypeLike | None = None,
         *,
         orthogonal: bool = True,
     ) -> None:
-        self.product, self.like = product, like
-        self.basis = Basis(like, size if orthogonal else 0, dtype)
+        self.operator = operator
+        self.basis = Basis(operator.like, size if orthogonal else 0, dtype)
         self.matrix = np.zeros((size, size))
         self.count = self.products = 0
         self.norm = self.scale = 0.0
         self.orthogonal = orthogonal
         self.begin(start)
 
-    def begin(self, start: Any) -> None:
+    def begin(self, start: PyTree) -> None:
         """Go on from a vector, without its parts along the basis."""
         q, _, length = self.basis.orthogonalized(start)
         self.next, self.previous, self.norm = scaled(q, 1 / length), None, 0.0
@@ -161,7 +161,7 @@ class Lanczos:
         j, q = self.count, self.next
         if self.orthogonal:
             self.basis.append(q)
-        w = multiplied(self.product, q, self.like)
+        w = multiplied(self.operator, q)
         self.scale = max(self.scale, norm(w))
         previous = q if self.previous is None else self.previous
         w, along = _recurred(w, q, previous, 0.0 if self.previous is None else self.norm)
@@ -192,7 +192,7 @@ class Lanczos:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _draw(kind: Kind, how: Layout, key: Array, like: Any) -> Any:
+def _draw(kind: Kind, how: Layout, key: Array, like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
     sample = jax.random.normal if kind == "normal" else jax.random.rademacher
     keys = jax.random.split(key, len(leaves))
@@ -201,14 +201,14 @@ def _draw(kind: Kind, how: Layout, key: Array, like: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _zeros(how: Layout, size: int, dtype: Any, like: Any) -> Any:
+def _zeros(how: Layout, size: int, dtype: Any, like: PyTree) -> PyTree:
     made = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), dtype or wide(jnp.result_type(x))), like)
     stacked = tuple(None if each is None else NamedSharding(each.mesh, PartitionSpec(None, *each.spec)) for each in how)
     return laid_out(made, stacked)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _put(narrow: str | None, vectors: Any, number: Int[Array, ""], v: Any) -> Any:
+def _put(narrow: str | None, vectors: PyTree, number: Int[Array, ""], v: PyTree) -> PyTree:
     def put(stack: Array, x: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(stack, _packed(narrow, x, stack.dtype), number, 0)
 
@@ -216,18 +216,18 @@ def _put(narrow: str | None, vectors: Any, number: Int[Array, ""], v: Any) -> An
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _take(narrow: str | None, dtype: str, vectors: Any, number: Int[Array, ""]) -> Any:
+def _take(narrow: str | None, dtype: str, vectors: PyTree, number: Int[Array, ""]) -> PyTree:
     return jax.tree.map(lambda x: x.astype(dtype), _at(narrow, vectors, number))
 
 
 @jax.jit
-def _dot(a: Any, b: Any) -> Float[Array, ""]:
+def _dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     products = jax.tree.map(lambda x, y: (x * y.astype(x.dtype)).sum(), a, b)
     return sum(jax.tree.leaves(products), jnp.zeros(()))
 
 
 @partial(jax.jit, static_argnums=0)
-def _dots(narrow: str | None, vectors: Any, count: Int[Array, ""], v: Any) -> Float[Array, " size"]:
+def _dots(narrow: str | None, vectors: PyTree, count: Int[Array, ""], v: PyTree) -> Float[Array, " size"]:
     size = jax.tree.leaves(vectors)[0].shape[0]
     zeros = jnp.zeros(size, _dot(v, v).dtype)
     return jax.lax.fori_loop(0, count, lambda i, c: c.at[i].set(_dot(v, _at(narrow, vectors, i))), zeros)
@@ -235,11 +235,11 @@ def _dots(narrow: str | None, vectors: Any, count: Int[Array, ""], v: Any) -> Fl
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _orthogonalized(
-    narrow: str | None, vectors: Any, count: Int[Array, ""], v: Any
-) -> tuple[Any, Float[Array, " size"]]:
+    narrow: str | None, vectors: PyTree, count: Int[Array, ""], v: PyTree
+) -> tuple[PyTree, Float[Array, " size"]]:
     size = jax.tree.leaves(vectors)[0].shape[0]
 
-    def remove(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+    def remove(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
         left, parts = carry
         q = _at(narrow, vectors, i)
         part = _dot(left, q)
@@ -250,7 +250,7 @@ def _orthogonalized(
 
 
 @jax.jit
-def _recurred(w: Any, q: Any, previous: Any, coupling: float) -> tuple[Any, Float[Array, ""]]:
+def _recurred(w: PyTree, q: PyTree, previous: PyTree, coupling: float) -> tuple[PyTree, Float[Array, ""]]:
     """w without its parts along the last vector and, as is known, the one before it; and the former part."""
     along = _dot(w, q)
 
@@ -260,7 +260,7 @@ def _recurred(w: Any, q: Any, previous: Any, coupling: float) -> tuple[Any, Floa
     return jax.tree.map(less, w, q, previous), along
 
 
-def _at(narrow: str | None, vectors: Any, i: Int[Array, ""]) -> Any:
+def _at(narrow: str | None, vectors: PyTree, i: Int[Array, ""]) -> PyTree:
     return jax.tree.map(lambda stack: _unpacked(narrow, jax.lax.dynamic_index_in_dim(stack, i, 0, False)), vectors)
 
 

@@ -1,25 +1,24 @@
 """Kernels of many examples as V diag(λ) Vᵀ of low rank, with an estimate of what that leaves out.
 
-`nystrom` computes columns of the kernel exactly (Williams & Seeger 2001), `lanczos` its products with vectors, so that
-neither needs all N² entries.
+`nystrom` computes columns of the kernel exactly (Williams & Seeger 2001), `lanczos` takes products of any symmetric
+operator with vectors, so that neither needs all N² entries.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-from matfree import decomp
+from jaxtyping import Float
 
 from lensjax.core.errors import InputError
+from lensjax.core.pytrees import PyTree
 from lensjax.curvature.jaxpr.program import Function
 from lensjax.curvature.ntk.ntk import ntk, ntk_vp
+from lensjax.curvature.operator import LinearOperator
+from lensjax.curvature.spectrum import top_eigenpairs
 
-_ROUNDING = 1e-6  # of the largest eigenvalue: those below are no more than rounding
+_ROUNDING = 1e-6  # of the largest eigenvalue: smaller ones are rounding
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class LowRank:
 
 def nystrom(
     f: Function,
-    params: Any,
-    xs: Any,
+    params: PyTree,
+    xs: PyTree,
     landmarks: int,
     *,
     seed: int = 0,
@@ -50,11 +49,11 @@ def nystrom(
     batch_size: int | None = None,
     memory_limit: int | None = None,
 ) -> LowRank:
-    """C W⁺ Cᵀ from the columns C of so many random examples, whose own kernel is W.
+    """C W⁺ Cᵀ from the kernel's columns C of some random examples, whose own kernel is W.
 
     Args:
       f, params, xs, memory_limit: See `lensjax.curvature.ntk.ntk.ntk`.
-      landmarks: How many examples.
+      landmarks: Number of these examples.
       seed: Of the choice and of the probes.
       probes: Products with random vectors that the error is estimated from.
       batch_size: Of these products, see `ntk_vp`.
@@ -62,7 +61,10 @@ def nystrom(
     Raises:
       InputError: see `ntk`; or there are fewer examples, or fewer than two probes.
     """
-    n = _check(xs, landmarks, probes)
+    n = len(jax.tree.leaves(xs)[0])
+    if not 1 <= landmarks <= n:
+        raise InputError(f"{landmarks} landmarks are asked for, of {n:,} examples; give 1 to {n:,}.")
+    _check_probes(probes)
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(n, landmarks, replace=False))
     some = jax.tree.map(lambda x: np.asarray(x)[chosen], xs)
@@ -73,53 +75,46 @@ def nystrom(
     values, vectors = np.linalg.eigh((own + own.T) / 2)
     kept = values > _ROUNDING * values[-1]
     left, singular, _ = np.linalg.svd(columns @ (vectors[:, kept] / np.sqrt(values[kept])), full_matrices=False)
-    product = ntk_vp(f, params, xs, batch_size)
-    return _judged(left, singular**2, _flat(f, params, xs, product), rng, probes)
+    return _judged(left, singular**2, ntk_vp(f, params, xs, batch_size), rng, probes)
 
 
 def lanczos(
-    f: Function,
-    params: Any,
-    xs: Any,
-    rank: int,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
-    probes: int = 8,
-    batch_size: int | None = None,
+    operator: LinearOperator, rank: int, *, steps: int | None = None, seed: int = 0, probes: int = 8
 ) -> LowRank:
-    """The largest eigenvalues and their vectors, by Lanczos steps that are orthogonalised in full.
+    """The largest eigenvalues of a positive semidefinite operator and their vectors, by Lanczos' method.
 
     Args:
-      f, params, xs: See `lensjax.curvature.ntk.ntk.ntk`.
-      rank: How many.
+      operator: Such as `ntk_vp` gives, whose vectors are one array.
+      rank: Number of eigenvalues.
       steps: Products with vectors; by default 2 × rank + 10.
-      seed, probes, batch_size: See `nystrom`.
+      seed, probes: See `nystrom`.
 
     Raises:
-      InputError: see `ntk_vp`; or the rank is above N × outputs, or there are fewer than two probes.
+      InputError: see `top_eigenpairs`; or the rank exceeds the rows of the kernel, or there are fewer than two probes.
     """
-    size = _check(xs, 1, probes) * math.prod(jax.eval_shape(f, params, jax.tree.map(lambda x: x[0], xs)).shape)
+    size = operator.size
     if not 1 <= rank <= size:
         raise InputError(f"The rank is {rank}; the kernel has {size:,} rows, so give 1 to {size:,}.")
-    rng = np.random.default_rng(seed)
-    product = _flat(f, params, xs, ntk_vp(f, params, xs, batch_size))
-    taken = min(size, steps or 2 * rank + 10)
-    start = jnp.asarray(rng.normal(size=size), product(jnp.zeros(size)).dtype)
-    found = decomp.tridiag_sym(taken, reortho="full", custom_vjp=False)(product, start)
-    values, vectors = np.linalg.eigh(np.asarray(found.J_small, np.float64))
-    basis = np.asarray(found.Q_tall, np.float64).T @ vectors[:, ::-1][:, :rank]
-    return _judged(basis, np.maximum(values[::-1][:rank], 0), product, rng, probes)
+    _check_probes(probes)
+    steps = min(size, steps or 2 * rank + 10)
+    pairs = top_eigenpairs(operator, rank, products=steps, basis=max(steps, rank + 2), tolerance=0.0, seed=seed)
+    vectors = np.asarray(pairs.vectors, np.float64).reshape(rank, size).T
+    return _judged(vectors, np.maximum(pairs.values, 0), operator, np.random.default_rng(seed), probes)
 
 
 def _judged(
-    vectors: np.ndarray, values: np.ndarray, product: Callable[[Array], Array], rng: np.random.Generator, probes: int
+    vectors: Float[np.ndarray, "n rank"],
+    values: Float[np.ndarray, " rank"],
+    operator: LinearOperator,
+    rng: np.random.Generator,
+    probes: int,
 ) -> LowRank:
     """The approximation and its error: E‖A z‖² is ‖A‖_F² for z of independent random signs."""
     lost, whole = [], []
     for _ in range(probes):
         z = rng.choice([-1.0, 1.0], len(vectors))
-        exact = np.asarray(product(jnp.asarray(z)), np.float64)
+        product = operator(z.reshape(operator.like.shape).astype(operator.like.dtype))
+        exact = np.asarray(product, np.float64).reshape(-1)
         lost.append(np.sum((exact - vectors @ (values * (vectors.T @ z))) ** 2))
         whole.append(np.sum(exact**2))
     ratio = np.mean(lost) / np.mean(whole)
@@ -127,20 +122,6 @@ def _judged(
     return LowRank(values, vectors, float(np.sqrt(ratio)), float(spread / (2 * np.sqrt(ratio)) if ratio else 0.0))
 
 
-def _flat(f: Function, params: Any, xs: Any, product: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """A product with vectors of N × outputs numbers."""
-    value = jax.eval_shape(f, params, jax.tree.map(lambda x: x[0], xs))
-
-    def flat(v: Array) -> Array:
-        return product(v.reshape(-1, *value.shape).astype(value.dtype)).reshape(-1)
-
-    return flat
-
-
-def _check(xs: Any, landmarks: int, probes: int) -> int:
-    n = len(jax.tree.leaves(xs)[0])
-    if not 1 <= landmarks <= n:
-        raise InputError(f"{landmarks} landmarks are asked for, of {n:,} examples; give 1 to {n:,}.")
+def _check_probes(probes: int) -> None:
     if probes < 2:
         raise InputError(f"The error is estimated from {probes} probes; give 2 at least.")
-    return n

@@ -1,12 +1,12 @@
-"""Eigenvalues, spectral densities and traces of symmetric linear maps of pytrees, such as `hvp_fn` gives.
+"""Eigenvalues, spectral densities and traces of symmetric linear operators, such as `hvp_fn` gives.
 
 hvp = hvp_fn(model.loss, model.params, batch)
-top_eigenpairs(hvp, model.params, 5).values
-trace(hvp, model.params)  # Estimate(value, standard_error)
+top_eigenpairs(hvp, 5).values
+trace(hvp)  # StochasticEstimate(value, standard_error)
 
-`product` is v ↦ A v, and `like` a pytree whose shapes, types and shardings vectors have: the parameters. Vectors are
-never made one array, and stacked vectors are sharded as the parameters are, so that every device holds its part. They
-are float32 or wider, and rounded to the type of `like` where a product is taken. `block` makes of A that of one layer.
+All take a `LinearOperator`. Vectors are never made one array, and stacked vectors are sharded as the operator's are, so
+that every device holds its part. They are float32 or wider, and rounded to the operator's type for a product.
+`block` is the operator of one layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ from jaxtyping import Array, Float
 from numpy.typing import DTypeLike, NDArray
 
 from lensjax.core.errors import InputError, listing, shorten
-from lensjax.core.pytrees import path_name
-from lensjax.curvature.hvp import Product
+from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.lanczos import Basis, Lanczos, draw, finite, multiplied, norm, scaled
+from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import check_params, laid_out, layer_dots, layout
 
 Which = Literal["largest", "smallest", "magnitude"]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StochasticEstimate:
     """A mean over random vectors, and the standard error of it."""
 
     value: Any
@@ -48,7 +48,7 @@ class Eigenpairs:
     """
 
     values: Float[np.ndarray, " k"]
-    vectors: Any
+    vectors: PyTree
     residuals: Float[np.ndarray, " k"]
     products: int
 
@@ -66,11 +66,11 @@ class Density:
     weights: Float[np.ndarray, "samples steps"]
     size: int
 
-    def trace(self, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Estimate:
+    def trace(self, function: Callable[[NDArray[Any]], NDArray[Any]]) -> StochasticEstimate:
         """Σ function(λ) over all eigenvalues, tr f(A)."""
         return _estimate(self.size * (self.weights * function(self.nodes)).sum(axis=1))
 
-    def curve(self, grid: Float[np.ndarray, " points"], width: float) -> Estimate:
+    def curve(self, grid: Float[np.ndarray, " points"], width: float) -> StochasticEstimate:
         """The density per unit of λ at points of a grid, smoothed by a Gaussian of that standard deviation."""
         distance = (grid[:, None, None] - self.nodes) / width
         kernel = np.exp(-np.square(distance) / 2) / (width * np.sqrt(2 * np.pi))
@@ -78,8 +78,7 @@ class Density:
 
 
 def top_eigenpairs(
-    product: Product,
-    like: Any,
+    operator: LinearOperator,
     k: int,
     *,
     which: Which = "largest",
@@ -99,8 +98,7 @@ def top_eigenpairs(
     bfloat16 makes vectors wrong by 0.2 %; eigenvalues hardly, as those are of vectors before rounding.
 
     Args:
-      product: v ↦ A v, A symmetric.
-      like: Pytree of floating-point arrays with the shapes of v.
+      operator: A, which is symmetric.
       k: How many.
       which: The largest, the smallest, or those largest in magnitude.
       products: How many to take at most; residuals say how far it came.
@@ -113,7 +111,8 @@ def top_eigenpairs(
     Raises:
       InputError: a number is too small, or there are fewer eigenvalues than k, or a product is not finite.
     """
-    size = _size(like)
+    operator.check_symmetric()
+    size, like = operator.size, operator.like
     _at_least("k", k, 1)
     if k > size:
         raise InputError(f"k is {k} and there are {size} eigenvalues; ask for fewer.")
@@ -123,7 +122,7 @@ def top_eigenpairs(
     if which not in ("largest", "smallest", "magnitude"):
         raise InputError(f"which is '{which}'; give 'largest', 'smallest' or 'magnitude'.")
     key = jax.random.key(seed)
-    run = Lanczos(product, like, draw("normal", key, like), room, basis_dtype)
+    run = Lanczos(operator, draw("normal", key, like), room, basis_dtype)
     spanned: NDArray[Any] = np.full(k, np.nan)
     while True:
         run.step()
@@ -146,8 +145,7 @@ def top_eigenpairs(
 
 
 def spectral_density(
-    product: Product,
-    like: Any,
+    operator: LinearOperator,
     *,
     steps: int = 64,
     samples: int = 8,
@@ -161,7 +159,7 @@ def spectral_density(
     whose weights sum to that of one, so that the density stays right (Chen, Trogdon & Ubaru, arXiv 2105.06595).
 
     Args:
-      product, like: As for `top_eigenpairs`.
+      operator: As for `top_eigenpairs`.
       steps, samples: Products for each random vector of signs, and how many vectors: two or more.
       reorthogonalize: Whether each vector is made orthogonal to all before it.
       basis_dtype, seed: As for `top_eigenpairs`.
@@ -171,27 +169,27 @@ def spectral_density(
     """
     _at_least("steps", steps, 1)
     _at_least("samples", samples, 2)
-    steps = min(steps, _size(like))
+    operator.check_symmetric()
+    steps = min(steps, operator.size)
     nodes, weights = np.zeros((samples, steps)), np.zeros((samples, steps))
     for sample in range(samples):
-        start = draw("signs", jax.random.fold_in(jax.random.key(seed), sample), like)
-        run = Lanczos(product, like, start, steps, basis_dtype, orthogonal=reorthogonalize)
+        start = draw("signs", jax.random.fold_in(jax.random.key(seed), sample), operator.like)
+        run = Lanczos(operator, start, steps, basis_dtype, orthogonal=reorthogonalize)
         while run.count < steps and (run.norm > 0 or not run.count):
             run.step()
         values, vectors = run.ritz()
         nodes[sample] = np.pad(values, (0, steps - run.count), mode="edge")
         weights[sample, : run.count] = np.square(vectors[0])
-    return Density(nodes, weights, _size(like))
+    return Density(nodes, weights, operator.size)
 
 
 def trace(
-    product: Product,
-    like: Any,
+    operator: LinearOperator,
     *,
     method: Literal["xtrace", "hutchinson"] = "xtrace",
     products: int = 20,
     seed: int = 0,
-) -> Estimate:
+) -> StochasticEstimate:
     """The trace, and its standard error.
 
     "hutchinson" is the mean of zᵀA z over vectors z of random signs (Hutchinson 1990) and holds no vectors. "xtrace"
@@ -202,7 +200,7 @@ def trace(
     spread over vectors whose estimates depend on each other, was up to 1.5 times too small on decaying spectra.
 
     Args:
-      product, like: As for `top_eigenpairs`.
+      operator: As for `top_eigenpairs`.
       method: One of the two.
       products: How many to take: two or more, for "xtrace" four or more, and even.
       seed: Of the random vectors.
@@ -213,23 +211,24 @@ def trace(
     if method not in ("xtrace", "hutchinson"):
         raise InputError(f"method is '{method}'; give 'xtrace' or 'hutchinson'.")
     if method == "hutchinson":
-        whole = (None,) * len(jax.tree.leaves(like))
-        return _estimate(np.sum(_hutchinson(product, like, whole, products, seed), axis=0))
+        whole = (None,) * len(jax.tree.leaves(operator.like))
+        return _estimate(np.sum(_hutchinson(operator, whole, products, seed), axis=0))
     _at_least("products", products, 4)
     if products % 2:
         raise InputError(f"products is {products}; 'xtrace' takes an even number.")
-    return _xtrace(product, like, min(products // 2, _size(like)), seed)
+    operator.check_symmetric()
+    return _xtrace(operator, min(products // 2, operator.size), seed)
 
 
 def layer_traces(
-    product: Product, like: Any, layers: Sequence[int | None] | None = None, *, products: int = 20, seed: int = 0
-) -> dict[str, Estimate]:
+    operator: LinearOperator, layers: Sequence[int | None] | None = None, *, products: int = 20, seed: int = 0
+) -> dict[str, StochasticEstimate]:
     """Traces of the diagonal blocks of all layers by Hutchinson's method, from the same products as that of the whole.
 
     z_iᵀ(A z)_i has mean tr A_ii, since signs of different layers are independent.
 
     Args:
-      product, like, seed: As for `trace`.
+      operator, seed: As for `trace`.
       layers: For every leaf the number of layers along its leading axis, or None, as `scanned_layers` gives them; where
         not given, every leaf is one layer.
       products: How many to take: two or more.
@@ -240,24 +239,23 @@ def layer_traces(
     Raises:
       InputError: as `trace`.
     """
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
-    parts = _hutchinson(product, like, tuple(layers or [None] * len(names)), products, seed)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(operator.like)]
+    parts = _hutchinson(operator, tuple(layers or [None] * len(names)), products, seed)
     return {name: _estimate(part) for name, part in zip(names, parts, strict=True)}
 
 
-def block(product: Product, like: Any, name: str, layer: int | None = None) -> tuple[Product, Array]:
-    """The diagonal block of one layer: v_i ↦ (A v)_i with v zero elsewhere, and what its vectors are like.
-
-    All functions here take the two in place of `product` and `like`. A product takes as long as one with the whole.
+def block(operator: LinearOperator, name: str, layer: int | None = None) -> LinearOperator:
+    """The diagonal block of one layer, v_i ↦ (A v)_i with v zero elsewhere; a product takes as long as one with A.
 
     Args:
+      operator: A.
       name: The path of a leaf, such as "layers/blocks/mlp/up/kernel".
       layer: Which slice along the leading axis, of leaves that hold several layers.
 
     Raises:
       InputError: there is no such leaf or layer.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(operator.like)
     names = [path_name(path) for path, _ in leaves]
     if name not in names:
         raise InputError(f"There is no parameter '{shorten(name)}'; give one of {listing(names)}.")
@@ -267,59 +265,59 @@ def block(product: Product, like: Any, name: str, layer: int | None = None) -> t
         raise InputError(
             f"layer is {layer} and '{name}' has shape {leaf.shape}; give one of its leading axis, or None."
         )
-    how = layout(like)
+    how = layout(operator.like)
 
     @jax.jit
-    def embed(v: Array) -> Any:
+    def embed(v: Array) -> PyTree:
         whole = v if layer is None else jnp.zeros(leaf.shape, leaf.dtype).at[layer].set(v)
         zeros = [whole if i == number else jnp.zeros(x.shape, x.dtype) for i, (_, x) in enumerate(leaves)]
         return laid_out(jax.tree.unflatten(structure, zeros), how)
 
     def part(v: Array) -> Array:
-        found: Array = jax.tree.leaves(product(embed(v)))[number]
-        return found if layer is None else found[layer]
+        whole = jax.tree.leaves(operator(embed(v)))[number]
+        return whole if layer is None else whole[layer]
 
-    return part, leaf if layer is None else leaf[layer]
+    return LinearOperator(part, leaf if layer is None else leaf[layer], operator.symmetric)
 
 
 def _hutchinson(
-    product: Product, like: Any, layers: tuple[int | None, ...], samples: int, seed: int
+    operator: LinearOperator, layers: tuple[int | None, ...], samples: int, seed: int
 ) -> list[NDArray[Any]]:
     """zᵀA z of every leaf, or layer of it, for every z: [samples] or [samples, layers]."""
     _at_least("products", samples, 2)
-    check_params(like)
-    found = []
+    check_params(operator.like)
+    forms = []
     for sample in range(samples):
-        z = draw("signs", jax.random.fold_in(jax.random.key(seed), sample), like)
-        found.append([np.asarray(x, np.float64) for x in layer_dots(layers, z, multiplied(product, z, like))])
-    return [finite(np.stack(parts)) for parts in zip(*found, strict=True)]
+        z = draw("signs", jax.random.fold_in(jax.random.key(seed), sample), operator.like)
+        forms.append([np.asarray(x, np.float64) for x in layer_dots(layers, z, multiplied(operator, z))])
+    return [finite(np.stack(parts)) for parts in zip(*forms, strict=True)]
 
 
-def _xtrace(product: Product, like: Any, k: int, seed: int) -> Estimate:
+def _xtrace(operator: LinearOperator, k: int, seed: int) -> StochasticEstimate:
     """XTrace of a symmetric A with 2k products.
 
     With Ω of norm √P, A Ω = Q R, W = QᵀΩ, H = QᵀAQ and s_i the unit vector along R⁻ᵀ e_i, Q without what ω_i adds to
     its range has the projector Q (I − s_i s_iᵀ) Qᵀ.
     """
-    size = _size(like)
+    size, like = operator.size, operator.like
     q, r = Basis(like, k), np.zeros((k, k))
 
-    def omega(i: int) -> Any:
+    def omega(i: int) -> PyTree:
         z = draw("normal", jax.random.fold_in(jax.random.key(seed), i), like)
         return scaled(z, np.sqrt(size) / norm(z))
 
     for i in range(k):
-        y, r[:i, i], r[i, i] = q.orthogonalized(multiplied(product, omega(i), like))
+        y, r[:i, i], r[i, i] = q.orthogonalized(multiplied(operator, omega(i)))
         if r[i, i] <= q.rounding * np.abs(r).max():  # the range of A is spanned
             k, exact = i, True
             break
         q.append(scaled(y, 1 / r[i, i]))
     else:
         exact = k == size
-    h = np.stack([q.dots(multiplied(product, q[i], like)) for i in range(k)], axis=1) if k else np.zeros((0, 0))
+    h = np.stack([q.dots(multiplied(operator, q[i])) for i in range(k)], axis=1) if k else np.zeros((0, 0))
     h = (h + h.T) / 2
     if exact:
-        return Estimate(np.trace(h), np.float64(0))
+        return StochasticEstimate(np.trace(h), np.float64(0))
     w = np.stack([q.dots(omega(i)) for i in range(k)], axis=1)
     without = []
     for i in range(k):
@@ -327,7 +325,7 @@ def _xtrace(product: Product, like: Any, k: int, seed: int) -> Estimate:
         turn, rest = np.linalg.qr(r[:, others])
         without.append(_left_out(rest, turn.T @ w[:, others], turn.T @ h @ turn, size).mean())
     error = np.sqrt((k - 1) * np.var(without))
-    return Estimate(_left_out(r, w, h, size).mean(), error)
+    return StochasticEstimate(_left_out(r, w, h, size).mean(), error)
 
 
 def _left_out(r: NDArray[Any], w: NDArray[Any], h: NDArray[Any], size: int) -> NDArray[Any]:
@@ -341,16 +339,11 @@ def _left_out(r: NDArray[Any], w: NDArray[Any], h: NDArray[Any], size: int) -> N
     return np.trace(h) - (s * (h @ s)).sum(axis=0) + left
 
 
-def _size(like: Any) -> int:
-    check_params(like)
-    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(like))
-
-
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{name} is {value}; give {least} or more.")
 
 
-def _estimate(samples: NDArray[Any]) -> Estimate:
+def _estimate(samples: NDArray[Any]) -> StochasticEstimate:
     """The mean over the first axis."""
-    return Estimate(samples.mean(axis=0), samples.std(axis=0, ddof=1) / np.sqrt(len(samples)))
+    return StochasticEstimate(samples.mean(axis=0), samples.std(axis=0, ddof=1) / np.sqrt(len(samples)))

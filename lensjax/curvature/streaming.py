@@ -15,13 +15,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from lensjax.core.errors import InputError
-from lensjax.core.pytrees import path_name
+from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.jaxpr.program import Function, traced_program
 
 Layout = tuple[NamedSharding | None, ...]
 
 
-def count_examples(batch: Any) -> float:
+def count_examples(batch: PyTree) -> float:
     """Length of the leading axis of a batch's arrays: the weight of means over examples."""
     lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)}
     if len(lengths) != 1:
@@ -45,8 +45,8 @@ class Batches:
       InputError: it can be read only once.
     """
 
-    batches: Iterable[Any]
-    weight: Callable[[Any], float] = count_examples
+    batches: Iterable[PyTree]
+    weight: Callable[[PyTree], float] = count_examples
 
     def __post_init__(self) -> None:
         if iter(self.batches) is self.batches:
@@ -62,8 +62,8 @@ class Shares:
       InputError: there is nothing in it.
     """
 
-    def __init__(self, data: Any) -> None:
-        self.batches: Iterable[Any] = data.batches if isinstance(data, Batches) else [data]
+    def __init__(self, data: PyTree) -> None:
+        self.batches: Iterable[PyTree] = data.batches if isinstance(data, Batches) else [data]
         if isinstance(data, Batches):
             weights = np.array([data.weight(batch) for batch in data.batches], np.float64)
         else:
@@ -73,7 +73,7 @@ class Shares:
         self.shares = weights / weights.sum()
         self.checked = False
 
-    def __iter__(self) -> Iterator[tuple[int, float, Any]]:
+    def __iter__(self) -> Iterator[tuple[int, float, PyTree]]:
         """Number, share and batch, of those that have any."""
         for number, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
             if share > 0:
@@ -91,19 +91,19 @@ class Shares:
         self.checked = True
 
 
-def scanned_layers(f: Function, params: Any, batch: Any) -> tuple[int | None, ...]:
+def scanned_layers(f: Function, params: PyTree, batch: PyTree) -> tuple[int | None, ...]:
     """For every leaf of the parameters the length of its leading axis, where a scan in f(params, batch) slices it."""
     program, _ = traced_program(f, params, batch)
     return tuple(program.uses.scanned.get(number) for number in range(program.parameters))
 
 
-def kept(push: Callable[[Any], Any], like: Any) -> Partial:
+def kept(push: Callable[[PyTree], PyTree], like: PyTree) -> Partial:
     """A linear map of vectors as a pytree of the arrays that it keeps, which compiled code can return and be handed."""
     closed = jax.make_jaxpr(push)(like)
     return Partial(_Linear(closed.jaxpr, jax.tree.structure(like)), closed.consts)
 
 
-def mean(parts: Iterable[tuple[float, Any]]) -> Any:
+def mean(parts: Iterable[tuple[float, PyTree]]) -> PyTree:
     """Σ share · part, summed in float32 or wider."""
     total = None
     for share, part in parts:
@@ -115,12 +115,12 @@ def mean(parts: Iterable[tuple[float, Any]]) -> Any:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _add(total: Any, part: Any, share: float) -> Any:
+def _add(total: PyTree, part: PyTree, share: float) -> PyTree:
     scaled = jax.tree.map(lambda x: share * x.astype(wide(x.dtype)), part)
     return scaled if total is None else jax.tree.map(jnp.add, total, scaled)
 
 
-def gathered(compute: Callable[[Any], tuple[Array, Any]], batch: Any) -> Any:
+def gathered(compute: Callable[[PyTree], tuple[Array, PyTree]], batch: PyTree) -> PyTree:
     """What is computed of batches: the mean of it if it is of scalars, and all examples' if not."""
     data, values, found = Shares(batch), {}, []
     for number, share, one in data:
@@ -133,7 +133,7 @@ def gathered(compute: Callable[[Any], tuple[Array, Any]], batch: Any) -> Any:
     return mean(found)
 
 
-def check_params(params: Any) -> None:
+def check_params(params: PyTree) -> None:
     """Raise InputError where a parameter is not a floating-point array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
@@ -142,7 +142,7 @@ def check_params(params: Any) -> None:
             raise InputError(f"Parameter {name} holds {dtype}; curvature needs floating-point parameters.")
 
 
-def check_vector(params: Any, v: Any) -> None:
+def check_vector(params: PyTree, v: PyTree) -> None:
     """Raise InputError, naming the leaf, where a vector does not have the structure, shapes and types of params."""
     wanted, given = _described(params), _described(v)
     for name in wanted.keys() | given.keys():
@@ -161,7 +161,7 @@ def check_vector(params: Any, v: Any) -> None:
             )
 
 
-def layout(params: Any) -> Layout:
+def layout(params: PyTree) -> Layout:
     """How parameters lie on several devices; None for those that lie on one."""
     shardings = [
         None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None) for x in jax.tree.leaves(params)
@@ -169,7 +169,7 @@ def layout(params: Any) -> Layout:
     return tuple(s if isinstance(s, NamedSharding) and s.mesh.size > 1 else None for s in shardings)
 
 
-def laid_out(v: Any, how: Layout) -> Any:
+def laid_out(v: PyTree, how: Layout) -> PyTree:
     """A vector whose leaves lie as parameters do."""
     leaves, structure = jax.tree.flatten(v)
     placed = [
@@ -199,7 +199,7 @@ def explained(forward: str, reverse: str) -> Iterator[None]:
 
 
 @partial(jax.jit, static_argnums=0)
-def layer_dots(layers: tuple[int | None, ...], a: Any, b: Any) -> list[Array]:
+def layer_dots(layers: tuple[int | None, ...], a: PyTree, b: PyTree) -> list[Array]:
     """Inner products leaf by leaf, or layer by layer."""
     return [
         (x.astype(wide(x.dtype)) * y).sum(axis=None if length is None else tuple(range(1, x.ndim)))
@@ -212,7 +212,7 @@ def wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+def _described(tree: PyTree) -> dict[str, tuple[tuple[int, ...], Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): (np.shape(leaf), jnp.result_type(leaf)) for path, leaf in leaves}
 
@@ -224,6 +224,6 @@ class _Linear:
     jaxpr: Any
     structure: Any
 
-    def __call__(self, kept: Any, v: Any) -> Any:
+    def __call__(self, kept: Any, v: PyTree) -> Any:
         flat = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, kept))(*jax.tree.leaves(v))
         return jax.tree.unflatten(self.structure, flat)

@@ -10,8 +10,16 @@ from jaxtyping import Float
 
 from lensjax.core.errors import InputError
 from lensjax.curvature.bound import layer_names
-from lensjax.curvature.hvp import Product, hvp_fn
-from lensjax.curvature.spectrum import Density, Estimate, layer_traces, spectral_density, top_eigenpairs, trace
+from lensjax.curvature.hvp import hvp_fn
+from lensjax.curvature.operator import LinearOperator, Product
+from lensjax.curvature.spectrum import (
+    Density,
+    StochasticEstimate,
+    layer_traces,
+    spectral_density,
+    top_eigenpairs,
+    trace,
+)
 from lensjax.curvature.streaming import Batches, scanned_layers
 from lensjax.measure.model_losses import target_tokens
 from lensjax.models.model import Batch, Model
@@ -37,9 +45,9 @@ class Hessian:
     eigenvalues: Float[np.ndarray, " top"]
     residuals: Float[np.ndarray, " top"]
     density: Density
-    trace: Estimate
+    trace: StochasticEstimate
     layers: tuple[str, ...]
-    layer_traces: Estimate
+    layer_traces: StochasticEstimate
     products: int
 
     def summary(self) -> dict[str, Any]:
@@ -116,40 +124,40 @@ def measure_hessian(
     loss, params = model.loss, model.params
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     most = max(_LEAST_PRODUCTS, _PRODUCTS_EACH * top)
-    product = _Counted(
+    counted = _Counted(
         hvp_fn(loss, params, Batches(batches, target_tokens(model))),
         [most, samples * min(steps, size), products, products],
         progress,
     )
+    operator = LinearOperator(counted, params)
     pairs = top_eigenpairs(
-        product,
-        params,
+        operator,
         top,
         products=most,
         basis=2 * top + 8,
         basis_dtype="bfloat16" if size > _NARROW else None,
         seed=seed,
     )
-    product.next_stage()
-    density = spectral_density(product, params, steps=steps, samples=samples, reorthogonalize=False, seed=seed)
-    product.next_stage()
-    whole = trace(product, params, products=products, seed=seed)
-    product.next_stage()
+    counted.next_stage()
+    density = spectral_density(operator, steps=steps, samples=samples, reorthogonalize=False, seed=seed)
+    counted.next_stage()
+    whole = trace(operator, products=products, seed=seed)
+    counted.next_stage()
     layers = scanned_layers(loss, params, batches[0])
-    parts = list(layer_traces(product, params, layers, products=products, seed=seed).values())
-    product.next_stage()
+    parts = list(layer_traces(operator, layers, products=products, seed=seed).values())
+    counted.next_stage()
     return Hessian(
         pairs.values,
         pairs.residuals,
         density,
         whole,
         layer_names(params, layers),
-        Estimate(*(np.concatenate([np.atleast_1d(x) for x in found]) for found in _columns(parts))),
-        product.taken,
+        StochasticEstimate(*(np.concatenate([np.atleast_1d(x) for x in found]) for found in _columns(parts))),
+        counted.taken,
     )
 
 
-def _columns(estimates: Sequence[Estimate]) -> tuple[list[Any], list[Any]]:
+def _columns(estimates: Sequence[StochasticEstimate]) -> tuple[list[Any], list[Any]]:
     return [each.value for each in estimates], [each.standard_error for each in estimates]
 
 

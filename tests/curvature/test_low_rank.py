@@ -7,7 +7,7 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.curvature.low_rank import lanczos, nystrom
-from lensjax.curvature.ntk.ntk import ntk
+from lensjax.curvature.ntk.ntk import ntk, ntk_vp
 
 N, OUTPUTS = 40, 2
 
@@ -40,13 +40,24 @@ def within(found, theta):
 @pytest.mark.parametrize("batch_size", [None, 16])
 def test_lanczos_finds_the_largest_eigenvalues(problem, batch_size):
     f, params, xs, theta = problem
-    found = lanczos(f, params, xs, 6, probes=50, batch_size=batch_size)
+    found = lanczos(ntk_vp(f, params, xs, batch_size), 6, probes=50)
     values = np.linalg.eigvalsh(theta)
     np.testing.assert_allclose(found.values, values[::-1][:6], rtol=1e-8)
     best = np.sqrt(np.sum(values[:-6] ** 2)) / np.linalg.norm(theta)
     truth, near = within(found, theta)
     assert truth == pytest.approx(best, rel=1e-6)
     assert near
+
+
+def test_lanczos_goes_on_where_the_kernel_has_a_lower_rank_than_is_asked_for(problem):
+    xs = np.random.default_rng(3).normal(size=(40, 3))
+    with jax.enable_x64(True):
+        params = jnp.asarray(np.random.default_rng(0).normal(size=3))
+        found = lanczos(ntk_vp(lambda p, x: x @ p, params, xs), 10)
+    np.testing.assert_allclose(found.values[:3], np.linalg.eigvalsh(xs @ xs.T)[:-4:-1], rtol=1e-10)
+    assert np.abs(found.values[3:]).max() < 1e-10
+    np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(10), atol=1e-8)
+    assert found.relative_error < 1e-8
 
 
 def test_nystrom_is_exact_where_all_are_landmarks_and_near_where_many_are(problem):
@@ -65,6 +76,6 @@ def test_bad_input_is_named(problem):
     with pytest.raises(InputError, match="41 landmarks are asked for, of 40 examples"):
         nystrom(f, params, xs, 41)
     with pytest.raises(InputError, match="The rank is 81; the kernel has 80 rows"):
-        lanczos(f, params, xs, 81)
+        lanczos(ntk_vp(f, params, xs), 81)
     with pytest.raises(InputError, match="from 1 probes; give 2"):
-        lanczos(f, params, xs, 2, probes=1)
+        lanczos(ntk_vp(f, params, xs), 2, probes=1)

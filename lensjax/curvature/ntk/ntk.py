@@ -22,11 +22,12 @@ from jaxtyping import Array
 
 from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
-from lensjax.core.pytrees import path_name
+from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.compiling import exact_options
 from lensjax.curvature.jaxpr.program import Function, traced_program
 from lensjax.curvature.ntk.contract import TAIL, Factor, Output, constrain, contract
 from lensjax.curvature.ntk.factors import Leaf, Plan, Portion, make_factors, make_parts
+from lensjax.curvature.operator import LinearOperator
 
 _HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
 _WITH_BACKWARD = 3  # times the factors' memory is what making them takes
@@ -36,16 +37,16 @@ _CHUNK = {"cpu": 8 * 2**20, "gpu": 256 * 2**20}  # gradients formed at a time: o
 
 def ntk(
     f: Function,
-    params: Any,
-    xs: Any,
-    ys: Any | None = None,
+    params: PyTree,
+    xs: PyTree,
+    ys: PyTree | None = None,
     *,
     output: Output = "trace",
     factors: Literal["exact", "bfloat16"] = "exact",
     memory_limit: int | None = None,
     by_parameter: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Any:
+) -> PyTree:
     """The empirical neural tangent kernel of f between the examples of xs, or between those of xs and ys.
 
     Where parameters are sharded over a mesh, its devices share the examples whose gradients are made, and then the
@@ -74,7 +75,7 @@ def ntk(
     kernel, done = _Kernel(params, job.plan, output, by_parameter=by_parameter), 0
     for part in job.parts:
         for piece in range(part.pieces):
-            held: Any = None if job.batches == 1 else _room(job, part, params)
+            held: PyTree = None if job.batches == 1 else _room(job, part, params)
             for i in range(job.batches):
                 some = job.captured, params, job.examples_of(i), jnp.asarray(piece), jnp.asarray(i)
                 values, held = _filler()(job.plan, part, job.dtype, job.mesh, held, *some)
@@ -91,9 +92,9 @@ def ntk(
 
 def ntk_flops(
     f: Function,
-    params: Any,
-    xs: Any,
-    ys: Any | None = None,
+    params: PyTree,
+    xs: PyTree,
+    ys: PyTree | None = None,
     *,
     output: Output = "trace",
     factors: Literal["exact", "bfloat16"] = "exact",
@@ -116,37 +117,40 @@ def ntk_flops(
     return total
 
 
-def ntk_vp(f: Function, params: Any, xs: Any, batch_size: int | None = None) -> Callable[[Array], Array]:
-    """v ↦ Θ v, without Θ: one backward and one forward product with the Jacobian.
-
-    v and Θ v have the shape of f over the examples: [N, *outputs].
+def ntk_vp(f: Function, params: PyTree, xs: PyTree, batch_size: int | None = None) -> LinearOperator:
+    """The kernel Θ as an operator v ↦ Θ v: one backward and one forward product with the Jacobian.
 
     Args:
       f, params, xs: See `ntk`.
       batch_size: Examples at a time, of which each product computes the function anew, twice; by default all, with the
         function linearised once, which takes memory in proportion to N.
 
+    Returns:
+      Of vectors that have the shape of f over the examples, [N, *outputs].
+
     Raises:
       InputError: the arrays of xs do not have a leading axis of the same length.
     """
     n = _examples(xs, "xs")
 
-    def values(params: Any, examples: Any) -> Array:
+    def values(params: PyTree, examples: PyTree) -> Array:
         return jax.vmap(f, in_axes=(None, 0))(params, examples)
 
+    shape = jax.eval_shape(values, params, xs)
+    like = jnp.zeros(shape.shape, shape.dtype)
     if batch_size is None or batch_size >= n:
         _, push = jax.linearize(lambda p: values(p, xs), params)
         pull = jax.linear_transpose(push, params)
-        return jax.jit(lambda v: push(*pull(v)))
+        return LinearOperator(jax.jit(lambda v: push(*pull(v))), like)
     batches = -(-n // batch_size)
     rows = np.minimum(np.arange(batches * batch_size), n - 1).reshape(batches, batch_size)
     stacked = jax.tree.map(lambda x: np.asarray(x)[rows], xs)
 
     @jax.jit
     def product(v: Array) -> Array:
-        padded = jnp.zeros((batches * batch_size, *v.shape[1:]), v.dtype).at[:n].set(v)  # what is there twice gets 0
+        padded = jnp.zeros((batches * batch_size, *v.shape[1:]), v.dtype).at[:n].set(v)  # repeated examples get 0
 
-        def add(total: Any, batch: tuple[Any, Array]) -> tuple[Any, None]:
+        def add(total: PyTree, batch: tuple[PyTree, Array]) -> tuple[PyTree, None]:
             (gradient,) = jax.vjp(lambda p: values(p, batch[0]), params)[1](batch[1])
             return jax.tree.map(jnp.add, total, gradient), None
 
@@ -155,7 +159,7 @@ def ntk_vp(f: Function, params: Any, xs: Any, batch_size: int | None = None) -> 
         pushed = jax.lax.map(lambda some: jax.jvp(lambda p: values(p, some), (params,), (pulled,))[1], stacked)
         return pushed.reshape(-1, *v.shape[1:])[:n]
 
-    return product
+    return LinearOperator(product, like)
 
 
 @dataclass(frozen=True)
@@ -171,17 +175,17 @@ class _Job:
     """
 
     plan: Plan
-    captured: list[Any]
+    captured: PyTree
     parts: list[Portion]
     sizes: tuple[int, int]
-    examples: Any
+    examples: PyTree
     batch: int
     batches: int
     chunk_bytes: int
     dtype: Any
     mesh: Mesh | None
 
-    def examples_of(self, number: int) -> Any:
+    def examples_of(self, number: int) -> PyTree:
         """Those of a batch; the last example fills up the last batch."""
         rows = np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), sum(self.sizes) - 1)
         return jax.device_put(jax.tree.map(lambda x: x[rows], self.examples), _shared_out(self.mesh))
@@ -193,7 +197,9 @@ class _Job:
         return self.sizes, first, layers, output, self.chunk_bytes, self.mesh
 
 
-def _prepare(f: Function, params: Any, xs: Any, ys: Any | None, factors: str, memory_limit: int | None) -> _Job:
+def _prepare(
+    f: Function, params: PyTree, xs: PyTree, ys: PyTree | None, factors: str, memory_limit: int | None
+) -> _Job:
     """Check what is given, and plan.
 
     Raises:
@@ -221,7 +227,7 @@ def _prepare(f: Function, params: Any, xs: Any, ys: Any | None, factors: str, me
 class _Kernel:
     """The kernel as it is being summed over parameters."""
 
-    def __init__(self, params: Any, plan: Plan, output: Output, *, by_parameter: bool) -> None:
+    def __init__(self, params: PyTree, plan: Plan, output: Output, *, by_parameter: bool) -> None:
         self.names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         self.plan, self.output, self.by_parameter = plan, output, by_parameter
         self.parts: dict[str, np.ndarray] = {}
@@ -234,7 +240,7 @@ class _Kernel:
         whole = self.parts.setdefault(name, np.zeros((layers, *part.shape[1:]), part.dtype))
         whole[layer : layer + len(part)] += part
 
-    def result(self, *, symmetric: bool) -> Any:
+    def result(self, *, symmetric: bool) -> PyTree:
         """The kernel, or the parts of each parameter; to the last bit symmetric where it should be."""
         tails = len(TAIL[self.output])
 
@@ -271,13 +277,13 @@ def _fill(
     part: Portion,
     dtype: Any,
     mesh: Mesh | None,
-    held: Any,
-    captured: list[Any],
-    params: Any,
-    examples: Any,
+    held: PyTree,
+    captured: PyTree,
+    params: PyTree,
+    examples: PyTree,
     piece: Array,
     batch: Array,
-) -> tuple[Array, Any]:
+) -> tuple[Array, PyTree]:
     """Values of the function, and `held` with the factors of a batch of examples."""
     values, made = make_factors(plan, part, captured, params, examples, piece, dtype)
     if held is None:
@@ -295,7 +301,7 @@ def _filler() -> Callable[..., tuple[Array, Any]]:
     return jax.jit(_fill, static_argnums=(0, 1, 2, 3), donate_argnums=4, compiler_options=exact_options())
 
 
-def _room_shapes(job: _Job, part: Portion, params: Any) -> Any:
+def _room_shapes(job: _Job, part: Portion, params: PyTree) -> PyTree:
     """Shapes of the factors of all batches, [batches, batch, …]."""
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((job.batch, *x.shape[1:]), x.dtype), job.examples)
     made = jax.eval_shape(
@@ -304,11 +310,11 @@ def _room_shapes(job: _Job, part: Portion, params: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((job.batches, *leaf.shape), leaf.dtype), made)
 
 
-def _room(job: _Job, part: Portion, params: Any) -> Any:
+def _room(job: _Job, part: Portion, params: PyTree) -> PyTree:
     """Zeros for the factors of all batches, which the devices share."""
     room = _room_shapes(job, part, params)
 
-    def zeros() -> Any:
+    def zeros() -> PyTree:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), room)
 
     return jax.jit(zeros, out_shardings=_shared_out(job.mesh, 1))()
@@ -352,7 +358,7 @@ def _compact(a: list[Factor], b: list[Factor], first: int) -> tuple[list[Factor]
     return made[:1], made[:1] if b is a else made[1:], count
 
 
-def _mesh(params: Any) -> Mesh | None:
+def _mesh(params: PyTree) -> Mesh | None:
     """The devices over which parameters are sharded, where there are several."""
     for leaf in jax.tree.leaves(params):
         sharding = getattr(leaf, "sharding", None)
@@ -374,14 +380,14 @@ def _free_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _examples(xs: Any, name: str) -> int:
+def _examples(xs: PyTree, name: str) -> int:
     sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(np.asarray, jax.tree.leaves(xs))}
     if len(sizes) != 1 or 0 in sizes:
         raise InputError(f"The arrays of {name} need a leading axis of examples, of the same length in all.")
     return int(sizes.pop())
 
 
-def _one(x: Any) -> tuple[Any, ...]:
+def _one(x: PyTree) -> tuple[Any, ...]:
     return np.shape(x)[1:], np.asarray(x).dtype.name
 
 
