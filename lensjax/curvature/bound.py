@@ -24,13 +24,7 @@ from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.hvp import layer_forms
 from lensjax.curvature.jaxpr.program import Function, Program, traced_program
-from lensjax.curvature.streaming import (
-    Shares,
-    check_params,
-    layer_dots,
-    scanned_layers,
-    wide,
-)
+from lensjax.curvature.streaming import Shares, check_params, layer_dots, scanned_layers, wide
 
 Block = Literal["diagonal", "joint"]
 EPSILON = 0.01  # the theorem has "any fixed ε close to zero"
@@ -138,11 +132,13 @@ def layer_terms(
     if positive_steps is not None and positive_steps < 1:
         raise InputError(f"positive_steps is {positive_steps}; give 1 or more.")
     v = difference(pretrained, finetuned)
-    data, values = Shares(batch), {}
-    for number, _, one in data:
-        values[number] = _values(*traced_program(losses, finetuned, one, (0, 1)), finetuned, one)
-    data.check(values)
-    layers = scanned_layers(losses, finetuned, one)
+    data = Shares(batch)
+
+    def value(one: PyTree) -> tuple[Array, None]:
+        return _values(*traced_program(losses, finetuned, one, (0, 1)), finetuned, one), None
+
+    values = [value for _, value, _ in data.each(value)]
+    layers = scanned_layers(losses, finetuned, next(iter(data))[2])
     forms, positive = [], []
     for done, (_, _, one) in enumerate(data):
         found, parts = _forms(losses, finetuned, one, v, layers, block, positive_steps)
@@ -154,11 +150,11 @@ def layer_terms(
     return LayerTerms(
         layer_names(finetuned, layers),
         block,
-        "examples" if any(value.ndim for value in values.values()) else "batches",
+        "examples" if any(value.ndim for value in values) else "batches",
         np.concatenate(forms, axis=1),
         np.concatenate(positive, axis=1) if positive else None,
         _stacked(layer_dots(layers, v, v), layers)[:, 0],
-        np.concatenate([np.atleast_1d(np.asarray(value, np.float64)) for value in values.values()]),
+        np.concatenate([np.atleast_1d(np.asarray(value, np.float64)) for value in values]),
     )
 
 

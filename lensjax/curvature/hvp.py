@@ -9,7 +9,7 @@ the shapes and types of the parameters, and products are sharded as these are; `
 Everything is computed in the type of the parameters: for float64 make them so, under `jax.enable_x64`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -259,30 +259,19 @@ def _operator(rule: _Rule, f: Function, params: PyTree, batch: PyTree, mode: Mod
     data, how = Shares(batch), layout(params)
     linearized = mode == "linearized" or (mode is None and not isinstance(batch, Batches))
 
-    def call(compute: Callable[..., Any], one: PyTree, *v: PyTree) -> Any:
+    def compute(step: Callable[..., tuple[Array, PyTree]], one: PyTree, *more: Any) -> tuple[Array, PyTree]:
         with explained(_BACKWARD, _FORWARD):
             program, captured = traced_program(f, params, one, rule.ranks)
-            return compute(rule, program, captured, params, one, *v)
+            return step(rule, program, captured, params, one, *more)
 
-    held = [(share, *call(_linearize, one)) for _, share, one in data] if linearized else []
-    if held:
-        data.check({number: value for (number, _, _), (_, value, _) in zip(data, held, strict=True)})
+    held = [(share, push) for share, _, push in data.each(partial(compute, _linearize))] if linearized else []
 
     def product(v: PyTree) -> PyTree:
         check_vector(params, v)
-        if held:
-            with explained(_BACKWARD, _FORWARD):
-                return mean((share, _apply(how, push, v)) for share, _, push in held)
-        values = {}
-
-        def parts() -> Iterator[tuple[float, PyTree]]:
-            for number, share, one in data:
-                values[number], part = call(_direct, one, how, v)
-                yield share, part
-
-        total = mean(parts())
-        data.check(values)
-        return total
+        if not held:
+            return mean((share, part) for share, _, part in data.each(lambda one: compute(_direct, one, how, v)))
+        with explained(_BACKWARD, _FORWARD):
+            return mean((share, _apply(how, push, v)) for share, push in held)
 
     return LinearOperator(product, params)
 

@@ -16,6 +16,7 @@ from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import Layout, laid_out, layout, wide
 
 Kind = Literal["normal", "signs"]
+_BITS = jnp.dtype("uint16")  # of bfloat16
 _ROUNDING = 50  # times a type's precision: what is smaller beside a matrix is taken for rounding
 _CANCELLED = 0.7  # share of its norm that a vector must keep while it is made orthogonal, or else it is done again
 
@@ -61,8 +62,8 @@ class Basis:
     """Orthonormal vectors with the shapes and shardings of parameters, stacked: leaves are [size, ...].
 
     Attributes:
-      vectors: The pytree, of which the first `count` are in use; numbers of 16 bits are held as integers, as CPUs would
-        make float32 of the whole stack to take one vector from it.
+      vectors: The pytree, of which the first `count` are in use; bfloat16 is held as uint16, as CPUs would make float32
+        of the whole stack to take one vector from it.
       rounding: What is smaller than this beside the norm of a matrix is taken for 0.
     """
 
@@ -72,20 +73,19 @@ class Basis:
         self.count = 0
         self.dtype = jnp.result_type(*dtypes)
         held = None if dtype is None else jnp.dtype(dtype)
-        self.narrow = None if held is None or held.itemsize != 2 else held.name
-        self.vectors = _zeros(layout(like), size, held if self.narrow is None else jnp.dtype("uint16"), like)
+        self.vectors = _zeros(layout(like), size, _BITS if held == jnp.bfloat16 else held, like)
 
     def __getitem__(self, number: int) -> PyTree:
-        return _take(self.narrow, self.dtype.name, self.vectors, number)
+        return _take(self.dtype.name, self.vectors, number)
 
     def append(self, v: PyTree) -> None:
         """Add a vector that is orthogonal to those before, and of norm 1."""
-        self.vectors = _put(self.narrow, self.vectors, self.count, v)
+        self.vectors = _put(self.vectors, self.count, v)
         self.count += 1
 
     def dots(self, v: PyTree) -> Float[np.ndarray, " count"]:
         """Inner products with all vectors."""
-        return np.asarray(_dots(self.narrow, self.vectors, self.count, v), np.float64)[: self.count]
+        return np.asarray(_dots(self.vectors, self.count, v), np.float64)[: self.count]
 
     def orthogonalized(self, v: PyTree) -> tuple[PyTree, Float[np.ndarray, " count"], float]:
         """v without its parts along the vectors, these parts, and the norm of what is left.
@@ -97,7 +97,7 @@ class Basis:
             return v, total, after
         for _ in range(3):
             before = after
-            v, parts = _orthogonalized(self.narrow, self.vectors, self.count, v)
+            v, parts = _orthogonalized(self.vectors, self.count, v)
             total += np.asarray(parts, np.float64)[: self.count]
             after = norm(v)
             if after > _CANCELLED * before:
@@ -106,14 +106,14 @@ class Basis:
 
     def rotated(self, weights: Float[np.ndarray, "count k"]) -> PyTree:
         """Combinations of the vectors, stacked, in float32 or wider."""
-        return jax.tree.map(lambda leaf: _combined(self.narrow, leaf, jnp.asarray(weights.T)), self.vectors)
+        return jax.tree.map(lambda leaf: _combined(leaf, jnp.asarray(weights.T)), self.vectors)
 
     def rotate(self, weights: Float[np.ndarray, "count k"]) -> None:
         """Keep combinations of the vectors in their place; a leaf at a time, so that little is held besides."""
         leaves, structure = jax.tree.flatten(self.vectors)
         self.vectors = None
         for number, leaf in enumerate(leaves):
-            leaves[number] = _combined_in_place(self.narrow, leaf, jnp.asarray(weights.T))
+            leaves[number] = _combined_in_place(leaf, jnp.asarray(weights.T))
         self.vectors, self.count = jax.tree.unflatten(structure, leaves), weights.shape[1]
 
 
@@ -207,17 +207,17 @@ def _zeros(how: Layout, size: int, dtype: Any, like: PyTree) -> PyTree:
     return laid_out(made, stacked)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _put(narrow: str | None, vectors: PyTree, number: Int[Array, ""], v: PyTree) -> PyTree:
+@partial(jax.jit, donate_argnums=0)
+def _put(vectors: PyTree, number: Int[Array, ""], v: PyTree) -> PyTree:
     def put(stack: Array, x: Array) -> Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, _packed(narrow, x, stack.dtype), number, 0)
+        return jax.lax.dynamic_update_index_in_dim(stack, _packed(x, stack.dtype), number, 0)
 
     return jax.tree.map(put, vectors, v)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _take(narrow: str | None, dtype: str, vectors: PyTree, number: Int[Array, ""]) -> PyTree:
-    return jax.tree.map(lambda x: x.astype(dtype), _at(narrow, vectors, number))
+@partial(jax.jit, static_argnums=0)
+def _take(dtype: str, vectors: PyTree, number: Int[Array, ""]) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(dtype), _at(vectors, number))
 
 
 @jax.jit
@@ -226,22 +226,20 @@ def _dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     return sum(jax.tree.leaves(products), jnp.zeros(()))
 
 
-@partial(jax.jit, static_argnums=0)
-def _dots(narrow: str | None, vectors: PyTree, count: Int[Array, ""], v: PyTree) -> Float[Array, " size"]:
+@jax.jit
+def _dots(vectors: PyTree, count: Int[Array, ""], v: PyTree) -> Float[Array, " size"]:
     size = jax.tree.leaves(vectors)[0].shape[0]
     zeros = jnp.zeros(size, _dot(v, v).dtype)
-    return jax.lax.fori_loop(0, count, lambda i, c: c.at[i].set(_dot(v, _at(narrow, vectors, i))), zeros)
+    return jax.lax.fori_loop(0, count, lambda i, c: c.at[i].set(_dot(v, _at(vectors, i))), zeros)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _orthogonalized(
-    narrow: str | None, vectors: PyTree, count: Int[Array, ""], v: PyTree
-) -> tuple[PyTree, Float[Array, " size"]]:
+@partial(jax.jit, donate_argnums=2)
+def _orthogonalized(vectors: PyTree, count: Int[Array, ""], v: PyTree) -> tuple[PyTree, Float[Array, " size"]]:
     size = jax.tree.leaves(vectors)[0].shape[0]
 
     def remove(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
         left, parts = carry
-        q = _at(narrow, vectors, i)
+        q = _at(vectors, i)
         part = _dot(left, q)
         left = jax.tree.map(lambda x, y: x - part.astype(x.dtype) * y.astype(x.dtype), left, q)
         return left, parts.at[i].set(part)
@@ -260,36 +258,36 @@ def _recurred(w: PyTree, q: PyTree, previous: PyTree, coupling: float) -> tuple[
     return jax.tree.map(less, w, q, previous), along
 
 
-def _at(narrow: str | None, vectors: PyTree, i: Int[Array, ""]) -> PyTree:
-    return jax.tree.map(lambda stack: _unpacked(narrow, jax.lax.dynamic_index_in_dim(stack, i, 0, False)), vectors)
+def _at(vectors: PyTree, i: Int[Array, ""]) -> PyTree:
+    return jax.tree.map(lambda stack: _unpacked(jax.lax.dynamic_index_in_dim(stack, i, 0, False)), vectors)
 
 
-def _packed(narrow: str | None, x: Array, dtype: Any) -> Array:
-    return x.astype(dtype) if narrow is None else jax.lax.bitcast_convert_type(x.astype(narrow), dtype)
+def _packed(x: Array, dtype: Any) -> Array:
+    return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), _BITS) if dtype == _BITS else x.astype(dtype)
 
 
-def _unpacked(narrow: str | None, x: Array) -> Array:
+def _unpacked(x: Array) -> Array:
     """Numbers in float32 or wider."""
-    numbers: Array = x if narrow is None else jax.lax.bitcast_convert_type(x, narrow)
+    numbers = jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == _BITS else x
     return numbers.astype(wide(numbers.dtype))
 
 
-@partial(jax.jit, static_argnums=0)
-def _combined(narrow: str | None, stack: Array, weights: Float[Array, "k count"]) -> Array:
+@jax.jit
+def _combined(stack: Array, weights: Float[Array, "k count"]) -> Array:
     """weights @ stack[:count], one after the other."""
-    one = jax.eval_shape(partial(_unpacked, narrow), stack)
+    one = jax.eval_shape(_unpacked, stack)
     weights = weights.astype(one.dtype)
 
     def combine(row: Array) -> Array:
         def add(i: Array, total: Array) -> Array:
-            return total + row[i] * _at(narrow, stack, i)
+            return total + row[i] * _at(stack, i)
 
         return jax.lax.fori_loop(0, len(row), add, jnp.zeros(one.shape[1:], one.dtype))
 
     return jax.lax.map(combine, weights)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _combined_in_place(narrow: str | None, stack: Array, weights: Float[Array, "k count"]) -> Array:
-    combined = jax.lax.map(lambda row: _packed(narrow, _combined(narrow, stack, row[None])[0], stack.dtype), weights)
+@partial(jax.jit, donate_argnums=0)
+def _combined_in_place(stack: Array, weights: Float[Array, "k count"]) -> Array:
+    combined = jax.lax.map(lambda row: _packed(_combined(stack, row[None])[0], stack.dtype), weights)
     return jax.lax.dynamic_update_slice_in_dim(stack, combined, 0, 0)

@@ -6,7 +6,6 @@ trace(hvp)  # StochasticEstimate(value, standard_error)
 
 All take a `LinearOperator`. Vectors are never made one array, and stacked vectors are sharded as the operator's are, so
 that every device holds its part. They are float32 or wider, and rounded to the operator's type for a product.
-`block` is the operator of one layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from numpy.typing import DTypeLike, NDArray
 
-from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.lanczos import Basis, Lanczos, draw, finite, multiplied, norm, scaled
 from lensjax.curvature.operator import LinearOperator
-from lensjax.curvature.streaming import check_params, laid_out, layer_dots, layout
+from lensjax.curvature.streaming import check_params, layer_dots
 
 Which = Literal["largest", "smallest", "magnitude"]
 
@@ -184,11 +182,7 @@ def spectral_density(
 
 
 def trace(
-    operator: LinearOperator,
-    *,
-    method: Literal["xtrace", "hutchinson"] = "xtrace",
-    products: int = 20,
-    seed: int = 0,
+    operator: LinearOperator, *, method: Literal["xtrace", "hutchinson"] = "xtrace", products: int = 20, seed: int = 0
 ) -> StochasticEstimate:
     """The trace, and its standard error.
 
@@ -242,42 +236,6 @@ def layer_traces(
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(operator.like)]
     parts = _hutchinson(operator, tuple(layers or [None] * len(names)), products, seed)
     return {name: _estimate(part) for name, part in zip(names, parts, strict=True)}
-
-
-def block(operator: LinearOperator, name: str, layer: int | None = None) -> LinearOperator:
-    """The diagonal block of one layer, v_i ↦ (A v)_i with v zero elsewhere; a product takes as long as one with A.
-
-    Args:
-      operator: A.
-      name: The path of a leaf, such as "layers/blocks/mlp/up/kernel".
-      layer: Which slice along the leading axis, of leaves that hold several layers.
-
-    Raises:
-      InputError: there is no such leaf or layer.
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(operator.like)
-    names = [path_name(path) for path, _ in leaves]
-    if name not in names:
-        raise InputError(f"There is no parameter '{shorten(name)}'; give one of {listing(names)}.")
-    number = names.index(name)
-    leaf = leaves[number][1]
-    if layer is not None and not (leaf.ndim and 0 <= layer < leaf.shape[0]):
-        raise InputError(
-            f"layer is {layer} and '{name}' has shape {leaf.shape}; give one of its leading axis, or None."
-        )
-    how = layout(operator.like)
-
-    @jax.jit
-    def embed(v: Array) -> PyTree:
-        whole = v if layer is None else jnp.zeros(leaf.shape, leaf.dtype).at[layer].set(v)
-        zeros = [whole if i == number else jnp.zeros(x.shape, x.dtype) for i, (_, x) in enumerate(leaves)]
-        return laid_out(jax.tree.unflatten(structure, zeros), how)
-
-    def part(v: Array) -> Array:
-        whole = jax.tree.leaves(operator(embed(v)))[number]
-        return whole if layer is None else whole[layer]
-
-    return LinearOperator(part, leaf if layer is None else leaf[layer], operator.symmetric)
 
 
 def _hutchinson(

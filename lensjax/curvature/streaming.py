@@ -9,20 +9,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import NamedSharding
 from jax.tree_util import Partial
 from jaxtyping import Array
 
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree, path_name
-from lensjax.curvature.jaxpr.program import Function, traced_program
+from lensjax.curvature.jaxpr.program import Function, Program, traced_program
 
 Layout = tuple[NamedSharding | None, ...]
 
 
 def count_examples(batch: PyTree) -> float:
-    """Length of the leading axis of a batch's arrays: the weight of means over examples."""
+    """Length of the leading axis of a batch's arrays: the weight of means over examples.
+
+    Raises:
+      InputError: they do not have one of the same length.
+    """
     lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)}
     if len(lengths) != 1:
         raise InputError("The arrays of a batch need a leading axis of examples, of the same length in all.")
@@ -79,8 +82,18 @@ class Shares:
             if share > 0:
                 yield number, float(share), batch
 
-    def check(self, values: dict[int, Array]) -> None:
-        """Raise InputError where a batch's loss is not finite; what is traced, or was seen before, is not looked at."""
+    def each(self, compute: Callable[[PyTree], tuple[Array, PyTree]]) -> Iterator[tuple[float, Array, PyTree]]:
+        """Share, value and part of every batch, of which the latter two are computed.
+
+        Once all are, it is checked that values are finite, if they were not seen before and are not being traced.
+
+        Raises:
+          InputError: the loss of a batch is not finite.
+        """
+        values = {}
+        for number, share, one in self:
+            values[number], part = compute(one)
+            yield share, values[number], part
         if self.checked or any(isinstance(value, jax.core.Tracer) for value in values.values()):
             return
         for number, value in values.items():
@@ -100,17 +113,14 @@ def scanned_layers(f: Function, params: PyTree, batch: PyTree) -> tuple[int | No
 def kept(push: Callable[[PyTree], PyTree], like: PyTree) -> Partial:
     """A linear map of vectors as a pytree of the arrays that it keeps, which compiled code can return and be handed."""
     closed = jax.make_jaxpr(push)(like)
-    return Partial(_Linear(closed.jaxpr, jax.tree.structure(like)), closed.consts)
+    return Partial(Program(closed.jaxpr, jax.tree.structure(like)), closed.consts)
 
 
 def mean(parts: Iterable[tuple[float, PyTree]]) -> PyTree:
     """Σ share · part, summed in float32 or wider."""
-    total = None
+    total = like = None
     for share, part in parts:
-        if share == 1:
-            return part
-        total = _add(total, part, share)
-        like = part
+        total, like = (part if share == 1 else _add(total, part, share)), part
     return jax.tree.map(lambda x, y: x.astype(y.dtype), total, like)
 
 
@@ -121,16 +131,11 @@ def _add(total: PyTree, part: PyTree, share: float) -> PyTree:
 
 
 def gathered(compute: Callable[[PyTree], tuple[Array, PyTree]], batch: PyTree) -> PyTree:
-    """What is computed of batches: the mean of it if it is of scalars, and all examples' if not."""
-    data, values, found = Shares(batch), {}, []
-    for number, share, one in data:
-        value, forms = compute(one)
-        values[number] = value
-        found.append((share, forms))
-    data.check(values)
-    if any(value.ndim for value in values.values()):
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *(forms for _, forms in found))
-    return mean(found)
+    """Parts of batches whose values and parts are computed: their mean if values are scalars, else all examples'."""
+    shares, values, parts = zip(*Shares(batch).each(compute), strict=True)
+    if any(value.ndim for value in values):
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *parts)
+    return mean(zip(shares, parts, strict=True))
 
 
 def check_params(params: PyTree) -> None:
@@ -215,15 +220,3 @@ def wide(dtype: Any) -> Any:
 def _described(tree: PyTree) -> dict[str, tuple[tuple[int, ...], Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): (np.shape(leaf), jnp.result_type(leaf)) for path, leaf in leaves}
-
-
-@dataclass(frozen=True, eq=False)
-class _Linear:
-    """A linear map of vectors, called with what it keeps."""
-
-    jaxpr: Any
-    structure: Any
-
-    def __call__(self, kept: Any, v: PyTree) -> Any:
-        flat = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, kept))(*jax.tree.leaves(v))
-        return jax.tree.unflatten(self.structure, flat)

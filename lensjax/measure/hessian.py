@@ -131,12 +131,7 @@ def measure_hessian(
     )
     operator = LinearOperator(counted, params)
     pairs = top_eigenpairs(
-        operator,
-        top,
-        products=most,
-        basis=2 * top + 8,
-        basis_dtype="bfloat16" if size > _NARROW else None,
-        seed=seed,
+        operator, top, products=most, basis=2 * top + 8, basis_dtype="bfloat16" if size > _NARROW else None, seed=seed
     )
     counted.next_stage()
     density = spectral_density(operator, steps=steps, samples=samples, reorthogonalize=False, seed=seed)

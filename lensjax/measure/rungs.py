@@ -11,15 +11,7 @@ import numpy as np
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import read_json
 from lensjax.core.flops import matmul_flops
-from lensjax.curvature.bound import (
-    EPSILON,
-    REMAINDER,
-    Block,
-    LayerTerms,
-    bound_terms,
-    layer_terms,
-    layer_terms_flops,
-)
+from lensjax.curvature.bound import EPSILON, REMAINDER, Block, LayerTerms, bound_terms, layer_terms, layer_terms_flops
 from lensjax.curvature.phases import LEVEL, Phases, find_phases, fit_decay
 from lensjax.curvature.streaming import Batches, Shares
 from lensjax.measure.model_losses import target_tokens

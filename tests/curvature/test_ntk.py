@@ -209,7 +209,7 @@ def test_log_probabilities_sum_to_the_loss(tiny_config, random_model):
 
 def test_bad_input_is_named(tiny_config):
     params, xs = {"w": jnp.ones(3)}, np.ones((4, 3))
-    with pytest.raises(InputError, match="Parameter w holds int32; a kernel needs floating-point parameters"):
+    with pytest.raises(InputError, match="Parameter w holds int32; curvature needs floating-point parameters"):
         ntk(lambda p, x: (p["w"] * x).sum(), {"w": jnp.arange(3)}, xs)
     with pytest.raises(InputError, match="not finite for example 2"):
         ntk(lambda p, x: (p["w"] * x).sum(), params, np.where(np.arange(4)[:, None] == 2, np.nan, xs))

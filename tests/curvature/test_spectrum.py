@@ -15,7 +15,7 @@ from lensjax.core.errors import InputError
 from lensjax.curvature.hvp import hvp_fn
 from lensjax.curvature.lanczos import Lanczos, draw
 from lensjax.curvature.operator import LinearOperator
-from lensjax.curvature.spectrum import block, layer_traces, spectral_density, top_eigenpairs, trace
+from lensjax.curvature.spectrum import layer_traces, spectral_density, top_eigenpairs, trace
 
 SIZE = 60
 
@@ -173,15 +173,6 @@ def test_leaving_one_out_is_that_of_a_reference(product_of, like):
     assert 0.7 < ours.std() / known.std() < 1.4
 
 
-def test_a_block_has_the_spectrum_of_its_part(product_of, like):
-    matrix = make_matrix(decaying())
-    part = block(product_of(matrix), "a", 2)
-    np.testing.assert_allclose(top_eigenpairs(part, 5).values, np.linalg.eigvalsh(matrix[10:15, 10:15])[::-1])
-    assert trace(block(product_of(matrix), "b/0"), products=80).value == pytest.approx(
-        np.trace(matrix[20:, 20:]), rel=1e-12
-    )
-
-
 @pytest.mark.eight_devices
 def test_devices_that_share_vectors_share_the_basis():
     mesh = lensjax.models.make_mesh("fsdp=4,tensor=2")
@@ -234,8 +225,6 @@ def test_bad_input_is_named(product_of, like):
             "A product is not finite",
         ),
         (lambda: trace(LinearOperator(product, like, symmetric=False)), "The operator is not symmetric"),
-        (lambda: block(product, "c"), "There is no parameter 'c'; give one of a, b/0"),
-        (lambda: block(product, "a", 4), r"layer is 4 and 'a' has shape \(4, 5\)"),
     ):
         with pytest.raises(InputError, match=message):
             call()

@@ -82,11 +82,7 @@ def find_uses(jaxpr: Jaxpr, parameters: int) -> LinearUses:
 
 
 def with_probes(
-    jaxpr: Jaxpr,
-    captured: Sequence[Any],
-    uses: Mapping[Key, Use],
-    inputs: Sequence[Array],
-    probes: Mapping[Key, Array],
+    jaxpr: Jaxpr, captured: Sequence[Any], uses: Mapping[Key, Use], inputs: Sequence[Array], probes: Mapping[Key, Array]
 ) -> tuple[Array, dict[Key, Array]]:
     """The function's value where probes are added, and for every use a [rows, summed] or ids [rows]."""
     prober = _Prober(uses, probes, {})

@@ -19,22 +19,22 @@ Function = Callable[[PyTree, PyTree], PyTree]  # of parameters and of a batch or
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A function of parameters and a batch as traced, called with the arrays that it captured.
+    """A function as traced, called with the arrays that it captured and then its arguments.
 
-    These are arguments, so that compiled code does not hold them: frozen parameters, say, beside adapters.
+    What it captured is an argument, so that compiled code does not hold it: frozen parameters, say, beside adapters.
 
     Attributes:
-      jaxpr: Of the leaves of the parameters and then those of the batch.
+      jaxpr: Of the leaves of the arguments: parameters, and then a batch.
       structure: Of the function's value.
       parameters: Number of leaves of the parameters.
     """
 
     jaxpr: Jaxpr
     structure: jax.tree_util.PyTreeDef
-    parameters: int
+    parameters: int = 0
 
-    def __call__(self, captured: PyTree, params: PyTree, batch: PyTree) -> PyTree:
-        flat = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*jax.tree.leaves((params, batch)))
+    def __call__(self, captured: PyTree, *args: PyTree) -> PyTree:
+        flat = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*jax.tree.leaves(args))
         return jax.tree.unflatten(self.structure, flat)
 
     @property

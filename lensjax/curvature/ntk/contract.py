@@ -60,10 +60,11 @@ class Factor:
         return Factor(left, one.right.squeeze(-3))
 
     def piece(self, number: Int[Array, ""], size: int, first: int) -> "Factor":
-        """The factor of `size` of the `first` rows of the matrix; in the last piece, what others have is 0."""
+        """The factor of `size` of the `first` rows of the matrix; rows of other pieces are 0."""
         start = jnp.minimum(number * size, first - size)
         if self.looks_up:
-            return Factor(jnp.where(self.left >= number * size, self.left - start, -1), self.right)
+            inside = (self.left >= number * size) & (self.left < (number + 1) * size)
+            return Factor(jnp.where(inside, self.left - start, -1), self.right)
         left = jax.lax.dynamic_slice_in_dim(self.left, start, size, axis=-1)
         return Factor(jnp.where(start + jnp.arange(size) >= number * size, left, 0), self.right)
 
@@ -101,10 +102,12 @@ def _form(
     n, outputs, second = _sizes(a[0])
     m = b[0].right.shape[0]
     dtype = _wide(a[0].right.dtype)
+    shape = {"trace": (n, m), "diagonal": (n, m, outputs), "full": (n, m, outputs, outputs)}[output]
+    if not first * second:
+        return jnp.zeros(shape, dtype)
     devices = 1 if mesh is None else mesh.size
     each = dtype.itemsize * outputs * (n if a is b else n + m)
     tile = _tile(first, second, max(1, chunk_bytes // each) * devices, devices)
-    shape = {"trace": (n, m), "diagonal": (n, m, outputs), "full": (n, m, outputs, outputs)}[output]
     spread = mesh is not None and tile[0] % devices == 0
     sides = [a] if a is b else [a, b]
     lefts = [[factor.left_tiles(tile[0], first) for factor in side] for side in sides]

@@ -28,6 +28,7 @@ from lensjax.curvature.jaxpr.program import Function, traced_program
 from lensjax.curvature.ntk.contract import TAIL, Factor, Output, constrain, contract
 from lensjax.curvature.ntk.factors import Leaf, Plan, Portion, make_factors, make_parts
 from lensjax.curvature.operator import LinearOperator
+from lensjax.curvature.streaming import check_params
 
 _HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
 _WITH_BACKWARD = 3  # times the factors' memory is what making them takes
@@ -208,11 +209,7 @@ def _prepare(
     n, m = _examples(xs, "xs"), 0 if ys is None else _examples(ys, "ys")
     if ys is not None and jax.tree.map(_one, xs) != jax.tree.map(_one, ys):
         raise InputError("xs and ys hold examples of different shapes or types; give both the same fields and lengths.")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise InputError(
-                f"Parameter {path_name(path)} holds {leaf.dtype}; a kernel needs floating-point parameters."
-            )
+    check_params(params)
     mesh = _mesh(params)
     limit = _free_memory() if memory_limit is None else memory_limit
     dtype = None if factors == "exact" else "bfloat16"

@@ -4,9 +4,42 @@ A file registers a `Functional` under its own name, and other packages do throug
 (see `lensjax.core.registry`). Names are known without importing JAX.
 """
 
-from lensjax.core.registry import Registry
-from lensjax.measure.functionals._functional import Batch, Example, Functional, OfModel
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-__all__ = ["FUNCTIONALS", "Batch", "Example", "Functional", "OfModel"]
+from lensjax.core.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Array
+
+    from lensjax.models.model import Model, Params
+
+Example = Mapping[str, Any]  # as a model takes it, without the axis of examples
+Batch = Mapping[str, "np.ndarray[Any, Any]"]  # {name: [N, time]}
+OfModel = Callable[["Params", Example], "Array"]
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A function of a model's parameters and one example, and which kernel it has.
+
+    Attributes:
+      description: What the kernel is of, for the page that shows it: "Of the loss of each example".
+      make: (model, classes, samples) → f, with f(params, example) → array.
+      output: "trace": the kernel is summed over the outputs of f. "full": it has every pair of outputs, those of an
+        example side by side, [N × outputs, N × outputs]. "diagonal": the outputs are independent estimates of one
+        kernel, whose mean and standard error are taken.
+      classes: From a batch, the tokens that stand for classes, where f needs any.
+      targets: (batch, classes) → [N, *outputs], what f should be; the residual of training has none without them.
+    """
+
+    description: str
+    make: Callable[["Model", tuple[int, ...], int], OfModel]
+    output: Literal["trace", "diagonal", "full"] = "trace"
+    classes: Callable[[Batch], tuple[int, ...]] | None = None
+    targets: Callable[[Batch, tuple[int, ...]], "np.ndarray[Any, Any]"] | None = None
+
 
 FUNCTIONALS = Registry[Functional]("functional", __name__, "lensjax.functionals")
