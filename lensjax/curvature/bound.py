@@ -5,8 +5,8 @@ example (∇²⁺ the positive part of the layer's block of the Hessian), with p
 
     L(f_ŵ) ≤ (1 + ε) L̂(f_ŵ) + (1 + ε) Σ_i √(C H_i) / √n + O(n^(−3/4))        (Ju, Li & Zhang, ICML 2022)
 
-for n training examples and losses of at most C. What is measured on some examples is at most the H_i of all that there
-could be. `lensjax.curvature.phases` fits how the terms fall with n.
+for n training examples and losses of at most C. A maximum over some examples is at most the H_i over all that could
+occur. `lensjax.curvature.phases` fits how the terms fall with n.
 """
 
 from collections.abc import Callable
@@ -30,13 +30,13 @@ Block = Literal["diagonal", "joint"]
 EPSILON = 0.01  # the theorem has "any fixed ε close to zero"
 REMAINDER = 1.0  # constant of the O(n^(−3/4)) term, which the theorem leaves open: 1 shows its rate only
 RATE = 0.75  # of that term
-_ROUNDING = 50  # times a type's precision: what is smaller beside a matrix is taken for rounding
+_ROUNDING = 50  # times a type's precision: smaller numbers, relative to a matrix, are rounding
 _AT_ONCE = 2**28  # bytes of vectors that examples computed at once may hold
 
 
 @dataclass(frozen=True)
 class LayerTerms:
-    """What a pretrained and a fine-tuned model give for each of l layers.
+    """Terms of a pretrained and a fine-tuned model for each of l layers.
 
     A layer is a leaf of the parameters; of leaves that a scan slices along their leading axis, each slice is one.
 
@@ -45,7 +45,7 @@ class LayerTerms:
       block: "diagonal", v_iᵀ H_ii v_i of the theorem, or "joint", Σ_j v_iᵀ H_ij v_j of the authors' released code.
       over: Whether the N columns are "examples", as in the theorem, or "batches", as in that code.
       forms: [l, N].
-      positive: [l, N], v_iᵀ (H_ii)₊ v_i, where it was asked for.
+      positive: [l, N], v_iᵀ (H_ii)₊ v_i, if measured.
       distances: [l], ‖v_i‖².
       losses: [N], in nats.
     """
@@ -60,12 +60,12 @@ class LayerTerms:
 
     @property
     def largest(self) -> Float[np.ndarray, " l"]:
-        """H_i: the largest over examples, from 0 up; of the positive part where that was measured."""
+        """H_i: the largest over examples, at least 0; of the positive part if measured."""
         return self._measured.max(axis=1, initial=0.0)
 
     @property
     def mean(self) -> Float[np.ndarray, " l"]:
-        """The mean over examples, of the positive part where that was measured."""
+        """The mean over examples, of the positive part if measured."""
         return self._measured.mean(axis=1)
 
     @property
@@ -77,7 +77,7 @@ def difference(pretrained: PyTree, finetuned: PyTree) -> PyTree:
     """v = ŵ − w, in the types of ŵ.
 
     Raises:
-      InputError: the two do not have the same leaves, or one holds what is no floating-point number or not finite.
+      InputError: the two do not have the same leaves, or one holds numbers that are not floating-point or not finite.
     """
     check_params(pretrained)
     check_params(finetuned)
@@ -117,15 +117,18 @@ def layer_terms(
       losses: (params, batch) → [examples], or a scalar: then each batch stands for one example.
       pretrained, finetuned: Pytrees of parameters.
       batch: A batch, or `Batches`, whose examples follow each other.
-      block: As for `LayerTerms`.
-      positive_steps: Measure v_iᵀ (H_ii)₊ v_i too, by Lanczos quadrature with so many steps from v_i, that is as many
-        products for every layer and example: ‖v_i‖² e₁ᵀ max(T, 0) e₁ (Golub & Meurant 2010, chapter 7). It is exact
-        with as many steps as the layer has parameters.
-      progress: Is told how many batches of how many are done.
+      block: See `LayerTerms`.
+      positive_steps: Measure v_iᵀ (H_ii)₊ v_i too, by this many steps of Lanczos quadrature from v_i, each a product
+        for every layer and example: ‖v_i‖² e₁ᵀ max(T, 0) e₁ (Golub & Meurant 2010, chapter 7). It is exact with as
+        many steps as the layer has parameters.
+      progress: Called with the number of finished batches, and of all.
+
+    Returns:
+      Terms in nats, as the losses are.
 
     Raises:
-      InputError: the models do not match, the block is unknown, the positive part is asked for of what is no block, or
-        there are no examples, or the loss of one is not finite.
+      InputError: the models do not match, the block is unknown, positive_steps is given with joint blocks, there are
+        no examples, or the loss of one is not finite.
     """
     if positive_steps is not None and block != "diagonal":
         raise InputError("The positive part is that of a layer's own block; give block='diagonal' with positive_steps.")
@@ -141,8 +144,8 @@ def layer_terms(
     layers = scanned_layers(losses, finetuned, next(iter(data))[2])
     forms, positive = [], []
     for done, (_, _, one) in enumerate(data):
-        found, parts = _forms(losses, finetuned, one, v, layers, block, positive_steps)
-        forms.append(_stacked(found, layers))
+        own, parts = _forms(losses, finetuned, one, v, layers, block, positive_steps)
+        forms.append(_stacked(own, layers))
         if parts is not None:
             positive.append(_stacked(parts, layers))
         if progress is not None:
@@ -161,13 +164,11 @@ def layer_terms(
 def layer_terms_flops(
     losses: Function, params: PyTree, batch: PyTree, *, block: Block = "diagonal", positive_steps: int | None = None
 ) -> int:
-    """Floating-point operations of the matrix products of `layer_terms`, of which nothing is computed.
-
-    See `lensjax.core.flops.matmul_flops`.
+    """FLOPs of the matrix products of `layer_terms`, counted by `lensjax.core.flops.matmul_flops`; computes nothing.
 
     Args:
       losses, batch, block, positive_steps: See `layer_terms`.
-      params: Those of either model, or their shapes.
+      params: Parameters of either model, or their shapes.
     """
 
     def compute(params: PyTree, batch: PyTree) -> Any:
@@ -179,7 +180,7 @@ def layer_terms_flops(
 
 
 def layer_names(params: PyTree, layers: tuple[int | None, ...]) -> tuple[str, ...]:
-    """Paths of the leaves, and of those with layers, as `scanned_layers` gives them, of every slice."""
+    """The path of every leaf, or of every slice of leaves with layers, which `scanned_layers` gives."""
     names: list[str] = []
     for (path, _), length in zip(jax.tree_util.tree_leaves_with_path(params), layers, strict=True):
         name = path_name(path)
@@ -188,7 +189,7 @@ def layer_names(params: PyTree, layers: tuple[int | None, ...]) -> tuple[str, ..
 
 
 def check_constants(loss_bound: float, epsilon: float = EPSILON, remainder: float = REMAINDER) -> None:
-    """Raise InputError where a constant of the bound cannot be what it is; see `bound_terms`."""
+    """Raise InputError if a constant of the bound is out of range; see `bound_terms`."""
     for name, value in (("loss_bound (C)", loss_bound), ("remainder (c)", remainder)):
         if not 0 <= value < np.inf:
             raise InputError(f"{name} is {value}; give a finite number, 0 or more.")
@@ -225,8 +226,8 @@ def bound_terms(
       n: Training examples.
       train_loss: L̂, the mean loss on them.
       largest: H_i of every layer, see `LayerTerms.largest`.
-      loss_bound: C, what no loss exceeds. Cross-entropy has no such bound; the largest loss that was measured is the
-        least that it could be.
+      loss_bound: C, which no loss exceeds. Cross-entropy has no such bound; C cannot be below the largest measured
+        loss.
       epsilon: ε, any fixed number above 0 (Ju, Li & Zhang, ICML 2022).
       remainder: c of the O(n^(−3/4)) term, which the theorem leaves open.
 
@@ -237,8 +238,8 @@ def bound_terms(
     numbers = np.array([n, train_loss, *largest])
     if not (np.isfinite(numbers).all() and n >= 1 and numbers.min() >= 0):
         raise InputError(
-            f"n is {n}, the training loss {train_loss}, the least H_i {min(largest)}; give finite numbers from 0 up, "
-            "and n from 1 up."
+            f"n is {n}, the training loss {train_loss}, the smallest H_i {min(largest)}; give finite numbers from 0 "
+            "up, and n from 1 up."
         )
     hessian = (1 + epsilon) * float(np.sqrt(loss_bound * np.asarray(largest)).sum()) / n**0.5
     return Bound((1 + epsilon) * train_loss, hessian, remainder * n**-RATE)
@@ -270,7 +271,7 @@ def _forms(
     block: Block,
     positive_steps: int | None,
 ) -> tuple[list[Array], list[Array] | None]:
-    """The forms of every leaf along v, and with their positive parts, where they are asked for."""
+    """The forms of every leaf along v, and their positive parts if steps are given."""
     forms = list(layer_forms(losses, params, batch, v, block=block).values())
     if positive_steps is None:
         return forms, None
@@ -327,7 +328,11 @@ def _positive(
 
 
 def _quadrature(product: Callable[[Array], Array], v: Array, steps: int) -> Array:
-    """vᵀ A₊ v by Lanczos' method from v, fully reorthogonalised; a vector that is rounding only is made 0."""
+    """vᵀ A₊ v by Lanczos' method from v, fully reorthogonalised.
+
+    A vector that is rounding only becomes 0, and the quadrature stays exact. matfree's `tridiag_sym` normalises such a
+    vector instead, so that its results are wrong for blocks of low rank, which those of single examples often are.
+    """
     steps = min(steps, v.size)
     kind = wide(v.dtype)
     rounding = _ROUNDING * jnp.finfo(kind).eps

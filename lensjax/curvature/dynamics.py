@@ -1,4 +1,4 @@
-"""What a kernel says of training: residuals under gradient descent of the linearised model, rank, alignment, drift."""
+"""A kernel's forecast of training: residuals under gradient descent of the linearised model, rank, alignment, drift."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def residual_loss(
     t: Float[ArrayLike, "*times"],
     eta: Float[ArrayLike, ""] = 1.0,
 ) -> Float[Array, "*times"]:
-    """F(Θ, t) = ‖exp(−η Θ t / N) (f₀ − y)‖² / N: what is left of the squared error after a time t at rate η.
+    """F(Θ, t) = ‖exp(−η Θ t / N) (f₀ − y)‖² / N: the squared error that is left after a time t at rate η.
 
     The exponential is that of the matrix, by the eigenvalues of the symmetric Θ. It is the error of gradient descent at
     small rates on ‖f − y‖² / 2N of the linearised model, with t counted in steps (LensLLM, arXiv 2505.03793, section
@@ -24,9 +24,12 @@ def residual_loss(
     f₀ and y.
 
     Args:
-      theta: The kernel; of functions with several outputs, flattened to examples × outputs.
-      f0, y: Outputs before training, and what they should be.
+      theta: The kernel; for functions with several outputs, n = examples × outputs.
+      f0, y: Outputs before training, and their targets.
       t, eta: Times, from 0 up, and the learning rate.
+
+    Returns:
+      F at every time, in the squared unit of the outputs.
 
     Raises:
       InputError: the shapes do not match, or the kernel is not finite or not symmetric.
@@ -40,7 +43,13 @@ def residual_modes(
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Eigenvalues of Θ / N, and the squares of f₀ − y along the eigenvectors over N, so that F = Σ w exp(−2 η λ t).
 
-    What `lensjax.fit.residuals.stack_residuals` takes.
+    `lensjax.fit.residuals.stack_residuals` takes them.
+
+    Args:
+      theta, f0, y: See `residual_loss`.
+
+    Returns:
+      λ and w.
 
     Raises:
       InputError: see `residual_loss`.
@@ -76,7 +85,7 @@ def alignment(theta: Float[np.ndarray, "n n"], target: Float[np.ndarray, " n"]) 
 
 
 def kernel_drift(before: Float[np.ndarray, "n n"], after: Float[np.ndarray, "n n"]) -> float:
-    """1 − cos between two kernels of the same examples (Fort et al. 2020): 0 where training changed the scale only.
+    """1 − cos between two kernels of the same examples (Fort et al. 2020): 0 if training changed the scale only.
 
     Raises:
       InputError: their shapes differ.
@@ -88,7 +97,7 @@ def kernel_drift(before: Float[np.ndarray, "n n"], after: Float[np.ndarray, "n n
 
 
 def _eigh(theta: Array) -> tuple[Array, Array]:
-    """Eigenvalues and eigenvectors of a kernel that is what it should be."""
+    """Eigenvalues and eigenvectors of a kernel, which is checked first."""
     if not isinstance(theta, jax.core.Tracer):
         dense = np.asarray(theta, np.float64)
         if not np.isfinite(dense).all():

@@ -1,11 +1,11 @@
 """Products with the Hessian and its kin of any function of any pytree of parameters, on one device or many.
 
 hvp = hvp_fn(model.loss, model.params, batch)  # linearised once
-hvp(v)                                         # H v, a pytree as the parameters are
+hvp(v)                                         # H v, a pytree like the parameters
 
 A loss is f(params, batch) → scalar. A batch is a pytree of arrays with a leading axis of examples, or `Batches`, over
-which the mean is taken. What the loss captures, such as frozen parameters beside adapters, is not copied. Vectors have
-the shapes and types of the parameters, and products are sharded as these are; `jax.vmap(hvp)` takes many at a time.
+which the mean is taken. Arrays that the loss captures, such as frozen parameters beside adapters, are not copied.
+Vectors have the shapes and types of the parameters, and products their shardings; `jax.vmap(hvp)` takes many at a time.
 Everything is computed in the type of the parameters: for float64 make them so, under `jax.enable_x64`.
 """
 
@@ -64,15 +64,18 @@ class OutputLoss:
 
 
 def hvp_fn(loss: Function, params: PyTree, batch: PyTree, *, mode: Mode | None = None) -> LinearOperator:
-    """v ↦ H v with H = ∇² loss(params, batch), forward over reverse (Pearlmutter 1994).
+    """The Hessian H = ∇² loss(params, batch): products by forward over reverse mode (Pearlmutter 1994).
 
     Args:
       loss: (params, batch) → scalar.
       params: Pytree of floating-point arrays.
       batch: A batch, or `Batches`, whose products are averaged with their weights.
-      mode: "linearized" computes the gradient once and keeps what its derivative needs, so that a product takes 2.0
-        gradients; "direct" computes the gradient anew for every vector, 2.7 gradients, and keeps nothing. By default
-        one batch is linearised and `Batches` are not. If the model rematerialises, so do both.
+      mode: "linearized" computes the gradient once and keeps the arrays that its derivative needs: a product then takes
+        2.0 gradients. "direct" computes the gradient anew for every vector, 2.7 gradients, and keeps nothing. By
+        default one batch is linearised and `Batches` are not. If the model rematerialises, so do both.
+
+    Returns:
+      v ↦ H v, with v and H v shaped and sharded as the parameters.
 
     Raises:
       InputError: parameters are not floating-point numbers, the loss is not a scalar, there are no examples, or, from
@@ -84,21 +87,22 @@ def hvp_fn(loss: Function, params: PyTree, batch: PyTree, *, mode: Mode | None =
 def ggn_vp_fn(
     outputs: Function, loss: OutputLoss | Function, params: PyTree, batch: PyTree, *, mode: Mode | None = None
 ) -> LinearOperator:
-    """v ↦ Jᵀ H_L J v, the generalised Gauss–Newton matrix (Schraudolph 2002; Martens 2010): 1.33 to 1.67 gradients.
+    """The generalised Gauss–Newton matrix Jᵀ H_L J (Schraudolph 2002; Martens 2010): 1.33 to 1.67 gradients a product.
 
     J is the Jacobian of the outputs in the parameters, H_L the Hessian of the loss in the outputs. For losses that are
     negative log-likelihoods of natural parameters, such as softmax cross-entropy of logits, it is the Fisher matrix
-    (Martens 2014, section 9). For a language model:
-
-        ggn_vp_fn(model.apply, token_cross_entropy(model), model.params, batch)
+    (Martens 2014, section 9). For language models see `lensjax.measure.model_losses.token_cross_entropy`.
 
     Args:
       outputs: (params, batch) → pytree of arrays.
       loss: (outputs, batch) → scalar, or `OutputLoss`.
-      params, batch, mode: As for `hvp_fn`; linearised, the outputs are computed once and not for every vector.
+      params, batch, mode: See `hvp_fn`; linearised, the outputs are computed once and not for every vector.
+
+    Returns:
+      v ↦ Jᵀ H_L J v, see `hvp_fn`.
 
     Raises:
-      InputError: as `hvp_fn`; also where the outputs have a custom_vjp, and so no forward derivative.
+      InputError: see `hvp_fn`; or the outputs have a custom_vjp, and so no forward derivative.
     """
     rule = _GaussNewton(loss if isinstance(loss, OutputLoss) else OutputLoss(loss))
     return _operator(rule, outputs, params, batch, mode)
@@ -107,16 +111,19 @@ def ggn_vp_fn(
 def empirical_fisher_vp_fn(
     losses: Function, params: PyTree, batch: PyTree, *, mode: Mode | None = None
 ) -> LinearOperator:
-    """v ↦ (1/N) Σ_n g_n g_nᵀ v with g_n the gradient of example n's loss (Kunstner et al., arXiv 1905.12558).
+    """The empirical Fisher matrix (1/N) Σ_n g_n g_nᵀ, g_n the gradient of example n's loss (arXiv 1905.12558).
 
-    It is of the labels that there are, and not the Fisher matrix, whose labels the model draws; that is `ggn_vp_fn`'s.
+    It has the labels of the data. The Fisher matrix itself, whose labels the model draws, is that of `ggn_vp_fn`.
 
     Args:
       losses: (params, batch) → [examples].
-      params, batch, mode: As for `hvp_fn`.
+      params, batch, mode: See `hvp_fn`.
+
+    Returns:
+      v ↦ its product with v, see `hvp_fn`.
 
     Raises:
-      InputError: as `ggn_vp_fn`.
+      InputError: see `ggn_vp_fn`.
     """
     return _operator(_GaussNewton(_MEAN, ranks=(1,)), losses, params, batch, mode)
 
@@ -124,21 +131,21 @@ def empirical_fisher_vp_fn(
 def quadratic_form(
     losses: Function, params: PyTree, batch: PyTree, v: PyTree, *, mode: Literal["forward", "reverse"] = "forward"
 ) -> Array:
-    """vᵀ∇²ℓ v = d²ℓ(params + t v)/dt² at t = 0, of every example or of a scalar loss.
+    """vᵀ∇²ℓ v = d²ℓ(params + t v)/dt² at t = 0, for every example or for a scalar loss.
 
     Args:
       losses: (params, batch) → [examples] or scalar.
       params: Pytree of floating-point arrays.
-      batch: A batch, or `Batches`, of which scalars are averaged and examples follow each other.
-      v: A vector as the parameters are.
+      batch: A batch, or `Batches`: scalars are averaged over them, and examples follow each other.
+      v: A vector with the structure, shapes and types of the parameters.
       mode: "forward" carries Taylor series through the function, runs no backward pass and takes 1.7 gradients;
-        "reverse" is a product and then vᵀ(∇²ℓ v), an example at a time, for functions with a custom_vjp.
+        "reverse" takes a product and then vᵀ(∇²ℓ v), an example at a time, for functions with a custom_vjp.
 
     Returns:
       [examples] or a scalar.
 
     Raises:
-      InputError: as `hvp_fn`, and where the function has a custom_vjp and the mode is "forward".
+      InputError: see `hvp_fn`; or the function has a custom_vjp and the mode is "forward".
     """
     if mode not in ("forward", "reverse"):
         raise InputError(f"mode is '{mode}'; give 'forward' or 'reverse'.")
@@ -151,8 +158,7 @@ def quadratic_form(
             return value, sum(parts[1:], parts[0])
         program, captured = traced_program(losses, params, one, (0, 1))
         with explained("mode='reverse' can take it", _FORWARD):
-            found: tuple[Array, Array] = _second(program, captured, params, one, jax.tree.leaves(v))
-        return found
+            return _second(program, captured, params, one, jax.tree.leaves(v))
 
     return gathered(form, batch)
 
@@ -160,22 +166,22 @@ def quadratic_form(
 def layer_forms(
     losses: Function, params: PyTree, batch: PyTree, v: PyTree, *, block: Literal["diagonal", "joint"]
 ) -> dict[str, Array]:
-    """v_iᵀ(∇²ℓ v)_i or v_iᵀ∇²_ii ℓ v_i for every layer i, of every example or of a scalar loss.
+    """v_iᵀ(∇²ℓ v)_i or v_iᵀ∇²_ii ℓ v_i for every layer i, for every example or for a scalar loss.
 
     A layer is a leaf of the parameters; of leaves that a scan slices along their leading axis, each slice is one.
-    "diagonal" has H_ii, the layer's own block, as in the theorem of Ju, Li & Zhang (ICML 2022): Taylor series, 0.3 to
-    1.3 gradients for every layer. "joint" has all blocks of the row, Σ_j v_iᵀ H_ij v_j, as in their code: one
-    product for all layers, and the sum over layers is vᵀ H v.
+    "diagonal" takes H_ii, the layer's own block, as the theorem of Ju, Li & Zhang (ICML 2022) does: by Taylor series,
+    0.3 to 1.3 gradients for every layer. "joint" takes all blocks of the row, Σ_j v_iᵀ H_ij v_j, as their code does:
+    one product for all layers, and the sum over layers is vᵀ H v.
 
     Args:
-      losses, params, batch, v: As for `quadratic_form`.
+      losses, params, batch, v: See `quadratic_form`.
       block: "diagonal" or "joint".
 
     Returns:
       By the leaf's path: a scalar, or [examples], after an axis of layers where there is one.
 
     Raises:
-      InputError: as `hvp_fn`; also, if the block is "diagonal", where the function has a custom_vjp.
+      InputError: see `hvp_fn`; or the block is "diagonal" and the function has a custom_vjp.
     """
     if block not in ("diagonal", "joint"):
         raise InputError(f"block is '{block}'; give 'diagonal' or 'joint'.")
@@ -211,7 +217,7 @@ _MEAN = OutputLoss(lambda losses, _: losses.mean(), lambda losses, _: lambda u: 
 
 @dataclass(frozen=True)
 class _Hessian:
-    """The product of a scalar function's Hessian: what is linear in v, and the value, of which the finiteness tells."""
+    """The product with a scalar function's Hessian, and the function's value, which shows whether it is finite."""
 
     ranks = (0,)
 
@@ -226,7 +232,7 @@ class _Hessian:
 
 @dataclass(frozen=True)
 class _GaussNewton:
-    """The product of the Gauss–Newton matrix of a function's outputs under a loss."""
+    """The product with the Gauss–Newton matrix of a function's outputs under a loss."""
 
     output: OutputLoss
     ranks: tuple[int, ...] | None = None  # of the outputs
@@ -300,7 +306,7 @@ def _direct(
 def _second(
     program: Program, captured: PyTree, params: PyTree, batch: PyTree, v: list[Array | None]
 ) -> tuple[Array, Array]:
-    """The value, and its second derivative along leaves of a vector, of which None is 0."""
+    """The value, and its second derivative along the leaves of a vector; None stands for 0."""
     leaves = jax.tree.leaves((params, batch))
     v = [*v, *[None] * (len(leaves) - len(v))]
     return second_derivative(program.jaxpr, captured, leaves, v)[0]
@@ -313,9 +319,9 @@ def _diagonals(losses: Function, params: PyTree, batch: PyTree, v: PyTree, layer
     for number, ((path, leaf), length) in enumerate(zip(jax.tree.leaves_with_path(v), layers, strict=True)):
         alike.setdefault((path[:1], length, leaf.shape, leaf.dtype), {})[number] = leaf
     with explained("block='joint' can take it", _FORWARD):
-        found = [_diagonal(program, length, captured, params, batch, own) for (_, length, *_), own in alike.items()]
-    forms = {number: form for _, own in found for number, form in own.items()}
-    return found[0][0], [forms[number] for number in sorted(forms)]
+        made = [_diagonal(program, length, captured, params, batch, own) for (_, length, *_), own in alike.items()]
+    forms = {number: form for _, own in made for number, form in own.items()}
+    return made[0][0], [forms[number] for number in sorted(forms)]
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -17,8 +17,8 @@ from lensjax.curvature.streaming import Layout, laid_out, layout, wide
 
 Kind = Literal["normal", "signs"]
 _BITS = jnp.dtype("uint16")  # of bfloat16
-_ROUNDING = 50  # times a type's precision: what is smaller beside a matrix is taken for rounding
-_CANCELLED = 0.7  # share of its norm that a vector must keep while it is made orthogonal, or else it is done again
+_ROUNDING = 50  # times a type's precision: smaller numbers, relative to a matrix, are rounding
+_CANCELLED = 0.7  # share of its norm that a vector must keep in orthogonalisation, which is repeated otherwise
 
 
 def draw(kind: Kind, key: Array, like: PyTree) -> PyTree:
@@ -64,7 +64,7 @@ class Basis:
     Attributes:
       vectors: The pytree, of which the first `count` are in use; bfloat16 is held as uint16, as CPUs would make float32
         of the whole stack to take one vector from it.
-      rounding: What is smaller than this beside the norm of a matrix is taken for 0.
+      rounding: Numbers smaller than this, relative to the norm of a matrix, count as 0.
     """
 
     def __init__(self, like: PyTree, size: int, dtype: DTypeLike | None = None) -> None:
@@ -88,9 +88,9 @@ class Basis:
         return np.asarray(_dots(self.vectors, self.count, v), np.float64)[: self.count]
 
     def orthogonalized(self, v: PyTree) -> tuple[PyTree, Float[np.ndarray, " count"], float]:
-        """v without its parts along the vectors, these parts, and the norm of what is left.
+        """v without its parts along the vectors, these parts, and the norm of the rest.
 
-        By modified Gram–Schmidt, twice where much of v is lost ("twice is enough", Parlett 1998, section 6.9).
+        By modified Gram–Schmidt, twice if much of v is lost ("twice is enough", Parlett 1998, section 6.9).
         """
         after, total = norm(v), np.zeros(self.count)
         if not self.count:
@@ -120,13 +120,13 @@ class Basis:
 class Lanczos:
     """Lanczos' recursion with full reorthogonalisation: A Q = Q T + norm · next ⊗ e_last, a product at a time.
 
-    The next vector and the one before it are held as they are, besides the basis, whose type may be a narrow one. So
-    rounding the basis spoils the orthogonality of vectors a little, and not the recursion.
+    The next vector and the one before it are held besides the basis, whose type may be narrower. So rounding the basis
+    spoils the orthogonality of vectors a little, and not the recursion.
 
     Attributes:
       count: Vectors in the basis.
-      products: How many were taken.
-      norm: Of what is left of the last product; 0 where that is rounding only, and the vectors span an invariant space.
+      products: Number of products taken.
+      norm: Of the rest of the last product; 0 if that is rounding only, and the vectors span an invariant space.
       scale: The largest norm of a product so far: a lower bound on that of A.
     """
 
@@ -153,7 +153,7 @@ class Lanczos:
         self.next, self.previous, self.norm = scaled(q, 1 / length), None, 0.0
 
     def step(self) -> None:
-        """Take a product, and find the next vector.
+        """Take a product, and make the next vector of it.
 
         Raises:
           InputError: the product is not finite.
@@ -183,7 +183,7 @@ class Lanczos:
         return values, vectors
 
     def restart(self, values: Float[np.ndarray, " k"], vectors: Float[np.ndarray, "count k"]) -> None:
-        """Keep some Ritz vectors in place of the basis; the next product finds how the next vector couples to them."""
+        """Keep some Ritz vectors in place of the basis; the next product gives the next vector's coupling to them."""
         self.basis.rotate(vectors)
         self.count = len(values)
         self.matrix[:] = 0

@@ -1,4 +1,4 @@
-"""Kernels of many examples as V diag(λ) Vᵀ of low rank, with an estimate of what that leaves out.
+"""Kernels of many examples as V diag(λ) Vᵀ of low rank, with an estimate of the error.
 
 `nystrom` computes columns of the kernel exactly (Williams & Seeger 2001), `lanczos` takes products of any symmetric
 operator with vectors, so that neither needs all N² entries.

@@ -1,4 +1,4 @@
-"""How the terms of the PAC-Bayes bound fall with the number of training examples, and the two phases that this gives.
+"""How the terms of the PAC-Bayes bound fall with the number of training examples, and the two phases that follow.
 
 Where Σ_i H_i ≈ C₂ n^(−β₂) (see `lensjax.curvature.bound`), the Hessian's term of the bound is at most C₃ n^(−β₃) with
 C₃ = √(C l C₂) for l layers and β₃ = (β₂ + 1) / 2, by Cauchy and Schwarz (LensLLM, arXiv 2505.03793). LensLLM calls the
@@ -22,7 +22,7 @@ LEAST_RUNGS = 3  # that a line with an interval takes
 
 @dataclass(frozen=True)
 class Decay:
-    """Σ_i H_i ≈ C₂ n^(−β₂) as fitted, with intervals of Student's t, and what it implies.
+    """The fit Σ_i H_i ≈ C₂ n^(−β₂) with intervals of Student's t, and the rate and constant that follow from it.
 
     Attributes:
       beta2, c2: Of the fit.
@@ -56,12 +56,11 @@ class Decay:
 def fit_decay(n: Float[np.ndarray, " rungs"], total: Float[np.ndarray, " rungs"], level: float = LEVEL) -> Decay:
     """β₂ and C₂ by least squares of log ΣH_i on log n.
 
-    The intervals take departures from the line for independent and normal, which rungs of one nested ladder are not
-    quite.
+    The intervals assume independent, normal departures from the line; rungs of one nested ladder are not quite that.
 
     Args:
       n: Training examples of each rung.
-      total: ΣH_i of each.
+      total: ΣH_i of each, in nats.
       level: Of the intervals.
 
     Raises:
@@ -98,14 +97,13 @@ class Phases:
     """Which of the bound's two terms rules on each rung.
 
     Attributes:
-      scale: a, what the Hessian's term was multiplied by.
-      constant: c.
+      scale: a, the factor of the Hessian's term.
+      constant: c, the factor of the remainder.
       hessian: [rungs], a C₃ n^(−β₃).
       remainder: [rungs], c n^(−3/4).
       names: "pre-power" where the remainder is the larger, else "power".
-      transition: The n at which the two are equal, of which smaller ones are in the pre-power phase; None where there
-        is none.
-      reason: Why there is none.
+      transition: The n at which the two are equal, and below which the pre-power phase is; or None.
+      reason: Why there is no transition.
     """
 
     scale: float
@@ -131,13 +129,13 @@ def find_phases(
 
         Σ_rungs (gap − a C₃ n^(−β₃) − c n^(−3/4))²
 
-    smallest: c n^(−3/4) is what the Hessian's term leaves of the gap that was measured. With a = 1 that term is as in
-    the bound, and c = 0 where it exceeds the gap already. With a fitted too, from 0 up, the two share out the gap;
-    if β₃ is near 3/4 they hardly differ, and the shares mean little.
+    smallest: c n^(−3/4) is the part of the measured gap that the Hessian's term leaves. With a = 1 that term is the
+    bound's, and c = 0 if it exceeds the gap already. If a ≥ 0 is fitted too, the two share the gap; near β₃ = 3/4 they
+    hardly differ, and the shares mean little.
 
     Args:
       n: Training examples of each rung.
-      gap: L − (1 + ε) L̂ of each, what the two terms bound, with the test loss for L.
+      gap: L − (1 + ε) L̂ of each, in nats, which the two terms bound, with the test loss for L.
       decay: See `fit_decay`.
       c3: C₃, see `Decay.c3`.
       scale: a; None to fit it.

@@ -39,10 +39,10 @@ class Eigenpairs:
     """Some eigenvalues and eigenvectors.
 
     Attributes:
-      values: [k], in the order that was asked for.
+      values: [k], in the order of `which`.
       vectors: Pytree with leaves [k, ...], of norm 1, in float32 or wider.
       residuals: [k], ‖A u − λ u‖: there is an eigenvalue of A that near.
-      products: How many were taken.
+      products: Number of products taken.
     """
 
     values: Float[np.ndarray, " k"]
@@ -88,26 +88,30 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """k eigenpairs by Lanczos' method, fully reorthogonalised, with thick restarts (Wu & Simon 2000).
 
-    Of equal eigenvalues it finds one, unless the tolerance is so small that vectors come to span an invariant space: it
-    then goes on with a random one outside of it.
+    Of equal eigenvalues one is returned, unless the tolerance is so small that vectors come to span an invariant space:
+    the method then goes on with a random vector outside of it.
 
-    On all devices together it holds `basis` vectors in `basis_dtype` and about six in float32, besides what the product
-    takes: for 124 million parameters 20 vectors in bfloat16 are 5 GB and six in float32 3 GB. Rounding the basis to
+    All devices together hold `basis` vectors in `basis_dtype` and about six in float32, besides the product's own
+    memory: for 124 million parameters 20 vectors in bfloat16 are 5 GB and six in float32 3 GB. Rounding the basis to
     bfloat16 makes vectors wrong by 0.2 %; eigenvalues hardly, as those are of vectors before rounding.
 
     Args:
       operator: A, which is symmetric.
-      k: How many.
-      which: The largest, the smallest, or those largest in magnitude.
-      products: How many to take at most; residuals say how far it came.
-      basis: Vectors that are held, from k + 2 up; with fewer than `products` it restarts, which may take more of these.
+      k: Number of eigenpairs.
+      which: The largest, the smallest, or the largest in magnitude.
+      products: Limit on the number of products; residuals show how far the method came.
+      basis: Number of vectors held, k + 2 or more; fewer than `products` mean restarts, which may take more products.
         By default 2k + 20.
-      basis_dtype: Type that the basis is held in; that of the vectors, float32 or wider, where not given.
-      tolerance: Residuals to reach, relative to the largest eigenvalue in magnitude that was seen.
-      seed: Of the random vector that it starts from.
+      basis_dtype: Type of the basis; that of the vectors, float32 or wider, by default.
+      tolerance: Residuals to reach, relative to the largest eigenvalue in magnitude so far.
+      seed: Of the random vector at the start.
+
+    Returns:
+      Eigenvalues in the unit of A, with eigenvectors and residuals.
 
     Raises:
-      InputError: a number is too small, or there are fewer eigenvalues than k, or a product is not finite.
+      InputError: A is not symmetric, a number is too small, there are fewer eigenvalues than k, or a product is not
+        finite.
     """
     operator.check_symmetric()
     size, like = operator.size, operator.like
@@ -133,7 +137,7 @@ def top_eigenpairs(
             break
         if run.norm == 0:
             if done and np.allclose(spanned, values[wanted], atol=tolerance * run.scale):
-                break  # a random vector has found nothing new
+                break  # a random vector brought nothing new
             spanned = values[wanted] if done else spanned
             run.begin(draw("normal", jax.random.fold_in(key, run.products), like))
         if run.count == room:
@@ -153,14 +157,17 @@ def spectral_density(
 ) -> Density:
     """The spectral density by stochastic Lanczos quadrature (Ghorbani et al., arXiv 1901.10159, section 2).
 
-    Memory is `steps` vectors as in `top_eigenpairs`, or without reorthogonalising four: eigenvalues then have copies,
+    `steps` vectors are held as in `top_eigenpairs`, or four without reorthogonalising: eigenvalues then have copies,
     whose weights sum to that of one, so that the density stays right (Chen, Trogdon & Ubaru, arXiv 2105.06595).
 
     Args:
-      operator: As for `top_eigenpairs`.
-      steps, samples: Products for each random vector of signs, and how many vectors: two or more.
+      operator: A, which is symmetric.
+      steps, samples: Products for each random vector of signs, and the number of vectors: two or more.
       reorthogonalize: Whether each vector is made orthogonal to all before it.
-      basis_dtype, seed: As for `top_eigenpairs`.
+      basis_dtype, seed: See `top_eigenpairs`.
+
+    Returns:
+      One quadrature rule for each random vector.
 
     Raises:
       InputError: a number is too small, or a product is not finite.
@@ -188,16 +195,19 @@ def trace(
 
     "hutchinson" is the mean of zᵀA z over vectors z of random signs (Hutchinson 1990) and holds no vectors. "xtrace"
     (Epperly, Tropp & Webber, arXiv 2301.07825, section 2.1, with the normalisation of 2.3) takes the trace on the range
-    of A Ω exactly and estimates what is left, every vector once with the others' range; it holds products / 2 vectors,
-    and is far more exact where few eigenvalues are large; with as many vectors as eigenvalues it is exact. Its standard
-    error is the jackknife's (Efron & Stein 1981), which is too large rather than too small: that of the paper, from the
+    of A Ω exactly and estimates the rest, with each vector once and the others' range. It holds products / 2 vectors,
+    and is far more exact if few eigenvalues are large; with as many vectors as eigenvalues it is exact. Its standard
+    error is the jackknife's (Efron & Stein 1981), which is too large rather than too small: the paper's, from the
     spread over vectors whose estimates depend on each other, was up to 1.5 times too small on decaying spectra.
 
     Args:
-      operator: As for `top_eigenpairs`.
+      operator: A, which is symmetric.
       method: One of the two.
-      products: How many to take: two or more, for "xtrace" four or more, and even.
+      products: Number of products: two or more; for "xtrace" four or more, and even.
       seed: Of the random vectors.
+
+    Returns:
+      In the unit of A.
 
     Raises:
       InputError: the number does not fit, or a product is not finite.
@@ -222,16 +232,16 @@ def layer_traces(
     z_iᵀ(A z)_i has mean tr A_ii, since signs of different layers are independent.
 
     Args:
-      operator, seed: As for `trace`.
-      layers: For every leaf the number of layers along its leading axis, or None, as `scanned_layers` gives them; where
-        not given, every leaf is one layer.
-      products: How many to take: two or more.
+      operator, seed: See `trace`.
+      layers: For every leaf the number of layers along its leading axis, or None, as `scanned_layers` gives them. By
+        default every leaf is one layer.
+      products: Number of products: two or more.
 
     Returns:
-      By the leaf's path; of leaves with layers, [layers].
+      By the leaf's path; [layers] for leaves with layers.
 
     Raises:
-      InputError: as `trace`.
+      InputError: see `trace`.
     """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(operator.like)]
     parts = _hutchinson(operator, tuple(layers or [None] * len(names)), products, seed)
@@ -287,7 +297,7 @@ def _xtrace(operator: LinearOperator, k: int, seed: int) -> StochasticEstimate:
 
 
 def _left_out(r: NDArray[Any], w: NDArray[Any], h: NDArray[Any], size: int) -> NDArray[Any]:
-    """XTrace's estimate for every random vector, which uses it for what is outside of the range of the others."""
+    """XTrace's estimates: each random vector estimates the part outside the range of the others."""
     k = len(r)
     s = np.linalg.solve(r.T, np.eye(k))
     s /= np.linalg.norm(s, axis=0)

@@ -34,18 +34,18 @@ def count_examples(batch: PyTree) -> float:
 
 @dataclass(frozen=True)
 class Batches:
-    """A data set as batches, of which one at a time is on the devices.
+    """A data set as batches, one of which at a time is on the devices.
 
-    A product over it is Σ_b w_b H_b v / Σ_b w_b. It is that of the mean over the whole data set where the loss of a
-    batch is a mean over what its weight counts: by default examples.
+    A product over it is Σ_b w_b H_b v / Σ_b w_b. That is the product of the mean over the whole data set if a batch's
+    loss is a mean over the things that its weight counts: by default examples.
 
     Attributes:
-      batches: Read anew for every product: a list, or whatever can be iterated over again. Batches of one shape are
-        compiled once.
-      weight: Gives the weight of a batch; those of weight 0 are skipped.
+      batches: Read anew for every product: a list, or another iterable that can be read again. Batches of one shape
+        are compiled once.
+      weight: Gives the weight of a batch; batches of weight 0 are skipped.
 
     Raises:
-      InputError: it can be read only once.
+      InputError: the batches can be read only once.
     """
 
     batches: Iterable[PyTree]
@@ -53,16 +53,16 @@ class Batches:
 
     def __post_init__(self) -> None:
         if iter(self.batches) is self.batches:
-            raise InputError("batches can be read only once; give a list, or what can be iterated over again.")
+            raise InputError("batches can be read only once; give a list, or an iterable that can be read again.")
 
 
 class Shares:
     """The batches of a data set with the share of each in the mean, and whether their losses were seen to be finite.
 
-    A batch that is not `Batches` has all of it.
+    A batch that is not `Batches` has the whole mean.
 
     Raises:
-      InputError: there is nothing in it.
+      InputError: the data hold no examples.
     """
 
     def __init__(self, data: PyTree) -> None:
@@ -77,15 +77,15 @@ class Shares:
         self.checked = False
 
     def __iter__(self) -> Iterator[tuple[int, float, PyTree]]:
-        """Number, share and batch, of those that have any."""
+        """Number, share and batch, where the share is not 0."""
         for number, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
             if share > 0:
                 yield number, float(share), batch
 
     def each(self, compute: Callable[[PyTree], tuple[Array, PyTree]]) -> Iterator[tuple[float, Array, PyTree]]:
-        """Share, value and part of every batch, of which the latter two are computed.
+        """Share of every batch, with the value and the part that are computed of it.
 
-        Once all are, it is checked that values are finite, if they were not seen before and are not being traced.
+        At the end values are checked to be finite, unless they are being traced or were checked before.
 
         Raises:
           InputError: the loss of a batch is not finite.
@@ -105,7 +105,7 @@ class Shares:
 
 
 def scanned_layers(f: Function, params: PyTree, batch: PyTree) -> tuple[int | None, ...]:
-    """For every leaf of the parameters the length of its leading axis, where a scan in f(params, batch) slices it."""
+    """The length of every leaf’s leading axis if a scan in f(params, batch) slices it, or None."""
     program, _ = traced_program(f, params, batch)
     return tuple(program.uses.scanned.get(number) for number in range(program.parameters))
 
@@ -167,7 +167,7 @@ def check_vector(params: PyTree, v: PyTree) -> None:
 
 
 def layout(params: PyTree) -> Layout:
-    """How parameters lie on several devices; None for those that lie on one."""
+    """Shardings of parameters over several devices; None for parameters on one."""
     shardings = [
         None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None) for x in jax.tree.leaves(params)
     ]
@@ -175,7 +175,7 @@ def layout(params: PyTree) -> Layout:
 
 
 def laid_out(v: PyTree, how: Layout) -> PyTree:
-    """A vector whose leaves lie as parameters do."""
+    """A vector with the shardings of parameters."""
     leaves, structure = jax.tree.flatten(v)
     placed = [
         leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
@@ -186,10 +186,10 @@ def laid_out(v: PyTree, how: Layout) -> PyTree:
 
 @contextmanager
 def explained(forward: str, reverse: str) -> Iterator[None]:
-    """Say in a sentence what JAX cannot differentiate, and what can be used instead.
+    """Says in a sentence which function JAX cannot differentiate, and which of ours can.
 
     Args:
-      forward, reverse: What takes functions without a forward derivative, and without a backward one.
+      forward, reverse: The way for functions without a forward derivative, and without a backward one.
     """
     try:
         yield

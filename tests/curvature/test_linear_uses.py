@@ -50,16 +50,11 @@ def test_the_kernel_is_that_of_the_dense_jacobian(name):
     f, params, xs = CASES[name]
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, params)
-        leaves = jax.tree.leaves(jax.vmap(jax.jacrev(f), in_axes=(None, 0))(params, xs))
-        dense = np.concatenate(
-            [np.asarray(leaf).reshape(3, -1, width) for leaf, width in sized(params, leaves)], axis=2
-        )
+        jacobian = jax.vmap(jax.jacrev(f), in_axes=(None, 0))(params, xs)
+        pairs = zip(jax.tree.leaves(jacobian), jax.tree.leaves(params), strict=True)
+        dense = np.concatenate([leaf.reshape(3, -1, of.size) for leaf, of in pairs if of.size], axis=2)
         theta = ntk(f, params, xs)
     np.testing.assert_allclose(theta, np.einsum("nkp,mkp->nm", dense, dense), rtol=1e-10, atol=1e-10)
-
-
-def sized(params, leaves):
-    return [(leaf, of.size) for leaf, of in zip(leaves, jax.tree.leaves(params), strict=True) if of.size]
 
 
 def test_uses_are_found_through_calls_and_loops():

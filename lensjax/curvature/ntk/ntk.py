@@ -329,7 +329,7 @@ def _contract(
 ) -> Array:
     """The kernel of every layer, [layers or 1, N, M, …], from factors of N + M examples, or of N with themselves."""
     n, m = sizes
-    whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors)
+    whole = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), factors)
     a = jax.tree.map(lambda x: x[:n], whole)
     b = jax.tree.map(lambda x: x[n : n + m], whole) if m else a
     if len(a) == 1 and a[0].looks_up and layers is None:
