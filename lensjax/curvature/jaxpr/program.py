@@ -92,7 +92,8 @@ _RANKS = ("a scalar", "one loss for each example")
 
 
 def _trace(f: Function, params: PyTree, batch: PyTree) -> tuple[Program, PyTree]:
-    closed, out = jax.make_jaxpr(f, return_shape=True)(params, batch)
+    # A new function each time, of which JAX has kept no jaxpr that may have captured another trace's arrays.
+    closed, out = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(params, batch)
     values, structure = jax.tree.flatten(out)
     if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in values):
         raise InputError("The function gives whole numbers; curvature is that of a floating-point function.")
