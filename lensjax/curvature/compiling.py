@@ -1,4 +1,4 @@
-"""Compiler options without which XLA computes something else than it was asked to."""
+"""Compiler options without which XLA computes wrong numbers."""
 
 from functools import cache
 
@@ -9,16 +9,16 @@ _NO_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 @cache
 def exact_options() -> dict[str, str]:
-    """Options of `jax.jit` for gradients of several outputs of several examples; they are for top-level programs only.
+    """Options of `jax.jit`, at the top level only, for gradients of several outputs of several examples.
 
-    XLA's CPU compiler of jaxlib 0.10.2 fuses the backward pass of a layer norm, where it is batched over both, into YNN
+    XLA's CPU compiler of jaxlib 0.10.2 fuses the backward pass of a layer norm, if it is batched over both, into YNN
     kernels whose results are off by 5 % and more in float32 (`tests/curvature/test_compiling.py`). Other devices are
-    not concerned, nor compilers that do not know the option.
+    right, and so are compilers that do not know the option.
     """
     if jax.default_backend() != "cpu":
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=_NO_YNN).lower().compile()
-    except Exception:  # whatever a compiler says of options that it does not know
+    except Exception:  # compilers differ in how they refuse an unknown option
         return {}
     return _NO_YNN

@@ -30,16 +30,16 @@ _LEAST_PRODUCTS, _PRODUCTS_EACH = 30, 6  # at most for the first eigenvalues, an
 
 @dataclass(frozen=True)
 class Hessian:
-    """What was measured of the Hessian of a model's loss, the mean over all target tokens of some examples.
+    """The Hessian of a model's loss, the mean over all target tokens of some examples, in nats.
 
     Attributes:
-      eigenvalues: [top], the largest ones, largest first.
+      eigenvalues: [top], the largest, in descending order.
       residuals: [top], ‖H u − λ u‖ of each.
       density: The spectral density.
-      trace: Of the whole.
+      trace: Of the whole Hessian.
       layers: [l] names, see `lensjax.curvature.bound.LayerTerms`.
       layer_traces: Of every layer's own block, values and standard errors [l].
-      products: How many were taken.
+      products: Number of products taken.
     """
 
     eigenvalues: Float[np.ndarray, " top"]
@@ -51,7 +51,7 @@ class Hessian:
     products: int
 
     def summary(self) -> dict[str, Any]:
-        """Numbers that describe it."""
+        """Numbers that describe it, for JSON."""
         squares = self.density.trace(np.square)
         return {
             "eigenvalues": [float(value) for value in self.eigenvalues],
@@ -96,17 +96,17 @@ def measure_hessian(
 ) -> Hessian:
     """Largest eigenvalues, spectral density and traces of the Hessian of a model's loss.
 
-    A batch at a time is on the devices, and besides what a product takes, 2 top + 8 vectors as large as the parameters:
-    in bfloat16 for models of more than 2²⁵ parameters.
+    The devices hold a batch at a time and, besides the product's own memory, 2 top + 8 vectors as large as the
+    parameters: in bfloat16 for models of more than 2²⁵ parameters.
 
     Args:
-      model: At whose parameters the Hessian is.
-      batches: {name: [N, time]}, of which the mean over target tokens is taken.
-      top: Eigenvalues, for which max(30, 6 top) products are taken at most.
-      steps, samples: Of the density: products for each random vector, and how many vectors.
+      model: The Hessian is at its parameters.
+      batches: {name: [N, time]}; the loss is the mean over their target tokens.
+      top: Number of eigenvalues, which take max(30, 6 top) products at most.
+      steps, samples: Of the density: products for each random vector, and number of vectors.
       products: For the trace of the whole, and again for those of the layers.
       seed: Of random vectors.
-      progress: Is told how many products of how many, at most, were taken.
+      progress: Called with the number of products taken, and their largest possible number.
 
     Raises:
       InputError: a number is too small or odd, or see `hvp_fn` and `top_eigenpairs`.
@@ -147,7 +147,7 @@ def measure_hessian(
         density,
         whole,
         layer_names(params, layers),
-        StochasticEstimate(*(np.concatenate([np.atleast_1d(x) for x in found]) for found in _columns(parts))),
+        StochasticEstimate(*(np.concatenate([np.atleast_1d(x) for x in column]) for column in _columns(parts))),
         counted.taken,
     )
 
@@ -157,7 +157,7 @@ def _columns(estimates: Sequence[StochasticEstimate]) -> tuple[list[Any], list[A
 
 
 class _Counted:
-    """A product that tells how many were taken, of stages that may end early."""
+    """A product that reports how many were taken, in stages that may end early."""
 
     def __init__(self, product: Product, stages: Sequence[int], progress: Callable[[int, int], None] | None) -> None:
         self.product, self.progress = product, progress
@@ -165,10 +165,10 @@ class _Counted:
         self.stage = self.done = self.taken = 0
 
     def __call__(self, v: Any) -> Any:
-        found = self.product(v)
+        result = self.product(v)
         self.taken += 1
         self._say(min(self.done + 1, self.ends[self.stage]))
-        return found
+        return result
 
     def next_stage(self) -> None:
         """A stage has ended."""

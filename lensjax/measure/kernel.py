@@ -20,7 +20,7 @@ from lensjax.models.model import Model
 SAMPLES = 32  # projections of a Fisher sketch
 _TIMES = 97
 _NOT_COMPUTED = ("architectures", "dtype", "_name_or_path", "transformers_version")  # of a configuration
-_LEAST = 1e-6  # of the largest eigenvalue: directions below are not waited for
+_LEAST = 1e-6  # of the largest eigenvalue: times do not wait for directions below
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class MeasuredKernel:
       functional: Its name, see `lensjax.measure.functionals`.
       theta: [N, N], or [N × outputs, N × outputs] with all outputs of an example side by side, as for label_logits.
       standard_error: Of every entry where it is an estimate, as for fisher_sketch.
-      f0, y: Outputs of the model and what they should be, where there is a residual.
+      f0, y: Outputs of the model and their targets, if there is a residual.
       eigenvalues: Of Θ / N, largest first.
       times: η t, of the residuals.
       residuals: F(Θ, t), see `lensjax.curvature.dynamics.residual_loss`.
@@ -65,7 +65,7 @@ class MeasuredKernel:
         }
 
     def arrays(self) -> dict[str, Any]:
-        """The arrays there are, by name."""
+        """The arrays by name, without those that are None."""
         names = ("theta", "standard_error", "f0", "y", "eigenvalues", "times", "residuals")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 

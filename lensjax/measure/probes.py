@@ -1,4 +1,4 @@
-"""Examples of a task on which a model's curvature is measured."""
+"""Examples of a task for measuring a model's curvature."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Models that were fine-tuned from one on a ladder of subsets, and the terms of the PAC-Bayes bound on every rung."""
+"""Models fine-tuned from one on a ladder of subsets, and the terms of the PAC-Bayes bound on every rung."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,15 +40,15 @@ def find_runs(folders: Sequence[Path], source: str | Path, seed: int = 0) -> lis
     """Runs as `lensjax finetune` and `lensjax curve --save-models` write them, by number of training examples.
 
     Args:
-      folders: Of runs, or of a model, whose runs of the seed are taken but that of no training examples.
-      source: Folder or hub id of the model that they were fine-tuned from.
+      folders: Folders of runs, or of a model: then its runs of the seed, without the one of no training examples.
+      source: Folder or hub id of the model before fine-tuning.
       seed: Of the training examples.
 
     Raises:
       InputError: a folder holds no run, or one that failed, was of another model or seed, or saved no model.
     """
     weights = None
-    found = []
+    taken = []
     for folder in folders:
         single = read_result(folder) is not None
         runs = [folder] if single else sorted(folder.glob(f"examples-*-seed-{seed}"))
@@ -63,7 +63,7 @@ def find_runs(folders: Sequence[Path], source: str | Path, seed: int = 0) -> lis
         for run, result in known:
             where = shorten(run, 400)
             if result.status != "ok" or not result.examples:
-                raise InputError(f"{where} is of no fine-tuned model; leave it out.")
+                raise InputError(f"{where} holds no fine-tuned model; leave it out.")
             if result.seed != seed:
                 raise InputError(
                     f"{where} is of seed {result.seed} and not {seed}; give runs of one seed, and name it."
@@ -78,8 +78,8 @@ def find_runs(folders: Sequence[Path], source: str | Path, seed: int = 0) -> lis
                         f"{where} was fine-tuned from {shorten(claim.get('source'), 200)}, whose weights are not those "
                         f"of {shorten(source, 200)}; give the model that it was made from."
                     )
-            found.append(FinetuneRun(run, result))
-    return sorted(found, key=lambda run: run.result.examples)
+            taken.append(FinetuneRun(run, result))
+    return sorted(taken, key=lambda run: run.result.examples)
 
 
 def training_examples(spec: TaskSpec, runs: Sequence[FinetuneRun], count: int) -> list[Example]:
@@ -110,7 +110,7 @@ class Rung:
 
     Attributes:
       examples: Training examples.
-      train_loss: In nats per target token, over those of them that the terms were measured on.
+      train_loss: In nats per target token, over the examples that the terms were measured on.
       test_loss: In nats per target token.
       terms: Of its layers.
     """
@@ -122,7 +122,7 @@ class Rung:
 
 
 def rung_arrays(rung: Rung) -> dict[str, Any]:
-    """A rung as named arrays, which `read_rung` reads; no object is among them."""
+    """A rung as named arrays without objects, which `read_rung` reads."""
     terms = rung.terms
     return {
         "examples": np.array(rung.examples),
@@ -138,7 +138,7 @@ def rung_arrays(rung: Rung) -> dict[str, Any]:
 
 
 def read_rung(arrays: Mapping[str, Any]) -> Rung:
-    """A rung from the arrays that `rung_arrays` made of it."""
+    """The rung of which `rung_arrays` made these arrays."""
     terms = LayerTerms(
         layers=tuple(str(name) for name in arrays["layers"]),
         block="diagonal" if str(arrays["block"]) == "diagonal" else "joint",
@@ -152,7 +152,7 @@ def read_rung(arrays: Mapping[str, Any]) -> Rung:
 
 
 class RungLosses(NamedTuple):
-    """The losses of a model, for programs that are compiled once for all its rungs.
+    """The losses of a model, compiled once for all its rungs.
 
     Attributes:
       each: (params, batch) → [examples], in nats per target token.
@@ -186,8 +186,8 @@ def measure_rungs(
       batches: {name: [N, time]} of training examples that all runs share.
       runs: See `find_runs`.
       block, positive_steps: See `layer_terms`.
-      losses: The model's, see `rung_losses`, where other calls had them compiled already.
-      progress: Is told how many batches of how many are done.
+      losses: The model's, see `rung_losses`, if other calls had them compiled already.
+      progress: Called with the number of finished batches, and of all.
 
     Raises:
       InputError: see `layer_terms`.
@@ -225,7 +225,7 @@ def rung_flops(
     positive_steps: int | None = None,
     losses: RungLosses | None = None,
 ) -> int:
-    """Floating-point operations that `measure_rungs` takes for one run; see `layer_terms_flops`."""
+    """FLOPs that `measure_rungs` takes for one run; see `layer_terms_flops`."""
     each, mean = losses or rung_losses(model)
     terms = layer_terms_flops(each, model.params, Batches(batches), block=block, positive_steps=positive_steps)
     return terms + sum(matmul_flops(mean, model.params, one) for one in batches)
@@ -239,16 +239,16 @@ def ladder_summary(
     remainder: float = REMAINDER,
     level: float = LEVEL,
 ) -> dict[str, Any]:
-    """The bound's terms on every rung, and where there are three or more, how they fall and the phases.
+    """The bound's terms on every rung, and with three rungs or more their decay and the phases.
 
     Args:
       rungs: Of one ladder, by size.
-      loss_bound: C; where not given, the largest loss of an example at any rung.
+      loss_bound: C; by default the largest loss of an example at any rung.
       epsilon, remainder: See `bound_terms`.
       level: Of intervals.
 
     Returns:
-      What JSON can hold; `decay` is None where nothing can be fitted, and `not_fitted` says why.
+      Content for JSON; `decay` is None if nothing can be fitted, and `not_fitted` says why.
 
     Raises:
       InputError: see `bound_terms`.
@@ -276,7 +276,7 @@ def ladder_summary(
                 "bound": of_bound.total,
             }
         )
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "block": terms.block,
         "over": terms.over,
         "positive_part": terms.positive is not None,
@@ -293,7 +293,7 @@ def ladder_summary(
     try:
         decay = fit_decay(n, total, level)
         c3 = decay.c3(bound, len(terms.layers))
-        return found | {
+        return summary | {
             "decay": asdict(decay) | {"beta3": decay.beta3, "beta3_interval": decay.beta3_interval, "c3": c3},
             "phases": {
                 "as_bounded": _phases(find_phases(n, gap, decay, c3)),
@@ -302,12 +302,12 @@ def ladder_summary(
             "residual_transition": residual_transition(n, test),
         }
     except InputError as error:
-        return found | {"not_fitted": str(error)}
+        return summary | {"not_fitted": str(error)}
 
 
 def ladder_arrays(rungs: Sequence[Rung]) -> dict[str, Any]:
     """For every rung and layer H_i, the mean in its place, and ‖v_i‖²: [rungs, l]; and every form, [rungs, l, N]."""
-    found = {
+    arrays = {
         "rung_examples": np.array([rung.examples for rung in rungs]),
         "rung_largest": np.stack([rung.terms.largest for rung in rungs]),
         "rung_means": np.stack([rung.terms.mean for rung in rungs]),
@@ -315,7 +315,7 @@ def ladder_arrays(rungs: Sequence[Rung]) -> dict[str, Any]:
         "rung_forms": np.stack([rung.terms.forms for rung in rungs]),
     }
     parts = [rung.terms.positive for rung in rungs if rung.terms.positive is not None]
-    return found | ({"rung_positive_parts": np.stack(parts)} if parts else {})
+    return arrays | ({"rung_positive_parts": np.stack(parts)} if parts else {})
 
 
 def _phases(phases: Phases) -> dict[str, Any]:

@@ -24,13 +24,13 @@ from lensjax.curvature.jaxpr.walker import Interpreter, Key, aval, bind, called
 class Use:
     """A place where a parameter is a factor of a product, or is looked up in.
 
-    The parameter's axes, without that of a scan over layers, are in two groups: the first of them and what goes with
+    The parameter's axes, without that of a scan over layers, are in two groups: the first axis and those that go with
     it, and the others. A product sums over one group and leaves the other.
 
     Attributes:
       leaf: Number of the parameter among the leaves of the pytree.
       kind: "product" or "rows".
-      operand: Which input of the equation it is.
+      operand: Number of the equation's input that it is.
       axes: The axes of the parameter in the first group.
       summed_first: Whether a product sums over the first group.
       rows: Rows of a, of δ and of ids.
@@ -237,7 +237,7 @@ class _Prober(Interpreter[Any]):
         (table, ids), probe = inputs, self.probes[key]
         ids = ids.reshape(self.uses[key].rows)
         inside = jnp.clip(ids, 0, len(table) - 1).astype(ids.dtype)
-        if equation.params["mode"] is GatherScatterMode.FILL_OR_DROP:  # what is filled in has no gradient
+        if equation.params["mode"] is GatherScatterMode.FILL_OR_DROP:  # filled values have no gradient
             probe = jnp.where((ids == inside)[:, None], probe, 0)
         self.captured[key] = inside
         (y,) = bind(equation, inputs)

@@ -19,9 +19,9 @@ Function = Callable[[PyTree, PyTree], PyTree]  # of parameters and of a batch or
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A function as traced, called with the arrays that it captured and then its arguments.
+    """A traced function, called with the arrays that it captured and then its arguments.
 
-    What it captured is an argument, so that compiled code does not hold it: frozen parameters, say, beside adapters.
+    Captured arrays are arguments, so that compiled code does not hold them: frozen parameters, say, beside adapters.
 
     Attributes:
       jaxpr: Of the leaves of the arguments: parameters, and then a batch.

@@ -1,11 +1,11 @@
 """Second derivatives along a line, by one walk of a function's jaxpr with Taylor series and no backward pass.
 
-At w + t v every value is a series: itself and its first and second derivative in t at t = 0, of which those that are
-known to be 0 are left off at the end. What does not depend on t has one coefficient, parameters have two, and what is
-linear in them has two again. A product of series has the terms that both have (Griewank & Walther 2008, chapter 13): an
-activation by a weight takes 5 products of matrices, where a gradient takes 3, and two activations take 6.
+At w + t v every value is a series: itself and its first and second derivative in t at t = 0, without trailing
+derivatives that are known to be 0. Values that do not depend on t have one coefficient, parameters have two, and values
+linear in them have two again. A product of series has the terms that both have (Griewank & Walther 2008, chapter 13):
+an activation by a weight takes 5 products of matrices, where a gradient takes 3, and two activations take 6.
 
-`jax.experimental.jet` has series of any order, but no loops, no checkpoints and no zeros that it knows.
+`jax.experimental.jet` has series of any order, but no loops, no checkpoints and no known zeros.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from lensjax.curvature.jaxpr.walker import Interpreter, Key, aval, bind
 Series = tuple[Array, ...]
 _MOST = 3  # coefficients
 
-# Primitives whose first derivative is 0, and those whose second is, wherever they have one.
+# Primitives whose first derivative is 0, and those whose second is, wherever it exists.
 _LEVEL = frozenset({"ceil", "floor", "round", "sign", "stop_gradient"})
 _LINEAR = """
     add add_any broadcast_in_dim clamp complex concatenate conj convert_element_type copy copy_p cummax cummin
@@ -39,13 +39,13 @@ def second_derivative(
 ) -> list[tuple[Array, Array]]:
     """The values of a jaxpr at args + t v for t = 0, and d²/dt² of them.
 
-    Loops, branches and calls are walked into. What has no rule is differentiated by JAX, twice forward: so a custom_jvp
-    is respected, and a custom_vjp refused, whose backward pass need not be the derivative of what it computes.
+    Loops, branches and calls are walked into. JAX differentiates primitives without a rule, twice forward: so a
+    custom_jvp is respected, and a custom_vjp refused, whose backward pass need not be the derivative of its value.
 
     Args:
       jaxpr, captured: The function, and the arrays that it captured.
       args: Its arguments.
-      v: For every argument a direction, or None where it does not depend on t.
+      v: For every argument a direction, or None if it does not depend on t.
 
     Returns:
       For every output the value, and the second derivative of the same shape.
@@ -68,7 +68,7 @@ class _Taylor(Interpreter[Series]):
         return any(len(x) > 1 for x in inputs) and any(_differentiable(aval(var)) for var in equation.outvars)
 
     def plain(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
-        """Outputs of which the derivatives are 0."""
+        """Outputs whose derivatives are 0."""
         return [(y,) for y in bind(equation, [x[0] for x in inputs])]
 
     def linear(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:

@@ -19,7 +19,7 @@ _PANEL = 128  # rows at least, of a panel of a symmetric product
 _PANELS = 4
 _FEW = 64  # examples
 _SHORT = 2048  # columns
-_GRAM_SPEED = 2  # times as many operations a second as where gradients are formed, whose products are smaller
+_GRAM_SPEED = 2  # times as many operations a second as forming gradients, whose products are smaller
 
 
 @jax.tree_util.register_dataclass
@@ -82,12 +82,12 @@ class Factor:
 def contract(
     a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int, mesh: Mesh | None = None
 ) -> Array:
-    """The kernel of one matrix between two sets of examples, by whichever way should take less time.
+    """The kernel of one matrix between two sets of examples, by the way that should take less time.
 
     Args:
       a, b: One factor for each use of the matrix.
       first: Length of its first axis.
-      chunk_bytes: What the gradients formed at a time may take on a device.
+      chunk_bytes: Bytes on a device for the gradients that are formed at a time.
       mesh: Devices that share the work.
     """
     if len(a) == 1 and a[0].rows > 1 and _gram_cost(a[0], b[0], output) < _GRAM_SPEED * _form_cost(a, b, first, output):
@@ -138,7 +138,7 @@ def _tiles(x: Float[Array, "*axes length"], size: int) -> Float[Array, "tiles *a
 def _tile(first: int, second: int, numbers: int, devices: int) -> tuple[int, int]:
     """Rows and columns of at most so many numbers of a matrix, about as many rows as columns, or half as many.
 
-    Gradients are sums of outer products: the longer one side of a tile, the more of the other is read for a number.
+    Gradients are sums of outer products: a square tile reads least of both sides for its numbers.
     """
     columns = min(second, max(_power_of_two(math.isqrt(2 * numbers)), numbers // first))
     rows = min(first, max(numbers // columns, 1))
@@ -164,7 +164,7 @@ def _products(a: Array, b: Array, output: Output, mesh: Mesh | None) -> Array:
 
 
 def _short_products(a: Array, b: Array) -> Float[Array, "n m"]:
-    """Of few gradients with very many numbers, whose product takes twice as long as the sum of many short ones."""
+    """Products of few, very long gradients: one product takes twice as long as the sum of many short ones."""
     rows, second = math.prod(a.shape[1:-1]), a.shape[-1]
     each = math.gcd(rows, max(1, _SHORT // second))
     parts = [x.reshape(len(x), rows // each, each * second).swapaxes(0, 1) for x in ((a,) if a is b else (a, b))]
@@ -172,11 +172,11 @@ def _short_products(a: Array, b: Array) -> Float[Array, "n m"]:
 
 
 def _by_panels(n: int, symmetric: bool, least: int, product: Callable[[slice, slice], Array]) -> Array:
-    """The kernel of rows of examples and columns of examples; about half of it is computed where it is symmetric.
+    """The kernel of rows and columns of examples, of which about half is computed if it is symmetric.
 
     Args:
       n: Examples of the rows.
-      least: Of them, in a panel.
+      least: Fewest examples of a panel.
       product: The kernel of some rows and columns.
     """
     panels = min(n // least, _PANELS) if symmetric else 1
@@ -275,7 +275,7 @@ def _are_ids(left: Array) -> bool:
 
 
 def constrain(x: Array, mesh: Mesh | None, axis: int | None = None) -> Array:
-    """An array that is shared out along one axis over all devices, or that every device has; as it is without any."""
+    """An array shared over all devices along one axis, or copied to each; unchanged without a mesh."""
     if mesh is None:
         return x
     spec = PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, mesh.axis_names)

@@ -1,4 +1,4 @@
-"""Gradients of many examples as factors: what a kernel needs of them, made for a part of the parameters at a time."""
+"""Gradients of many examples as the factors that a kernel needs, made for a part of the parameters at a time."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from lensjax.curvature.ntk.contract import Factor
 
 @dataclass(frozen=True)
 class Leaf:
-    """How the gradients of one parameter are had.
+    """The factors of one parameter's gradients.
 
     Attributes:
-      number: Among the leaves of the pytree.
-      layers: Length of its leading axis, where a scan over layers slices it.
-      first: Rows of the matrix that it is, or that a layer of it is.
-      width, besides: Numbers that the factors of an example and a layer have for each of these rows, and besides.
-      itemsize: Bytes of each.
-      divisible: Whether a few of its rows can be had alone.
+      number: Of the parameter among the leaves of the pytree.
+      layers: Length of its leading axis if a scan over layers slices it.
+      first: Rows of its matrix, or of a layer's.
+      width, besides: Count of numbers in the factors of an example and a layer: for each of these rows, and the rest.
+      itemsize: Bytes of each number.
+      divisible: Whether factors can be made for a few rows alone.
     """
 
     number: int
@@ -40,7 +40,7 @@ class Leaf:
 
     @property
     def example_bytes(self) -> int:
-        """What the factors of an example take."""
+        """Bytes of the factors of an example."""
         return (self.layers or 1) * (self.first * self.width + self.besides) * self.itemsize
 
 
@@ -62,7 +62,7 @@ class Portion:
 
     @property
     def example_bytes(self) -> int:
-        """What the factors of an example take, of a piece."""
+        """Bytes of the factors of an example, for one piece."""
         if self.pieces == 1:
             return sum(leaf.example_bytes for leaf in self.leaves)
         if self.stacked:
@@ -73,11 +73,11 @@ class Portion:
 
 @dataclass(frozen=True)
 class Plan:
-    """A program of a parameters' pytree and one example, and how the gradients of its parameters are had.
+    """A program of parameters and one example, with the factors of its gradients.
 
     Attributes:
-      program: Whose value is one array.
-      itemsize: Bytes of each number of the factors; those of the types that they have where not given.
+      program: Its value is one array.
+      itemsize: Bytes of each number in factors that are rounded.
     """
 
     program: Program
@@ -85,7 +85,7 @@ class Plan:
 
     @property
     def uses(self) -> Mapping[Key, Use]:
-        """Of the parameters that are only multiplied by or looked up in."""
+        """Uses of parameters that are only factors of products, or only tables."""
         return self.program.uses.uses
 
     @property
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def direct(self) -> tuple[int, ...]:
-        """Numbers of the parameters whose gradients are formed as they are."""
+        """Numbers of the parameters whose gradients have no factors."""
         used = {use.leaf for use in self.uses.values()}
         return tuple(leaf.number for leaf in self.leaves if leaf.number not in used)
 
@@ -166,12 +166,12 @@ def make_factors(
 ) -> tuple[Float[Array, "n outputs"], list[list[Factor]]]:
     """Values of the function, and factors of the gradients of a piece of a part's parameters, in their order.
 
-    A gradient that is formed as it is becomes one row: gradient ⊗ 1.
+    A gradient without factors becomes one row: gradient ⊗ 1.
 
     Args:
       captured: Arrays that the function captured.
       examples: Pytree of arrays with a leading axis of n.
-      piece: Which one.
+      piece: Its number.
       dtype: Type that factors are rounded to.
     """
     values, made = jax.vmap(lambda example: _one(plan, captured, params, example))(examples)

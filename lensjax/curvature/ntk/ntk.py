@@ -1,9 +1,9 @@
 """Exact empirical neural tangent kernels: Θ(x, x') = J_f(x) J_f(x')ᵀ, of any function and any pytree of parameters.
 
-theta = ntk(functionals.loss(model), model.params, batch)  # [N, N]
+theta = ntk(loss, params, examples)  # [N, N]
 
 Gradients of matrices are contracted from their factors (see `linear_uses`, `factors` and `contract`), so that the
-examples' gradients, N × P values, are never held. Where the factors of all examples take too much memory, they are made
+examples' gradients, N × P values, are never held. If the factors of all examples take too much memory, they are made
 for a part of the parameters at a time. The kernel is that of Novak et al. (arXiv 2206.08720), at finite width.
 """
 
@@ -31,7 +31,7 @@ from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import check_params
 
 _HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
-_WITH_BACKWARD = 3  # times the factors' memory is what making them takes
+_WITH_BACKWARD = 3  # times the factors' memory is needed to make them
 _BATCH = 64  # examples at most whose factors are made at a time
 _CHUNK = {"cpu": 8 * 2**20, "gpu": 256 * 2**20}  # gradients formed at a time: on a CPU they stay in its cache
 
@@ -50,7 +50,7 @@ def ntk(
 ) -> PyTree:
     """The empirical neural tangent kernel of f between the examples of xs, or between those of xs and ys.
 
-    Where parameters are sharded over a mesh, its devices share the examples whose gradients are made, and then the
+    If parameters are sharded over a mesh, its devices share the examples whose gradients are made, and then the
     parameters over which these are contracted; every process gets the whole kernel.
 
     Args:
@@ -58,15 +58,16 @@ def ntk(
       params: Pytree of floating-point arrays.
       xs, ys: Pytrees of arrays with a leading axis of N, and of M, examples.
       output: "trace" sums over outputs, "diagonal" keeps each output with itself, "full" all pairs of outputs.
-      factors: "bfloat16" rounds what gradients are formed from, which halves memory; sums stay in float32.
+      factors: "bfloat16" rounds the factors of gradients, which halves memory; sums stay in float32.
       memory_limit: Bytes that may be used on a device besides parameters, examples and the result; by default half of
         the machine's memory, or 80 % of what is free on an accelerator.
-      by_parameter: Give a dict with each parameter's part, whose sum the kernel is; its keys are paths, and parts of
-        parameters stacked over layers have a leading axis of layers.
-      progress: Called with how many batches of examples are done, and of how many.
+      by_parameter: Return a dict of the parameters' parts, which sum to the kernel, by path; parts of parameters
+        stacked over layers have a leading axis of layers.
+      progress: Called with the number of finished batches of examples, and of all.
 
     Returns:
-      [N, M], [N, M, *outputs] or [N, M, *outputs, *outputs], in float32 or the wider type of f.
+      [N, M], [N, M, *outputs] or [N, M, *outputs, *outputs] in float32 or the wider type of f, and in the unit of f
+      squared.
 
     Raises:
       InputError: parameters are not floating-point numbers, xs and ys do not match, f is not finite for an example, or
@@ -85,8 +86,8 @@ def ntk(
                 if progress is not None:
                     progress(done, job.batches * sum(part.pieces for part in job.parts))
             for leaf, gradients in zip(part.leaves, held, strict=True):
-                found = _contract(gradients, *job.contraction(part, leaf, gradients, output))
-                kernel.add(leaf, piece * part.size if part.stacked else 0, np.asarray(found))
+                block = _contract(gradients, *job.contraction(part, leaf, gradients, output))
+                kernel.add(leaf, piece * part.size if part.stacked else 0, np.asarray(block))
             del held
     return kernel.result(symmetric=ys is None)
 
@@ -101,9 +102,15 @@ def ntk_flops(
     factors: Literal["exact", "bfloat16"] = "exact",
     memory_limit: int | None = None,
 ) -> int:
-    """Floating-point operations of the matrix products that `ntk` with the same arguments computes.
+    """FLOPs of the matrix products that `ntk` with the same arguments computes.
 
-    See `lensjax.core.flops.matmul_flops`. Of a symmetric product both halves are counted.
+    `lensjax.core.flops.matmul_flops` counts them; both halves of a symmetric product count.
+
+    Args:
+      f, params, xs, ys, output, factors, memory_limit: See `ntk`; parameters may be shapes.
+
+    Raises:
+      InputError: see `ntk`.
     """
     job = _prepare(f, params, xs, ys, factors, memory_limit)
     total, some, zero = 0, job.examples_of(0), jnp.asarray(0)
@@ -123,11 +130,11 @@ def ntk_vp(f: Function, params: PyTree, xs: PyTree, batch_size: int | None = Non
 
     Args:
       f, params, xs: See `ntk`.
-      batch_size: Examples at a time, of which each product computes the function anew, twice; by default all, with the
-        function linearised once, which takes memory in proportion to N.
+      batch_size: Examples at a time; each product then computes the function twice. By default all examples at once,
+        with the function linearised once, which takes memory in proportion to N.
 
     Returns:
-      Of vectors that have the shape of f over the examples, [N, *outputs].
+      An operator on vectors [N, *outputs].
 
     Raises:
       InputError: the arrays of xs do not have a leading axis of the same length.
@@ -165,14 +172,14 @@ def ntk_vp(f: Function, params: PyTree, xs: PyTree, batch_size: int | None = Non
 
 @dataclass(frozen=True)
 class _Job:
-    """What `ntk` does, of which examples, in which parts.
+    """The work of `ntk`: on which examples, in which portions of the parameters.
 
     Attributes:
       captured: Arrays that the function captured.
       sizes: N, and M or 0.
-      examples: Those of xs and ys, one after the other.
-      batch, batches: Examples whose factors are made at a time, and how often.
-      dtype: What factors are rounded to.
+      examples: Those of xs, then those of ys.
+      batch, batches: Number of examples whose factors are made at a time, and of such batches.
+      dtype: Type that factors are rounded to, if any.
     """
 
     plan: Plan
@@ -187,7 +194,7 @@ class _Job:
     mesh: Mesh | None
 
     def examples_of(self, number: int) -> PyTree:
-        """Those of a batch; the last example fills up the last batch."""
+        """The examples of a batch; the last example fills up the last batch."""
         rows = np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), sum(self.sizes) - 1)
         return jax.device_put(jax.tree.map(lambda x: x[rows], self.examples), _shared_out(self.mesh))
 
@@ -201,7 +208,7 @@ class _Job:
 def _prepare(
     f: Function, params: PyTree, xs: PyTree, ys: PyTree | None, factors: str, memory_limit: int | None
 ) -> _Job:
-    """Check what is given, and plan.
+    """Check the arguments, and plan.
 
     Raises:
       InputError: see `ntk`.
@@ -230,7 +237,7 @@ class _Kernel:
         self.parts: dict[str, np.ndarray] = {}
 
     def add(self, leaf: Leaf, layer: int, part: np.ndarray) -> None:
-        """Add what a parameter gives, [layers, N, M, …], whose layers begin at `layer`."""
+        """Add the kernel of a parameter, [layers, N, M, …], from its layer `layer` on."""
         name, layers = self.names[leaf.number], leaf.layers or 1
         if not self.by_parameter:
             name, layers, layer, part = "", 1, 0, part.sum(axis=0, keepdims=True)
@@ -238,7 +245,7 @@ class _Kernel:
         whole[layer : layer + len(part)] += part
 
     def result(self, *, symmetric: bool) -> PyTree:
-        """The kernel, or the parts of each parameter; to the last bit symmetric where it should be."""
+        """The kernel, or the part of each parameter; exactly symmetric if it is of one set of examples."""
         tails = len(TAIL[self.output])
 
         def shaped(part: np.ndarray) -> np.ndarray:
@@ -254,7 +261,7 @@ class _Kernel:
 
 
 def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Portion], int]:
-    """Parts whose factors fit, and the number of examples whose factors are made at a time.
+    """Portions whose factors fit, and the number of examples whose factors are made at a time.
 
     Raises:
       InputError: the memory does not suffice.
@@ -281,7 +288,7 @@ def _fill(
     piece: Array,
     batch: Array,
 ) -> tuple[Array, PyTree]:
-    """Values of the function, and `held` with the factors of a batch of examples."""
+    """Values of the function, and `held` with the factors of a batch of examples put in."""
     values, made = make_factors(plan, part, captured, params, examples, piece, dtype)
     if held is None:
         return constrain(values, mesh), jax.tree.map(lambda new: new[None], made)
@@ -346,7 +353,7 @@ def _contract(
 
 
 def _compact(a: list[Factor], b: list[Factor], first: int) -> tuple[list[Factor], list[Factor], int]:
-    """Factors of the rows that are looked up at all, numbered anew, and how many these may be."""
+    """Factors of the rows that are looked up at all, numbered anew, and an upper limit on their number."""
     every = a if b is a else [*a, *b]
     ids = jnp.concatenate([factor.left.ravel() for factor in every])
     count = min(first, ids.size)
@@ -356,7 +363,7 @@ def _compact(a: list[Factor], b: list[Factor], first: int) -> tuple[list[Factor]
 
 
 def _mesh(params: PyTree) -> Mesh | None:
-    """The devices over which parameters are sharded, where there are several."""
+    """The devices over which parameters are sharded, if there are several."""
     for leaf in jax.tree.leaves(params):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
@@ -365,12 +372,12 @@ def _mesh(params: PyTree) -> Mesh | None:
 
 
 def _shared_out(mesh: Mesh | None, axis: int = 0) -> NamedSharding | None:
-    """That of arrays whose examples the devices share."""
+    """The sharding of arrays whose examples the devices share."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
 
 
 def _free_memory() -> int:
-    """Half of this machine's memory, or most of what is free on an accelerator."""
+    """Half of this machine's memory, or 80 % of an accelerator's free memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]))

@@ -1,4 +1,4 @@
-"""What of a language model's output a kernel can be of: a registry with one file for each functional.
+"""Functions of a language model's output that a kernel can be of: a registry with one file for each.
 
 A file registers a `Functional` under its own name, and other packages do through entry points "lensjax.functionals"
 (see `lensjax.core.registry`). Names are known without importing JAX.
@@ -23,7 +23,7 @@ OfModel = Callable[["Params", Example], "Array"]
 
 @dataclass(frozen=True)
 class Functional:
-    """A function of a model's parameters and one example, and which kernel it has.
+    """A function of a model's parameters and one example, and the form of its kernel.
 
     Attributes:
       description: What the kernel is of, for the page that shows it: "Of the loss of each example".
@@ -31,8 +31,8 @@ class Functional:
       output: "trace": the kernel is summed over the outputs of f. "full": it has every pair of outputs, those of an
         example side by side, [N × outputs, N × outputs]. "diagonal": the outputs are independent estimates of one
         kernel, whose mean and standard error are taken.
-      classes: From a batch, the tokens that stand for classes, where f needs any.
-      targets: (batch, classes) → [N, *outputs], what f should be; the residual of training has none without them.
+      classes: Batch → the tokens that stand for classes, if f needs any.
+      targets: (batch, classes) → [N, *outputs], the targets of f, if the residual of training is to be computed.
     """
 
     description: str
