@@ -28,7 +28,7 @@ from lensjax.curvature.jaxpr.program import Function, traced_program
 from lensjax.curvature.ntk.contract import TAIL, Factor, Output, constrain, contract
 from lensjax.curvature.ntk.factors import Leaf, Plan, Portion, make_factors, make_parts
 from lensjax.curvature.operator import LinearOperator
-from lensjax.curvature.streaming import check_params
+from lensjax.curvature.streaming import check_params, layout
 
 _HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
 _WITH_BACKWARD = 3  # times the factors' memory is needed to make them
@@ -66,8 +66,7 @@ def ntk(
       progress: Called with the number of finished batches of examples, and of all.
 
     Returns:
-      [N, M], [N, M, *outputs] or [N, M, *outputs, *outputs] in float32 or the wider type of f, and in the unit of f
-      squared.
+      [N, M], [N, M, *outputs] or [N, M, *outputs, *outputs] in float32 or f's wider type, and in f's unit squared.
 
     Raises:
       InputError: parameters are not floating-point numbers, xs and ys do not match, f is not finite for an example, or
@@ -217,7 +216,7 @@ def _prepare(
     if ys is not None and jax.tree.map(_one, xs) != jax.tree.map(_one, ys):
         raise InputError("xs and ys hold examples of different shapes or types; give both the same fields and lengths.")
     check_params(params)
-    mesh = _mesh(params)
+    mesh = next((s.mesh for s in layout(params) if s is not None and isinstance(s.mesh, Mesh)), None)
     limit = _free_memory() if memory_limit is None else memory_limit
     dtype = None if factors == "exact" else "bfloat16"
     program, captured = traced_program(f, params, jax.tree.map(lambda x: x[0], xs))
@@ -316,12 +315,9 @@ def _room_shapes(job: _Job, part: Portion, params: PyTree) -> PyTree:
 
 def _room(job: _Job, part: Portion, params: PyTree) -> PyTree:
     """Zeros for the factors of all batches, which the devices share."""
-    room = _room_shapes(job, part, params)
-
-    def zeros() -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), room)
-
-    return jax.jit(zeros, out_shardings=_shared_out(job.mesh, 1))()
+    where = _shared_out(job.mesh, 1)
+    shapes = _room_shapes(job, part, params)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=where), shapes)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
@@ -360,15 +356,6 @@ def _compact(a: list[Factor], b: list[Factor], first: int) -> tuple[list[Factor]
     present = jnp.unique(ids, size=count, fill_value=first)
     made = [Factor(jnp.searchsorted(present, factor.left), factor.right) for factor in every]
     return made[:1], made[:1] if b is a else made[1:], count
-
-
-def _mesh(params: PyTree) -> Mesh | None:
-    """The devices over which parameters are sharded, if there are several."""
-    for leaf in jax.tree.leaves(params):
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
-            return sharding.mesh
-    return None
 
 
 def _shared_out(mesh: Mesh | None, axis: int = 0) -> NamedSharding | None:
