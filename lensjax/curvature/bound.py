@@ -330,8 +330,8 @@ def _positive(
 def _quadrature(product: Callable[[Array], Array], v: Array, steps: int) -> Array:
     """vᵀ A₊ v by Lanczos' method from v, fully reorthogonalised.
 
-    A vector that is rounding only becomes 0, and the quadrature stays exact. matfree's `tridiag_sym` divides by its norm
-    instead: it gives NaN for a block that is 0 or the identity, and for a projector 4 % too much.
+    A vector that is rounding only becomes 0, and the quadrature stays exact. matfree's `tridiag_sym` divides by its
+    norm: that gives NaN for a block that is 0 or the identity, and 4 % too much for a projector.
     """
     steps = min(steps, v.size)
     kind = wide(v.dtype)
