@@ -9,15 +9,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.models.layers import Embedding, Linear, Stack, both, padding_mask, window_mask
+from lensjax.models.layers import Embedding, LanguageModel, Linear, Stack, both, padding_mask, window_mask
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary
-from lensjax.models.sharding import constrain_activations
 
 _KINDS = ("full_attention", "sliding_attention")
 
 
-class DecoderLM(nnx.Module):
+class DecoderLM(LanguageModel):
     """The skeleton shared by the families with rotary positions; what differs is the block.
 
     Blocks are called as block(x, mask, angles). Where layers differ in their attention window or their rotary
@@ -84,9 +83,8 @@ class DecoderLM(nnx.Module):
         return self.logits(self.norm(x))
 
     def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocabulary"]:
-        """Scores of every token, from what the final norm gives."""
-        y = self.embed.logits(x) if self.head is None else self.head(x)
-        y = constrain_activations(y, self.mesh, "tensor")
+        """Scores of every token, given the output of the final norm."""
+        y = super().logits(x)
         return y if self.softcap is None else self.softcap * jnp.tanh(y / self.softcap)
 
 

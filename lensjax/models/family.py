@@ -1,6 +1,8 @@
-"""What is known of each family of models, and which family a configuration belongs to."""
+"""What LensJAX knows of each family of models, and which family a configuration belongs to.
 
-import importlib
+A family is a file of `lensjax.models.families`, named after Hugging Face's model_type, that registers a `Family`.
+"""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,29 +10,11 @@ from typing import Any
 from flax import nnx
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.pytrees import PyTree
+from lensjax.core.registry import Registry
 from lensjax.models.options import Options
 from lensjax.models.sharding import RULES, Rules
-from lensjax.models.weights import Table
-
-# Hugging Face model_type → our module; families that compute alike share one.
-_MODULES: Mapping[str, str] = {
-    "bart": "bart",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3_text": "gemma3",
-    "gpt2": "gpt2",
-    "gpt_neox": "gpt_neox",
-    "llama": "llama",
-    "mistral": "mistral",
-    "mt5": "t5",
-    "olmo2": "olmo2",
-    "opt": "opt",
-    "phi": "phi",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "switch_transformers": "switch_transformers",
-    "t5": "t5",
-}
+from lensjax.models.weights import ParameterNames, Tensor, tensors
 
 
 @dataclass(frozen=True)
@@ -39,10 +23,10 @@ class Family:
 
     Attributes:
       model_type: Its name in Hugging Face's config.json.
-      architecture: The Hugging Face class that opens what we save.
+      architecture: The Hugging Face class that opens the checkpoints that we save.
       module: Makes the model from (configuration, options, rngs).
-      table: Where its parameters lie in a checkpoint, given the configuration.
-      prefix: Start of tensor names that checkpoints of the bare model leave out.
+      parameter_names: The names of its parameters in a checkpoint, given the configuration.
+      prefix: Start of tensor names that checkpoints of the bare model, without a head, leave out.
       ignored: Regular expressions for tensors that checkpoints hold and the model does not need.
       copies: Tensors that checkpoints may hold besides the one whose values they repeat, by name.
       zeros: Shapes of constants that checkpoints hold, 0 in all of them, by name, given the configuration.
@@ -54,31 +38,50 @@ class Family:
     model_type: str
     architecture: str
     module: Callable[[Any, Options, nnx.Rngs], nnx.Module]
-    table: Callable[[Any], Table]
-    prefix: str = ""
-    ignored: tuple[str, ...] = ()
+    parameter_names: Callable[[Any], ParameterNames]
+    prefix: str = "model."
+    ignored: tuple[str, ...] = (r"^lm_head\.weight$",)
     copies: Mapping[str, str] = field(default_factory=dict)
     zeros: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
     rules: Rules = RULES
     encoder_decoder: bool = False
     examples: tuple[str, ...] = ()
 
+    def tensors(self, config: Any, params: PyTree) -> list[Tensor]:
+        """Every parameter, or its shape, with its tensors in a checkpoint, in the order of the pytree's leaves."""
+        return tensors(params, self.parameter_names(config))
+
+
+FAMILIES: Registry[Family] = Registry("family", "lensjax.models.families", "lensjax.families")
+
+
+def register(family: Family) -> Family:
+    """Add a family to those that can be loaded, under its model_type.
+
+    Raises:
+      InputError: there is another family of that model_type.
+    """
+    return FAMILIES.register(family.model_type)(family)
+
 
 def supported() -> list[str]:
     """Every model_type that can be loaded, in alphabetical order."""
-    return sorted(_MODULES)
+    return list(FAMILIES.names)
 
 
 def family_of(model_type: str, where: str = "config.json") -> Family:
-    """The family of that name.
+    """Look up a family.
+
+    Args:
+      model_type: Its name in Hugging Face's config.json.
+      where: The file that names it, for the message.
 
     Raises:
-      InputError: there is none; names those there are.
+      InputError: there is no such family; the message lists the families there are.
     """
-    if model_type not in _MODULES:
+    if model_type not in FAMILIES:
         raise InputError(
             f"{where} says model_type '{shorten(model_type)}', which LensJAX does not have; "
             f"it has {', '.join(supported())}."
         )
-    families = importlib.import_module(f"lensjax.models.families.{_MODULES[model_type]}").FAMILIES
-    return next(family for family in families if family.model_type == model_type)
+    return FAMILIES[model_type]

@@ -34,7 +34,7 @@ from scipy.linalg import eigvalsh
 from lensjax.core.errors import InputError
 from lensjax.models.lora import merge_lora
 from lensjax.models.model import Model
-from lensjax.models.weights import checkpoint_tensors, tensors
+from lensjax.models.weights import checkpoint_tensors
 
 Vector = Float[np.ndarray, " n"]
 
@@ -129,7 +129,7 @@ def weight_metrics(model: Model, *, progress: Callable[[int, int], None] | None 
       InputError: no matrix is large enough, or one is not finite.
     """
     model = merge_lora(model)
-    pairs = zip(tensors(model.params, model.family.table(model.config)), jax.tree.leaves(model.params), strict=True)
+    pairs = zip(model.family.tensors(model.config, model.params), jax.tree.leaves(model.params), strict=True)
     matrices = [(tensor, leaf) for tensor, leaf in pairs if len(tensor.stored_shape) == 2]
     total = len({name for tensor, _ in matrices for name in tensor.names.flat})
     layers: list[LayerMetrics] = []

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from lensjax.core.errors import InputError, shorten
@@ -278,6 +279,19 @@ class Stack(nnx.Module):
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         return jax.lax.scan(step, x, (state, kinds))[0]
+
+
+class LanguageModel(nnx.Module):
+    """The end that all models share: a head, which is the embedding itself where `head` is None."""
+
+    embed: Embedding
+    head: Linear | None
+    mesh: Mesh | None
+
+    def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocabulary"]:
+        """Scores of every token, given the output of the last block or norm."""
+        y = self.embed.logits(x) if self.head is None else self.head(x)
+        return constrain_activations(y, self.mesh, "tensor")
 
 
 def padding_mask(batch: Mapping[str, Array], key: str = "attention_mask") -> Bool[Array, "batch 1 1 source"] | None:

@@ -15,7 +15,7 @@ from lensjax.models.hub import find_folder, read_config
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import AttentionImplementation, Remat, make_options
 from lensjax.models.safetensors_files import TensorFiles
-from lensjax.models.weights import Source, check_names, read_params, tensors
+from lensjax.models.weights import Stored, check_names, read_params
 
 
 def load(
@@ -54,7 +54,7 @@ def load(
     model = abstract_model(_as_stored(config, files), options, folder)
     family = model.family
     wanted = check_names(
-        tensors(model.params, family.table(model.config)),
+        family.tensors(model.config, model.params),
         files,
         family.prefix,
         family.ignored,
@@ -99,9 +99,9 @@ def from_config(
 def _as_stored(config: Any, files: TensorFiles) -> Any:
     """The configuration, with a head of its own if the checkpoint's differs from the embedding: T5's never say so."""
     family = family_of(config.model_type)
-    table = family.table(config)
-    entries = (table["embed"], table["head"])
-    embed, head = (f"{entry.name if isinstance(entry, Source) else entry}.weight" for entry in entries)
+    names = family.parameter_names(config)
+    entries = (names["embed"], names["head"])
+    embed, head = (f"{entry.name if isinstance(entry, Stored) else entry}.weight" for entry in entries)
     if not config.tie_word_embeddings or head in family.copies:
         return config
     if not {embed, head} <= files.shapes.keys() or files.same(embed, head):

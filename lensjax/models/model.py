@@ -26,7 +26,7 @@ from lensjax.models.losses import IGNORED, Reduction, reduce_losses, shift_right
 from lensjax.models.options import Options, as_dtype
 from lensjax.models.safetensors_files import write_tensors
 from lensjax.models.sharding import shardings
-from lensjax.models.weights import checkpoint_tensors, tensors
+from lensjax.models.weights import checkpoint_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ class Model:
         if self.options.lora is not None:
             plain = abstract_model(self.config, replace(self.options, lora=None))
             params = merge_adapters(params, plain.shardings, self.options.lora.scale)
-        wanted = tensors(params, self.family.table(self.config))
+        wanted = self.family.tensors(self.config, params)
         leaves = (
             (tensor, _whole(leaf).astype(stored)) for tensor, leaf in zip(wanted, jax.tree.leaves(params), strict=True)
         )

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -17,14 +16,14 @@ from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import share
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATING: Mapping[str, DTypeLike] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+FLOATING = ("F64", "F32", "F16", "BF16")  # the types of weights that can be loaded
 _BLOCK_BYTES = 2**20
 _SAMPLES, _SAMPLE_BYTES = 256, 2**12
 _LINE = 16  # float32 values in a cache line
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """A hash of the sizes, the headers and some of the values of a checkpoint's files; nearly all of it is not read."""
+    """A hash of the sizes, the headers and samples of the values of a checkpoint's files, most of which is not read."""
     digest = hashlib.sha256()
     for path in sorted(_weight_files(folder)):
         size = path.stat().st_size
@@ -37,7 +36,7 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 class TensorFiles:
-    """The tensors of a checkpoint folder, whose values are read only when and where they are asked for.
+    """The tensors of a checkpoint folder; their values are read only when asked for, and only the slices asked for.
 
     Attributes:
       where: The folder, for messages.
@@ -50,53 +49,51 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self.where = str(folder)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.types: dict[str, str] = {}
-        self._values: dict[str, NDArray[Any]] = {}
+        self._slices: dict[str, Any] = {}
         for path in _weight_files(folder):
             try:
-                with safe_open(path, framework="numpy"):  # checks the header
-                    file = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+                file = safe_open(path, framework="numpy")
             except (SafetensorError, OSError) as error:
                 raise InputError(
                     f"{path} is not a whole safetensors file ({shorten(error)}); fetch it again."
                 ) from error
-            start = 8 + int.from_bytes(file[:8].tobytes(), "little")
-            header = json.loads(file[8:start].tobytes())
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
-                self.shapes[name], self.types[name] = tuple(entry["shape"]), entry["dtype"]
-                if entry["dtype"] in FLOATING:
-                    begin, end = (start + offset for offset in entry["data_offsets"])
-                    self._values[name] = file[begin:end].view(FLOATING[entry["dtype"]]).reshape(entry["shape"])
+            self._slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        self.shapes = {name: tuple(values.get_shape()) for name, values in self._slices.items()}
+        self.types = {name: str(values.get_dtype()) for name, values in self._slices.items()}
 
     def copy(self, name: str, bounds: tuple[tuple[int, int], ...], out: NDArray[Any], *, transposed: bool) -> None:
-        """Copy the values within `bounds`, (start, stop) per axis of `out`, converted to its type, into `out`.
+        """Copy a slice of a tensor into `out`, converted to its type.
 
-        With `transposed`, the axes of the file's tensor are those of `out` in reverse order.
+        Args:
+          name: The tensor.
+          bounds: (start, stop) per axis of `out`.
+          out: Array of that shape, to be filled.
+          transposed: Whether the axes of the file's tensor are those of `out` in reverse order.
         """
-        values = self._values[name]
-        if not transposed:
-            out[...] = values[tuple(slice(*pair) for pair in bounds)]
-            return
-        (first, last), (start, stop) = bounds
-        for row in range(start, stop, _LINE):  # so that every line of `out` is filled at once
-            end = min(row + _LINE, stop)
-            out[:, row - start : end - start] = values[row:end, first:last].T
+        stored, bounds = (out.T, bounds[::-1]) if transposed else (out, bounds)
+        (start, stop), *others = bounds
+        inner = tuple(slice(*pair) for pair in others)
+        # In blocks that a cache holds; of transposed ones, each fills whole cache lines of `out`.
+        for rows in self._blocks(name, start, stop, _LINE if transposed and others else None):
+            stored[rows.start - start : rows.stop - start] = self._slices[name][(rows, *inner)]
 
     def same(self, first: str, second: str) -> bool:
-        """Whether two tensors hold the same values, of which no more is read than up to a block that differs."""
-        shape = self.shapes[first]
-        if self.shapes[second] != shape:
-            return False
-        one, two = self._values[first], self._values[second]
-        rows = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
-        blocks = (slice(row, min(row + rows, shape[0])) for row in range(0, shape[0], rows))
-        return all(np.array_equal(one[block], two[block]) for block in blocks)
+        """Whether two tensors hold the same values; reading ends at the first block that differs."""
+        one, two = self._slices[first], self._slices[second]
+        return self.shapes[first] == self.shapes[second] and all(
+            np.array_equal(one[rows], two[rows]) for rows in self._blocks(first)
+        )
 
     def is_zero(self, name: str) -> bool:
-        """Whether a tensor holds nothing but 0."""
-        return not self._values[name].any()
+        """Whether all values of a tensor are 0."""
+        return not any(self._slices[name][rows].any() for rows in self._blocks(name))
+
+    def _blocks(self, name: str, start: int = 0, stop: int | None = None, size: int | None = None) -> Iterator[slice]:
+        """The rows of a tensor in blocks of `size`, or of about a megabyte."""
+        shape = self.shapes[name]
+        stop = shape[0] if stop is None else stop
+        size = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:])))) if size is None else size
+        return (slice(row, min(row + size, stop)) for row in range(start, stop, size))
 
 
 def write_tensors(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, shard_bytes: int = 5 * 10**9) -> None:
@@ -113,7 +110,7 @@ def write_tensors(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, sha
         path = folder / f"shard-{len(names)}"
         try:
             save_file(shards[0], path, metadata={"format": "pt"})
-        except SafetensorError as error:  # as where the disk is full
+        except SafetensorError as error:  # such as a full disk
             raise OSError(str(error)) from error
         share(path)
         names.append(list(shards[0]))

@@ -1,7 +1,7 @@
 """Between our parameters and the tensors of a Hugging Face checkpoint.
 
-A family says where its modules lie in the checkpoint by a table {path of our module: Source}. The same table serves
-reading, writing, and naming what is missing, unexpected or misshapen. Reading copies only the slices asked for.
+A family maps the path of each of our modules to its name in the checkpoint (`ParameterNames`). Reading, writing and
+messages on missing, unexpected or misshapen tensors use the same map. Reading copies only the slices that devices hold.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from lensjax.core.errors import InputError, listing, shorten
-from lensjax.core.pytrees import path_name
+from lensjax.core.pytrees import PyTree, path_name
 from lensjax.models.safetensors_files import FLOATING, TensorFiles
 
 _ALIGNMENT = 64  # bytes
@@ -26,15 +26,15 @@ _SUFFIX = {"kernel": ".weight", "embedding": ".weight", "scale": ".weight", "bia
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the parameters of one of our modules lie in a checkpoint.
+class Stored:
+    """How the parameters of one of our modules are stored in a checkpoint.
 
     Attributes:
       name: Name of the Hugging Face module; "{layer}" and "{expert}" stand for the index on our leading axes.
-      transposed: Whether kernels are stored [outputs, inputs], as torch's Linear does, and not as ours are.
-      part: (index, parts, groups) where outputs of several of our modules are fused: outputs are stored
+      transposed: Whether kernels are stored [outputs, inputs], as by torch's Linear; ours are [inputs, outputs].
+      part: (index, parts, groups) where a tensor holds the outputs of several of our modules: outputs are stored
         [groups, parts, size] and ours are [:, index].
-      first, step: The layer at index i of our leading axis is number first + step·i of the checkpoint.
+      first, step: The layer at index i of our leading axis is layer first + step·i of the checkpoint.
     """
 
     name: str
@@ -44,42 +44,48 @@ class Source:
     step: int = 1
 
 
-Table = Mapping[str, str | Source]
+# Path of a module, or the whole path of a parameter → its name in a checkpoint, or how it is stored there. Hugging Face
+# calls a module's kernel, embedding or scale its weight, and a bias its bias.
+ParameterNames = Mapping[str, str | Stored]
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One parameter of ours and the tensors that it is stacked from.
+    """One parameter of ours and the tensors of a checkpoint that it is stacked from.
 
     Attributes:
       path: Its path, keys with slashes between.
       shape: Its shape, stacking axes first.
-      names: The checkpoint's tensors, [*stacking axes].
-      source: How each of them lies; `transposed` is False for all but kernels.
+      names: Names of the checkpoint's tensors, [*stacking axes].
+      stored: How each of them is stored; `transposed` is False for all but kernels.
     """
 
     path: str
     shape: tuple[int, ...]
     names: NDArray[np.object_]
-    source: Source
+    stored: Stored
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of each of the checkpoint's tensors."""
         shape = list(self.shape[self.names.ndim :])
-        if self.source.part is not None:
-            shape[-1] *= self.source.part[1]
-        return tuple(reversed(shape)) if self.source.transposed else tuple(shape)
+        if self.stored.part is not None:
+            shape[-1] *= self.stored.part[1]
+        return tuple(reversed(shape)) if self.stored.transposed else tuple(shape)
 
 
-def tensors(shapes: Any, table: Table) -> list[Tensor]:
-    """Every parameter with where it lies, in the order of the pytree's leaves.
+def tensors(shapes: PyTree, names: ParameterNames) -> list[Tensor]:
+    """Every parameter with its tensors in a checkpoint.
 
-    A key of the table is the path of a module, whose kernel, embedding, scale and bias are Hugging Face's weight and
-    bias, or the whole path of a parameter.
+    Args:
+      shapes: Nested dicts whose leaves have a shape.
+      names: The family's names.
+
+    Returns:
+      One `Tensor` per parameter, in the order of the pytree's leaves.
     """
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    return [_tensor(path_name(path), tuple(leaf.shape), table) for path, leaf in leaves]
+    return [_tensor(path_name(path), tuple(leaf.shape), names) for path, leaf in leaves]
 
 
 def check_names(
@@ -90,7 +96,7 @@ def check_names(
     copies: Mapping[str, str],
     zeros: Mapping[str, tuple[int, ...]],
 ) -> list[Tensor]:
-    """The parameters, named as this checkpoint names them, if it holds each in its shape and nothing else.
+    """Check that a checkpoint holds every parameter in its shape, and nothing else.
 
     Args:
       wanted: Parameters, named with `prefix`.
@@ -99,9 +105,12 @@ def check_names(
       copies: Tensors that checkpoints may hold besides the one whose values they repeat, by name.
       zeros: Shapes of constants that checkpoints may hold and that must be 0, by name.
 
+    Returns:
+      The parameters, named as this checkpoint names them.
+
     Raises:
-      InputError: names every tensor that is missing, unexpected or of another shape, or one that is not of floating
-        point.
+      InputError: a tensor is not of floating point, or tensors are missing, unexpected or of another shape; the message
+        names all of them.
     """
     needed = [name for name in files.shapes if not any(re.search(pattern, name) for pattern in ignored)]
     for name in needed:
@@ -127,13 +136,13 @@ def check_names(
         if name in files.shapes and files.shapes[name] != tensor.stored_shape
     ]
     faults = [
-        f"{len(found)} {kind} ({listing(found)})"
-        for kind, found in (
+        f"{len(listed)} {kind} ({listing(listed)})"
+        for kind, listed in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("misshapen", sorted(set(misshapen), key=_natural)),
         )
-        if found
+        if listed
     ]
     if faults:
         raise InputError(
@@ -146,7 +155,16 @@ def check_names(
 def read_params(
     wanted: Sequence[Tensor], files: TensorFiles, dtype: np.dtype[Any], targets: Sequence[Sharding]
 ) -> list[jax.Array]:
-    """Read parameters onto their devices; every slice is read once, and only if a device of this process holds it."""
+    """Read parameters onto their devices.
+
+    Every slice is read once, and only if a device of this process holds it.
+
+    Args:
+      wanted: Parameters, named as the checkpoint names them.
+      files: The checkpoint.
+      dtype: Type in which the parameters are held.
+      targets: How each of them lies on devices.
+    """
 
     def read(tensor: Tensor, target: Sharding) -> dict[jax.Device, NDArray[Any]]:
         held = cast(Mapping[jax.Device, tuple[slice, ...]], target.addressable_devices_indices_map(tensor.shape))
@@ -154,8 +172,8 @@ def read_params(
             device: tuple(s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True))
             for device, index in held.items()
         }
-        values = {wanted: _read_slice(tensor, files, dtype, wanted) for wanted in set(bounds.values())}
-        return {device: values[wanted] for device, wanted in bounds.items()}
+        values = {pairs: _read_slice(tensor, files, dtype, pairs) for pairs in set(bounds.values())}
+        return {device: values[pairs] for device, pairs in bounds.items()}
 
     arrays: list[jax.Array] = []
     with ThreadPoolExecutor() as pool:
@@ -166,34 +184,35 @@ def read_params(
 
 
 def checkpoint_tensors(parameters: Iterable[tuple[Tensor, NDArray[Any]]]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The checkpoint's tensors, by name, from our parameters: the inverse of reading."""
+    """The checkpoint's tensors, by name, from our parameters; the inverse of reading."""
     parts: dict[str, dict[int, NDArray[Any]]] = {}
     for tensor, values in parameters:
         for position in np.ndindex(tensor.names.shape):
-            name, value, source = str(tensor.names[position]), values[position], tensor.source
-            if source.part is not None:
-                index, count, groups = source.part
-                found = parts.setdefault(name, {})
-                found[index] = value.reshape(*value.shape[:-1], groups, 1, -1)
-                if len(found) < count:
+            name, value, stored = str(tensor.names[position]), values[position], tensor.stored
+            if stored.part is not None:
+                index, count, groups = stored.part
+                fused = parts.setdefault(name, {})
+                fused[index] = value.reshape(*value.shape[:-1], groups, 1, -1)
+                if len(fused) < count:
                     continue
-                value = np.concatenate([found[i] for i in range(count)], axis=-2)
-                value = parts.pop(name)[0] if count == 1 else value.reshape(*value.shape[:-3], -1)
-            yield name, np.ascontiguousarray(value.T if source.transposed else value)
+                value = np.concatenate([fused[i] for i in range(count)], axis=-2)
+                value = value.reshape(*value.shape[:-3], -1)
+                del parts[name]
+            yield name, np.ascontiguousarray(value.T if stored.transposed else value)
 
 
-def _tensor(path: str, shape: tuple[int, ...], table: Table) -> Tensor:
+def _tensor(path: str, shape: tuple[int, ...], names: ParameterNames) -> Tensor:
     module, _, leaf = path.rpartition("/")
-    entry, suffix = (table[path], "") if path in table else (table[module], _SUFFIX[leaf])
-    source = entry if isinstance(entry, Source) else Source(entry)
-    source = replace(source, transposed=source.transposed and leaf == "kernel")
-    axes = ["{layer}" in source.name, "{expert}" in source.name]
-    names = np.empty(shape[: sum(axes)], object)
-    for position in np.ndindex(names.shape):
+    entry, suffix = (names[path], "") if path in names else (names[module], _SUFFIX[leaf])
+    stored = entry if isinstance(entry, Stored) else Stored(entry)
+    stored = replace(stored, transposed=stored.transposed and leaf == "kernel")
+    axes = ["{layer}" in stored.name, "{expert}" in stored.name]
+    full = np.empty(shape[: sum(axes)], object)
+    for position in np.ndindex(full.shape):
         numbers = iter(position)
-        layer = source.first + source.step * next(numbers) if axes[0] else None
-        names[position] = source.name.format(layer=layer, expert=next(numbers, None)) + suffix
-    return Tensor(path, shape, names, source)
+        layer = stored.first + stored.step * next(numbers) if axes[0] else None
+        full[position] = stored.name.format(layer=layer, expert=next(numbers, None)) + suffix
+    return Tensor(path, shape, full, stored)
 
 
 def _read_slice(
@@ -204,12 +223,12 @@ def _read_slice(
     values = _aligned(tuple(stop - start for start, stop in bounds), dtype)
     for position in itertools.product(*(range(*pair) for pair in bounds[:stacked])):
         inner = tuple(i - start for i, (start, _) in zip(position, bounds[:stacked], strict=True))
-        _copy(str(tensor.names[position]), tensor.source, files, bounds[stacked:], values[inner])
+        _copy(str(tensor.names[position]), tensor.stored, files, bounds[stacked:], values[inner])
     return values
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array to be filled that JAX on a CPU takes over as it is, where it would copy one that lies anywhere."""
+    """An empty array that JAX on a CPU takes over without a copy, which it does only for aligned memory."""
     size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
@@ -217,29 +236,29 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _copy(
-    name: str, source: Source, files: TensorFiles, bounds: tuple[tuple[int, int], ...], out: NDArray[Any]
+    name: str, stored: Stored, files: TensorFiles, bounds: tuple[tuple[int, int], ...], out: NDArray[Any]
 ) -> None:
     """Copy one tensor's values within `bounds` (of our axes) into `out`."""
-    if source.part is not None and source.part[2] == 1:  # our outputs lie together, after those of other parts
-        width = _outputs(files.shapes[name], source) // source.part[1]
-        shift = source.part[0] * width
+    if stored.part is not None and stored.part[2] == 1:  # our outputs lie together, after those of other parts
+        width = _outputs(files.shapes[name], stored) // stored.part[1]
+        shift = stored.part[0] * width
         bounds = (*bounds[:-1], (bounds[-1][0] + shift, bounds[-1][1] + shift))
-    elif source.part is not None:  # our outputs lie in every group: read the groups they touch
-        index, parts, groups = source.part
-        size = _outputs(files.shapes[name], source) // (parts * groups)
+    elif stored.part is not None:  # our outputs lie in every group, so read the groups that they touch
+        index, parts, groups = stored.part
+        size = _outputs(files.shapes[name], stored) // (parts * groups)
         start, stop = bounds[-1]
         low, high = start // size, math.ceil(stop / size)
         fused = np.empty([*out.shape[:-1], (high - low) * parts * size], out.dtype)
         around = (*bounds[:-1], (low * parts * size, high * parts * size))
-        files.copy(name, around, fused, transposed=source.transposed)
+        files.copy(name, around, fused, transposed=stored.transposed)
         ours = fused.reshape(*out.shape[:-1], high - low, parts, size)[..., index, :].reshape(*out.shape[:-1], -1)
         out[...] = ours[..., start - low * size : stop - low * size]
         return
-    files.copy(name, bounds, out, transposed=source.transposed)
+    files.copy(name, bounds, out, transposed=stored.transposed)
 
 
-def _outputs(shape: tuple[int, ...], source: Source) -> int:
-    return shape[0] if source.transposed else shape[-1]
+def _outputs(shape: tuple[int, ...], stored: Stored) -> int:
+    return shape[0] if stored.transposed else shape[-1]
 
 
 def _without(names: NDArray[np.object_], prefix: str) -> NDArray[np.object_]:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import lensjax.models
 from lensjax.models.family import family_of
 from lensjax.models.torch_check import wide_torch
-from lensjax.models.weights import checkpoint_tensors, tensors
+from lensjax.models.weights import checkpoint_tensors
 
 BATCH, TIME, TARGET_TIME = 3, 13, 7  # odd on purpose
 
@@ -136,7 +136,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> N
 
 def by_name(model: Any, params: Any) -> dict[str, np.ndarray]:
     """Parameters, or their gradients, under the checkpoint's names."""
-    wanted = tensors(params, model.family.table(model.config))
+    wanted = model.family.tensors(model.config, params)
     return dict(checkpoint_tensors(zip(wanted, map(np.asarray, jax.tree.leaves(params)), strict=True)))
 
 

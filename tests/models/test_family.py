@@ -1,7 +1,7 @@
 """What is known of every family."""
 
-import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +9,11 @@ import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
 from lensjax.core.errors import InputError
-from lensjax.models import family
-from lensjax.models.family import family_of, supported
+from lensjax.core.registry import Registry
+from lensjax.models import families, family
+from lensjax.models.family import Family, family_of, supported
 from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
-from lensjax.models.weights import tensors
 
 
 @pytest.mark.parametrize("model_type", supported())
@@ -36,14 +36,32 @@ def test_its_table_names_the_tensors_of_transformers(model_type: str, tiny_confi
         model = getattr(transformers, ours.family.architecture)(config)
     named = revert_weight_conversion(model, model.state_dict())  # as checkpoints name them
     there = {name: tuple(value.shape) for name, value in named.items()}
-    for tensor in tensors(ours.params, ours.family.table(config)):
+    for tensor in ours.family.tensors(config, ours.params):
         for name in tensor.names.flat:
             assert there[name] == tensor.stored_shape
 
 
-def test_every_family_of_a_module_is_supported() -> None:
-    modules = {importlib.import_module(f"lensjax.models.families.{name}") for name in family._MODULES.values()}
-    assert sorted(entry.model_type for module in modules for entry in module.FAMILIES) == supported()
+def test_a_family_is_a_file_of_its_name() -> None:
+    files = {path.stem for path in Path(families.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(supported())
+
+
+def test_an_installed_package_adds_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_family.py").write_text(
+        "from dataclasses import replace\n"
+        "from lensjax.models.family import family_of\n"
+        "FAMILY = replace(family_of('llama'), model_type='theirs')\n"
+    )
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lensjax.families]\ntheirs = their_family:FAMILY\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fresh: Registry[Family] = Registry("family", "lensjax.models.families", "lensjax.families")
+    fresh.register("llama")(family_of("llama"))  # whose module was imported before, and registers itself once
+    monkeypatch.setattr(family, "FAMILIES", fresh)
+    assert "theirs" in supported()
+    assert family_of("theirs").architecture == "LlamaForCausalLM"
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "GPT2", "", "x" * 1000])

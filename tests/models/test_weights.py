@@ -22,13 +22,13 @@ from lensjax.models.hub import write_config
 from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
 from lensjax.models.safetensors_files import TensorFiles, write_tensors
-from lensjax.models.weights import Source, check_names, checkpoint_tensors, read_params, tensors
+from lensjax.models.weights import Stored, check_names, checkpoint_tensors, read_params, tensors
 
 DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> tuple[dict[str, Source], dict[str, Any]]:
+def layouts(draw: st.DrawFn) -> tuple[dict[str, Stored], dict[str, Any]]:
     """A table of modules whose tensors lie in any of the ways there are, and the shapes of their parameters."""
     parts, groups = draw(st.sampled_from([(1, 1), (2, 1), (3, 1), (3, 2), (2, 4)]))
     size, inputs = draw(st.integers(1, 4)), draw(st.integers(1, 5))
@@ -41,7 +41,7 @@ def layouts(draw: st.DrawFn) -> tuple[dict[str, Source], dict[str, Any]]:
     table, shapes = {}, {}
     for index in range(parts):
         part = (index, parts, groups) if parts > 1 else None
-        table[f"m{index}"] = Source(f"fused{name}", transposed, part, first, step)
+        table[f"m{index}"] = Stored(f"fused{name}", transposed, part, first, step)
         shapes[f"m{index}"] = {
             "bias": jax.ShapeDtypeStruct((*lead, outputs), np.float32),
             "kernel": jax.ShapeDtypeStruct((*lead, inputs, outputs), np.float32),
@@ -61,9 +61,9 @@ def assemble(tensor: weights.Tensor, stored: dict[str, np.ndarray]) -> np.ndarra
     values = np.empty(tensor.shape, np.float64)
     for position in np.ndindex(tensor.names.shape):
         value = stored[str(tensor.names[position])].astype(np.float64)
-        value = value.T if tensor.source.transposed else value
-        if tensor.source.part is not None:
-            index, parts, groups = tensor.source.part
+        value = value.T if tensor.stored.transposed else value
+        if tensor.stored.part is not None:
+            index, parts, groups = tensor.stored.part
             value = value.reshape(*value.shape[:-1], groups, parts, -1)[..., index, :].reshape(*value.shape[:-1], -1)
         values[position] = value
     return values
@@ -105,7 +105,7 @@ def test_writing_inverts_reading_to_the_bit(layout: Any, dtype: str, shard_bytes
 
 
 def test_names_of_layers_and_experts() -> None:
-    source = Source("decoder.{layer}.experts.{expert}.wi", first=1, step=2)
+    source = Stored("decoder.{layer}.experts.{expert}.wi", first=1, step=2)
     shapes = {"mlp": {"up": {"kernel": jax.ShapeDtypeStruct((2, 3, 4, 5), np.float32)}}}
     (tensor,) = tensors(shapes, {"mlp/up": source})
     assert tensor.path == "mlp/up/kernel"
@@ -120,8 +120,8 @@ def test_every_parameter_has_its_tensors(tiny_config: Callable[[str], Any]) -> N
     for model_type in lensjax.models.supported():
         config = tiny_config(model_type)
         model = abstract_model(config, make_options())
-        found = tensors(model.params, model.family.table(config))
-        keys = [(str(name), tensor.source.part) for tensor in found for name in tensor.names.flat]
+        found = model.family.tensors(config, model.params)
+        keys = [(str(name), tensor.stored.part) for tensor in found for name in tensor.names.flat]
         assert len(set(keys)) == len(keys)
 
 
@@ -130,7 +130,7 @@ def llama(tiny_config: Callable[[str], Any], tmp_path: Path) -> tuple[Path, dict
     """The folder of a tiny Llama, and its tensors."""
     config = tiny_config("llama")
     model = abstract_model(config, make_options())
-    values = random_checkpoint(tensors(model.params, model.family.table(config)), np.dtype(np.float32))
+    values = random_checkpoint(model.family.tensors(config, model.params), np.dtype(np.float32))
     write_config(config, model.family.architecture, "float32", tmp_path)
     write_tensors(values.items(), tmp_path)
     return tmp_path, values

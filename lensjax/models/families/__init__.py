@@ -1,1 +1,1 @@
-"""The families of models: one file each."""
+"""The families of models: one file each, named after Hugging Face's model_type."""

@@ -1,20 +1,19 @@
 """BART (arXiv 1910.13461)."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lensjax.models.family import Family
-from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Linear, Stack, padding_mask
+from lensjax.models.encoder_decoder import EncoderDecoderLM
+from lensjax.models.family import Family, register
+from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Stack
 from lensjax.models.options import Options
-from lensjax.models.sharding import constrain_activations
-from lensjax.models.weights import Table
+from lensjax.models.weights import ParameterNames
 
-_FIRST = 2  # row of the first position; those before are not used
+_FIRST = 2  # row of the first position; the rows before it are not used
 
 
 class Block(nnx.Module):
@@ -65,38 +64,20 @@ class Side(nnx.Module):
         return self.layers(x, mask, *source)
 
 
-class BART(nnx.Module):
-    """An encoder and a decoder that share an embedding, and a head that usually shares it too."""
+def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
+    def make_side(decoder: bool) -> Side:
+        return Side(config, options, rngs, decoder=decoder)
 
-    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
-        vocabulary, width, std = config.vocab_size, config.d_model, config.init_std
-        self.mesh, self.embed_scale = options.mesh, math.sqrt(width) if config.scale_embedding else 1.0
-        self.embed = Embedding(vocabulary, width, options, rngs, std=std)
-        self.encoder = Side(config, options, rngs, decoder=False)
-        self.decoder = Side(config, options, rngs, decoder=True)
-        self.head = None if config.tie_word_embeddings else Linear(width, vocabulary, options, rngs, std=std)
-
-    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
-        """Logits of the next token at every position of `decoder_input_ids`."""
-
-        def embed(ids: Array) -> Array:
-            x = self.embed(ids)
-            return x * jnp.asarray(self.embed_scale, x.dtype)
-
-        padding = padding_mask(batch)
-        source = self.encoder(embed(batch["input_ids"]), padding)
-        decoder_padding = padding_mask(batch, "decoder_attention_mask")
-        x = self.decoder(embed(batch["decoder_input_ids"]), decoder_padding, source, padding)
-        y = self.embed.logits(x) if self.head is None else self.head(x)
-        return constrain_activations(y, self.mesh, "tensor")
+    scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+    return EncoderDecoderLM(config, make_side, options, rngs, std=config.init_std, embed_scale=scale)
 
 
-def table(config: Any) -> Table:
-    found = {"embed": "model.shared", "head": "lm_head"}
+def parameter_names(config: Any) -> ParameterNames:
+    names = {"embed": "model.shared", "head": "lm_head"}
     attention = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
     for side in ("encoder", "decoder"):
         block, theirs = f"{side}/layers/blocks", f"model.{side}.layers.{{layer}}"
-        found |= {
+        names |= {
             f"{side}/positions": f"model.{side}.embed_positions",
             f"{side}/norm": f"model.{side}.layernorm_embedding",
             f"{block}/attention_norm": f"{theirs}.self_attn_layer_norm",
@@ -105,22 +86,21 @@ def table(config: Any) -> Table:
             f"{block}/mlp/down": f"{theirs}.fc2",
             f"{block}/mlp_norm": f"{theirs}.final_layer_norm",
         }
-        found |= {f"{block}/attention/{name}": f"{theirs}.self_attn.{part}" for name, part in attention.items()}
-        found |= {f"{block}/cross/{name}": f"{theirs}.encoder_attn.{part}" for name, part in attention.items()}
-    return found
+        names |= {f"{block}/attention/{name}": f"{theirs}.self_attn.{part}" for name, part in attention.items()}
+        names |= {f"{block}/cross/{name}": f"{theirs}.encoder_attn.{part}" for name, part in attention.items()}
+    return names
 
 
-FAMILIES = (
+register(
     Family(
         "bart",
         "BartForConditionalGeneration",
-        BART,
-        table,
-        prefix="model.",
+        module,
+        parameter_names,
         ignored=(r"^lm_head\.weight$", r"(encoder|decoder)\.version$"),
         copies={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
         zeros=lambda config: {"final_logits_bias": (1, config.vocab_size)},  # a constant, which training never moves
         encoder_decoder=True,
         examples=("facebook/bart-base", "facebook/bart-large-cnn"),
-    ),
+    )
 )

@@ -6,24 +6,22 @@ from typing import Any
 from flax import nnx
 
 from lensjax.models.decoder import DecoderLM
-from lensjax.models.families.llama import build, table
-from lensjax.models.family import Family
+from lensjax.models.families import llama
+from lensjax.models.family import Family, register
 from lensjax.models.options import Options
 
 
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
     scale = math.sqrt(config.hidden_size)
-    return build(config, options, rngs, bias=config.attention_bias, embed_scale=scale, norm_offset=1.0)
+    return llama.build(config, options, rngs, bias=config.attention_bias, embed_scale=scale, norm_offset=1.0)
 
 
-FAMILIES = (
+register(
     Family(
         "gemma",
         "GemmaForCausalLM",
         module,
-        table,
-        prefix="model.",
-        ignored=(r"^lm_head\.weight$",),
+        llama.parameter_names,
         examples=("google/gemma-2b", "google/gemma-7b"),
-    ),
+    )
 )

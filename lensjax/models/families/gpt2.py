@@ -8,11 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
-from lensjax.models.family import Family
-from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Linear, Stack, padding_mask
+from lensjax.models.family import Family, register
+from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack, padding_mask
 from lensjax.models.options import Options
-from lensjax.models.sharding import constrain_activations
-from lensjax.models.weights import Source, Table
+from lensjax.models.weights import ParameterNames, Stored
 
 
 class Block(nnx.Module):
@@ -31,7 +30,7 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class GPT2(nnx.Module):
+class GPT2(LanguageModel):
     """Learned positions, blocks with their norms in front, and a head that is usually tied to the embedding."""
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
@@ -54,17 +53,15 @@ class GPT2(nnx.Module):
         ids = batch["input_ids"]
         positions = batch.get("position_ids", jnp.arange(ids.shape[1])[None, :])
         x = self.embed(ids) + self.positions(positions)
-        x = self.norm(self.layers(x, padding_mask(batch)))
-        y = self.embed.logits(x) if self.head is None else self.head(x)
-        return constrain_activations(y, self.mesh, "tensor")
+        return self.logits(self.norm(self.layers(x, padding_mask(batch))))
 
 
-def table(config: Any) -> Table:
-    def fused(part: int) -> Source:
-        return Source("transformer.h.{layer}.attn.c_attn", transposed=False, part=(part, 3, 1))
+def parameter_names(config: Any) -> ParameterNames:
+    def fused(part: int) -> Stored:
+        return Stored("transformer.h.{layer}.attn.c_attn", transposed=False, part=(part, 3, 1))
 
-    def conv(name: str) -> Source:
-        return Source(f"transformer.h.{{layer}}.{name}", transposed=False)
+    def conv(name: str) -> Stored:
+        return Stored(f"transformer.h.{{layer}}.{name}", transposed=False)
 
     return {
         "embed": "transformer.wte",
@@ -82,14 +79,14 @@ def table(config: Any) -> Table:
     }
 
 
-FAMILIES = (
+register(
     Family(
         "gpt2",
         "GPT2LMHeadModel",
         GPT2,
-        table,
+        parameter_names,
         prefix="transformer.",
         ignored=(r"^lm_head\.weight$", r"\.attn\.(bias|masked_bias)$"),
         examples=("openai-community/gpt2", "MBZUAI/LaMini-GPT-124M", "cerebras/Cerebras-GPT-256M", "ai-forever/mGPT"),
-    ),
+    )
 )

@@ -6,11 +6,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lensjax.models.decoder import DecoderLM
-from lensjax.models.family import Family
+from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Angles, Attention, LayerNorm
 from lensjax.models.options import Options
 from lensjax.models.rotary import rotary_from_config
-from lensjax.models.weights import Source, Table
+from lensjax.models.weights import ParameterNames, Stored
 
 
 class Block(nnx.Module):
@@ -35,10 +35,10 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
     return DecoderLM(config, lambda rngs: Block(config, options, rngs), norm, rotary, options, rngs)
 
 
-def table(config: Any) -> Table:
-    def fused(part: int) -> Source:
+def parameter_names(config: Any) -> ParameterNames:
+    def fused(part: int) -> Stored:
         heads = config.num_attention_heads
-        return Source("gpt_neox.layers.{layer}.attention.query_key_value", part=(part, 3, heads))
+        return Stored("gpt_neox.layers.{layer}.attention.query_key_value", part=(part, 3, heads))
 
     return {
         "embed": "gpt_neox.embed_in",
@@ -55,14 +55,14 @@ def table(config: Any) -> Table:
     }
 
 
-FAMILIES = (
+register(
     Family(
         "gpt_neox",
         "GPTNeoXForCausalLM",
         module,
-        table,
+        parameter_names,
         prefix="gpt_neox.",
         ignored=(r"^embed_out\.weight$", r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"),
         examples=("EleutherAI/pythia-70m", "EleutherAI/pythia-410m", "EleutherAI/gpt-neox-20b"),
-    ),
+    )
 )

@@ -1,26 +1,30 @@
 """Llama 2 and 3, SmolLM2, TinyLlama and their like (arXiv 2307.09288, 2407.21783)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lensjax.models.decoder import DecoderLM
-from lensjax.models.family import Family
+from lensjax.models.family import Family, register
 from lensjax.models.layers import Angles, Attention, GatedMLP, RMSNorm
 from lensjax.models.options import Options
-from lensjax.models.rotary import rotary_from_config
-from lensjax.models.weights import Table
+from lensjax.models.rotary import Rotary, rotary_from_config
+from lensjax.models.weights import ParameterNames
 
 
 class Block(nnx.Module):
-    """Attention and a gated MLP, each with its norm in front.
+    """Attention and a gated MLP, each with a norm before it, after it, or both.
 
     Args:
       norm: Makes a norm of the given size.
-      bias, out_bias, mlp_bias: Whether q, k and v, the output of attention, and the MLP have biases.
-      qk_norm: Whether queries and keys are normalised, each head by itself.
+      act: Name of the activation; `config.hidden_act` where not given.
+      before, after: Whether there is a norm before, and after, attention and MLP.
+      mlp_bias: Whether the MLP has biases.
+      qk_norm: Whether queries and keys are normalised.
+      score_softcap: The `softcap` of `Attention`.
+      attention: Other arguments of `Attention`.
     """
 
     def __init__(
@@ -30,13 +34,16 @@ class Block(nnx.Module):
         options: Options,
         rngs: nnx.Rngs,
         *,
-        bias: bool = False,
-        out_bias: bool | None = None,
+        act: str | None = None,
+        before: bool = True,
+        after: bool = False,
         mlp_bias: bool = False,
         qk_norm: bool = False,
+        score_softcap: float | None = None,
+        **attention: Any,
     ) -> None:
         width, std = config.hidden_size, config.initializer_range
-        self.attention_norm = norm(width)
+        self.attention_norm = norm(width) if before else None
         self.attention = Attention(
             width,
             config.num_attention_heads,
@@ -44,21 +51,25 @@ class Block(nnx.Module):
             rngs,
             kv_heads=config.num_key_value_heads,
             head_dim=head_dim(config),
-            bias=bias,
-            out_bias=out_bias,
             qk_norm=norm if qk_norm else None,
+            softcap=score_softcap,
             std=std,
+            **attention,
         )
-        self.mlp_norm = norm(width)
-        self.mlp = GatedMLP(width, config.intermediate_size, config.hidden_act, options, rngs, bias=mlp_bias, std=std)
+        self.attention_post_norm = norm(width) if after else None
+        self.mlp_norm = norm(width) if before else None
+        act = config.hidden_act if act is None else act
+        self.mlp = GatedMLP(width, config.intermediate_size, act, options, rngs, bias=mlp_bias, std=std)
+        self.mlp_post_norm = norm(width) if after else None
 
     def __call__(self, x: Float[Array, "batch time width"], mask: Array | None, angles: Angles) -> Array:
-        x = x + self.attention(self.attention_norm(x), mask, angles=angles)
-        return x + self.mlp(self.mlp_norm(x))
+        attended = self.attention(_normed(self.attention_norm, x), mask, angles=angles)
+        x = x + _normed(self.attention_post_norm, attended)
+        return x + _normed(self.mlp_post_norm, self.mlp(_normed(self.mlp_norm, x)))
 
 
 def head_dim(config: Any) -> int:
-    """Size of a head, which configurations may leave to be width / heads."""
+    """Size of a head, which is width / heads where the configuration does not say it."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -67,12 +78,20 @@ def build(
     options: Options,
     rngs: nnx.Rngs,
     *,
+    rotary: Mapping[str, Rotary] | None = None,
     layer_types: Sequence[str] | None = None,
     embed_scale: float = 1.0,
+    softcap: float | None = None,
     norm_offset: float = 0.0,
     **block: Any,
 ) -> DecoderLM:
-    """A model of such blocks, which are given the arguments in `block`."""
+    """A model of such blocks, which get the arguments in `block`.
+
+    Args:
+      rotary: The rotary embedding of each kind of layer, by default the one that the configuration describes.
+      layer_types, embed_scale, softcap: See `DecoderLM`.
+      norm_offset: See `RMSNorm`.
+    """
 
     def norm(size: int) -> RMSNorm:
         return RMSNorm(size, options, eps=config.rms_norm_eps, offset=norm_offset)
@@ -81,11 +100,12 @@ def build(
         config,
         lambda rngs: Block(config, norm, options, rngs, **block),
         norm(config.hidden_size),
-        rotary_from_config(config, head_dim(config)),
+        rotary_from_config(config, head_dim(config)) if rotary is None else rotary,
         options,
         rngs,
         layer_types=layer_types,
         embed_scale=embed_scale,
+        softcap=softcap,
     )
 
 
@@ -93,31 +113,32 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
     return build(config, options, rngs, bias=config.attention_bias, mlp_bias=config.mlp_bias)
 
 
-def table(config: Any) -> Table:
-    return {
-        "embed": "model.embed_tokens",
-        "layers/blocks/attention_norm": "model.layers.{layer}.input_layernorm",
-        "layers/blocks/attention/q": "model.layers.{layer}.self_attn.q_proj",
-        "layers/blocks/attention/k": "model.layers.{layer}.self_attn.k_proj",
-        "layers/blocks/attention/v": "model.layers.{layer}.self_attn.v_proj",
-        "layers/blocks/attention/o": "model.layers.{layer}.self_attn.o_proj",
-        "layers/blocks/mlp_norm": "model.layers.{layer}.post_attention_layernorm",
-        "layers/blocks/mlp/gate": "model.layers.{layer}.mlp.gate_proj",
-        "layers/blocks/mlp/up": "model.layers.{layer}.mlp.up_proj",
-        "layers/blocks/mlp/down": "model.layers.{layer}.mlp.down_proj",
-        "norm": "model.norm",
-        "head": "lm_head",
+def parameter_names(config: Any) -> ParameterNames:
+    """The names of such blocks' parameters, those included that only some families have."""
+    block = {
+        "attention_norm": "input_layernorm",
+        **{f"attention/{name}": f"self_attn.{name}_proj" for name in "qkvo"},
+        **{f"attention/{name}_norm": f"self_attn.{name}_norm" for name in "qk"},
+        "attention_post_norm": "post_attention_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+        **{f"mlp/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+        "mlp_post_norm": "post_feedforward_layernorm",
     }
+    layers = {f"layers/blocks/{ours}": f"model.layers.{{layer}}.{theirs}" for ours, theirs in block.items()}
+    return {"embed": "model.embed_tokens", **layers, "norm": "model.norm", "head": "lm_head"}
 
 
-FAMILIES = (
+def _normed(norm: RMSNorm | None, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+    return x if norm is None else norm(x)
+
+
+register(
     Family(
         "llama",
         "LlamaForCausalLM",
         module,
-        table,
-        prefix="model.",
+        parameter_names,
         ignored=(r"^lm_head\.weight$", r"rotary_emb\.inv_freq$"),
         examples=("meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-135M"),
-    ),
+    )
 )

@@ -6,8 +6,8 @@ from flax import nnx
 
 from lensjax.core.errors import InputError
 from lensjax.models.decoder import DecoderLM
-from lensjax.models.families.llama import build, table
-from lensjax.models.family import Family
+from lensjax.models.families import llama
+from lensjax.models.family import Family, register
 from lensjax.models.options import Options
 
 
@@ -18,17 +18,16 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
             "remove it where all layers are of that kind."
         )
     kind = "full_attention" if config.sliding_window is None else "sliding_attention"
-    return build(config, options, rngs, layer_types=[kind] * config.num_hidden_layers)
+    return llama.build(config, options, rngs, layer_types=[kind] * config.num_hidden_layers)
 
 
-FAMILIES = (
+register(
     Family(
         "mistral",
         "MistralForCausalLM",
         module,
-        table,
-        prefix="model.",
+        llama.parameter_names,
         ignored=(r"^lm_head\.weight$", r"rotary_emb\.inv_freq$"),
         examples=("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-v0.3"),
-    ),
+    )
 )

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lensjax.models.family import Family
-from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Linear, Stack, padding_mask
+from lensjax.models.family import Family, register
+from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack, padding_mask
 from lensjax.models.options import Options
-from lensjax.models.sharding import constrain_activations
-from lensjax.models.weights import Table
+from lensjax.models.weights import ParameterNames
 
 _OFFSET = 2  # rows of the position table before that of position 0
 
@@ -33,7 +32,7 @@ class Block(nnx.Module):
         return self.mlp_norm(x + self.mlp(x))
 
 
-class OPT(nnx.Module):
+class OPT(LanguageModel):
     """Learned positions, embeddings that may be narrower than the blocks, and norms before or (350m) after."""
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
@@ -56,9 +55,7 @@ class OPT(nnx.Module):
         x = x if self.project_in is None else self.project_in(x)
         x = self.layers(x + self.positions(_positions(batch) + _OFFSET), padding_mask(batch))
         x = x if self.norm is None else self.norm(x)
-        x = x if self.project_out is None else self.project_out(x)
-        y = self.embed.logits(x) if self.head is None else self.head(x)
-        return constrain_activations(y, self.mesh, "tensor")
+        return self.logits(x if self.project_out is None else self.project_out(x))
 
 
 def layer_norm(config: Any, options: Options) -> LayerNorm:
@@ -66,23 +63,24 @@ def layer_norm(config: Any, options: Options) -> LayerNorm:
     return LayerNorm(config.hidden_size, options, scale=affine, bias=affine)
 
 
-def table(config: Any) -> Table:
-    return {
-        "embed": "model.decoder.embed_tokens",
-        "positions": "model.decoder.embed_positions",
-        "project_in": "model.decoder.project_in",
-        "layers/blocks/attention_norm": "model.decoder.layers.{layer}.self_attn_layer_norm",
-        "layers/blocks/attention/q": "model.decoder.layers.{layer}.self_attn.q_proj",
-        "layers/blocks/attention/k": "model.decoder.layers.{layer}.self_attn.k_proj",
-        "layers/blocks/attention/v": "model.decoder.layers.{layer}.self_attn.v_proj",
-        "layers/blocks/attention/o": "model.decoder.layers.{layer}.self_attn.out_proj",
-        "layers/blocks/mlp_norm": "model.decoder.layers.{layer}.final_layer_norm",
-        "layers/blocks/mlp/up": "model.decoder.layers.{layer}.fc1",
-        "layers/blocks/mlp/down": "model.decoder.layers.{layer}.fc2",
-        "norm": "model.decoder.final_layer_norm",
-        "project_out": "model.decoder.project_out",
-        "head": "lm_head",
+def parameter_names(config: Any) -> ParameterNames:
+    block = {
+        "attention_norm": "self_attn_layer_norm",
+        **{f"attention/{name}": f"self_attn.{name}_proj" for name in "qkv"},
+        "attention/o": "self_attn.out_proj",
+        "mlp_norm": "final_layer_norm",
+        "mlp/up": "fc1",
+        "mlp/down": "fc2",
     }
+    ends = {
+        "embed": "embed_tokens",
+        "positions": "embed_positions",
+        "project_in": "project_in",
+        "norm": "final_layer_norm",
+        "project_out": "project_out",
+    }
+    layers = {f"layers/blocks/{ours}": f"model.decoder.layers.{{layer}}.{theirs}" for ours, theirs in block.items()}
+    return {**layers, **{ours: f"model.decoder.{theirs}" for ours, theirs in ends.items()}, "head": "lm_head"}
 
 
 def _positions(batch: Mapping[str, Array]) -> Int[Array, "#batch time"]:
@@ -95,14 +93,12 @@ def _positions(batch: Mapping[str, Array]) -> Int[Array, "#batch time"]:
     return jnp.cumsum(marked, axis=1) * marked - 1
 
 
-FAMILIES = (
+register(
     Family(
         "opt",
         "OPTForCausalLM",
         OPT,
-        table,
-        prefix="model.",
-        ignored=(r"^lm_head\.weight$",),
+        parameter_names,
         examples=("facebook/opt-125m", "facebook/opt-350m", "facebook/galactica-125m"),
-    ),
+    )
 )

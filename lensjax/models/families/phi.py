@@ -7,11 +7,11 @@ from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
 from lensjax.models.decoder import DecoderLM
-from lensjax.models.family import Family
+from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Angles, Attention, LayerNorm
 from lensjax.models.options import Options
 from lensjax.models.rotary import rotary_from_config
-from lensjax.models.weights import Table
+from lensjax.models.weights import ParameterNames
 
 
 class Block(nnx.Module):
@@ -43,31 +43,26 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
     return DecoderLM(config, lambda rngs: Block(config, options, rngs), norm, rotary, options, rngs, head_bias=True)
 
 
-def table(config: Any) -> Table:
-    return {
-        "embed": "model.embed_tokens",
-        "layers/blocks/norm": "model.layers.{layer}.input_layernorm",
-        "layers/blocks/attention/q": "model.layers.{layer}.self_attn.q_proj",
-        "layers/blocks/attention/k": "model.layers.{layer}.self_attn.k_proj",
-        "layers/blocks/attention/v": "model.layers.{layer}.self_attn.v_proj",
-        "layers/blocks/attention/o": "model.layers.{layer}.self_attn.dense",
-        "layers/blocks/attention/q_norm": "model.layers.{layer}.self_attn.q_layernorm",
-        "layers/blocks/attention/k_norm": "model.layers.{layer}.self_attn.k_layernorm",
-        "layers/blocks/mlp/up": "model.layers.{layer}.mlp.fc1",
-        "layers/blocks/mlp/down": "model.layers.{layer}.mlp.fc2",
-        "norm": "model.final_layernorm",
-        "head": "lm_head",
+def parameter_names(config: Any) -> ParameterNames:
+    block = {
+        "norm": "input_layernorm",
+        **{f"attention/{name}": f"self_attn.{name}_proj" for name in "qkv"},
+        **{f"attention/{name}_norm": f"self_attn.{name}_layernorm" for name in "qk"},
+        "attention/o": "self_attn.dense",
+        "mlp/up": "mlp.fc1",
+        "mlp/down": "mlp.fc2",
     }
+    layers = {f"layers/blocks/{ours}": f"model.layers.{{layer}}.{theirs}" for ours, theirs in block.items()}
+    return {"embed": "model.embed_tokens", **layers, "norm": "model.final_layernorm", "head": "lm_head"}
 
 
-FAMILIES = (
+register(
     Family(
         "phi",
         "PhiForCausalLM",
         module,
-        table,
-        prefix="model.",
+        parameter_names,
         ignored=(r"rotary_emb\.inv_freq$",),
         examples=("microsoft/phi-1", "microsoft/phi-1_5", "microsoft/phi-2"),
-    ),
+    )
 )

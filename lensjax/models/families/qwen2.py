@@ -5,23 +5,21 @@ from typing import Any
 from flax import nnx
 
 from lensjax.models.decoder import DecoderLM
-from lensjax.models.families.llama import build, table
-from lensjax.models.family import Family
+from lensjax.models.families import llama
+from lensjax.models.family import Family, register
 from lensjax.models.options import Options
 
 
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
-    return build(config, options, rngs, bias=True, out_bias=False, layer_types=config.layer_types)
+    return llama.build(config, options, rngs, bias=True, out_bias=False, layer_types=config.layer_types)
 
 
-FAMILIES = (
+register(
     Family(
         "qwen2",
         "Qwen2ForCausalLM",
         module,
-        table,
-        prefix="model.",
-        ignored=(r"^lm_head\.weight$",),
+        llama.parameter_names,
         examples=("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2-1.5B"),
-    ),
+    )
 )

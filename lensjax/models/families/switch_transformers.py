@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lensjax.models.families.t5 import COPIES, T5, Block, block_table, dense, side_table
-from lensjax.models.family import Family
+from lensjax.models.encoder_decoder import EncoderDecoderLM
+from lensjax.models.families.t5 import COPIES, Block, block_names, build, dense, side_names
+from lensjax.models.family import Family, register
 from lensjax.models.layers import Linear, Stack
 from lensjax.models.options import Options
-from lensjax.models.weights import Source, Table
+from lensjax.models.weights import ParameterNames, Stored
 
 _DENSE = {"up": "mlp.wi", "down": "mlp.wo"}
 _SPARSE = {"router": "mlp.router.classifier"} | {
@@ -21,10 +22,10 @@ _SPARSE = {"router": "mlp.router.classifier"} | {
 
 
 class Experts(nnx.Module):
-    """The MLP that a router finds most probable, for every token, times that probability.
+    """Passes every token through the MLP that a router finds most probable, times that probability.
 
-    An expert has room for the first `expert_capacity` tokens of a sequence that choose it, padding included; what it
-    gives for others is 0. There is no jitter, and the losses that balance experts are not part of the model's loss.
+    An expert has room for the first `expert_capacity` tokens of a sequence that choose it, padding included; its output
+    for the others is 0. There is no jitter, and the losses that balance experts are not part of the model's loss.
     """
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
@@ -69,7 +70,7 @@ class Group(nnx.Module):
 
 
 class Layers(nnx.Module):
-    """Layers of which every so manyth has experts: a stack of equal groups, and those that make no whole group."""
+    """Layers of which one in every few has experts: a stack of equal groups, and the layers left over."""
 
     def __init__(self, config: Any, decoder: bool, options: Options, rngs: nnx.Rngs) -> None:
         def group(kinds: tuple[bool, ...], rngs: nnx.Rngs) -> Group:
@@ -88,7 +89,7 @@ class Layers(nnx.Module):
 def pattern(config: Any, decoder: bool) -> tuple[tuple[bool, ...], int, int]:
     """Whether each layer of a group has experts, the number of such groups, and that of the layers after them.
 
-    With a sparse step of 2 it is layers 1, 3, … that have experts, with 3 layers 1, 4, …; with 1 all, with 0 none.
+    With a sparse step of 2, layers 1, 3, … have experts; with 3, layers 1, 4, …; with 1 all, with 0 none.
     """
     side = "decoder" if decoder else "encoder"
     step, depth = getattr(config, f"{side}_sparse_step"), config.num_decoder_layers if decoder else config.num_layers
@@ -97,33 +98,35 @@ def pattern(config: Any, decoder: bool) -> tuple[tuple[bool, ...], int, int]:
     return kinds, depth // size, depth % size
 
 
-def module(config: Any, options: Options, rngs: nnx.Rngs) -> T5:
+def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
     def make_layers(decoder: bool) -> Layers:
         return Layers(config, decoder, options, rngs)
 
-    return T5(config, make_layers, options, rngs, scaled=config.tie_word_embeddings)
+    return build(config, make_layers, options, rngs, scaled=config.tie_word_embeddings)
 
 
-def table(config: Any) -> Table:
-    found: dict[str, str | Source] = {"embed": "shared", "head": "lm_head"}
+def parameter_names(config: Any) -> ParameterNames:
+    names: dict[str, str | Stored] = {"embed": "shared", "head": "lm_head"}
     for side in ("encoder", "decoder"):
-        found |= side_table(side)
+        names |= side_names(side)
         kinds, count, rest = pattern(config, side == "decoder")
-        for name, first, held in (("groups", 0, kinds), ("rest", len(kinds) * count, kinds[:rest])):
+        for group, first, held in (("groups", 0, kinds), ("rest", len(kinds) * count, kinds[:rest])):
             for layer, kind in enumerate(held):
-                path = f"{side}/layers/{name}/blocks/blocks/{layer}"
-                found |= block_table(path, side, _SPARSE if kind else _DENSE, first + layer, len(kinds))
-    return found
+                path = f"{side}/layers/{group}/blocks/blocks/{layer}"
+                names |= block_names(path, side, _SPARSE if kind else _DENSE, first + layer, len(kinds))
+    return names
 
 
-FAMILIES = (
+register(
     Family(
         "switch_transformers",
         "SwitchTransformersForConditionalGeneration",
         module,
-        table,
+        parameter_names,
+        prefix="",
+        ignored=(),
         copies=COPIES | {"lm_head.weight": "shared.weight"},
         encoder_decoder=True,
         examples=("google/switch-base-8", "google/switch-base-128"),
-    ),
+    )
 )

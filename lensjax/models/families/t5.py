@@ -1,4 +1,4 @@
-"""T5, Flan-T5 and mT5 (arXiv 1910.10683, 2210.11416, 2010.11934)."""
+"""T5 and Flan-T5 (arXiv 1910.10683, 2210.11416)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from lensjax.models.family import Family
-from lensjax.models.layers import MLP, Attention, Embedding, GatedMLP, Linear, RMSNorm, Stack, padding_mask
+from lensjax.models.encoder_decoder import EncoderDecoderLM
+from lensjax.models.family import Family, register
+from lensjax.models.layers import MLP, Attention, Embedding, GatedMLP, RMSNorm, Stack
 from lensjax.models.options import Options
-from lensjax.models.sharding import constrain_activations
-from lensjax.models.weights import Source, Table
+from lensjax.models.weights import ParameterNames, Stored
 
 Heads = Float[Array, "1 heads time time"]
 
@@ -63,38 +63,11 @@ class Side(nnx.Module):
         return self.norm(self.layers(x, mask, self.relative_bias(x.shape[1]), *source))
 
     def relative_bias(self, time: int) -> Heads:
-        """What is added to the scores of every pair of positions."""
+        """The bias that is added to the score of every pair of positions."""
         distances = np.arange(1 - time, time)
-        found = self.bias(jnp.asarray(relative_buckets(distances, self.buckets, self.furthest, causal=self.decoder)))
+        biases = self.bias(jnp.asarray(relative_buckets(distances, self.buckets, self.furthest, causal=self.decoder)))
         places = jnp.arange(time)
-        return found[places[None, :] - places[:, None] + time - 1].transpose(2, 0, 1)[None]
-
-
-class T5(nnx.Module):
-    """An encoder and a decoder that share an embedding, and a head that may share it too.
-
-    `make_layers` makes the layers of the decoder if it is told so, and else those of the encoder.
-    """
-
-    def __init__(
-        self, config: Any, make_layers: Callable[[bool], nnx.Module], options: Options, rngs: nnx.Rngs, *, scaled: bool
-    ) -> None:
-        vocabulary, width, std = config.vocab_size, config.d_model, config.initializer_factor
-        self.mesh, self.head_scale = options.mesh, width**-0.5 if scaled else 1.0
-        self.embed = Embedding(vocabulary, width, options, rngs, std=std)
-        self.encoder = Side(config, make_layers(False), options, rngs, decoder=False)
-        self.decoder = Side(config, make_layers(True), options, rngs, decoder=True)
-        self.head = None if config.tie_word_embeddings else Linear(width, vocabulary, options, rngs, std=std)
-
-    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
-        """Logits of the next token at every position of `decoder_input_ids`."""
-        padding = padding_mask(batch)
-        source = self.encoder(self.embed(batch["input_ids"]), padding)
-        x = self.embed(batch["decoder_input_ids"])
-        x = self.decoder(x, padding_mask(batch, "decoder_attention_mask"), source, padding)
-        x = x * jnp.asarray(self.head_scale, x.dtype)
-        y = self.embed.logits(x) if self.head is None else self.head(x)
-        return constrain_activations(y, self.mesh, "tensor")
+        return biases[places[None, :] - places[:, None] + time - 1].transpose(2, 0, 1)[None]
 
 
 def attention(config: Any, options: Options, rngs: nnx.Rngs, *, causal: bool) -> Attention:
@@ -130,16 +103,16 @@ def relative_buckets(distances: NDArray[np.int_], buckets: int, furthest: int, *
     return half * (distances > 0) + np.where(steps < single, steps, far)
 
 
-def side_table(side: str) -> Table:
-    """Where the parts of an encoder or a decoder outside its layers lie."""
+def side_names(side: str) -> ParameterNames:
+    """The names of an encoder's or a decoder's parameters outside its layers."""
     return {
         f"{side}/bias": f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias",
         f"{side}/norm": f"{side}.final_layer_norm",
     }
 
 
-def block_table(path: str, side: str, mlp: Mapping[str, str], first: int = 0, step: int = 1) -> Table:
-    """Where the parts of the blocks at `path` lie, which are number first + step·i in that side of the checkpoint.
+def block_names(path: str, side: str, mlp: Mapping[str, str], first: int = 0, step: int = 1) -> ParameterNames:
+    """The names of the parameters of the blocks at `path`, which are number first + step·i of the checkpoint's side.
 
     `mlp` maps the parts of our MLP to those of Hugging Face's.
     """
@@ -151,12 +124,27 @@ def block_table(path: str, side: str, mlp: Mapping[str, str], first: int = 0, st
     last = "layer.2" if side == "decoder" else "layer.1"
     parts |= {"mlp_norm": f"{last}.layer_norm"} | {f"mlp/{ours}": f"{last}.{theirs}" for ours, theirs in mlp.items()}
     return {
-        f"{path}/{ours}": Source(f"{side}.block.{{layer}}.{theirs}", first=first, step=step)
+        f"{path}/{ours}": Stored(f"{side}.block.{{layer}}.{theirs}", first=first, step=step)
         for ours, theirs in parts.items()
     }
 
 
-def module(config: Any, options: Options, rngs: nnx.Rngs) -> T5:
+def build(
+    config: Any, make_layers: Callable[[bool], nnx.Module], options: Options, rngs: nnx.Rngs, *, scaled: bool
+) -> EncoderDecoderLM:
+    """A model whose layers `make_layers` makes, of the decoder if its argument is true, else of the encoder.
+
+    `scaled` says whether the decoder's output is divided by √width for the head.
+    """
+
+    def make_side(decoder: bool) -> Side:
+        return Side(config, make_layers(decoder), options, rngs, decoder=decoder)
+
+    scale = config.d_model**-0.5 if scaled else 1.0
+    return EncoderDecoderLM(config, make_side, options, rngs, std=config.initializer_factor, head_scale=scale)
+
+
+def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
     def make_layers(decoder: bool) -> Stack:
         def block(rngs: nnx.Rngs) -> Block:
             mlp = dense(config, options, rngs, gated=config.is_gated_act)
@@ -165,42 +153,34 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> T5:
         return Stack(block, config.num_decoder_layers if decoder else config.num_layers, options, rngs)
 
     # T5 1.1 and mT5 do not scale what their head reads; only T5's configuration can ask for it.
-    scaled = getattr(config, "scale_decoder_outputs", False)
-    return T5(config, make_layers, options, rngs, scaled=scaled)
+    return build(config, make_layers, options, rngs, scaled=getattr(config, "scale_decoder_outputs", False))
 
 
-def table(config: Any) -> Table:
+def parameter_names(config: Any) -> ParameterNames:
     gated = {"gate": "DenseReluDense.wi_0", "up": "DenseReluDense.wi_1"}
     mlp = (gated if config.is_gated_act else {"up": "DenseReluDense.wi"}) | {"down": "DenseReluDense.wo"}
-    found: dict[str, str | Source] = {"embed": "shared", "head": "lm_head"}
+    names: dict[str, str | Stored] = {"embed": "shared", "head": "lm_head"}
     for side in ("encoder", "decoder"):
-        found |= side_table(side)
-        found |= block_table(f"{side}/layers/blocks", side, mlp)
-    return found
+        names |= side_names(side)
+        names |= block_names(f"{side}/layers/blocks", side, mlp)
+    return names
 
 
 COPIES = {f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}
-IGNORED = (r"^lm_head\.weight$", r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$")
 
-FAMILIES = (
+FAMILY = register(
     Family(
         "t5",
         "T5ForConditionalGeneration",
         module,
-        table,
+        parameter_names,
+        prefix="",
+        ignored=(
+            r"^lm_head\.weight$",
+            r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
+        ),
         copies=COPIES,
-        ignored=IGNORED,
         encoder_decoder=True,
         examples=("google-t5/t5-small", "google/flan-t5-base", "MBZUAI/LaMini-Flan-T5-248M"),
-    ),
-    Family(
-        "mt5",
-        "MT5ForConditionalGeneration",
-        module,
-        table,
-        copies=COPIES,
-        ignored=IGNORED,
-        encoder_decoder=True,
-        examples=("google/mt5-base",),
-    ),
+    )
 )

@@ -10,10 +10,9 @@ from flax import nnx
 from lensjax.core.errors import InputError
 from lensjax.models.decoder import DecoderLM
 from lensjax.models.families import gemma2
-from lensjax.models.family import Family
+from lensjax.models.family import Family, register
 from lensjax.models.options import Options
 from lensjax.models.rotary import rotary_from_config
-from lensjax.models.weights import Table
 
 
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
@@ -23,25 +22,15 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
         kind: rotary_from_config(config, config.head_dim, config.rope_parameters[kind])
         for kind in ("full_attention", "sliding_attention")
     }
-    return gemma2.build(config, rotary, options, rngs, qk_norm=True)
+    return gemma2.build(config, options, rngs, rotary=rotary, qk_norm=True)
 
 
-def table(config: Any) -> Table:
-    return {
-        **gemma2.table(config),
-        "layers/blocks/attention/q_norm": "model.layers.{layer}.self_attn.q_norm",
-        "layers/blocks/attention/k_norm": "model.layers.{layer}.self_attn.k_norm",
-    }
-
-
-FAMILIES = (
+register(
     Family(
         "gemma3_text",
         "Gemma3ForCausalLM",
         module,
-        table,
-        prefix="model.",
-        ignored=(r"^lm_head\.weight$",),
+        gemma2.parameter_names,
         examples=("google/gemma-3-270m", "google/gemma-3-1b-pt"),
-    ),
+    )
 )

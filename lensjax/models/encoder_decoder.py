@@ -1,0 +1,54 @@
+"""Language models of an encoder and a decoder: one embedding, two stacks, and a head."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lensjax.models.layers import Embedding, LanguageModel, Linear, padding_mask
+from lensjax.models.options import Options
+
+
+class EncoderDecoderLM(LanguageModel):
+    """The skeleton that BART, T5 and Switch Transformer share; their encoders and decoders differ.
+
+    Args:
+      config: Hugging Face configuration.
+      make_side: Makes the decoder if its argument is true, else the encoder. Sides are called as
+        side(embedded tokens, mask) and side(embedded targets, mask, encoded tokens, their mask).
+      std: Standard deviation of the embedding and the head at random initialisation.
+      embed_scale: Factor of the embeddings.
+      head_scale: Factor of what the head reads.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        make_side: Callable[[bool], nnx.Module],
+        options: Options,
+        rngs: nnx.Rngs,
+        *,
+        std: float,
+        embed_scale: float = 1.0,
+        head_scale: float = 1.0,
+    ) -> None:
+        vocabulary, width = config.vocab_size, config.d_model
+        self.mesh, self.embed_scale, self.head_scale = options.mesh, embed_scale, head_scale
+        self.embed = Embedding(vocabulary, width, options, rngs, std=std)
+        self.encoder = make_side(False)
+        self.decoder = make_side(True)
+        self.head = None if config.tie_word_embeddings else Linear(width, vocabulary, options, rngs, std=std)
+
+    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
+        """Logits of the next token at every position of `decoder_input_ids`."""
+        padding = padding_mask(batch)
+        source = self.encoder(self._embed(batch["input_ids"]), padding)
+        decoder_padding = padding_mask(batch, "decoder_attention_mask")
+        x = self.decoder(self._embed(batch["decoder_input_ids"]), decoder_padding, source, padding)
+        return self.logits(x * jnp.asarray(self.head_scale, x.dtype))
+
+    def _embed(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time width"]:
+        x = self.embed(ids)
+        return x * jnp.asarray(self.embed_scale, x.dtype)
