@@ -44,6 +44,7 @@ settings.load_profile("lensjax")
 # Files that take minutes, the longest first. A worker of pytest-xdist takes a file whole, and one that began with such
 # a file near the end would work on while all others wait.
 _LONGEST = (
+    "models/test_parity.py",
     "train/test_resume.py",
     "study/test_resume.py",
     "study/test_ray.py",
@@ -57,8 +58,6 @@ _LONGEST = (
     "models/test_sharding.py",
     "models/test_model.py",
     "train/test_overfit.py",
-    "models/test_switch_transformers.py",
-    "models/test_t5.py",
     "fit/test_joint.py",
     "train/test_ladder.py",
     "cli/test_curvature.py",

@@ -17,10 +17,10 @@ _KINDS = ("full_attention", "sliding_attention")
 
 
 class DecoderLM(LanguageModel):
-    """The skeleton shared by the families with rotary positions; what differs is the block.
+    """The skeleton that families with rotary positions share; their blocks differ.
 
     Blocks are called as block(x, mask, angles). Where layers differ in their attention window or their rotary
-    embedding, each layer is handed its own.
+    embedding, each layer gets its own.
 
     Args:
       config: Hugging Face configuration.
@@ -29,12 +29,12 @@ class DecoderLM(LanguageModel):
       rotary: The rotary embedding, or one for each kind of layer.
       layer_types: Whether each layer has "full_attention" or "sliding_attention", which goes back `sliding_window`
         positions; all full where not given.
-      embed_scale: What embeddings are multiplied by.
+      embed_scale: Factor of the embeddings.
       softcap: Squash logits to ±softcap through tanh.
       head_bias: Whether the head has a bias.
 
     Raises:
-      InputError: the configuration asks for another kind of attention, or for a window that it does not give.
+      InputError: the configuration asks for another kind of attention, or for a window whose size it does not give.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class DecoderLM(LanguageModel):
 
 
 def _kinds(config: Any, layer_types: Sequence[str] | None) -> tuple[int, ...]:
-    """Which of the two kinds every layer is of."""
+    """Every layer's kind, as an index into `_KINDS`."""
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
         raise InputError(
             "is_causal is false or use_bidirectional_attention is true in config.json; LensJAX has decoder-only models "

@@ -6,19 +6,19 @@ weight matrix W, in the names of WeightWatcher (arXiv 2106.00734):
     PL       p(λ) ∝ λ^(−α)              from λ_min up; PL_alpha is α
     E_TPL    p(λ) ∝ λ^(−α) e^(−Λλ)      from λ_min up; E_TPL_lambda is Λ
 
-Their means over matrices summed, PL_alpha + E_TPL_lambda, are a model's score, of which less is better.
+A model's score is PL_alpha + E_TPL_lambda, both averaged over its matrices; lower is better.
 
-Conventions are those of WeightWatcher 0.7.7: all eigenvalues above 1e-5, unscaled; λ_min is the eigenvalue that gives
-the least Kolmogorov–Smirnov distance of the likeliest density from those above it; for E_TPL, α ≥ 1 and λ_min is at
-most 1.5 times where the histogram of log λ peaks. The fits are here because no release of it can be called for them: of
+Conventions are those of WeightWatcher 0.7.7: all eigenvalues above 1e-5, unscaled; λ_min is the eigenvalue with the
+smallest Kolmogorov–Smirnov distance between the likeliest density and the eigenvalues above it; for E_TPL, α ≥ 1 and
+λ_min is at most 1.5 times the peak of the histogram of log λ. We fit ourselves because no release of WeightWatcher can:
 
     WeightWatcher().fit_powerlaw(
         evals, plot=False, fit_type="truncated_power_law", pl_package="powerlaw", fix_fingers="xmin_peak"
     )
 
-with powerlaw 2.0 it makes −1 whatever the eigenvalues, and with powerlaw 1.5 it takes 17 s for a matrix of 200 columns.
-Tests have its numbers beside ours. They agree to 0.1 % unless powerlaw's search, which ends a little before the
-likeliest, takes another λ_min for the nearest: in one of four matrices, where its Λ is 1.6 % larger.
+returns −1 for any eigenvalues with powerlaw 2.0, and takes 17 s for a matrix of 200 columns with powerlaw 1.5. Tests
+compare its numbers with ours. They agree to 0.1 % in three of four matrices; in the other, powerlaw's search ends a
+little before the likeliest density and therefore prefers another λ_min, where its Λ is 1.6 % larger.
 """
 
 import math
@@ -38,17 +38,17 @@ from lensjax.models.weights import checkpoint_tensors
 
 Vector = Float[np.ndarray, " n"]
 
-MIN_EVALS = 20  # from which WeightWatcher estimates α as the literature does; a tail of fewer says little
+MIN_EVALS = 20  # WeightWatcher estimates α as the literature does from so many on; a tail of fewer says little
 MAX_EVALS = 15_000  # larger matrices are left out, as by WeightWatcher
 MAX_SIDE = 50_000
 THRESHOLD = 1e-5  # eigenvalues up to here count as 0
 
 _BINS = 100  # of the histogram whose peak limits λ_min
 _BEYOND_PEAK = 1.5
-_NODES = 512  # of integrals, which gives distances to 1e-5
-_NEGLIGIBLE = 45.0  # e^(−45) of a density is left out of them
-_WIDTH = 1.001  # of the narrowest tail, largest value over least
-_LEAST = np.array([[1.0], [1e-8]])  # α and Λ xmin
+_NODES = 512  # of integrals, for distances exact to 1e-5
+_NEGLIGIBLE = 45.0  # integrals end where a density has fallen to e^(−45)
+_WIDTH = 1.001  # ratio of largest to smallest value in the narrowest tail
+_LOWER = np.array([[1.0], [1e-8]])  # bounds of α and Λ xmin
 _STEPS = 100
 _TOLERANCE = 1e-7
 
@@ -60,8 +60,8 @@ class TailFit:
     Attributes:
       alpha: α, without unit.
       decay: Λ, in 1 / unit of x; 0 for a power law.
-      xmin: Least value that was fitted.
-      distance: Kolmogorov and Smirnov's, between the density and the values from xmin up.
+      xmin: Smallest value that was fitted.
+      distance: Kolmogorov–Smirnov distance between the density and the values from xmin up.
     """
 
     alpha: float
@@ -91,8 +91,8 @@ class WeightMetrics:
     """The spectra of a model's weight matrices.
 
     Attributes:
-      layers: Those of every matrix that was large enough.
-      left_out: Names of the others that had a tail too short to be fitted, or were too large.
+      layers: The spectrum of every matrix that could be fitted.
+      left_out: Names of the other matrices, which are too large or have too short a tail.
     """
 
     layers: tuple[LayerMetrics, ...]
@@ -110,7 +110,7 @@ class WeightMetrics:
 
     @property
     def score(self) -> float:
-        """PL_alpha + E_TPL_lambda: less is better."""
+        """PL_alpha + E_TPL_lambda; lower is better."""
         return self.pl_alpha + self.e_tpl_lambda
 
 
@@ -123,7 +123,10 @@ def weight_metrics(model: Model, *, progress: Callable[[int, int], None] | None 
 
     Args:
       model: A model whose parameters this process holds.
-      progress: Called with the matrices that are done and all of them.
+      progress: Called after every matrix with the number of those done and of all.
+
+    Returns:
+      The fits of every matrix, from which `WeightMetrics.score` ranks models.
 
     Raises:
       InputError: no matrix is large enough, or one is not finite.
@@ -137,11 +140,11 @@ def weight_metrics(model: Model, *, progress: Callable[[int, int], None] | None 
     held = ((tensor, np.asarray(leaf)) for tensor, leaf in matrices)
     for done, (tensor_name, matrix) in enumerate(checkpoint_tensors(held)):
         name = tensor_name.removesuffix(".weight")
-        found = _measure(name, matrix)
-        if found is None:
+        metrics = _measure(name, matrix)
+        if metrics is None:
             left_out.append(name)
         else:
-            layers.append(found)
+            layers.append(metrics)
         if progress is not None:
             progress(done + 1, total)
     if not layers:
@@ -153,12 +156,16 @@ def weight_metrics(model: Model, *, progress: Callable[[int, int], None] | None 
 
 
 def fit_power_law(values: Vector) -> TailFit:
-    """The likeliest power law from the xmin at which it is closest to the values from there up.
+    """Fit a power law to the tail of some values.
 
-    α = 1 + n / Σ log(x / xmin), with xmin by the least distance (Clauset, Shalizi & Newman, arXiv 0706.1062).
+    α = 1 + n / Σ log(x / xmin), with the xmin of the smallest Kolmogorov–Smirnov distance (Clauset, Shalizi & Newman,
+    arXiv 0706.1062).
+
+    Args:
+      values: Positive numbers in any order, [n].
 
     Raises:
-      InputError: the values are not finite and above 0, or all but the same.
+      InputError: the values are not finite, not above 0, or almost equal.
     """
     x = _in_order(values)
     starts = _starts(x, x[-1])
@@ -173,12 +180,16 @@ def fit_power_law(values: Vector) -> TailFit:
 
 
 def fit_truncated_power_law(values: Vector) -> TailFit:
-    """The likeliest truncated power law from the xmin at which it is closest to the values from there up.
+    """Fit a truncated power law, by maximum likelihood, to the tail of some values.
 
-    α is at least 1, and xmin at most 1.5 times where the histogram of log x peaks, in 100 bins.
+    xmin has the smallest Kolmogorov–Smirnov distance. α is at least 1, and xmin at most 1.5 times the peak of the
+    histogram of log x in 100 bins.
+
+    Args:
+      values: Positive numbers in any order, [n].
 
     Raises:
-      InputError: the values are not finite and above 0, or all but the same.
+      InputError: the values are not finite, not above 0, or almost equal.
     """
     x = _in_order(values)
     heights, edges = np.histogram(np.log10(x), bins=_BINS)
@@ -202,7 +213,7 @@ def _measure(name: str, matrix: np.ndarray[Any, Any]) -> LayerMetrics | None:
     wide = matrix.astype(np.float64)
     if not np.isfinite(wide).all():
         raise InputError(f"{name} holds values that are not finite; take the weights from an undamaged checkpoint.")
-    # In float64 the squares of singular values lose nothing above the threshold to being taken from WᵀW.
+    # In float64, eigenvalues of WᵀW above the threshold are as exact as squared singular values of W.
     evals = eigvalsh(wide @ wide.T if rows < columns else wide.T @ wide, check_finite=False)
     evals = evals[evals > THRESHOLD]
     if len(evals) < MIN_EVALS or evals[-1] <= _WIDTH * evals[0]:
@@ -218,10 +229,10 @@ def _in_order(values: Vector) -> Vector:
 
 
 def _starts(x: Vector, limit: float) -> Int[np.ndarray, " starts"]:
-    """Where a tail may begin: the first of every value up to `limit` but the last, as powerlaw has it."""
-    _, found = np.unique(x[x <= limit], return_index=True)
-    found = found[:-1] if len(found) > 1 else found
-    return np.asarray(found[x[-1] > _WIDTH * x[found]])
+    """Where a tail may begin: at every distinct value up to `limit` but the last, as in powerlaw."""
+    _, starts = np.unique(x[x <= limit], return_index=True)
+    starts = starts[:-1] if len(starts) > 1 else starts
+    return np.asarray(starts[x[-1] > _WIDTH * x[starts]])
 
 
 def _means(
@@ -234,7 +245,7 @@ def _means(
 
 
 def _distance(below: Vector) -> float:
-    """Kolmogorov and Smirnov's, from the probabilities of less than each of n values in order."""
+    """The Kolmogorov–Smirnov distance, from the probability below each of n sorted values."""
     return float(np.abs(below - np.arange(len(below)) / len(below)).max())
 
 
@@ -243,29 +254,29 @@ def _likeliest(
 ) -> Float[np.ndarray, "2 starts"]:
     """α and s = Λ xmin of each tail, from its means of log u and of u.
 
-    The density is of an exponential family, so that α mean_log + s mean + log ∫ u^(−α) e^(−s u) du is convex, and
-    Newton's steps, damped by their decrement and kept within bounds, find its minimum.
+    The density is of an exponential family, so that α mean_log + s mean + log ∫ u^(−α) e^(−s u) du is convex; Newton's
+    steps, damped by their decrement and kept within bounds, reach its minimum.
     """
-    found, target = np.stack([np.ones_like(mean), 1 / (mean - 1)]), np.stack([mean_log, mean])
+    point, target = np.stack([np.ones_like(mean), 1 / (mean - 1)]), np.stack([mean_log, mean])
     for _ in range(_STEPS):
-        nodes, weights = _density(*found)
+        nodes, weights = _density(*point)
         statistics = np.stack([nodes, np.exp(nodes)])
         expected = (weights * statistics).sum(-1)
         off = statistics - expected[..., None]
         covariance = np.einsum("isk,jsk->sij", weights * off, off)
         slope = target - expected
         step = -np.linalg.solve(covariance, slope.T[..., None])[..., 0].T
-        at_bound = (found <= _LEAST) & (step < 0)
-        alone = -slope / np.einsum("sii->is", covariance)  # where the other one stays at its bound
+        at_bound = (point <= _LOWER) & (step < 0)
+        alone = -slope / np.einsum("sii->is", covariance)  # where the other parameter stays at its bound
         step = np.where(at_bound.any(0), alone, step)
-        step[at_bound | ((found <= _LEAST) & (step < 0))] = 0
+        step[at_bound | ((point <= _LOWER) & (step < 0))] = 0
         decrement = np.sqrt(np.maximum(0, -(step * slope).sum(0)))
         if decrement.max() < _TOLERANCE:
             break
-        reach = np.divide(_LEAST - found, step, out=np.full_like(step, np.inf), where=step < 0)
+        reach = np.divide(_LOWER - point, step, out=np.full_like(step, np.inf), where=step < 0)
         scale = np.minimum(1 / (1 + decrement), reach.min(0))
-        found = np.where(reach <= scale, _LEAST, found + scale * step)
-    return found
+        point = np.where(reach <= scale, _LOWER, point + scale * step)
+    return point
 
 
 def _density(

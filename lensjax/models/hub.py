@@ -21,7 +21,7 @@ _TOKENIZER = (
     "*.model",
     "*.jinja",
 )
-Parts = Literal["config", "tokenizer", "model"]  # of a model on the hub; the last two come with its configuration
+Parts = Literal["config", "tokenizer", "model"]  # of a model on the hub; the last two include its configuration
 _NEEDED: dict[Parts, tuple[str, ...]] = {
     "config": (_CONFIG,),
     "tokenizer": (_CONFIG, "tokenizer*.json"),
@@ -46,10 +46,18 @@ _SIZES = (
 
 
 def find_folder(source: str | Path, revision: str | None = None, *, what: Parts = "model") -> Path:
-    """The local folder of a model: `source` itself, or the snapshot of a hub id, fetched where it is not there yet.
+    """Find the local folder of a model, and fetch what the hub's cache lacks of it.
 
-    "pocket:NAME" is a model that is part of LensJAX (`lensjax.models.pocket`), whose files are checked. Of those on the
-    hub only configuration, tokenizer and safetensors are ever fetched, and of them only `what` is asked for.
+    From the hub, only configuration, tokenizer and safetensors are ever fetched.
+
+    Args:
+      source: A folder, a hub id such as "openai-community/gpt2", or "pocket:NAME" of a bundled model
+        (`lensjax.models.pocket`), whose files are checked.
+      revision: Branch, tag or commit on the hub.
+      what: The parts that are needed: "config", "tokenizer" or "model"; the last two include the configuration.
+
+    Returns:
+      The folder itself, or the snapshot in the hub's cache.
 
     Raises:
       InputError: there is no such folder or hub id, or the hub cannot be reached.
@@ -71,7 +79,7 @@ def find_folder(source: str | Path, revision: str | None = None, *, what: Parts 
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """The folder of a model that is here or part of LensJAX; None for what may be a name on the hub.
+    """The folder of a model that is here or part of LensJAX; None where the name may be a hub id.
 
     Raises:
       InputError: there is no such folder, or no such model in LensJAX.
@@ -111,7 +119,7 @@ def _download(name: str, revision: str | None, what: Parts) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"{unreachable} (HF_HUB_OFFLINE is set); download it first, or give a folder.")
     try:
-        # A download waits without end for a hub that does not answer, so ask it something first.
+        # A download waits forever for a hub that does not answer, so ask for something small first.
         info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         there = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
         lacking = [pattern for pattern in _NEEDED[what] if not fnmatch.filter(there, pattern)]
@@ -144,7 +152,13 @@ def _download(name: str, revision: str | None, what: Parts) -> Path:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration in a folder; code that a checkpoint brings is never run.
+    """Read the configuration in a folder; code that a checkpoint brings is never run.
+
+    Args:
+      folder: Folder with config.json.
+
+    Returns:
+      The Hugging Face configuration.
 
     Raises:
       InputError: config.json is missing or malformed, or describes a model that is not supported.
@@ -178,7 +192,7 @@ def read_config(folder: Path) -> Any:
 
     try:
         config = AutoConfig.for_model(**values)
-    except Exception as error:  # each configuration class checks its own fields, and raises what it likes
+    except Exception as error:  # configuration classes check their own fields, and raise errors of any kind
         why = shorten(" ".join(str(error).split()), 200).rstrip(".")
         raise InputError(
             f"{path} does not describe a {model_type} model ({why}); mend it or fetch it again."
@@ -192,7 +206,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _check_sizes(config: Any, path: Path) -> None:
-    """What configuration classes leave unchecked: that sizes are positive, and that key heads divide the others."""
+    """Check what configuration classes do not: that sizes are positive, and that key heads divide the others."""
     sizes = {name: value for name in _SIZES if isinstance(value := getattr(config, name, None), int)}
     for name, value in sizes.items():
         if value < 1:
@@ -211,7 +225,11 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_tokenizer(folder: Path | None, config: Any) -> Any:
-    """The tokenizer in a folder.
+    """Read the tokenizer in a folder.
+
+    Args:
+      folder: Folder with the tokenizer's files; None for a model that was made from a configuration.
+      config: The model's Hugging Face configuration.
 
     Raises:
       InputError: there is none, or it has more tokens than the model has embeddings.
@@ -237,7 +255,7 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
 
 
 def write_config(config: Any, architecture: str, dtype: str, folder: Path) -> None:
-    """Write config.json, naming the class that opens the weights and their type."""
+    """Write config.json with the names of the class that opens the weights, and of their type."""
     values = config.to_dict() | {"architectures": [architecture], "dtype": dtype}
     values.pop("auto_map", None)
     (folder / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

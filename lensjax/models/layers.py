@@ -41,8 +41,8 @@ def activation(name: str) -> Callable[[Array], Array]:
 class Linear(nnx.Module):
     """x @ kernel + bias, with kernel [inputs, outputs].
 
-    Where `lensjax.models.lora` has given it adapters lora_a [inputs, rank] and lora_b [rank, outputs], it adds
-    lora_scale · (x @ lora_a) @ lora_b.
+    With adapters lora_a [inputs, rank] and lora_b [rank, outputs], which `lensjax.models.lora` adds, the output gets
+    lora_scale · (x @ lora_a) @ lora_b besides.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a table; ids outside it, also negative ones, give NaN rather than the row of another token."""
+    """Rows of a table; ids outside it, negative ones too, give NaN rather than the row of another token."""
 
     def __init__(self, rows: int, width: int, options: Options, rngs: nnx.Rngs, *, std: float = 0.02) -> None:
         self.dtype = options.dtype
@@ -173,7 +173,7 @@ class Attention(nnx.Module):
       heads, kv_heads, head_dim: Query heads, key and value heads (a divisor), and the size of each.
       causal: Whether a position sees only itself and those before it.
       bias, out_bias: Whether q, k and v, and the output, have biases; `out_bias` follows `bias` where not given.
-      scale: What q·k is multiplied by; 1/√head_dim where not given.
+      scale: Factor of q·k; 1/√head_dim where not given.
       softcap: Squash scores to ±softcap through tanh (Gemma 2).
       qk_norm: Makes a norm of the given size for queries and keys.
       norm_heads: Whether that norm is over each head, or over all heads together (OLMo 2).
@@ -228,7 +228,7 @@ class Attention(nnx.Module):
         v = self._heads(self.v(kv), None)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        if mask is not None and self.implementation == "cudnn":  # which wants a row of the mask for every query
+        if mask is not None and self.implementation == "cudnn":  # cuDNN needs a row of the mask for every query
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
         if self.softcap is None and (q.dtype in (jnp.float32, jnp.bfloat16) or self.implementation == "cudnn"):
             y = jax.nn.dot_product_attention(
@@ -248,7 +248,7 @@ class Attention(nnx.Module):
 class Stack(nnx.Module):
     """Equal blocks one after another: parameters have a leading axis of layers, and the forward pass is a scan.
 
-    Compile time does not grow with depth; `options.remat` says what the backward pass recomputes.
+    Compile time does not grow with depth. `options.remat` says what the backward pass recomputes.
     """
 
     def __init__(
@@ -262,8 +262,8 @@ class Stack(nnx.Module):
     ) -> Float[Array, "batch time width"]:
         """Pass x through every block, called as block(x, *shared).
 
-        Where layers are of several kinds, every array in `shared` has a leading axis of kinds, and layer i is handed
-        the entry numbered kinds[i].
+        Where layers are of several kinds, every array in `shared` has a leading axis of kinds, and layer i gets the
+        entry numbered kinds[i].
         """
         graphdef, state = nnx.split(self.blocks)
 
@@ -295,18 +295,18 @@ class LanguageModel(nnx.Module):
 
 
 def padding_mask(batch: Mapping[str, Array], key: str = "attention_mask") -> Bool[Array, "batch 1 1 source"] | None:
-    """Which positions may be attended to: those that `attention_mask` marks; None where the batch has none."""
+    """The positions that may be attended to: those that `attention_mask` marks; None where the batch has no mask."""
     return None if batch.get(key) is None else batch[key][:, None, None, :].astype(bool)
 
 
 def window_mask(time: int, window: int) -> Bool[Array, "1 1 time time"]:
-    """Causal attention to the last `window` positions, one's own included."""
+    """Causal attention to the last `window` positions, including a position itself."""
     distance = jnp.arange(time)[:, None] - jnp.arange(time)[None, :]
     return ((distance >= 0) & (distance < window))[None, None]
 
 
 def both(first: Array | None, second: Array | None) -> Array | None:
-    """The conjunction of two masks, of which None allows everything."""
+    """The conjunction of two masks; None allows everything."""
     return second if first is None else first if second is None else first & second
 
 
@@ -323,9 +323,9 @@ def _attend(
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "batch time heads dim"]:
-    """What `jax.nn.dot_product_attention` cannot do.
+    """Attention where `jax.nn.dot_product_attention` cannot compute it.
 
-    That is to cap scores by softcap·tanh(score/softcap), to stay in float64, and to take float16 on CPUs and TPUs.
+    It cannot cap scores by softcap·tanh(score/softcap), stay in float64, or take float16 on CPUs and TPUs.
     """
     batch, time, heads, dim = q.shape
     kv_heads = k.shape[2]
@@ -347,9 +347,9 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, options: Options
 
 
 def _recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The same function, of which the backward pass keeps the arguments and computes all else anew.
+    """The same function, whose backward pass keeps the arguments and recomputes everything else.
 
-    It is for elementwise functions and norms, whose intermediate results take longer to store than to compute.
+    For elementwise functions and norms, whose intermediate results take longer to store than to compute.
     """
     return jax.checkpoint(function, prevent_cse=False)
 

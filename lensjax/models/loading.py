@@ -97,7 +97,7 @@ def from_config(
 
 
 def _as_stored(config: Any, files: TensorFiles) -> Any:
-    """The configuration, with a head of its own if the checkpoint's differs from the embedding: T5's never say so."""
+    """The configuration, untied if the checkpoint's head differs from the embedding, which T5's configurations hide."""
     family = family_of(config.model_type)
     names = family.parameter_names(config)
     entries = (names["embed"], names["head"])

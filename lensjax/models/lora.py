@@ -34,8 +34,8 @@ def add_lora(
 ) -> Model:
     """The model with adapters lora_a [inputs, rank] and lora_b [rank, outputs] beside kernels [inputs, outputs].
 
-    A linear map becomes x @ kernel + alpha / rank · (x @ lora_a) @ lora_b. As lora_b starts at zero, the model computes
-    at first what it did before. Each lora_a is uniform within ±1/√inputs, depends on `seed` and not on the mesh,
+    A linear map becomes x @ kernel + alpha / rank · (x @ lora_a) @ lora_b. As lora_b starts at zero, the model first
+    computes what it did before. Each lora_a is uniform within ±1/√inputs, depends on `seed` and not on the mesh,
     and is made on the devices that hold it. Layers are stacked as those of the kernels are, and every expert of a
     Switch Transformer has adapters of its own. Adapters are held in float32 or wider, also where the kernels are in a
     half precision.
@@ -43,7 +43,7 @@ def add_lora(
     Args:
       model: A model without adapters, whose parameters are shared, not copied.
       rank: Size between the two factors.
-      alpha: What adapters add is multiplied by alpha / rank.
+      alpha: The adapters' output is multiplied by alpha / rank.
       targets: Names of the linear maps within blocks that get adapters: q, k, v, o, gate, up and down; all that the
         model has where not given. Embeddings, routers and the head get none.
       seed: Of the random start.

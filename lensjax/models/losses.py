@@ -14,9 +14,11 @@ Reduction = Literal["mean", "example"]
 def token_losses(
     logits: Float[Array, "batch time vocabulary"], labels: Int[Array, "batch time"]
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
-    """Loss of every token and its weight, 1 where it counts; both are 0 where the label is −100.
+    """Loss of every token in nats, and its weight.
 
-    Other labels outside the vocabulary have loss NaN.
+    Returns:
+      Losses and weights; a weight is 1 where the token counts, and loss and weight are 0 where the label is −100. The
+      loss of other labels outside the vocabulary is NaN.
     """
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     counted = labels != IGNORED
@@ -28,7 +30,7 @@ def token_losses(
 
 
 def reduce_losses(losses: Array, weights: Array, reduction: Reduction) -> Array:
-    """Mean over all target tokens, or over those of each example; 0 where there are none."""
+    """Mean over all target tokens, or over those of each example; 0 where there are no target tokens."""
     axes = None if reduction == "mean" else -1
     return losses.sum(axes) / jnp.maximum(weights.sum(axes), 1.0)
 

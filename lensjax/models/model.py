@@ -36,15 +36,16 @@ class Model:
     `apply`, `loss` and `token_losses` compose with jit, grad, jvp, vjp, vmap and linearize. A batch is a mapping as
     Hugging Face's tokenizers and collators make it: `input_ids` [batch, time], and where needed `attention_mask` (1
     where there is a token), `position_ids`, `labels` (−100 where there is no target), and for encoder–decoders
-    `decoder_input_ids` and `decoder_attention_mask`; to what traces it, such as `jax.jit`, give a plain dict. A single
-    example may leave out the batch axis. There is no dropout: a model computes what it does when evaluated.
+    `decoder_input_ids` and `decoder_attention_mask`; `jax.jit` and the like need a plain dict. A single example may
+    leave out the batch axis. There is no dropout: models compute as in evaluation.
 
     Attributes:
-      family: What is known of models of its kind.
+      family: The family that it belongs to.
       config: Its Hugging Face configuration.
       options: How it computes.
       params: Its parameters, nested dicts of arrays; layers of a stack share arrays with a leading axis of layers.
-      folder: Where it was loaded from; None for random initialisation.
+      graphdef: Flax's definition of its module.
+      folder: The folder it was loaded from; None for random initialisation.
     """
 
     family: Family
@@ -64,7 +65,15 @@ class Model:
         return read_tokenizer(self.folder, self.config)
 
     def apply(self, params: Params, batch: Batch) -> Float[Array, "batch time vocabulary"]:
-        """Logits: of the next token at every position, or of every target of an encoder–decoder."""
+        """Logits of the next token at every position, or of every target of an encoder–decoder.
+
+        Args:
+          params: Parameters of the structure of `self.params`.
+          batch: See the class; labels are not needed for a decoder-only model.
+
+        Raises:
+          InputError: the batch of an encoder–decoder has neither labels nor decoder_input_ids.
+        """
         if jnp.ndim(batch["input_ids"]) == 1:
             return self.apply(params, _batched(batch))[0]
         arrays = {key: jnp.asarray(value) for key, value in batch.items() if value is not None}
@@ -79,7 +88,7 @@ class Model:
     def token_losses(
         self, params: Params, batch: Batch
     ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
-        """Loss in nats and weight (1 or 0) of every target token.
+        """Loss in nats of every token, and its weight: 1 for target tokens, else 0.
 
         At position t a decoder-only model predicts label t + 1, and nothing at the last. Without `labels`, its targets
         are the tokens of `input_ids` that `attention_mask` marks, as the token before them.
@@ -98,7 +107,16 @@ class Model:
         return token_losses(logits, following)  # all of them: a slice of the logits would be a copy
 
     def loss(self, params: Params, batch: Batch, reduction: Reduction = "mean") -> Array:
-        """Negative log-likelihood in nats per target token: mean over all, or with "example" over each example's."""
+        """Negative log-likelihood in nats per target token.
+
+        Args:
+          params: Parameters of the structure of `self.params`.
+          batch: See the class.
+          reduction: "mean" over all target tokens of the batch, or over those of each "example".
+
+        Returns:
+          A scalar, or [batch] with reduction "example".
+        """
         losses, weights = self.token_losses(params, batch)
         return reduce_losses(losses, weights, reduction)
 
@@ -107,7 +125,7 @@ class Model:
         return replace(self, params=params)
 
     def without_params(self) -> "Model":
-        """This model with shapes in place of its parameters, of which functions made of it then hold none."""
+        """This model with shapes in place of its parameters, so that functions made of it hold no arrays."""
         return self.with_params(jax.eval_shape(lambda params: params, self.params))
 
     @property
@@ -203,7 +221,7 @@ def check_tensor_axis(config: Any, size: int) -> None:
 
 
 def _start_and_padding(config: Any) -> tuple[int, int]:
-    """The token that a decoder starts from, which is that for padding where the configuration names none, as in T5."""
+    """The tokens that start a decoder and that pad; the latter starts it too where no other is named, as in T5."""
     padding = getattr(config, "pad_token_id", None)
     start = getattr(config, "decoder_start_token_id", None)
     start = padding if start is None else start
@@ -213,7 +231,7 @@ def _start_and_padding(config: Any) -> tuple[int, int]:
 
 
 def _seen(mask: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:
-    """Where there is a token, and one before it to predict it from."""
+    """Where there is a token with another before it to predict it from."""
     marked = mask.astype(bool)
     return marked & jnp.roll(marked, 1, axis=1)
 

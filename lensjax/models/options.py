@@ -23,7 +23,7 @@ class LoRA:
 
     Attributes:
       rank: Size between the two factors of an adapter.
-      alpha: What adapters add is multiplied by alpha / rank.
+      alpha: The adapters' output is multiplied by alpha / rank.
       targets: Names of the linear maps that have adapters, such as "q" or "down".
     """
 
@@ -33,7 +33,7 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """What the product of the two factors is multiplied by."""
+        """The factor of lora_a @ lora_b."""
         return self.alpha / self.rank
 
 
@@ -47,7 +47,7 @@ class Options:
       remat: What the backward pass recomputes: "none" keeps every activation, "dots" keeps the results of
         matrix products with weights, "full" keeps one activation per layer.
       attention: "xla" everywhere and wherever curvature is computed; "cudnn" is the fused kernel of NVIDIA GPUs, for
-        bfloat16 and float16 first-order training only; scores that are capped (Gemma 2) are always computed by XLA.
+        bfloat16 and float16 first-order training only. XLA always computes capped scores (Gemma 2).
       mesh: Devices that hold the parameters, with axes `data`, `fsdp` and `tensor`; None for one device.
       lora: The adapters that the model has; None for none.
     """
@@ -67,11 +67,14 @@ def make_options(
     attention: AttentionImplementation = "xla",
     mesh: Mesh | None = None,
 ) -> Options:
-    """Options with every value checked; `param_dtype` is `dtype` where it is not given.
+    """Make options, and check every value.
+
+    Args:
+      dtype, param_dtype, remat, attention, mesh: See `Options`; `param_dtype` is `dtype` where not given.
 
     Raises:
-      InputError: a value is not one of those there are, float64 is asked for where JAX has it switched off, or cuDNN's
-        attention where it cannot run.
+      InputError: a value is not one of the choices, or JAX has float64 switched off, or cuDNN's attention cannot run
+        here.
     """
     for name, value, known in (
         ("remat", remat, get_args(Remat)),
@@ -92,14 +95,14 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[np.generic]:
     """The floating-point type of that name.
 
     Raises:
-      InputError: there is no such type for models, or it is float64 and JAX has 64 bits switched off.
+      InputError: models have no such type, or it is float64 and JAX has 64 bits switched off.
     """
     try:
-        found = jnp.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError):  # NumPy reads texts as a small language
-        found = None
-    if found is None or found.name not in _DTYPES:
+        known = jnp.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError):  # NumPy parses text as a small language
+        known = None
+    if known is None or known.name not in _DTYPES:
         raise InputError(f"dtype is '{shorten(dtype)}'; give one of {', '.join(_DTYPES)}.")
-    if found.name == "float64" and not jax.config.read("jax_enable_x64"):
+    if known.name == "float64" and not jax.config.read("jax_enable_x64"):
         raise InputError("float64 needs 64-bit JAX; set JAX_ENABLE_X64=1 in the environment, or choose float32.")
-    return found
+    return known

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) and the ways in which they are stretched."""
+"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) and how they are scaled to longer sequences."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from lensjax.core.errors import InputError, shorten
 
 Frequencies = NDArray[np.float64]
 
-# Kinds of scaling, and the settings that each cannot do without.
+# Kinds of scaling, and the settings that each needs.
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -65,7 +65,7 @@ class Rotary:
         return plain
 
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by; 1 but for yarn (equation 22 there)."""
+        """The factor of cosines and sines; 1 for all kinds but yarn (its equation 22)."""
         settings = dict(self.settings)
         if self.kind != "yarn":
             return 1.0
@@ -81,9 +81,12 @@ class Rotary:
 
 
 def rotary_from_config(config: Any, head_dim: int, parameters: Mapping[str, Any] | None = None) -> Rotary:
-    """The rotary embedding a Hugging Face configuration describes.
+    """The rotary embedding that a Hugging Face configuration describes.
 
-    `parameters` defaults to `config.rope_parameters`; models with one embedding per kind of layer pass one of them.
+    Args:
+      config: Hugging Face configuration.
+      head_dim: Size of a head.
+      parameters: `config.rope_parameters` by default; models with an embedding per kind of layer pass one of them.
 
     Raises:
       InputError: the kind of scaling is not known, or one of its settings is missing.
@@ -104,7 +107,7 @@ def rotary_from_config(config: Any, head_dim: int, parameters: Mapping[str, Any]
 def rotate(
     x: Float[Array, "batch time heads dim"], angles: tuple[Float[Array, "..."], Float[Array, "..."]]
 ) -> Float[Array, "batch time heads dim"]:
-    """Rotate pairs (i, i + dim/2) of the leading dimensions of every head; the others pass."""
+    """Rotate pairs (i, i + dim/2) of the leading dimensions of every head, and leave the other dimensions alone."""
     cos, sin = (table[:, :, None, :].astype(x.dtype) for table in angles)
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]

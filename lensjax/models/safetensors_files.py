@@ -73,9 +73,12 @@ class TensorFiles:
         stored, bounds = (out.T, bounds[::-1]) if transposed else (out, bounds)
         (start, stop), *others = bounds
         inner = tuple(slice(*pair) for pair in others)
-        # In blocks that a cache holds; of transposed ones, each fills whole cache lines of `out`.
-        for rows in self._blocks(name, start, stop, _LINE if transposed and others else None):
-            stored[rows.start - start : rows.stop - start] = self._slices[name][(rows, *inner)]
+        for rows in self._blocks(name, start, stop):
+            block = self._slices[name][(rows, *inner)]
+            tile = _LINE if transposed else len(block)  # fills whole cache lines of `out`
+            for row in range(0, len(block), tile):
+                place = rows.start - start + row
+                stored[place : place + tile] = block[row : row + tile]
 
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors hold the same values; reading ends at the first block that differs."""
@@ -88,12 +91,12 @@ class TensorFiles:
         """Whether all values of a tensor are 0."""
         return not any(self._slices[name][rows].any() for rows in self._blocks(name))
 
-    def _blocks(self, name: str, start: int = 0, stop: int | None = None, size: int | None = None) -> Iterator[slice]:
-        """The rows of a tensor in blocks of `size`, or of about a megabyte."""
+    def _blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[slice]:
+        """The rows of a tensor in blocks of about a megabyte."""
         shape = self.shapes[name]
         stop = shape[0] if stop is None else stop
-        size = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:])))) if size is None else size
-        return (slice(row, min(row + size, stop)) for row in range(start, stop, size))
+        rows = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
+        return (slice(row, min(row + rows, stop)) for row in range(start, stop, rows))
 
 
 def write_tensors(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, shard_bytes: int = 5 * 10**9) -> None:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint computes here what it computes in torch."""
+"""Checks that a checkpoint computes here what it computes in torch."""
 
 import importlib.util
 import math
@@ -18,11 +18,11 @@ from lensjax.models.loading import load
 from lensjax.models.losses import IGNORED
 from lensjax.models.model import Model
 
-# Largest difference of a logit, and of the loss, in proportion. Right models of the sizes of GPT-2 and SmolLM2-135M are
-# at most 5e-15 and 2e-6 off, tiny ones 1e-14 and 8e-6. Of the least of faults, tanh for erf in GELU is 3e-4 and 1e-6
-# for 1e-5 as a norm's epsilon is 3e-3.
+# Largest relative difference of a logit, and of the loss. In float64 and float32, correct models of the sizes of GPT-2
+# and SmolLM2-135M are at most 5e-15 and 2e-6 off, tiny ones 1e-14 and 8e-6. The smallest of faults make more: tanh for
+# erf in GELU 3e-4, and 1e-6 for 1e-5 as a norm's epsilon 3e-3.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
-_SLACK = 3.0  # half precision rounds as much as a model lets it: we may be that many times as far off as torch
+_SLACK = 3.0  # rounding in half precision depends on the model, so we may be this many times as far off as torch itself
 
 _TIME = 24
 _TEXTS = ("Which of these language models should we fine-tune on our data?", "The cat sat on the mat, and slept.")
@@ -32,14 +32,14 @@ Arrays = Mapping[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What we and torch compute for one batch.
+    """What LensJAX and torch compute for one batch.
 
     Attributes:
       batch: Its name.
       tokens: Number of tokens whose logits are compared.
       error: Largest difference of a logit, divided by the largest logit.
       loss, torch_loss: Nats per target token.
-      allowed: Largest error, and largest difference of the losses divided by torch's, that rounding explains.
+      allowed: Largest error that rounding explains, also as a difference of the losses divided by torch's.
     """
 
     batch: str
@@ -56,11 +56,18 @@ class Comparison:
 
 
 def compare_with_torch(folder: Path, dtype: DTypeLike = "float32") -> list[Comparison]:
-    """Our logits and loss beside those of `transformers` on small batches: random tokens, and text with a tokenizer.
+    """Compare our logits and loss with those of `transformers` on small batches.
 
-    The batches have padding on either side. Torch runs eagerly on the CPU, in float64 where `dtype` is that and in
-    float32 otherwise; where `dtype` is a half precision, torch's own rounding in it says how much is allowed. One model
-    is in memory at a time.
+    One batch has random tokens, and another has text where the model has a tokenizer; both have padding on either side.
+    Torch runs eagerly on the CPU, in float64 if `dtype` is float64, else in float32. Where `dtype` is a half precision,
+    torch's own rounding in it decides how much is allowed. One model is in memory at a time.
+
+    Args:
+      folder: Folder with config.json and safetensors.
+      dtype: Type that our model computes in.
+
+    Returns:
+      A comparison for each batch.
 
     Raises:
       InputError: torch is not installed, or the model cannot be loaded.
@@ -76,17 +83,17 @@ def compare_with_torch(folder: Path, dtype: DTypeLike = "float32") -> list[Compa
     exact = "float64" if name == "float64" else "float32"
     theirs = torch_outputs(folder, family.architecture, batches, exact)
     rounded = theirs if name == exact else torch_outputs(folder, family.architecture, batches, name)
-    found = []
+    comparisons = []
     for key, batch in batches.items():
         counted = batch["labels"] != IGNORED if family.encoder_decoder else batch["attention_mask"] == 1
         error = _error(ours[key], theirs[key], counted)  # nothing depends on logits at padding
         allowed = _TOLERANCES.get(name, _SLACK * _error(rounded[key], theirs[key], counted))
-        found.append(Comparison(key, int(counted.sum()), error, ours[key][1], theirs[key][1], allowed))
-    return found
+        comparisons.append(Comparison(key, int(counted.sum()), error, ours[key][1], theirs[key][1], allowed))
+    return comparisons
 
 
 def make_batches(model: Model) -> dict[str, Arrays]:
-    """Random token ids from a fixed seed and, where the model has a tokenizer, two sentences."""
+    """A batch of random token ids from a fixed seed and, where the model has a tokenizer, one of two sentences."""
     time = min(_TIME, getattr(model.config, "max_position_embeddings", None) or _TIME)
     rng = np.random.default_rng(0)
     rows = [list(rng.integers(0, model.config.vocab_size, size)) for size in (time, time - time // 4, time - 1)]
@@ -108,7 +115,7 @@ def torch_outputs(
     model = kind.from_pretrained(folder, use_safetensors=True, **settings)
     outputs = {}
     with wide_torch(wide), torch.no_grad():
-        if wide:  # once more from the configuration, as its tables are made in what was float32
+        if wide:  # made again from the configuration, so that its tables are float64 too
             model = kind.from_pretrained(None, config=model.config, state_dict=model.state_dict(), **settings)
         model.eval()
         for name, batch in batches.items():
@@ -119,10 +126,7 @@ def torch_outputs(
 
 @contextmanager
 def wide_torch(wide: bool = True) -> Iterator[None]:
-    """Makes torch's float32 mean float64, since `transformers` asks for float32 by name in norms and softmaxes.
-
-    Nothing changes where `wide` is False.
-    """
+    """Make torch's float32 mean float64, if `wide`: `transformers` asks for float32 by name in norms and softmaxes."""
     import torch
 
     saved = torch.float32, torch.float, torch.Tensor.float, torch.get_default_dtype()
@@ -146,7 +150,7 @@ def _batch(rows: list[list[int]], model: Model) -> Arrays:
     for i, row in enumerate(rows):
         place = slice(time - len(row), time) if i == len(rows) - 1 else slice(len(row))
         ids[i, place], mask[i, place] = row, 1
-    if model.family.encoder_decoder:  # the targets are other rows, without their padding
+    if model.family.encoder_decoder:  # the targets are the rows in reverse order, without their padding
         return {"input_ids": ids, "attention_mask": mask, "labels": np.where(mask == 1, ids, IGNORED)[::-1].copy()}
     follows = mask * np.roll(mask, 1, axis=1)
     return {"input_ids": ids, "attention_mask": mask, "labels": np.where(follows == 1, ids, IGNORED)}
@@ -157,11 +161,9 @@ def _compute(model: Model, batch: Arrays) -> tuple[NDArray[Any], float]:
     return np.asarray(logits, np.float64), float(loss)
 
 
-def _error(
-    found: tuple[NDArray[Any], float], expected: tuple[NDArray[Any], float], counted: NDArray[np.bool_]
-) -> float:
+def _error(ours: tuple[NDArray[Any], float], expected: tuple[NDArray[Any], float], counted: NDArray[np.bool_]) -> float:
     """Largest difference of a counted logit, divided by the largest."""
-    if found[0].shape != expected[0].shape:
+    if ours[0].shape != expected[0].shape:
         return math.inf
-    difference = np.abs(found[0] - expected[0])[counted].max()
+    difference = np.abs(ours[0] - expected[0])[counted].max()
     return float(difference / np.abs(expected[0][counted]).max())

@@ -121,7 +121,8 @@ def check_names(
             )
     names = {str(name) for tensor in wanted for name in tensor.names.flat}
     if prefix and not any(name.startswith(prefix) for name in files.shapes):
-        wanted = [replace(tensor, names=_without(tensor.names, prefix)) for tensor in wanted]
+        without_prefix = np.vectorize(lambda name: name.removeprefix(prefix), otypes=[object])
+        wanted = [replace(tensor, names=without_prefix(tensor.names)) for tensor in wanted]
         names = {name.removeprefix(prefix) for name in names}
         copies = {name.removeprefix(prefix): first.removeprefix(prefix) for name, first in copies.items()}
     missing = sorted(names - files.shapes.keys(), key=_natural)
@@ -239,33 +240,22 @@ def _copy(
     name: str, stored: Stored, files: TensorFiles, bounds: tuple[tuple[int, int], ...], out: NDArray[Any]
 ) -> None:
     """Copy one tensor's values within `bounds` (of our axes) into `out`."""
-    if stored.part is not None and stored.part[2] == 1:  # our outputs lie together, after those of other parts
-        width = _outputs(files.shapes[name], stored) // stored.part[1]
-        shift = stored.part[0] * width
-        bounds = (*bounds[:-1], (bounds[-1][0] + shift, bounds[-1][1] + shift))
-    elif stored.part is not None:  # our outputs lie in every group, so read the groups that they touch
+    if stored.part is not None:
         index, parts, groups = stored.part
-        size = _outputs(files.shapes[name], stored) // (parts * groups)
+        shape = files.shapes[name]
+        size = (shape[0] if stored.transposed else shape[-1]) // (parts * groups)
         start, stop = bounds[-1]
-        low, high = start // size, math.ceil(stop / size)
-        fused = np.empty([*out.shape[:-1], (high - low) * parts * size], out.dtype)
-        around = (*bounds[:-1], (low * parts * size, high * parts * size))
-        files.copy(name, around, fused, transposed=stored.transposed)
-        ours = fused.reshape(*out.shape[:-1], high - low, parts, size)[..., index, :].reshape(*out.shape[:-1], -1)
-        out[...] = ours[..., start - low * size : stop - low * size]
-        return
+        if groups > 1:  # our outputs lie in every group, so read the groups that they touch
+            low, high = start // size, math.ceil(stop / size)
+            fused = np.empty([*out.shape[:-1], (high - low) * parts * size], out.dtype)
+            around = (*bounds[:-1], (low * parts * size, high * parts * size))
+            files.copy(name, around, fused, transposed=stored.transposed)
+            fused = fused.reshape(*out.shape[:-1], high - low, parts, size)
+            ours = fused[..., index, :].reshape(*out.shape[:-1], -1)
+            out[...] = ours[..., start - low * size : stop - low * size]
+            return
+        bounds = (*bounds[:-1], (start + index * size, stop + index * size))
     files.copy(name, bounds, out, transposed=stored.transposed)
-
-
-def _outputs(shape: tuple[int, ...], stored: Stored) -> int:
-    return shape[0] if stored.transposed else shape[-1]
-
-
-def _without(names: NDArray[np.object_], prefix: str) -> NDArray[np.object_]:
-    short = np.empty(names.shape, object)
-    for position in np.ndindex(names.shape):
-        short[position] = str(names[position]).removeprefix(prefix)
-    return short
 
 
 def _natural(name: str) -> list[Any]:

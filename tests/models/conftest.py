@@ -53,36 +53,34 @@ def save_torch_model(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def assert_parity(request: pytest.FixtureRequest, save_torch_model: Callable[..., Path]) -> Callable[..., None]:
+def assert_parity() -> Callable[..., None]:
     """Checks logits, per-example losses and all gradients against torch in float64, and the round trip.
 
-    In float32 logits and losses are checked, and gradients for the first of a test's variants: compiling them takes
-    most of its time. Other arguments than `time` are those of `save_torch_model`.
+    In float32 logits and losses are checked, and gradients where asked for: compiling them takes most of a test's time.
     """
-    parameters = getattr(request.node, "callspec", None)
-    first = parameters is None or not any(parameters.indices.values())
 
-    def check(config: Any, *, time: int = TIME, **saving: Any) -> None:
-        folder = save_torch_model(config, **saving)
-        batch = make_batch(config, time)
+    def check(folder: Path, *, gradients: bool) -> None:
+        from transformers import AutoConfig
+
+        batch = make_batch(AutoConfig.from_pretrained(folder))
         for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-9)):
             expected = torch_reference(folder, batch, dtype)
             with jax.enable_x64(dtype == "float64"):
-                gradients = first or dtype == "float64"
-                compare(lensjax.models.load(folder, dtype=dtype), batch, expected, tolerance, gradients=gradients)
+                model = lensjax.models.load(folder, dtype=dtype)
+                compare(model, batch, expected, tolerance, gradients=gradients or dtype == "float64")
         assert_round_trip(folder, folder.with_name("round-trip"))
 
     return check
 
 
-def make_batch(config: Any, time: int = TIME, seed: int = 0) -> dict[str, np.ndarray]:
+def make_batch(config: Any) -> dict[str, np.ndarray]:
     """Random token ids, labels on most; the second example is padded by 4 on the right, the third by 1 on the left."""
-    rng = np.random.default_rng(seed)
-    targets = TARGET_TIME if config.is_encoder_decoder else time
+    rng = np.random.default_rng(0)
+    targets = TARGET_TIME if config.is_encoder_decoder else TIME
     batch = {
-        "input_ids": rng.integers(3, config.vocab_size, (BATCH, time)),
+        "input_ids": rng.integers(3, config.vocab_size, (BATCH, TIME)),
         "labels": rng.integers(3, config.vocab_size, (BATCH, targets)),
-        "attention_mask": np.ones((BATCH, time), np.int64),
+        "attention_mask": np.ones((BATCH, TIME), np.int64),
     }
     batch["labels"][:, ::5] = -100
     batch["attention_mask"][1, -4:] = 0

@@ -1,7 +1,7 @@
 """The small language models that are part of LensJAX, named `pocket:NAME`.
 
-They were pretrained by `experiments/pocket_zoo`, so that everything can be tried without a network: far too small to be
-of use for anything else.
+`experiments/pocket_zoo` pretrained them, so that everything can be tried without a network. They are far too small for
+anything else.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ _MANIFEST = "manifest.json"  # SHA-256 of every file of every model
 
 
 def bundled() -> tuple[str, ...]:
-    """Names of the models that are part of the package, as in "pocket:gpt2-0.2m", the smallest first."""
+    """Names of the bundled models, as in "pocket:gpt2-0.2m", the smallest first."""
     return tuple(SCHEME + name for name in _manifest())
 
 
 def bundled_folder(name: str) -> Path:
-    """The folder of a model that is part of the package.
+    """The folder of a bundled model, whose files are checked.
 
     Args:
       name: As in "pocket:gpt2-0.2m".
 
     Raises:
-      InputError: there is no such model, or a file of it is not as it was shipped.
+      InputError: there is no such model, or one of its files has been changed.
     """
     known = _manifest()
     short = name.removeprefix(SCHEME)
@@ -41,22 +41,22 @@ def bundled_folder(name: str) -> Path:
     for file, expected in known[short].items():
         path = _FOLDER / short / file
         try:
-            found = _sha256(path)
+            actual = _sha256(path)
         except OSError as error:
             raise InputError(f"Cannot read {path}: {error.strerror}; install LensJAX again.") from error
-        if found != expected:
+        if actual != expected:
             raise InputError(
-                f"{path} has been changed since it was installed (its SHA-256 is {found[:12]}… and not "
+                f"{path} has been changed since it was installed (its SHA-256 is {actual[:12]}… and not "
                 f"{expected[:12]}…); install LensJAX again, or copy its folder elsewhere to use it as it is."
             )
     return _FOLDER / short
 
 
 def write_bundle(folders: Mapping[str, Path]) -> None:
-    """Put models into the package, in place of those that are there, and note the hashes of their files.
+    """Replace the bundled models, and record the hashes of their files.
 
     Args:
-      folders: Of models, by name, in the order in which they are to be listed.
+      folders: Folders of models by name, in the order in which `bundled` lists them.
 
     Raises:
       InputError: a file cannot be read or written.

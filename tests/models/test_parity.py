@@ -1,0 +1,290 @@
+"""Every family beside torch: a tiny random model of `transformers`, saved, loaded by us, and compared in every way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import lensjax.models
+from lensjax.core.errors import InputError
+from lensjax.models.families.t5 import relative_buckets
+from lensjax.models.family import supported
+
+MakeConfig = Callable[..., Any]
+SaveModel = Callable[..., Path]
+Check = Callable[..., None]
+
+_DEEP = {"num_hidden_layers": 3}
+_WIDE_HEADS = _DEEP | {"head_dim": 12}
+_GEMMA2 = _WIDE_HEADS | {"query_pre_attn_scalar": 10, "sliding_window": 4}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_LATER_SLIDE = {"use_sliding_window": True, "max_window_layers": 1}
+_T5 = {
+    "initializer_factor": 0.3,  # logits of unscaled heads stay small enough for float32
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+}
+_SWITCH = {"num_layers": 4, "num_sparse_encoder_layers": 2}
+
+
+def _rope(kind: str, theta: float = 1e4, **settings: float) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta} | settings}
+
+
+# Changes of a family's tiny configuration in all variants, and in each of them; the others have one variant.
+COMMON: dict[str, dict[str, Any]] = {
+    "gemma": {"num_key_value_heads": 4, "head_dim": 12},
+    "gemma2": _GEMMA2 | {"final_logit_softcapping": 30.0},
+    "gemma3_text": _GEMMA2,
+    "gpt2": _DEEP,
+    "gpt_neox": {"num_attention_heads": 2},
+    "llama": _DEEP,
+    "mistral": {"sliding_window": None},
+    "mt5": _T5,
+    "olmo2": {"num_key_value_heads": 4},
+    "phi": {"num_attention_heads": 2},
+    "qwen2": _DEEP,
+    "qwen3": _WIDE_HEADS,
+    "switch_transformers": _T5 | _SWITCH,
+    "t5": _T5,
+}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "bart": {
+        "plain": {},
+        "scaled-embedding": {"scale_embedding": True, "activation_function": "relu"},
+        "unequal-sides": {
+            "encoder_layers": 1,
+            "decoder_layers": 3,
+            "decoder_attention_heads": 2,
+            "decoder_ffn_dim": 40,
+        },
+    },
+    "gemma": {
+        "tied": {},
+        "untied": {"tie_word_embeddings": False, "num_key_value_heads": 2, "attention_bias": True},
+        "one-key-head": {"num_key_value_heads": 1, "hidden_act": "gelu"},
+    },
+    "gemma2": {
+        "small-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0},
+        "no-caps": {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True},
+        "long-window": {"sliding_window": 20, "tie_word_embeddings": False},
+    },
+    "gemma3_text": {
+        "all-sliding": {},
+        "local-and-global": _MIXED | {"rope_theta": 1000.0, "rope_local_base_freq": 10.0},
+        "stretched-global": _MIXED
+        | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "tie_word_embeddings": False},
+        "pattern": {"sliding_window_pattern": 2, "sliding_window": 20, "final_logit_softcapping": 2.0},
+    },
+    "gpt2": {
+        "plain": {},
+        "untied": {"tie_word_embeddings": False},
+        "wide-mlp": {"n_inner": 48, "activation_function": "gelu"},
+        "unscaled": {"scale_attn_weights": False},
+    },
+    "gpt_neox": {
+        "parallel": {},
+        "sequential": {"use_parallel_residual": False, "rotary_pct": 0.5, "rotary_emb_base": 100},
+        "no-biases": {"attention_bias": False, "tie_word_embeddings": True, "rotary_pct": 1.0},
+    },
+    "llama": {
+        "grouped-query": {},
+        "multi-head": {"num_key_value_heads": 4},
+        "tied": {"tie_word_embeddings": True},
+        "wide-heads": {"head_dim": 12},
+        "biases": {"attention_bias": True, "mlp_bias": True},
+        "llama3": _rope(
+            "llama3",
+            500.0,
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=16,
+        ),
+        "linear": _rope("linear", factor=3.0),
+        "dynamic": _rope("dynamic", factor=2.0) | {"max_position_embeddings": 8},
+        "yarn": _rope("yarn", factor=4.0, original_max_position_embeddings=16),
+    },
+    "mistral": {
+        "no-window": {},
+        "window": {"sliding_window": 4},
+        "long-window": {"sliding_window": 20, "tie_word_embeddings": True},
+        "window-of-all": {"sliding_window": 13, "head_dim": 12},
+        "stray-fields": {"attention_bias": True, "mlp_bias": True},
+    },
+    "olmo2": {
+        "multi-head": {},
+        "grouped-query": {"num_key_value_heads": 2, "tie_word_embeddings": True, "attention_bias": True},
+    },
+    "opt": {
+        "plain": {},
+        "350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 24},
+        "narrow-embedding": {"word_embed_proj_dim": 24, "tie_word_embeddings": False},
+        "no-final-norm": {"_remove_final_layer_norm": True},
+        "bare": {"enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
+    },
+    "phi": {
+        "half-rotary": {},
+        "quarter-rotary": {"partial_rotary_factor": 0.25, "rope_theta": 100.0, "hidden_act": "gelu"},
+        "normed-queries": {"qk_layernorm": True, "num_attention_heads": 4, "num_key_value_heads": 2},
+    },
+    "qwen2": {
+        "grouped-query": {},
+        "unused-window": {"sliding_window": 4, "max_window_layers": 0, "tie_word_embeddings": True},
+        "later-layers-slide": _LATER_SLIDE | {"sliding_window": 4},
+        "long-window": _LATER_SLIDE | {"sliding_window": 20},
+    },
+    "qwen3": {
+        "wide-heads": {},
+        "tied": {"tie_word_embeddings": True, "head_dim": 8, "num_key_value_heads": 4},
+        "biases-and-window": _LATER_SLIDE | {"attention_bias": True, "sliding_window": 4},
+    },
+    "switch_transformers": {
+        "alternating": {"router_bias": True},
+        "uneven-groups": {"num_decoder_layers": 3, "encoder_sparse_step": 3, "decoder_sparse_step": 2},
+        "no-step-and-one-beyond-depth": {"num_layers": 2, "encoder_sparse_step": 0, "decoder_sparse_step": 5},
+        "all-sparse-and-overflowing": {
+            "num_layers": 2,
+            "encoder_sparse_step": 1,
+            "decoder_sparse_step": 1,
+            "expert_capacity": 2,  # 13 and 7 tokens choose among 4 experts
+        },
+    },
+    "t5": {
+        "1.0": {},
+        "unscaled": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        "wide-heads": {"d_kv": 12, "feed_forward_proj": "gated-silu"},
+        "deeper-decoder": {"num_layers": 1, "num_decoder_layers": 3},
+    },
+}
+CASES = [(family, variant) for family in supported() for variant in VARIANTS.get(family, {"plain": {}})]
+UNTIED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # T5 1.1's and mT5's are read as tied
+
+
+@pytest.fixture
+def make_config(tiny_config: MakeConfig) -> MakeConfig:
+    """Makes the tiny configuration of a family's tests; what else is given is changed in it."""
+    return lambda family, **changes: tiny_config(family, **{"vocab_size": 97} | COMMON.get(family, {}) | changes)
+
+
+@pytest.mark.parametrize(("family", "variant"), CASES)
+def test_equals_torch(
+    family: str, variant: str, make_config: MakeConfig, save_torch_model: SaveModel, assert_parity: Check
+) -> None:
+    variants = VARIANTS.get(family, {"plain": {}})
+    folder = save_torch_model(make_config(family, **variants[variant]))
+    assert_parity(folder, gradients=variant == next(iter(variants)))
+
+
+@pytest.mark.parametrize(("family", "changes"), [("bart", {}), ("t5", UNTIED), ("mt5", UNTIED)])
+def test_a_head_of_its_own_equals_torch(
+    family: str, changes: dict[str, Any], make_config: MakeConfig, save_torch_model: SaveModel, assert_parity: Check
+) -> None:
+    assert_parity(save_torch_model(make_config(family, **changes), change=untie), gradients=family != "mt5")
+
+
+def test_barts_bias_of_logits_must_be_zero(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+    folder = save_torch_model(make_config("bart"), change=lambda model: model.final_logits_bias.normal_())
+    with pytest.raises(InputError, match=r"1 unexpected \(final_logits_bias\)"):
+        lensjax.models.load(folder)
+
+
+def test_a_bare_bart_is_the_whole_one(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+    folder = save_torch_model(make_config("bart"))
+    batch = {"input_ids": np.arange(5, 11), "labels": np.arange(20, 24)}
+    whole = lensjax.models.load(folder)
+    stored = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): value for name, value in stored.items() if name.startswith("model.")}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    model = lensjax.models.load(folder)
+    np.testing.assert_array_equal(model.apply(model.params, batch), whole.apply(whole.params, batch))
+
+
+def test_capped_scores_in_gemma3_are_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match=r"attn_logit_softcapping is set in config\.json"):
+        lensjax.models.from_config(make_config("gemma3_text", attn_logit_softcapping=2.0))
+
+
+def test_masks_that_pythia_stores_are_passed_over(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+    folder = save_torch_model(make_config("gpt_neox"))
+    batch = {"input_ids": np.arange(5, 12)[None]}
+    plain = lensjax.models.load(folder)
+    file = folder / "model.safetensors"
+    masks = {f"gpt_neox.layers.{i}.attention.bias": np.tri(64, dtype=bool)[None, None] for i in range(2)}
+    save_file(load_file(file) | masks, file)
+    model = lensjax.models.load(folder)
+    np.testing.assert_array_equal(model.apply(model.params, batch), plain.apply(plain.params, batch))
+
+
+def test_layer_types_in_mistral_are_refused(make_config: MakeConfig) -> None:
+    config = make_config("mistral")
+    config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(InputError, match=r"layer_types is in config\.json"):
+        lensjax.models.from_config(config)
+
+
+def test_positions_in_opt_follow_the_attention_mask(make_config: MakeConfig) -> None:
+    model = lensjax.models.from_config(make_config("opt"))
+    ids = np.array([[5, 6, 7, 8]])
+    plain = model.apply(model.params, {"input_ids": ids})
+    given = model.apply(model.params, {"input_ids": ids, "position_ids": np.arange(4)[None]})
+    np.testing.assert_array_equal(plain, given)
+    padded = {"input_ids": np.array([[1, 1, 5, 6, 7, 8]]), "attention_mask": np.array([[0, 0, 1, 1, 1, 1]])}
+    np.testing.assert_allclose(model.apply(model.params, padded)[:, 2:], plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tied_head_in_phi_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match=r"tie_word_embeddings is true in config\.json"):
+        lensjax.models.from_config(make_config("phi", tie_word_embeddings=True))
+
+
+def test_the_tied_head_of_switch_must_equal_the_embedding(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+    folder = save_torch_model(make_config("switch_transformers"), change=untie)
+    with pytest.raises(InputError, match=r"1 unexpected \(lm_head\.weight\)"):
+        lensjax.models.load(folder)
+
+
+def test_a_saved_t5_says_whether_its_head_is_tied_and_scaled(
+    tmp_path: Path, make_config: MakeConfig, save_torch_model: SaveModel
+) -> None:
+    model = lensjax.models.load(save_torch_model(make_config("t5"), change=untie))
+    model.save(tmp_path / "saved")
+    again = lensjax.models.load(tmp_path / "saved")
+    for loaded in (model, again):
+        assert "head" in loaded.params
+        assert not loaded.config.tie_word_embeddings
+        assert loaded.config.scale_decoder_outputs
+
+
+def test_tensors_that_t5_repeats_must_equal_the_first(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+    folder = save_torch_model(make_config("t5"))
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    repeats = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    repeated = stored | {name: stored["shared.weight"].copy() for name in repeats}
+    save_file(repeated, path, {"format": "pt"})
+    assert "head" not in lensjax.models.load(folder).params
+    repeated["encoder.embed_tokens.weight"][-1, -1] += 1
+    save_file(repeated, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 unexpected \(encoder\.embed_tokens\.weight\)"):
+        lensjax.models.load(folder)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 16), (64, 100)])
+def test_buckets_of_t5_equal_torch(buckets: int, furthest: int, causal: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = np.arange(-600, 601)
+    expected = T5Attention._relative_position_bucket(torch.from_numpy(distances), not causal, buckets, furthest)
+    np.testing.assert_array_equal(relative_buckets(distances, buckets, furthest, causal=causal), expected.numpy())
+
+
+def untie(model: Any) -> None:
+    import torch
+
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
