@@ -10,6 +10,7 @@ import pytest
 import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models import pocket as models
+from lensjax.models.hub import read_config
 from lensjax.train.ladder import check_name, model_name
 
 READ = {  # what decoders have learned to expect
@@ -32,7 +33,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_four_or_five_small_models_of_as_many_families_are_bundled() -> None:
     names = models.bundled()
     assert 4 <= len(names) <= 5
-    families = {lensjax.models.read_config(models.bundled_folder(name)).model_type for name in names}
+    families = {read_config(models.bundled_folder(name)).model_type for name in names}
     assert len(families) == len(names)
     assert sum(path.stat().st_size for path in models._FOLDER.rglob("*")) < 15e6
 
