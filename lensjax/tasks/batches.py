@@ -163,17 +163,14 @@ def training_batches(
         short, examples = plan[step]
         return collate(tokens, examples, rows, lengths[0] if short else lengths[1], padding)
 
-    pool = ThreadPoolExecutor(1)
-    try:
-        coming: deque[Future[dict[str, Int[np.ndarray, "rows time"]]]] = deque()
-        for step in steps:
-            coming.append(pool.submit(make, step))
-            if len(coming) > PREFETCH:
-                yield coming.popleft().result()
-        while coming:
+    pool = ThreadPoolExecutor(1)  # its thread ends once nobody holds this generator
+    coming: deque[Future[dict[str, Int[np.ndarray, "rows time"]]]] = deque()
+    for step in steps:
+        coming.append(pool.submit(make, step))
+        if len(coming) > PREFETCH:
             yield coming.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    while coming:
+        yield coming.popleft().result()
 
 
 def evaluation_batches(

@@ -1,5 +1,7 @@
 """Batches: every example once an epoch, few shapes, an order that is a pure function of seed and step."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,6 +97,19 @@ def test_training_batches_are_those_of_the_plan_from_any_step_on(start):
         short, examples = plan[step]
         expected = collate(tokens, examples, [1, 3], lengths[0 if short else 1], 0)
         assert all(np.array_equal(batch[key], expected[key]) for key in expected)
+
+
+def test_the_thread_that_makes_batches_ends_with_them():
+    tokens = make_tokens(range(1, 21), [2] * 20)
+    needed = example_lengths(tokens, False)
+    lengths = choose_lengths([needed])
+    before = set(threading.enumerate())
+    made = training_batches(tokens, BatchPlan(fits(needed, lengths[0]), 4, 3), lengths, [1, 3], 0, range(100))
+    next(made)
+    (thread,) = set(threading.enumerate()) - before
+    del made
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_evaluation_batches_keep_the_order():
