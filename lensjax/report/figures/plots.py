@@ -86,13 +86,14 @@ def measured_figure(ranking: Ranking) -> go.Figure:
 
 
 def beyond_axes(figure: go.Figure) -> int:
-    """How many points of `agreement_figure` lie outside its axes."""
+    """The number of points of `agreement_figure` outside its axes."""
     low, high = figure.layout.xaxis.range or (-np.inf, np.inf)
     points = [xy for trace in figure.data for xy in zip(trace.x, trace.y, strict=True)]
     return sum(not (low <= x <= high and low <= y <= high) for x, y in points)
 
 
 def label(ranking: Ranking, i: int) -> str:
+    """A model's name beside the mouse."""
     return plotly_text(ranking.table.models[i], 80)
 
 
@@ -106,11 +107,11 @@ def _places(prediction: Prediction) -> Float[np.ndarray, " M"]:
 
 
 def error_bars(
-    at: Sequence[int], score: np.ndarray, lower: np.ndarray | None, upper: np.ndarray | None, colour: str
+    rows: list[int], score: np.ndarray, lower: np.ndarray | None, upper: np.ndarray | None, colour: str
 ) -> dict[str, object] | None:
-    if lower is None or upper is None or not at:
+    """Plotly's error bars of some models, where the method gives intervals."""
+    if lower is None or upper is None or not rows:
         return None
-    rows = list(at)
     return {
         "array": compact(upper[rows] - score[rows]),
         "arrayminus": compact(score[rows] - lower[rows]),
@@ -197,6 +198,7 @@ def _square(figure: go.Figure, values: np.ndarray, x_title: str, y_title: str, r
 
 
 def base_layout(height: int, small: bool = False) -> go.Layout:
+    """The look of every figure; a small one cannot be zoomed."""
     axis = {
         "gridcolor": _LINE,
         "linecolor": MUTED,

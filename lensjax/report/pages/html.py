@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.resources import files
 
 import jinja2
@@ -55,10 +55,14 @@ class Name:
 
 
 def render(template: str, context: Mapping[str, object]) -> str:
-    """A template of this folder as a page that runs no script but its own and fetches nothing.
+    """A template as a page that runs no script but its own and fetches nothing.
 
-    The same context gives the same bytes, given the versions named at the foot of the page. Text of the context may
-    hold anything: it is escaped wherever it is shown.
+    Args:
+      template: File in `lensjax/report/templates`.
+      context: Its variables. Texts may hold anything; they are escaped.
+
+    Returns:
+      HTML, the same bytes for the same context and the versions named at the foot of the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lensjax.report", "templates"),
@@ -70,22 +74,16 @@ def render(template: str, context: Mapping[str, object]) -> str:
     environment.filters.update(count=text.count, grouped="{:,}".format)
     scripts = {"plotly": get_plotlyjs().replace("\r\n", "\n"), "page": _asset("page.js")}
     frame = {
-        "versions": _versions(),
+        "versions": [
+            ("LensJAX", lensjax.__version__),
+            *((package, version(package)) for package in ("jax", "numpy", "plotly")),
+            ("Python", platform.python_version()),
+        ],
         "css": Markup(_asset("page.css")),
         "scripts": {name: Markup(code) for name, code in scripts.items()},
         "script_hashes": [_csp_hash(code) for code in scripts.values()],
     }
     return environment.get_template(template).render({**context, **frame})
-
-
-def _versions() -> list[tuple[str, str]]:
-    versions = [("LensJAX", lensjax.__version__)]
-    for package in ("jax", "numpy", "plotly"):
-        try:
-            versions.append((package, version(package)))
-        except PackageNotFoundError:
-            versions.append((package, "not installed"))
-    return [*versions, ("Python", platform.python_version())]
 
 
 @cache
