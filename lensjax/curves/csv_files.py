@@ -1,4 +1,4 @@
-"""Fine-tuning curves in files: the two CSV layouts that `read_curves` tells apart.
+"""Fine-tuning curves in CSV files of two layouts, which `read_curves` tells apart.
 
 wide (the layout of the public rectified-scaling-law benchmark), one row per model::
 
@@ -36,12 +36,15 @@ _Row = tuple[int, list[str]]
 def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
     """Read a wide or tidy CSV of fine-tuning curves (see the module's docstring for both layouts).
 
-    Blank cells mean "not measured". Repeated (model, examples) rows of a tidy file must differ in `seed`;
-    they are averaged and their standard deviation kept.
+    Blank cells mean "not measured". Repeated (model, examples) rows of a tidy file must differ in `seed`; they are
+    averaged and their standard deviation is kept.
 
     Args:
       path: the CSV file, UTF-8.
       task: name of the task; the file's stem by default.
+
+    Returns:
+      M models at all S sizes in the file; losses in nats per token.
 
     Raises:
       InputError: naming the file, the line and the column at fault.
@@ -57,7 +60,12 @@ def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
 
 
 def parse_curves(text: str, where: str, task: str) -> CurveTable:
-    """The curves in the text of a wide or tidy CSV, as `read_curves` reads it; `where` is what messages call it.
+    """Read the text of a wide or tidy CSV; see `read_curves`.
+
+    Args:
+      text: the file's content.
+      where: the file's name in messages.
+      task: name of the task.
 
     Raises:
       InputError: naming the line and the column at fault.
@@ -75,7 +83,7 @@ def parse_curves(text: str, where: str, task: str) -> CurveTable:
 
 
 def _rows(where: str, text: str) -> Iterator[_Row]:
-    """Every row that is not blank, with the number of its first line; all as wide as the first."""
+    """Rows that are not blank, each with the number of its first line; all are as wide as the first."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line, width = 1, 0
     try:
@@ -91,7 +99,7 @@ def _rows(where: str, text: str) -> Iterator[_Row]:
 
 
 def _read_wide(builder: "_Builder", header: str, columns: list[str], rows: Iterator[_Row]) -> Iterable[int]:
-    """Fill `builder` from the rows of a wide file; the sizes of its columns."""
+    """Fill `builder` from the rows of a wide file; returns the sizes of its columns."""
     name_column = next((columns.index(name) for name in NAME_COLUMNS if name in columns), None)
     if name_column is None:
         raise InputError(
@@ -128,7 +136,7 @@ def _read_wide(builder: "_Builder", header: str, columns: list[str], rows: Itera
 
 
 def _read_tidy(builder: "_Builder", header: str, columns: list[str], rows: Iterator[_Row]) -> Iterable[int]:
-    """Fill `builder` from the rows of a tidy file; the sizes it names."""
+    """Fill `builder` from the rows of a tidy file; returns the sizes in it."""
     repeated = [name for name in duplicates(columns) if name]
     if repeated:
         raise InputError(f"{header} has the column '{shorten(repeated[0])}' twice; keep one.")
@@ -207,10 +215,10 @@ class _Builder:
         column = {size: j for j, size in enumerate(sizes)}
         for (model, size), values in self.losses.items():
             cell = row[model], column[size]
-            found = np.array(list(values.values()))
-            loss[cell], seeds[cell] = found.mean(), len(found)
-            if len(found) > 1:
-                spread[cell] = found.std(ddof=1)
+            runs = np.array(list(values.values()))
+            loss[cell], seeds[cell] = runs.mean(), len(runs)
+            if len(runs) > 1:
+                spread[cell] = runs.std(ddof=1)
         return CurveTable(
             task=task,
             models=tuple(models),
@@ -224,7 +232,7 @@ class _Builder:
 
 
 def _number(text: str) -> float:
-    """The number that `text` is, NaN where it is none; Python's 1_000 is not one in a CSV."""
+    """Text as a number; NaN where it is none, as Python's 1_000 in a CSV."""
     try:
         return math.nan if "_" in text else float(text)
     except ValueError:

@@ -10,7 +10,7 @@ Every law maps log D to log L, with L in nats per token and D in examples::
 They nest: `lensllm` is `rectified` with D_l = F, `rectified` is `power` with D_l = 0, `vanilla` is
 `power` with α = 1.
 
-What may span many orders of magnitude enters and leaves as a logarithm, so float32 serves for any D that a
+Quantities that span many orders of magnitude enter and leave as logarithms, so float32 serves for any D that a
 `CurveTable` can hold. Zero is -inf: D = 0 (the pretrained model), D_l = 0, F = 0 and E = 0 are exact in value
 and derivative. Arguments broadcast against each other; exponents are positive.
 """
@@ -27,37 +27,6 @@ from jaxtyping import Float
 
 Log = Float[ArrayLike, "..."]
 Exponent = Float[ArrayLike, "..."]
-
-
-def power(log_d: Log, *, log_b: Log, beta: Exponent, log_e: Log) -> Float[Array, "..."]:
-    """log L of the power law L = B / D^β + E; L is infinite at D = 0.
-
-    Args:
-      log_d: log of the number of training examples; -inf is D = 0.
-      log_b: log B.
-      beta: exponent β > 0.
-      log_e: log of the irreducible loss E in nats per token; -inf is E = 0.
-
-    Returns:
-      log of the test loss in nats per token, of the broadcast shape of the arguments.
-    """
-    return _log_add(log_b - _log_pow(log_d, beta), log_e)
-
-
-def vanilla(log_d: Log, *, log_b: Log, beta: Exponent, log_e: Log, alpha: Exponent) -> Float[Array, "..."]:
-    """log L of the vanilla law L = (B / D^β + E)^α; L is infinite at D = 0.
-
-    Args:
-      log_d: log of the number of training examples; -inf is D = 0.
-      log_b: log B.
-      beta: exponent β > 0.
-      log_e: log E; the irreducible loss is E^α nats per token.
-      alpha: outer exponent α > 0.
-
-    Returns:
-      log of the test loss in nats per token, of the broadcast shape of the arguments.
-    """
-    return _log_pow(power(log_d, log_b=log_b, beta=beta, log_e=log_e), alpha)
 
 
 def rectified(log_d: Log, *, log_b: Log, log_d_l: Log, beta: Exponent, log_e: Log) -> Float[Array, "..."]:
@@ -79,24 +48,31 @@ def rectified(log_d: Log, *, log_b: Log, log_d_l: Log, beta: Exponent, log_e: Lo
     return _log_add(log_b - _log_add(log_d_l, _log_pow(log_d, beta)), log_e)
 
 
-def lensllm(log_d: Log, *, log_b: Log, log_f: Log, beta: Exponent, log_e: Log) -> Float[Array, "..."]:
-    """log L of the LensLLM law L = B / (F(Θ, t) + D^β) + E.
+def power(log_d: Log, *, log_b: Log, beta: Exponent, log_e: Log) -> Float[Array, "..."]:
+    """log L of the power law L = B / D^β + E, infinite at D = 0; arguments and result are those of `rectified`."""
+    return _log_add(log_b - _log_pow(log_d, beta), log_e)
+
+
+def vanilla(log_d: Log, *, log_b: Log, beta: Exponent, log_e: Log, alpha: Exponent) -> Float[Array, "..."]:
+    """log L of the vanilla law L = (B / D^β + E)^α, infinite at D = 0.
 
     Args:
-      log_d: log of the number of training examples; -inf is D = 0.
-      log_b: log B.
-      log_f: log of F(Θ, t), the linearised training residual, which stands where D_l stood.
-      beta: exponent β > 0.
-      log_e: log of the irreducible loss E in nats per token; -inf is E = 0.
+      log_d, log_b, beta, log_e: see `rectified`; here the irreducible loss is E^α nats per token.
+      alpha: outer exponent α > 0.
 
     Returns:
       log of the test loss in nats per token, of the broadcast shape of the arguments.
     """
+    return _log_pow(power(log_d, log_b=log_b, beta=beta, log_e=log_e), alpha)
+
+
+def lensllm(log_d: Log, *, log_b: Log, log_f: Log, beta: Exponent, log_e: Log) -> Float[Array, "..."]:
+    """log L of the LensLLM law, which is `rectified` with the linearised training residual F(Θ, t) as D_l."""
     return rectified(log_d, log_b=log_b, log_d_l=log_f, beta=beta, log_e=log_e)
 
 
 class Law(NamedTuple):
-    """A law and the names of its parameters, as the formula has them.
+    """A law and the names of its parameters in the formula.
 
     Attributes:
       log_loss: log D → log L.

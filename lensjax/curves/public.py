@@ -1,7 +1,7 @@
 """Public fine-tuning curves of 30 language models: the benchmark of the Rectified Scaling Law (arXiv 2402.02314).
 
 Its files belong to others and are not part of LensJAX: `rectified` reads them from `$LENSJAX_BENCHMARKS`, from the
-user's cache, or downloads them once and checks what arrived.
+user's cache, or downloads them once and checks their SHA-256.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ def rectified(name: str) -> CurveTable:
       name: "flan", "gigaword" or "wikitext"; the last is read from `$LENSJAX_BENCHMARKS` only.
 
     Raises:
-      InputError: the name is unknown; the file is nowhere and cannot be downloaded; what was downloaded is not
-        the expected file; or the file is not a table of curves.
+      InputError: the name is unknown; the file is missing and cannot be downloaded, or not as expected; or it is not
+        a table of curves.
     """
     if name not in SHA256:
         raise InputError(f"There is no benchmark '{shorten(name)}'; choose one of {', '.join(SHA256)}.")
@@ -59,7 +59,7 @@ def available() -> tuple[str, ...]:
 
 
 def _local(name: str) -> Path | None:
-    """The file, where it can be had without the network."""
+    """The file, if it is at hand without the network."""
     folder = os.environ.get(VARIABLE)
     if folder:
         for path in (Path(folder) / "rectified" / f"{name}.csv", Path(folder) / f"{name}.csv"):
@@ -89,10 +89,10 @@ def _download(name: str) -> Path:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection
         raise InputError(f"Cannot download {name}.csv ({shorten(error)}); when online, {by_hand}.") from error
-    found = hashlib.sha256(body).hexdigest()
-    if found != expected:
+    actual = hashlib.sha256(body).hexdigest()
+    if actual != expected:
         raise InputError(
-            f"What was downloaded as {name}.csv has SHA-256 {found[:12]}…, not {expected[:12]}…, and was not "
+            f"The file downloaded as {name}.csv has SHA-256 {actual[:12]}…, not {expected[:12]}…, and was not "
             f"kept; try again later, or {by_hand} once you trust its content."
         )
     try:

@@ -56,19 +56,19 @@ class CurveTable:
 
     def column(self, examples: int) -> Float[np.ndarray, " M"]:
         """Loss of every model at one size; NaN where not measured."""
-        found = np.flatnonzero(self.sizes == examples)
-        return self.loss[:, found[0]] if found.size else np.full(len(self.models), np.nan)
+        place = np.flatnonzero(self.sizes == examples)
+        return self.loss[:, place[0]] if place.size else np.full(len(self.models), np.nan)
 
     def up_to(self, budget: int) -> "CurveTable":
-        """The table as it stood when nothing above `budget` examples had been measured."""
+        """The table without sizes above `budget` examples."""
         return self._take(columns=np.flatnonzero(self.sizes <= budget))
 
     def select(self, keep: Sequence[int] | np.ndarray) -> "CurveTable":
-        """The table of the models at the given positions, in that order, or where a mask of M is true."""
+        """The table of the models at these positions, in that order, or where a mask of M is true."""
         return self._take(rows=np.arange(len(self.models))[list(keep)])
 
     def points(self) -> Int[np.ndarray, " M"]:
-        """Number of measured sizes D > 0 of each model, the points a curve is fitted to."""
+        """Number of measured sizes D > 0 of each model: the points that a curve is fitted to."""
         return self.measured[:, self.sizes > 0].sum(axis=1)
 
     def _take(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> "CurveTable":
@@ -87,7 +87,7 @@ class CurveTable:
         )
 
     def to_csv(self, layout: Literal["wide", "tidy"] = "wide") -> str:
-        """The table as CSV text, each loss the mean over seeds; tidy has a row for each measured one only."""
+        """The table as CSV text with means over seeds; "wide" has a row per model, "tidy" one per measured loss."""
         text = io.StringIO()
         # Before Python 3.13 the writer leaves a lone carriage return unquoted, a new row to a reader.
         bare = "\r" in "".join(self.models + self.families)
@@ -125,7 +125,15 @@ def curve_table(
     families: Sequence[str] | None = None,
     task: str = "task",
 ) -> CurveTable:
-    """A `CurveTable` from arrays: `loss` is M × S, NaN where not measured; columns may be in any order.
+    """A `CurveTable` from arrays.
+
+    Args:
+      models: M names.
+      sizes: S numbers of training examples, in any order.
+      loss: M × S test losses in nats per token; NaN where not measured.
+      parameters: number of parameters of each model; NaN where unknown.
+      families: family of each model; "" where unknown.
+      task: name of the task.
 
     Raises:
       InputError: shapes disagree, a name or size is repeated, a name is blank, or a loss or number of
@@ -180,5 +188,5 @@ def curve_table(
 
 
 def duplicates(items: Iterable[Hashable]) -> list[str]:
-    """What occurs more than once, as text, in order of first occurrence."""
+    """Items that occur more than once, as text, in order of first occurrence."""
     return [str(item) for item, count in Counter(items).items() if count > 1]

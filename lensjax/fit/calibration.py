@@ -1,4 +1,4 @@
-"""How far the intervals of a fit can be trusted, by the largest sizes that were measured."""
+"""How far the intervals of a fit can be trusted: the fit without the largest sizes predicts them."""
 
 from dataclasses import replace
 
@@ -14,9 +14,14 @@ CLEARLY = 1.0  # nats by which the errors must be more probable for intervals to
 
 
 def hold_out(table: CurveTable, steps: int = 1) -> tuple[CurveTable, CurveTable]:
-    """The table without some of the largest sizes of each model, and with the largest of those alone.
+    """Split off the largest sizes of each model. A model with too few points keeps them all.
 
-    A model that two sizes D > 0 would not be left of keeps all of its own.
+    Args:
+      table: measured curves of M models.
+      steps: number of sizes D > 0 that each model loses; at least two are left.
+
+    Returns:
+      The table without those sizes, and a table of the largest size of each model that lost some.
     """
     curve = table.measured & (table.sizes > 0)
     after = curve[:, ::-1].cumsum(axis=1)[:, ::-1]  # sizes from each on
@@ -27,15 +32,15 @@ def hold_out(table: CurveTable, steps: int = 1) -> tuple[CurveTable, CurveTable]
 
 
 def widening(errors: Float[np.ndarray, " M"], dof: float, sd: float) -> float:
-    """How many times wider than predicted intervals ought to be, at least 1.
+    """The factor, at least 1, by which intervals ought to be wider than predicted.
 
     Args:
       errors: of losses that a fit did not see, in its standard deviations.
-      dof: errors are Student-t, so that one that is far off does not widen the intervals of all.
-      sd: prior standard deviation of the log of what is sought, which keeps it near 1 where errors are few.
+      dof: degrees of freedom of the errors' Student's t, so that one outlier does not widen the intervals of all.
+      sd: prior standard deviation of the log of the factor, which keeps it near 1 where errors are few.
 
     Returns:
-      The most probable scale of the errors, where it is above 1 and they are clearly more probable by it, or 1.
+      The most probable scale of the errors, or 1 where that is not clearly more probable than 1.
     """
     log_density = student.logpdf(errors / WIDENINGS[:, None], dof).sum(axis=1) - len(errors) * np.log(WIDENINGS)
     log_density -= 0.5 * (np.log(WIDENINGS) / sd) ** 2

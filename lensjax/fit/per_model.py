@@ -29,7 +29,7 @@ from lensjax.curves.table import CurveTable
 MIN_BETA, MAX_BETA = 1e-3, 2.0
 MIN_ALPHA, MAX_ALPHA = 0.1, 10.0
 
-# What each law frees of its shape, in that order: n points free n - 1 numbers, for the level takes one. The
+# The numbers of its shape that each law frees, in this order: n points free n - 1, as the level takes one. The
 # rest is 0 (D_l = 0, E = 0, α = 1), so two points are joined by a straight line in log-log.
 _SHAPE = ("log_beta", "s", "e", "log_alpha")
 _FREED = {
@@ -117,25 +117,25 @@ def fit_per_model(
     if log_residual.shape != (models,):
         raise InputError(f"log_f has shape {log_residual.shape}; give one number for each of the {models} models.")
 
-    found = {name: np.full(models, np.nan) for name in (*LAWS[law].parameters, "rmse")}
+    numbers = {name: np.full(models, np.nan) for name in (*LAWS[law].parameters, "rmse")}
     fitted = np.flatnonzero((table.points() >= 2) & (log_residual < np.inf))
     for start in range(0, len(fitted), _BLOCK):
         rows = np.resize(fitted[start : start + _BLOCK], _BLOCK)  # the last block repeats models to be full
         fits = _fit_block(_curves(table.select(rows), log_residual[rows], law))
-        for name, values in found.items():
+        for name, values in numbers.items():
             values[rows] = fits[name]
-    return PerModelFit(law, table.models, rmse=found.pop("rmse"), parameters=found)
+    return PerModelFit(law, table.models, rmse=numbers.pop("rmse"), parameters=numbers)
 
 
 class _Curves(NamedTuple):
-    """What is fitted of N models, in the coordinates of the fit; of one model inside `vmap`."""
+    """N curves in the coordinates of the fit; one curve inside `vmap`."""
 
     x: Float[Array, "N S"]  # log(D / D_1), 0 where not measured
     y: Float[Array, "N S"]  # log L less its mean, 0 where not measured
     weight: Float[Array, "N S"]  # 1 where measured, else 0
     mean: Float[Array, " N"]
     log_d1: Float[Array, " N"]
-    log_f: Float[Array, " N"]  # -inf, F = 0, but for the law lensllm
+    log_f: Float[Array, " N"]  # -inf (F = 0) except for the law lensllm
     low: Float[Array, "N 4"]
     high: Float[Array, "N 4"]
 
@@ -168,7 +168,7 @@ def _curves(table: CurveTable, log_f: np.ndarray, law: str) -> _Curves:
 
 
 def _fit_block(curves: _Curves) -> dict[str, np.ndarray]:
-    """Natural parameters, whichever law they belong to, and rmse of every curve."""
+    """Natural parameters of all laws, and the rmse of every curve."""
     with jax.enable_x64(True):
         shape, level, rmse = map(np.asarray, _fit_curves(curves))
     mean, log_d1, log_f = map(np.asarray, (curves.mean, curves.log_d1, curves.log_f))
@@ -195,7 +195,7 @@ def _fit_curves(c: _Curves) -> tuple[Float[Array, "4"], Float[Array, ""], Float[
 
 
 def _first_least(squares: Float[Array, "*A N"]) -> Int[Array, "*A"]:
-    """Where the least is: the first of those that tie but for rounding, as starts with one optimum do."""
+    """Position of the smallest; the first of those that differ by rounding alone, as starts with one optimum do."""
     least = jnp.min(squares, axis=-1, keepdims=True)
     return jnp.argmax(squares <= (1 + 1e-9) * least + 1e-24, axis=-1)
 

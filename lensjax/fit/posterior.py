@@ -1,12 +1,14 @@
-"""What any posterior over curves can be asked: losses, law parameters, and which model to choose."""
+"""Posteriors over curves: losses at any size, law parameters, and which model to choose."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, listing
+from lensjax.curves.table import CurveTable
+from lensjax.fit.calibration import FEWEST
 
 DRAWS = 4000
 Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
@@ -94,3 +96,27 @@ class CurvePosterior(ABC):
                 f"to {self.horizon}; fit with a larger horizon."
             )
         return sizes
+
+
+def check_fit(table: CurveTable, horizon: int, fit: str) -> Bool[np.ndarray, " S"]:
+    """Check that a table's curves can be fitted up to a horizon.
+
+    Args:
+      table: measured curves.
+      horizon: largest number of examples to predict for.
+      fit: name of the fit in messages.
+
+    Returns:
+      Which sizes are above 0 and measured.
+
+    Raises:
+      InputError: a model has fewer than two sizes above 0, or the horizon lies below a measured size.
+    """
+    short = [model for model, points in zip(table.models, table.points(), strict=True) if points < FEWEST]
+    if short or not table.models:
+        raise InputError(f"The {fit} fit needs at least two sizes above 0 of every model; mend {listing(short)}.")
+    measured = table.measured.any(axis=0)
+    largest = int(table.sizes[measured].max())
+    if horizon < largest:
+        raise InputError(f"The horizon of {horizon} examples lies below the measured {largest}; raise it.")
+    return measured & (table.sizes > 0)

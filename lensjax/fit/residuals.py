@@ -1,4 +1,4 @@
-"""What kernels say of models before fine-tuning: residuals F_i(t) of linearised training, with one t for all."""
+"""Residuals F_i(t) of training linearised by each model's kernel, with one t for all models."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,6 +30,14 @@ class Residuals(NamedTuple):
         """log F_i(t)."""
         return jax.nn.logsumexp(-2 * self.rates * t, b=self.weights, axis=1)
 
+    def check(self, models: int) -> None:
+        """Raise InputError where these are residuals of another number of models."""
+        if len(self.rates) != models:
+            raise InputError(
+                f"The residuals are of {len(self.rates)} models, the table has {models}; give one for each, None "
+                "where it is not known."
+            )
+
 
 def stack_residuals(
     modes: Sequence[tuple[Float[ArrayLike, " K"], Float[ArrayLike, " K"]] | None], eta: float = 1.0
@@ -41,7 +49,7 @@ def stack_residuals(
       eta: learning rate of all.
 
     Raises:
-      InputError: none is known, or a model's numbers are not finite, negative, or all 0.
+      InputError: no model's are known, or a model's numbers are not finite, negative, or all 0.
     """
     width = max((np.size(known[0]) for known in modes if known is not None), default=0)
     if not width:
@@ -63,7 +71,7 @@ def stack_residuals(
 
 
 def candidate_times(residuals: Residuals, count: int) -> Float[np.ndarray, " count"]:
-    """Times from before anything is learnt to after nearly all is, in a typical model, evenly spaced in their logs.
+    """Times from before a typical model has learnt anything to after it has learnt nearly all, evenly spaced in log t.
 
     Raises:
       InputError: all kernels are 0.

@@ -1,4 +1,4 @@
-"""Does the NTK term of the LensLLM law help? Its variants, judged by the last losses that were measured."""
+"""Whether the NTK term of the LensLLM law helps: its variants predict the largest measured sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from lensjax.fit.lensllm.fitting import VARIANTS, Variant, fit_lensllm
 from lensjax.fit.residuals import Residuals
 
 STEPS = (1, 2)  # held-out sizes of each model; the largest of them is predicted
-SURE = 0.95  # one-sided, of a difference that is called one
+SURE = 0.95  # one-sided confidence in a difference, from which on it is called one
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How each variant predicted the largest measured size of M models, from those before it.
+    """How well each variant predicts the largest measured size of M models from smaller ones.
 
     Attributes:
       models: M names.
       log_density: by variant, log predictive density of each measured log loss in nats, one step and two steps ahead;
         NaN for a model with too few sizes.
       log_error: by variant, log of the predicted loss over the measured one, likewise.
-      evidence: by variant, log marginal likelihood of all but the largest sizes, in nats. It may tell variants apart
-        whose predictions do not yet differ.
+      evidence: by variant, log marginal likelihood of all but the largest sizes, in nats. It may differ where
+        predictions do not yet.
     """
 
     models: tuple[str, ...]
@@ -45,11 +45,11 @@ class Comparison:
 
     @property
     def difference(self) -> tuple[float, float]:
-        """What the NTK term adds to the log density of a model's held-out loss, tied less hierarchical, in nats.
+        """Gain in log density of a model's held-out loss by the NTK term, tied less hierarchical, in nats.
 
         Returns:
-          mean and standard error over models, the latter NaN of one model. The models were fitted together, so that it
-          is a little small where they err together.
+          Mean and standard error over models; the latter is NaN for one model, and a little small where models err
+          together, as they were fitted together.
         """
         gained = self.log_density["tied"] - self.log_density["hierarchical"]
         each = _mean(gained[np.isfinite(gained).any(axis=1)].T)
@@ -64,9 +64,9 @@ class Comparison:
         if count < 2:
             return "Whether the NTK term helped cannot be told from one model's held-out losses."
         sure = abs(mean) > stdtrit(count - 1, SURE) * error
-        found = ("helped" if mean > 0 else "hurt") if sure else "made no difference"
+        effect = ("helped" if mean > 0 else "hurt") if sure else "made no difference"
         return (
-            f"The NTK term {found} here: it changed the log density of a held-out loss by {mean:+.2f} ± {error:.2f} "
+            f"The NTK term {effect} here: it changed the log density of a held-out loss by {mean:+.2f} ± {error:.2f} "
             f"nats (mean and standard error over {count} models)."
         )
 
@@ -77,12 +77,15 @@ def compare_variants(
     """Score variants of the LensLLM law by leaving out the largest sizes of every model.
 
     Each variant is fitted without the largest size of each model, and without the two largest, and predicts the
-    largest. A model that two sizes would not be left of keeps all of its own and is not scored.
+    largest. A model with too few points keeps them all and is not scored.
 
     Args:
-      table: measured curves of M models, of two sizes D > 0 at least each.
+      table: measured curves of M models with at least two sizes D > 0 each.
       horizon, residuals: see `lensjax.fit.lensllm.fitting.fit_lensllm`.
       variants: those to compare.
+
+    Returns:
+      Scores of every variant, one and two steps ahead.
 
     Raises:
       InputError: no model has three sizes, or see `fit_lensllm`.
@@ -109,7 +112,7 @@ def compare_variants(
 
 
 def _mean(values: Float[np.ndarray, "M ..."]) -> Float[np.ndarray, "..."]:
-    """Over the models that have a value; NaN where none has."""
+    """Mean over the models that have a value; NaN where none has."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)

@@ -1,7 +1,7 @@
-"""What to measure next: the points that lower the expected regret of the choice most for what they cost.
+"""The points to measure next: those that lower the expected regret of the choice most for their cost.
 
-A point is a model fine-tuned on a number of examples. Once it has been measured to have log loss z, the choice is
-the model of least E[L | z] at the target, so that measuring it lowers the expected regret of the choice by
+A point is a model fine-tuned on a number of examples. Once its log loss z is measured, the choice is the model with
+the lowest E[L | z] at the target, so that measuring it lowers the expected regret of the choice by
 
     min_i E[L_i] - E_z[min_i E[L_i | z]],
 
@@ -11,7 +11,7 @@ mean and variance of z, and c_pi its covariance with log L_i,
 
     E[L_i | z] p(z) = mean_p E_p[L_i] N(z; μ_p + c_pi, v_p),
 
-which leaves an integral over one number, taken without draws: what is small is not lost in their noise.
+which leaves an integral over one number, taken without draws, so that small drops are not lost in their noise.
 """
 
 import math
@@ -48,11 +48,11 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class NextPoint:
-    """What measuring a point would bring.
+    """The benefit of measuring a point.
 
     Attributes:
       point: the point.
-      cost: of measuring it, in the unit that was given.
+      cost: of measuring it, in the unit of the given costs.
       drop: expected drop of the regret of the choice, in nats per token; None for a point that is needed before
         anything can be expected of its model.
     """
@@ -61,11 +61,6 @@ class NextPoint:
     cost: float
     drop: float | None
 
-    @property
-    def drop_per_cost(self) -> float | None:
-        """What points are ordered by, in nats per token and unit of cost."""
-        return None if self.drop is None else self.drop / self.cost
-
 
 @dataclass(frozen=True)
 class Advice:
@@ -73,7 +68,7 @@ class Advice:
 
     Attributes:
       points: the best to measure next first.
-      choice: the model of least expected loss at the target, which is that of least expected regret; a ranking, by
+      choice: the model with the lowest expected loss at the target, and so the lowest expected regret; a ranking, by
         medians, may put another first. None while points are needed.
       regret: its expected loss above the best model's, in nats per token; None while points are needed.
       regret_error: standard error of `regret`, which is estimated from draws.
@@ -85,15 +80,15 @@ class Advice:
     regret_error: float | None = None
 
     def batch(self, cost: float) -> tuple[NextPoint, ...]:
-        """Points to measure before asking again: the best of each model in order, at most `cost` in all, one at least.
+        """Points to measure before the next fit: each model's best, in order, while `cost` lasts; one at least.
 
-        Points that are needed come all together, as none says anything of another.
+        Needed points come all together.
         """
         if self.choice is None:
             return self.points
-        best = {found.point.model: found for found in reversed(self.points)}
-        points = [found for found in self.points if best[found.point.model] is found]
-        within = int(np.searchsorted(np.cumsum([found.cost for found in points]), cost, side="right"))
+        best = {next_.point.model: next_ for next_ in reversed(self.points)}
+        points = [next_ for next_ in self.points if best[next_.point.model] is next_]
+        within = int(np.searchsorted(np.cumsum([next_.cost for next_ in points]), cost, side="right"))
         return tuple(points[: max(1, within)])
 
 
@@ -123,18 +118,20 @@ def advise(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Advice:
-    """Order points by the expected drop in regret per cost, were each measured once and the choice made then.
+    """Order points by the expected drop in regret per cost, if one more is measured and the choice is made then.
 
-    It looks one point ahead, with the amplitudes of the fit as they are, but lets a measured point tell priors apart.
-    A model with fewer than two sizes above 0 needs its cheapest points first, the cheapest of all models leading;
-    until then no other points are given.
+    The amplitudes of the fit stay as they are, but the point's loss changes the weights of the priors. A model with
+    fewer than two sizes above 0 needs its cheapest points first; until it has them no other points are given.
 
     Args:
-      table: what was measured of M models; sizes above `target` are not looked at.
+      table: measured curves of M models; sizes above `target` are not looked at.
       target: number of training examples for which a model is to be chosen.
       costs: of the points that could be measured, in any unit.
-      posterior: that of the table, where it was fitted already, up to `target` at least.
+      posterior: of the table up to `target` at least; it is fitted if not given.
       draws, seed: for the regret of the choice now.
+
+    Returns:
+      The points in order, best first, and the choice as it is now.
 
     Raises:
       InputError: there are fewer than two models, a point is of none of them, smaller than all that was measured or
@@ -147,7 +144,7 @@ def advise(
         return Advice(tuple(NextPoint(point, costs[point], None) for point in needed))
     posterior = posterior or fit_joint(table, target)
     points = list(costs)
-    # Few numbers of points, as each is compiled anew; any point fills up.
+    # Padded, as every number of points is compiled anew.
     padded = max(_BLOCK, 1 << max(0, len(points) - 1).bit_length())
     model, examples = np.zeros(padded, int), np.full(padded, target)
     position = {name: i for i, name in enumerate(table.models)}
@@ -155,7 +152,7 @@ def advise(
         model[i], examples[i] = position[point.model], point.examples
     moments = posterior.moments(target, model, examples)
     with float64_on_cpu():
-        expected, drops = (np.asarray(found) for found in _drops(moments, posterior.centre))
+        expected, drops = map(np.asarray, _drops(moments, posterior.centre))
     best = int(np.argmin(expected))
     losses = posterior.sample(target, draws, seed)
     regrets = losses[:, best] - losses.min(axis=1)
@@ -199,7 +196,7 @@ def _needed(table: CurveTable, costs: Mapping[Point, float]) -> list[Point]:
 
 @jax.jit
 def _drops(moments: JointMoments, centre: float) -> tuple[Float[Array, " M"], Float[Array, " C"]]:
-    """Expected losses at the target, and by how much less the least of them is expected to be after each point."""
+    """Expected losses at the target, and the expected drop of the lowest of them by measuring each point."""
     losses = jnp.exp(moments.target_mean + moments.target_variance / 2 + centre)
     expected = jnp.mean(losses, axis=0)
     best = jnp.argmin(expected)

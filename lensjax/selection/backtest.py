@@ -1,4 +1,4 @@
-"""Back-tests: what every method would have said at every budget, against the losses measured at the target."""
+"""Back-tests: predictions of every method at every budget against the losses measured at the target."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What was measured of models besides their fine-tuning curves."""
+"""Measurements of models besides their fine-tuning curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ class Evidence:
     """Measured values by the measurement's name, such as "ntk", and then by the model's name.
 
     Attributes:
-      values: what a value is depends on the measurement. "ntk": rates and weights of the kernel's residual (see
-        `lensjax.curvature.dynamics.residual_modes`); "weights": NLPmetrics' score; less is better.
+      values: of "ntk", rates and weights of the kernel's residual (see `lensjax.curvature.dynamics.residual_modes`); of
+        "weights", NLPmetrics' score, lower is better; of others, whatever the methods that need them take.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

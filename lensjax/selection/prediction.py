@@ -1,4 +1,4 @@
-"""What a selection method predicts."""
+"""Predictions of selection methods."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lensjax.fit.posterior import CurvePosterior
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method says of each of M models.
+    """A method's prediction for each of M models.
 
     Attributes:
       score: smaller is better; NaN where the method cannot judge the model.
@@ -24,7 +24,7 @@ class Prediction:
         and law parameters are asked of it.
       assumptions: sentences on what the method assumes and how it is fitted; its summary where there are none.
       cautions: reasons to trust this prediction less that only the method knows.
-      section: computes what a study's report tells of the method besides, where it has a field of the method's name.
+      section: computes the method's part of a study's report, which goes into the field of the method's name.
     """
 
     score: Float[np.ndarray, " M"]
@@ -39,12 +39,12 @@ class Prediction:
 
 
 def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | None = None, **fields: Any) -> Prediction:
-    """Medians and 90 % intervals of a posterior's losses.
+    """The prediction of a posterior: medians and 90 % intervals of losses at the target.
 
     Args:
-      posterior: of some models or all of the table's.
+      posterior: over the curves of some models or all of the table's.
       target: number of training examples.
-      table: whose models are predicted, NaN where the posterior does not know them; the posterior's own by default.
+      table: with the models to predict, NaN where the posterior does not have them; the posterior's own by default.
       fields: further ones of `Prediction`.
     """
     models = posterior.models if table is None else table.models

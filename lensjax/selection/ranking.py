@@ -1,4 +1,4 @@
-"""From what was measured to an order of the candidates."""
+"""Rankings: candidates in order of their predicted loss, with all that methods know of it."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -43,10 +43,10 @@ class Ranking:
       budget: largest size the methods saw, in examples.
       target: size predicted for, in examples.
       method: name of the method that ranks.
-      prediction: what that method says.
+      prediction: of that method.
       order: positions in `table.models`, best first; models it cannot judge come last.
-      baselines: what the other methods say, by name.
-      missing: why a method says nothing, by name.
+      baselines: predictions of the other methods, by name.
+      missing: why a method has no prediction, by name.
       probability_best: P(this model has the lowest loss at the target), where the method knows.
       expected_regret: expected loss above the best candidate if this one is chosen, nats per token.
       curves: fitted curves from the smallest measured size to the target, where the method fits any.
@@ -91,7 +91,7 @@ def rank(
       target: size to predict for, in examples.
       method: name in `METHODS` of the method that ranks; all others are run beside it.
       progress: called with (methods done, methods in all).
-      evidence: what was measured of the models besides curves. Methods that need more than that are left out.
+      evidence: measured values besides curves. Methods that need more are left out.
       otherwise: the method that ranks where `method` lacks evidence.
 
     Returns:
@@ -131,7 +131,7 @@ def rank(
 
 
 def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tuple[tuple[str, str], ...]]:
-    """What may be looked at, and which models have too little of it."""
+    """The table up to the budget, and the models that have too few points in it."""
     task, largest = shorten(table.task), int(table.sizes.max())
     if not largest:
         raise InputError(f"Task '{task}' holds no losses but those before fine-tuning; measure two larger sizes.")
@@ -159,7 +159,7 @@ def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tu
 def _predict_all(
     seen: CurveTable, target: int, evidence: Evidence, progress: Callable[[int, int], None]
 ) -> tuple[dict[str, Prediction], dict[str, str]]:
-    """What every method says, or why it says nothing. They run side by side, because compiling is most of the work."""
+    """Predictions of all methods, or why there is none. They run side by side, as compiling is most of the work."""
     names = methods_in_order()
     predictions, missing = {}, {}
     with ThreadPoolExecutor(max_workers=2) as pool:  # the last ones, which take longest, first
@@ -174,7 +174,7 @@ def _predict_all(
 
 
 def _asked_of(posterior: CurvePosterior, target: int) -> dict[str, Any]:
-    """What a posterior says of the choice and of curves. The parts are compiled side by side."""
+    """Probabilities, regrets, curves and laws of a posterior. The parts are compiled side by side."""
     sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
     with ThreadPoolExecutor(max_workers=2) as pool:
         sampling = pool.submit(posterior.sample, target)
@@ -190,18 +190,18 @@ def _asked_of(posterior: CurvePosterior, target: int) -> dict[str, Any]:
 
 def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     """Reasons to trust the ranking less, most serious first."""
-    found = []
+    warnings = []
     points, prediction, best = seen.points(), ranking.prediction, ranking.order[0]
     if (fewest := int(points.min())) < 4:
         few = int((points < 4).sum())
-        found.append(
-            f"{few} of {len(points)} models were measured at fewer than 4 sizes (the least: {fewest}); their "
+        warnings.append(
+            f"{few} of {len(points)} models were measured at fewer than 4 sizes (the fewest: {fewest}); their "
             "curves say little about where they bend."
         )
-    found += prediction.cautions
+    warnings += prediction.cautions
     if prediction.widening > WIDE:
-        found.append(
-            "From the other sizes, losses at the largest would not have been foreseen as surely as the fit thinks; "
+        warnings.append(
+            "The fit to smaller sizes predicts losses at the largest less well than it claims; "
             f"intervals are {prediction.widening:.1f} times as wide as modelled, and the order may still be wrong."
         )
     judged = prediction.score[np.isfinite(prediction.score)]
@@ -210,25 +210,25 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
         spread = float(np.ptp(judged))
         surely = ranking.probability_best is not None and ranking.probability_best[best] >= 0.9
         if width > spread and not surely:  # errors that models share leave the order as it is
-            found.append(
+            warnings.append(
                 f"The typical 90 % interval ({width:.3f} nats wide) is wider than the spread of the predicted "
                 f"losses ({spread:.3f} nats); the order may well be wrong."
             )
         measured = seen.column(ranking.target) if ranking.target in seen.sizes else np.full(len(points), np.nan)
         outside = np.flatnonzero((measured < prediction.lower) | (measured > prediction.upper))
         if outside.size:
-            found.append(
+            warnings.append(
                 f"The losses measured at the target itself of {listing([seen.models[i] for i in outside])} lie outside "
                 "their 90 % intervals; trust what was measured."
             )
     if ranking.probability_best is not None and ranking.probability_best[best] < 0.5:
         rivals = int((np.cumsum(np.sort(ranking.probability_best)[::-1]) < 0.9).sum()) + 1
-        found.append(
+        warnings.append(
             f"No clear winner: the first choice is best with probability {ranking.probability_best[best]:.2f}, "
             f"and it takes {rivals} models to hold the best with probability 0.90."
         )
     if ranking.target > 64 * ranking.budget:
-        found.append(f"The target lies {ranking.target / ranking.budget:.0f} times beyond the budget.")
+        warnings.append(f"The target lies {ranking.target / ranking.budget:.0f} times beyond the budget.")
     if len(judged) < len(prediction.score):
-        found.append(f"{ranking.method} cannot judge {len(prediction.score) - len(judged)} models; they come last.")
-    return tuple(found)
+        warnings.append(f"{ranking.method} cannot judge {len(prediction.score) - len(judged)} models; they come last.")
+    return tuple(warnings)

@@ -182,7 +182,7 @@ def test_drops_are_not_negative_and_below_the_regret(advice):
     drops = [found.drop for found in advice.points]
     assert min(drops) >= 0
     assert 0 < max(drops) < advice.regret + 3 * advice.regret_error
-    per_cost = [found.drop_per_cost for found in advice.points]
+    per_cost = [found.drop / found.cost for found in advice.points]
     assert per_cost == sorted(per_cost, reverse=True)
 
 

@@ -1,11 +1,11 @@
 """The joint fitter: all curves of a task at once.
 
 Per-model fits of a four-parameter law lose to a straight line, because five to eleven points do not identify
-four parameters. Here models share what they have in common: see `lensjax.fit.joint.hierarchy` for the model,
-`lensjax.fit.joint.slopes` for its priors. Amplitudes, noise, jumps and the population's numbers are learned by maximum
-marginal likelihood under weak priors (L-BFGS of Optax), in turn with the weights that make noise and level
-jumps Student-t. What the same fit would have said of the largest sizes without them shows whether its intervals are
-wide enough; if not, they are widened.
+four parameters. Here all models are fitted together: see `lensjax.fit.joint.hierarchy` for the model,
+`lensjax.fit.joint.shapes` for its priors. Amplitudes, noise, jumps and the population's numbers are learned by maximum
+marginal likelihood under weak priors (L-BFGS of Optax), in turn with the weights that make noise and level jumps
+Student-t. The same fit without the largest sizes predicts them, which shows whether its intervals are wide enough; if
+not, they are widened.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ from lensjax.fit.joint.posterior import Fitted, JointPosterior
 from lensjax.fit.joint.shapes import SHAPES
 from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, population_slopes, slope_priors
 from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.posterior import check_fit
 from lensjax.fit.residuals import Residuals, candidate_times
 
 LEAST_NOISE = 1e-4  # of log loss: none is known better
@@ -45,7 +46,7 @@ PADDING = 8  # curves are padded to a multiple of so many points, so that few sh
 
 @dataclass(frozen=True)
 class JointSettings:
-    """What the joint model consists of; the defaults are what `lensjax rank` uses.
+    """The parts of the joint model; `lensjax rank` uses the defaults.
 
     Attributes:
       priors: slope priors that are averaged, names in `lensjax.fit.joint.shapes.SHAPES`.
@@ -77,7 +78,7 @@ class JointSettings:
 
 
 class Learned(NamedTuple):
-    """What is learned under one prior: `parameters` as read by `unpack`, and the robust weights."""
+    """Learned under one prior: `parameters`, which `unpack` reads, and the robust weights."""
 
     parameters: Float[Array, " h"]
     weights: Weights
@@ -103,19 +104,18 @@ def fit_joint(
 ) -> JointPosterior:
     """Fit all curves of a table at once.
 
-    The points at D = 0 are not used: a pretrained model's loss is not on its fine-tuning curve. Sizes may
-    differ between models and points may be missing. Parameters and families where known, the loss level, and
-    any covariate given may explain slopes; how much each does is learned. Losses averaged over k seeds count
-    as k times as precise. Deterministic; runs in float64 on the CPU, whatever JAX's defaults are.
+    Points at D = 0 are not used: a pretrained model's loss is not on its fine-tuning curve. Sizes may differ between
+    models and points may be missing. Known parameters and families, the loss level and the given covariates may explain
+    slopes; how much each does is learned. Losses averaged over k seeds count as k times as precise. Deterministic;
+    runs in float64 on the CPU, whatever JAX's defaults are.
 
     Args:
       table: curves of M models with at least two sizes D > 0 each.
-      horizon: largest number of examples that the posterior will be asked about.
-      covariates: further numbers known of each model before fine-tuning, such as an NTK-derived log F; NaN
-        where unknown.
-      settings: ingredients to leave out or change.
-      residuals: of linearised training under each model's kernel. log F_i(t) is one more covariate; t is the same for
-        all models, and the one that makes the curves most probable (mean of the log evidence over the slope priors).
+      horizon: largest number of examples to predict for.
+      covariates: further numbers of each model known before fine-tuning; NaN where unknown.
+      settings: parts to leave out or change.
+      residuals: of linearised training under each model's kernel. log F_i(t) is one more covariate, at the one t for
+        all models that makes the curves most probable (mean of the log evidence over the slope priors).
 
     Returns:
       The posterior over all curves up to the horizon.
@@ -125,13 +125,7 @@ def fit_joint(
         is not one number per model.
     """
     settings = settings or JointSettings()
-    short = [model for model, points in zip(table.models, table.points(), strict=True) if points < 2]
-    if short or not table.models:
-        raise InputError(f"The joint fit needs at least two sizes above 0 of every model; mend {listing(short)}.")
-    largest = int(table.sizes[table.measured.any(axis=0)].max())
-    if horizon < largest:
-        raise InputError(f"The horizon of {horizon} examples lies below the measured {largest}; raise it.")
-    unit = int(table.sizes[(table.sizes > 0) & table.measured.any(axis=0)].min())
+    unit = int(table.sizes[check_fit(table, horizon, "joint")].min())
     octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
     points, known, time = int(table.points().max()), dict(covariates or {}), None
 
@@ -154,11 +148,7 @@ def fit_joint(
     if residuals is None:
         posterior = fit(table, known)
     else:
-        if residuals.rates.shape[0] != len(table.models):
-            raise InputError(
-                f"The residuals are of {residuals.rates.shape[0]} models, the table has {len(table.models)}; give "
-                "one for each, None where it is not known."
-            )
+        residuals.check(len(table.models))
         time, posterior = _best_time(lambda t: fit(table, known | {LOG_F: np.asarray(residuals.log_f(t))}), residuals)
         known[LOG_F] = np.asarray(residuals.log_f(time))
     posterior = replace(posterior, time=time)
@@ -170,7 +160,7 @@ def fit_joint(
 
 
 def _errors(posterior: JointPosterior, last: CurveTable) -> Float[np.ndarray, " M"]:
-    """How far the one loss of each model in `last` is from what was predicted, in standard deviations."""
+    """Errors of the predicted log losses in `last`, one of each model, in predicted standard deviations."""
     scored = last.measured.any(axis=1)
     column = np.argmax(last.measured, axis=1)[scored]
     sizes, place = np.unique(last.sizes[column], return_inverse=True)
@@ -180,23 +170,23 @@ def _errors(posterior: JointPosterior, last: CurveTable) -> Float[np.ndarray, " 
 
 
 def _best_time(fit: Callable[[float], JointPosterior], residuals: Residuals) -> tuple[float, JointPosterior]:
-    """The time of the greatest evidence, on a grid and then between its neighbours, and the fit with it."""
+    """The time with the largest evidence, on a grid and then between its neighbours; and the fit with it."""
     logs = list(np.log(candidate_times(residuals, TIMES)))
     fits = [fit(float(np.exp(log))) for log in logs]
     for _ in range(REFINEMENTS):
-        best = int(np.argmax([found.evidence for found in fits]))
+        best = int(np.argmax([one.evidence for one in fits]))
         for between in (best, best + 2):  # the grid grows by the first before the second is placed
             if 0 < between < len(logs):
                 logs.insert(between, (logs[between - 1] + logs[between]) / 2)
                 fits.insert(between, fit(float(np.exp(logs[between]))))
-    best = int(np.argmax([found.evidence for found in fits]))
+    best = int(np.argmax([one.evidence for one in fits]))
     return float(np.exp(logs[best])), fits[best]
 
 
 def _observe(
     table: CurveTable, unit: int, extra: Mapping[str, ArrayLike], settings: JointSettings, least: int = 0
 ) -> tuple[Observations, float]:
-    """The table as arrays of at least so many points, padded, and the mean log loss taken off."""
+    """The table as arrays padded to at least so many points, less the mean log loss, which is returned too."""
     positive = table.sizes > 0
     octaves = np.log2(table.sizes[positive] / unit)
     log_loss, seeds = np.log(table.loss[:, positive]), table.seeds[:, positive]
@@ -256,7 +246,7 @@ def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitt
     models = obs.x.shape[0]
     some = np.unique(np.linspace(0, models - 1, min(models, LEARN_FROM)).round().astype(int))
     taught = jax.tree.map(lambda leaf: leaf[some], obs)
-    # Families are numbered below the number of models, of which there are now fewer.
+    # A family's number is below the number of models, which is now smaller.
     taught = taught._replace(family=jnp.unique(taught.family, return_inverse=True, size=len(some))[1])
 
     def one(prior: SlopePrior) -> Fitted:
@@ -295,7 +285,7 @@ def _learn(obs: Observations, prior: SlopePrior, settings: JointSettings) -> Lea
 
 
 class _Descent(NamedTuple):
-    """State of `_minimise`; `step` is the share of `direction` to try next."""
+    """State of `_minimise`; `step` is the share of `direction` that is tried next."""
 
     point: Array
     value: Array

@@ -5,7 +5,7 @@ With a local slope v_i(x) = -d log L_i / d log2 D, x = log2(D / D_min) in octave
     y_i(x) = ℓ_i - ∫₀ˣ v_i + W_i(x) + ε,    v_i = v̄ + Σ_q basis_q(x) (d_iq + f_{family(i),q} + Σ_k c_ik t_kq)
 
 where ℓ_i is a free level, W_i a random walk of level jumps, ε noise, and d, f, t are Gaussian coefficients of
-the model, its family and the covariates c (the first of which is 1: what all models share). Every kind of
+the model, its family and the covariates c (the first of them 1, for all models alike). Every kind of
 coefficient has its own amplitude per basis function.
 
 Models are independent given f and t, families given t. Marginalising in that order (models by n × n, families
@@ -77,7 +77,7 @@ class Slopes(NamedTuple):
 
 
 class Conditional(NamedTuple):
-    """Everything known of the coefficients given the observations; see `condition`.
+    """The posterior of the coefficients given the observations; see `condition`.
 
     Attributes:
       evidence: log marginal likelihood of all observations.
@@ -88,7 +88,7 @@ class Conditional(NamedTuple):
       level, level_variance: mean of ℓ_i per unit of residual, and its variance, were the slopes known.
       covariate_mean, covariate_covariance: of the covariates' coefficients.
       family_mean, family_covariance: of a family's coefficients where the covariates' are 0.
-      family_gain: how far a family's coefficients fall as the covariates' rise.
+      family_gain: fall of a family's coefficients per rise of the covariates'.
     """
 
     evidence: Float[Array, ""]
@@ -106,7 +106,7 @@ class Conditional(NamedTuple):
 
 
 def integrals(x: Float[Array, "*a"], octaves: int) -> Float[Array, "*a T"]:
-    """How much of each octave lies below x, so that `integrals(x, T) @ v` is ∫₀ˣ v."""
+    """Share of each octave that lies below x, so that `integrals(x, T) @ v` is ∫₀ˣ v."""
     return jnp.clip(x[..., None] - jnp.arange(octaves), 0.0, 1.0)
 
 
@@ -129,7 +129,14 @@ def _shared_minimum(a: Float[Array, "M n"], b: Float[Array, "M m"]) -> Float[Arr
 
 
 def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) -> Conditional:
-    """Log marginal likelihood of all curves and the posterior of families' and covariates' coefficients."""
+    """Log marginal likelihood of all curves and the posterior of families' and covariates' coefficients.
+
+    Args:
+      obs: M curves of n points.
+      weights: of single noise terms and jumps; see `update_weights`.
+      scales: standard deviations of all parts.
+      slopes: the population's slope, and the basis of deviations from it.
+    """
     models, covariates = obs.covariates.shape
     q = slopes.basis.shape[1]
     path = -integrals(obs.x, slopes.mean.shape[0])

@@ -1,4 +1,4 @@
-"""What the joint fit believes: losses at any size, who is best, and how sure that is."""
+"""The joint fit's posterior: losses at any size, and the effect of further measurements."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.posterior import DRAWS, Z90, CurvePosterior, Losses
 
-_BLOCK = 32  # sizes are asked about in blocks of so many, so that one program serves all questions
+_BLOCK = 32  # sizes are predicted in blocks of so many, so that one compiled program serves all
 
 
 class Fitted(NamedTuple):
-    """What was learned under one prior.
+    """The fit under one prior.
 
     Attributes:
       scales, slopes: of the hierarchy.
@@ -35,7 +35,7 @@ class Fitted(NamedTuple):
 
 
 class JointMoments(NamedTuple):
-    """Log losses that C points, and all M models at a target, would be measured to have, Gaussian under P priors.
+    """Log losses that would be measured at C points, and of all M models at a target; Gaussian under each of P priors.
 
     Attributes:
       target_mean, target_variance: of the models at the target.
@@ -62,13 +62,12 @@ class JointPosterior(CurvePosterior):
       unit: smallest measured size, where the grid of octaves begins.
       horizon: largest size that can be asked about.
       centre: log loss that was taken off every observation.
-      observations: what was fitted.
+      observations: the curves that were fitted.
       priors: names of the P slope priors that are averaged.
       dof: degrees of freedom of Student's t for jumps.
-      fitted: what was learned, with a leading axis over priors.
+      fitted: the fits, with a leading axis over priors.
       time: that of the covariate log F(t), where there is one.
-      widening: how many times wider than modelled all that is said of losses is, as the largest measured ones ask for;
-        see `lensjax.fit.calibration.widening`.
+      widening: factor by which all predictions are wider than modelled; see `lensjax.fit.calibration.widening`.
     """
 
     models: tuple[str, ...]
@@ -88,11 +87,7 @@ class JointPosterior(CurvePosterior):
         return float(np.mean(np.asarray(self.fitted.given.evidence)))
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
-        """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
-
-        Raises:
-          InputError: a size is outside that range.
-        """
+        """See `CurvePosterior.predict`."""
         x = self._octaves(examples)
         padded = np.zeros(max(1, -(-len(x) // _BLOCK)) * _BLOCK)
         padded[: len(x)] = x
@@ -110,11 +105,7 @@ class JointPosterior(CurvePosterior):
         return Losses(np.exp(middle), np.exp(middle - half), np.exp(middle + half))
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
-        """Joint draws of all models' losses at one size, as many from each prior.
-
-        Raises:
-          InputError: the size is outside the fitted range.
-        """
+        """See `CurvePosterior.sample`; as many draws from each prior."""
         models, (priors, covariate_terms) = len(self.models), self.fitted.given.covariate_mean.shape
         shapes = [(priors, _BLOCK, n) for n in (covariate_terms, models * self.fitted.given.basis.shape[-1], models)]
         rng, blocks = np.random.default_rng(seed), []
@@ -122,8 +113,8 @@ class JointPosterior(CurvePosterior):
             x = jnp.asarray(self._octaves(examples))
             for _ in range(-(-draws // (priors * _BLOCK))):  # in blocks, to bound memory
                 noise = [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
-                found = _draws(self.observations, self.fitted, x, self.dof, *noise)
-                blocks.append(np.asarray(found).swapaxes(0, 1).reshape(-1, models))
+                drawn = _draws(self.observations, self.fitted, x, self.dof, *noise)
+                blocks.append(np.asarray(drawn).swapaxes(0, 1).reshape(-1, models))
         log_losses = np.concatenate(blocks)[:draws] + self.centre
         if self.widening > 1:
             middle = np.log(self.predict(examples).loss[:, 0])
@@ -131,13 +122,13 @@ class JointPosterior(CurvePosterior):
         return np.exp(log_losses)
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
-        """How C points would be measured, and what they have to do with all models' losses at the target.
+        """Joint distribution of log losses at C points and of all models at a target.
 
         Log losses are less `centre`. Each number of points C is compiled anew.
 
         Args:
-          target: size at which losses of all models are asked for.
-          model, examples: a point's position in `models`, and its size.
+          target: size of the target, in examples.
+          model, examples: position in `models` and size of each point.
 
         Raises:
           InputError: a size is outside the fitted range.
@@ -147,16 +138,20 @@ class JointPosterior(CurvePosterior):
         x = np.pad(x, (0, -len(x) % _BLOCK), mode="edge")
         with float64_on_cpu():
             points = jnp.asarray(model), jnp.asarray(size + 1)
-            found: JointMoments = _joint_moments(
+            moments: JointMoments = _joint_moments(
                 self.observations, self.fitted, jnp.asarray(x), *points, self.dof, self.widening
             )
-        return found
+        return moments
 
     def examples_needed(self, loss: float) -> Float[np.ndarray, "M 3"]:
-        """Examples with which each model reaches a loss: median, optimistic and pessimistic (5 % and 95 %).
+        """Numbers of examples with which each model reaches a loss.
 
-        Infinite where the loss is not reached within the horizon; the smallest measured size where it is
-        reached already there.
+        Args:
+          loss: in nats per token.
+
+        Returns:
+          Median, optimistic and pessimistic number (5 % and 95 %) of each model: infinite where the loss is not reached
+          within the horizon, the smallest measured size where it is reached already there.
 
         Raises:
           InputError: `loss` is not a positive number.
@@ -168,11 +163,7 @@ class JointPosterior(CurvePosterior):
         return np.stack([_first_below(sizes, c, loss) for c in (losses.loss, losses.lower, losses.upper)], axis=1)
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
-        """B, D_l, β and E of the rectified law L = B / (D_l + D^β) + E closest to each predicted curve.
-
-        They describe the median curves from the smallest measured size to the horizon, in examples and nats per token;
-        the predictions themselves do not follow any one law.
-        """
+        """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""
         sizes = np.unique(np.geomspace(self.unit, self.horizon, 16).round().astype(np.int64))
         curves = curve_table(self.models, sizes, self.predict(sizes).loss)
         return fit_per_model(curves, "rectified").parameters
@@ -195,7 +186,7 @@ def _first_below(
 
 
 def _variance(curve: Float[Array, "*b"], noise: Float[Array, ""], dof: float) -> Float[Array, "*b"]:
-    """Of a measured loss, given that of the curve, which rounding leaves a little below 0 where it is known exactly."""
+    """Variance of a measured loss, given the curve's own, which may be a little below 0 by rounding."""
     return jnp.maximum(curve, 0.0) + noise**2 * dof / (dof - 2)
 
 
@@ -249,7 +240,7 @@ def _joint_moments(
     dof: float,
     widening: float,
 ) -> JointMoments:
-    """Of all models at the first of `x`, and of points, each a model and a position in `x`."""
+    """Moments of all models at the first of `x`, and of points, each a model and a position in `x`."""
     everyone = jnp.arange(obs.x.shape[0])
     family = obs.family[model]
 

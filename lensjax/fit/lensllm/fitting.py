@@ -1,21 +1,21 @@
 """The LensLLM method: rectified laws of all models of a task, tied to the NTK's residuals by a shared time.
 
-LensLLM (arXiv 2505.03793) puts F(Θ, t), what linearised training at the pretrained weights has left of the squared
-error after a time t, where the rectified law has D_l. With a t for every model that is no claim: F is one positive
-number of each model, as D_l is. It says something once t is shared::
+LensLLM (arXiv 2505.03793) replaces D_l of the rectified law by F(Θ, t), the squared error that linearised training at
+the pretrained weights leaves after a time t. With a t for every model that claims nothing: F is one positive number of
+each model, as D_l is. It is a claim once t is shared::
 
     L_i(D) = B_i / (D_l,i + D^β_i) + E_i,    log D_l,i = a + b log F_i(t) + ε_i
 
-with t, a and b learned from all curves at once. Four variants hold more or less of this, so that what the NTK adds can
-be told from what sharing adds (see `lensjax.selection.ablation`)::
+with t, a and b learned from all curves at once. Four variants assume more or less of this, which separates the effect
+of the NTK from that of sharing (see `lensjax.selection.ablation`)::
 
     tied          t, a, b and the spread of ε learned
     published     a = 0, b = 1, ε = 0: the paper's law, with one t for all models
     hierarchical  b = 0: models share a population of D_l, and kernels say nothing
     free          each model's D_l by itself, under a weak prior
 
-All share B (by way of the loss at the middle of the measured sizes), β and E through a population of which means and
-spreads are learned, and have Student-t noise. `lensjax.fit.lensllm.law_hierarchy` integrates single models out; t is
+In all of them B (by way of the loss at the middle of the measured sizes), β and E come from a population with learned
+means and spreads, and noise is Student-t. `lensjax.fit.lensllm.law_hierarchy` integrates single models out; t is
 integrated out on a grid, since its posterior has several modes. Few curves of few points leave much open, and then
 intervals are wide.
 """
@@ -52,7 +52,7 @@ from lensjax.fit.lensllm.law_hierarchy import (
     prior_mode,
 )
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
+from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, check_fit
 from lensjax.fit.residuals import Residuals, candidate_times
 
 Variant = Literal["tied", "published", "hierarchical", "free"]
@@ -97,7 +97,7 @@ class LensLLMPosterior(CurvePosterior):
       models: M names.
       unit: smallest measured size.
       horizon: largest size that can be asked about.
-      variant: what was learned; see `VARIANTS`.
+      variant: which of `VARIANTS` was fitted.
       evidence: log marginal likelihood of the measured log losses, by Laplace's method.
       law: draws of B, D_l, beta and E of the rectified law, in examples and nats per token.
       noise: draws of the scale of a single run's log loss.
@@ -141,23 +141,15 @@ class LensLLMPosterior(CurvePosterior):
         return None if self.times is None else _interval(self.times)
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
-        """Losses at one size or at G sizes, each from the smallest measured one to the horizon.
-
-        Raises:
-          InputError: a size is outside that range.
-        """
+        """See `CurvePosterior.predict`."""
         sizes = self._within(examples)
         noise = self.noise[:, None] * np.random.default_rng(0).standard_t(DOF, (len(self.noise), len(self.models)))
-        found = [_interval(self._log_loss(size) + noise) for size in sizes]
-        parts = np.exp(np.array(found).reshape(len(sizes), 3, len(self.models)))
+        intervals = [_interval(self._log_loss(size) + noise) for size in sizes]
+        parts = np.exp(np.array(intervals).reshape(len(sizes), 3, len(self.models)))
         return Losses(*np.moveaxis(parts, 0, -1))
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
-        """Joint draws of all models' losses at one size.
-
-        Raises:
-          InputError: the size is outside the fitted range.
-        """
+        """See `CurvePosterior.sample`."""
         (size,) = self._within(examples)
         rng = np.random.default_rng(seed)
         rows = rng.choice(len(self.noise), draws, replace=draws > len(self.noise))
@@ -193,18 +185,21 @@ def fit_lensllm(
 ) -> LensLLMPosterior:
     """Fit one variant of the LensLLM law to all curves of a table at once.
 
-    The points at D = 0 are not used: a pretrained model's loss is not on its fine-tuning curve. The law has one there,
+    Points at D = 0 are not used: a pretrained model's loss is not on its fine-tuning curve. The law has one there,
     B / D_l + E, but with it earlier points of the public curves predicted later ones worse on FLAN, better on Gigaword,
     and a little worse in the mean. Sizes may differ between models and points may be missing. Losses averaged over k
-    seeds count as k times as precise. A model without a kernel has a log F as those of the others are. Intervals are
-    those of the law: they hold where curves follow it. Deterministic; runs in float64 on the CPU, whatever JAX's
-    defaults are.
+    seeds count as k times as precise. A model without a kernel has an unknown log F, distributed as the others' are.
+    Intervals are those of the law: they hold where curves follow it. Deterministic; runs in float64 on the CPU,
+    whatever JAX's defaults are.
 
     Args:
       table: curves of M models with at least two sizes D > 0 each.
-      horizon: largest number of examples that the posterior will be asked about.
-      residuals: of linearised training under each model's kernel; what is not in `NEEDS_KERNELS` ignores them.
-      variant: what is learned and what is held.
+      horizon: largest number of examples to predict for.
+      residuals: of linearised training under each model's kernel; variants that are not in `NEEDS_KERNELS` ignore them.
+      variant: which numbers are learned and which are held.
+
+    Returns:
+      The posterior over all curves up to the horizon.
 
     Raises:
       InputError: there is no such variant, a model has fewer than two points, the horizon lies below a measured size,
@@ -212,13 +207,7 @@ def fit_lensllm(
     """
     if variant not in VARIANTS:
         raise InputError(f"There is no variant '{shorten(variant)}' of LensLLM; choose from {listing(VARIANTS)}.")
-    short = [model for model, points in zip(table.models, table.points(), strict=True) if points < 2]
-    if short or not table.models:
-        raise InputError(f"The LensLLM fit needs at least two sizes above 0 of every model; mend {listing(short)}.")
-    used = (table.sizes > 0) & table.measured.any(axis=0)
-    largest = int(table.sizes[used].max())
-    if horizon < largest:
-        raise InputError(f"The horizon of {horizon} examples lies below the measured {largest}; raise it.")
+    used = check_fit(table, horizon, "LensLLM")
     times, log_f = None, np.zeros((1, len(table.models)))
     if variant in NEEDS_KERNELS:
         times, log_f = _log_f(residuals, len(table.models), variant)
@@ -262,11 +251,7 @@ def _log_f(residuals: Residuals | None, models: int, variant: str) -> tuple[np.n
     """Times, and log F of all models at each."""
     if residuals is None:
         raise InputError(f"The variant '{variant}' needs the residuals of the models' kernels; give them.")
-    if residuals.rates.shape[0] != models:
-        raise InputError(
-            f"The residuals are of {residuals.rates.shape[0]} models, the table has {models}; give one for each, None "
-            "where it is not known."
-        )
+    residuals.check(models)
     known = int(np.isfinite(residuals.weights).all(axis=1).sum())
     if known < 2:
         raise InputError(f"Kernels are known of {known} model; measure those of two at least, or leave residuals out.")
@@ -277,7 +262,7 @@ def _log_f(residuals: Residuals | None, models: int, variant: str) -> tuple[np.n
 
 
 def _observe(table: CurveTable, used: Bool[np.ndarray, " S"]) -> tuple[PaddedCurves, float]:
-    """The table's columns in use as padded arrays, and the mean log loss taken off."""
+    """The used columns of the table as padded arrays, less the mean log loss, which is returned too."""
     log_d, log_loss = np.log(table.sizes[used]), np.log(table.loss[:, used])
     present = np.isfinite(log_loss)
     centre = float(np.nanmean(np.nanmean(log_loss, axis=1)))
@@ -297,7 +282,7 @@ def _observe(table: CurveTable, used: Bool[np.ndarray, " S"]) -> tuple[PaddedCur
 
 
 def _feature(log_f: Float[np.ndarray, " M"], width: int) -> Feature:
-    """log F less its mean, padded; that of a model without a kernel is spread as the others' are."""
+    """log F less its mean, padded; that of a model without a kernel is as uncertain as the others vary."""
     known = np.isfinite(log_f)
     mean = np.where(known, log_f - log_f[known].mean(), 0.0)
     spread = np.where(known, 0.0, log_f[known].std())
@@ -306,7 +291,7 @@ def _feature(log_f: Float[np.ndarray, " M"], width: int) -> Feature:
 
 
 def _prior(variant: Variant, middle: float, log_f: float) -> Prior:
-    """The variant as a prior: what it holds has no spread.
+    """The variant as a prior, in which held numbers have no spread.
 
     Args:
       middle: log of the size in the middle of those measured.
@@ -331,7 +316,7 @@ def _prior(variant: Variant, middle: float, log_f: float) -> Prior:
 
 
 def _laplace(mode: Mode) -> tuple[float, Float[np.ndarray, "N N"]]:
-    """Log evidence, and a root of the covariance about the mode; nothing is less known than it was a priori."""
+    """Log evidence, and a root of the covariance about the mode, which is at most that of the prior."""
     values, vectors = np.linalg.eigh(np.asarray(mode.hessian))
     values = np.maximum(values, 1.0)
     # The symmetric root, since the signs of vectors are arbitrary: like posteriors have like draws.

@@ -34,7 +34,7 @@ CLOSE = 1e-12  # expected gain of such a step, in nats, that ends them
 LEAST_CURVATURE = 0.1  # of that of the safe steps
 NEWTON_STEPS = 40  # of the population's numbers, at most
 ENOUGH = 1e-2  # gradient of the log posterior by standard scores that ends the search
-_BLOCK = 20  # populations of which coordinates are drawn at once
+_BLOCK = 20  # populations whose coordinates are drawn at once
 DIFFERENCE = 1e-3  # in standard scores, between gradients whose difference is the Hessian
 
 
@@ -57,14 +57,14 @@ class PaddedCurves(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """What moves log D_l with b, as a normal distribution: of spread 0 for a model of which it is known."""
+    """The feature that b multiplies in log D_l, normal; its spread is 0 where it is known."""
 
     mean: Float[Array, "*s M"]
     spread: Float[Array, "*s M"]
 
 
 class Population(NamedTuple):
-    """What models have in common.
+    """Distribution of the models' coordinates.
 
     Attributes:
       mean: of log L(D_m), log β, log D_l (at the mean feature) and logit ρ.
@@ -98,7 +98,7 @@ class Mode(NamedTuple):
     Attributes:
       u: the standard scores.
       models: those of every model's coordinates there.
-      energy: less the log of the posterior's density there, up to a constant.
+      energy: negative log density of the posterior there, up to a constant.
       hessian: of the energy.
     """
 
@@ -247,7 +247,7 @@ class _Newton(NamedTuple):
 
 
 def prior_mode(models: int) -> Mode:
-    """Where to start from: the means of the prior."""
+    """The means of the prior, to start from."""
     zero = jnp.zeros(NUMBERS)
     return Mode(zero, jnp.zeros((models, COORDINATES)), jnp.zeros(()), jnp.eye(NUMBERS))
 

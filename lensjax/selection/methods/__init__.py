@@ -27,12 +27,12 @@ class Method:
     """A selection method.
 
     Attributes:
-      name: what users type.
+      name: as users type it.
       summary: what it predicts from, in a few words.
       function: (table, target, evidence) → prediction; raises InputError where it lacks what it needs.
       place: where it stands among the others in tables and files; methods of other packages come last.
-      needs: measurements besides curves without which it predicts nothing, each with what it gives, in the plural, as
-        in {"ntk": "kernels"}.
+      needs: names of measurements besides curves that it cannot do without, each with its plural for messages, as in
+        {"ntk": "kernels"}.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Method:
     needs: Mapping[str, str] = field(default_factory=dict)
 
     def predict(self, table: "CurveTable", target: int, evidence: Evidence | None = None) -> "Prediction":
-        """What the method says of the M models of a table.
+        """Predict the losses, or the order, of the M models of a table.
 
         Args:
           table: measured curves; all of it may be looked at.

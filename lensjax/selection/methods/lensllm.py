@@ -40,7 +40,7 @@ def lensllm(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
 
 
 def _section(tied: LensLLMPosterior, table: CurveTable, target: int, residuals: Residuals) -> dict[str, Any]:
-    """What was learned with the kernels, and all variants of the law beside each other."""
+    """The shared numbers learned with the kernels, and all variants of the law side by side."""
     try:
         comparison = compare_variants(table, target, residuals)
         held_out = {variant: float(density[0]) for variant, (density, _) in comparison.scores.items()}
