@@ -410,10 +410,10 @@ def test_draws_and_moments_widen_alike(surprised):
     np.testing.assert_allclose(spread[0], surprised.widening * spread[1], rtol=1e-9)
     cells = np.arange(8), np.full(8, 51_200)
     wide, narrow = (one.moments(HORIZON, *cells) for one in (surprised, modelled))
-    for name in ("target_variance", "cell_variance", "covariance"):
+    for name in ("target_variance", "point_variance", "covariance"):
         expected = surprised.widening**2 * np.asarray(getattr(narrow, name))
         np.testing.assert_allclose(getattr(wide, name), expected, rtol=1e-9, atol=1e-12)
-    for name in ("target_mean", "cell_mean"):
+    for name in ("target_mean", "point_mean"):
         one, other = np.asarray(getattr(wide, name)), np.asarray(getattr(narrow, name))
         np.testing.assert_allclose(one.mean(axis=0), other.mean(axis=0), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(one.std(axis=0), surprised.widening * other.std(axis=0), rtol=1e-9, atol=1e-12)

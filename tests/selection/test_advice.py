@@ -249,7 +249,7 @@ def test_points_that_the_fit_needs_come_first_and_alone():
         (Point(MODELS[1], 400), None),
         (Point(MODELS[4], 400), None),
     ]
-    assert found.choice is found.regret is found.points[0].drop_per_cost is None
+    assert found.choice is found.regret is found.points[0].drop is None
     assert found.batch(0.0) == found.points
 
 
