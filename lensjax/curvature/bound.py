@@ -9,7 +9,7 @@ for n training examples and losses of at most C. A maximum over some examples is
 occur. `lensjax.curvature.phases` fits how the terms fall with n.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -144,10 +144,9 @@ def layer_terms(
     layers = scanned_layers(losses, finetuned, next(iter(data))[2])
     forms, positive = [], []
     for done, (_, _, one) in enumerate(data):
-        own, parts = _forms(losses, finetuned, one, v, layers, block, positive_steps)
-        forms.append(_stacked(own, layers))
-        if parts is not None:
-            positive.append(_stacked(parts, layers))
+        forms.append(_stacked(layer_forms(losses, finetuned, one, v, block=block).values(), layers))
+        if positive_steps is not None:
+            positive.append(_stacked(_positive_parts(losses, finetuned, one, v, layers, positive_steps), layers))
         if progress is not None:
             progress(done + 1, len(values))
     return LayerTerms(
@@ -172,9 +171,12 @@ def layer_terms_flops(
     """
 
     def compute(params: PyTree, batch: PyTree) -> Any:
-        layers = scanned_layers(losses, params, batch)
         value = _values(*traced_program(losses, params, batch, (0, 1)), params, batch)
-        return value, _forms(losses, params, batch, params, layers, block, positive_steps)
+        forms = layer_forms(losses, params, batch, params, block=block)
+        if positive_steps is None:
+            return value, forms
+        layers = scanned_layers(losses, params, batch)
+        return value, forms, _positive_parts(losses, params, batch, params, layers, positive_steps)
 
     return sum(matmul_flops(compute, params, one) for _, _, one in Shares(batch))
 
@@ -245,7 +247,7 @@ def bound_terms(
     return Bound((1 + epsilon) * train_loss, hessian, remainder * n**-RATE)
 
 
-def _stacked(parts: list[Array], layers: tuple[int | None, ...]) -> Float[np.ndarray, "l N"]:
+def _stacked(parts: Iterable[Array], layers: tuple[int | None, ...]) -> Float[np.ndarray, "l N"]:
     """Leaf by leaf → layer by layer."""
     rows = [np.asarray(part, np.float64).reshape(length or 1, -1) for part, length in zip(parts, layers, strict=True)]
     return np.concatenate(rows)
@@ -260,22 +262,6 @@ def _minus(x: Array, y: Array) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _values(program: Program, captured: PyTree, params: PyTree, batch: PyTree) -> Array:
     return program(captured, params, batch)
-
-
-def _forms(
-    losses: Function,
-    params: PyTree,
-    batch: PyTree,
-    v: PyTree,
-    layers: tuple[int | None, ...],
-    block: Block,
-    positive_steps: int | None,
-) -> tuple[list[Array], list[Array] | None]:
-    """The forms of every leaf along v, and their positive parts if steps are given."""
-    forms = list(layer_forms(losses, params, batch, v, block=block).values())
-    if positive_steps is None:
-        return forms, None
-    return forms, _positive_parts(losses, params, batch, v, layers, positive_steps)
 
 
 def _positive_parts(

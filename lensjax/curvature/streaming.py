@@ -105,7 +105,7 @@ class Shares:
 
 
 def scanned_layers(f: Function, params: PyTree, batch: PyTree) -> tuple[int | None, ...]:
-    """The length of every leaf’s leading axis if a scan in f(params, batch) slices it, or None."""
+    """The length of every leaf's leading axis if a scan in f(params, batch) slices it, or None."""
     program, _ = traced_program(f, params, batch)
     return tuple(program.uses.scanned.get(number) for number in range(program.parameters))
 

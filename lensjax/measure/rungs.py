@@ -123,18 +123,8 @@ class Rung:
 
 def rung_arrays(rung: Rung) -> dict[str, Any]:
     """A rung as named arrays without objects, which `read_rung` reads."""
-    terms = rung.terms
-    return {
-        "examples": np.array(rung.examples),
-        "train_loss": np.array(rung.train_loss),
-        "test_loss": np.array(rung.test_loss),
-        "layers": np.array(terms.layers),
-        "block": np.array(terms.block),
-        "over": np.array(terms.over),
-        "forms": terms.forms,
-        "distances": terms.distances,
-        "losses": terms.losses,
-    } | ({} if terms.positive is None else {"positive": terms.positive})
+    values = vars(rung) | vars(rung.terms)
+    return {name: np.asarray(value) for name, value in values.items() if name != "terms" and value is not None}
 
 
 def read_rung(arrays: Mapping[str, Any]) -> Rung:

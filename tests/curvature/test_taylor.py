@@ -66,6 +66,7 @@ OTHERS = {
     "what stops": lambda x: x * jax.lax.stop_gradient(x) + jnp.floor(x) * x,
     "whole numbers": lambda x: x * jnp.argmax(x) + x[jnp.argsort(x[:, 0])],
     "of nothing": lambda x: (jnp.ones(2), x),
+    "absolute values of complex numbers": lambda x: jnp.abs(x + 1j * (x @ A)),
     "its own rule": lambda x: jax.nn.relu(x - 1) * x,
 }
 CALLS = {
