@@ -110,17 +110,17 @@ def test_shape_basis_of_the_law_is_its_derivative():
             np.testing.assert_allclose(basis[:, column], (up - down) / (2 * step), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", SHAPES.names)
 def test_basis_is_shapes_then_a_path_in_units_of_the_slope(name):
     prior = prior_of(name)
-    mean, basis = slopes_of(prior, LAW_CENTRE)
-    own = shape_basis(name)
+    mean, basis = slopes_of(prior, prior.centre)
+    own = shape_basis(name, numbers=prior.centre)
     assert (mean.shape, basis.shape) == ((9,), (9, own.shape[1] + 9))
     np.testing.assert_allclose(basis[:, own.shape[1] :], mean[:, None] * prior.path, rtol=1e-14)
     np.testing.assert_allclose(basis[:, : own.shape[1]], own, rtol=1e-12)
-    if name != "law":
+    if name in ("wiener", "smooth", "saturating"):
         np.testing.assert_array_equal(mean, np.full(9, USUAL_SLOPE))
-        np.testing.assert_array_equal(slopes_of(prior, LAW_CENTRE + 1).mean, mean)
+        np.testing.assert_array_equal(slopes_of(prior, prior.centre + 1).mean, mean)
 
 
 def test_population_of_the_usual_law_has_the_usual_slope_at_the_centre():
@@ -178,7 +178,7 @@ def test_an_unknown_prior_is_named():
 
 
 def test_amplitudes_are_of_models_families_what_is_shared_and_covariates():
-    for name in PRIORS:
+    for name in SHAPES.names:
         model, family, shared, *covariates = np.asarray(prior_of(name, covariates=4).amplitudes)
         used = model > UNUSED
         assert used[0]

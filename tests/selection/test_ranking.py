@@ -7,6 +7,7 @@ from lensjax.core.errors import InputError
 from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.selection import METHODS
+from lensjax.selection.evidence import Evidence
 from lensjax.selection.ranking import find_warnings, rank
 
 TARGET = 1_638_400
@@ -60,6 +61,22 @@ def test_another_method_ranks_with_the_joint_one_beside_it():
     assert found.table.models[found.order[0]] == TABLE.models[int(np.argmin(TABLE.column(12_800)))]
     assert "joint" in found.baselines
     assert found.probability_best is None
+
+
+def test_a_method_without_its_evidence_says_so_and_another_may_rank():
+    with pytest.raises(InputError, match="method lensllm cannot rank: No model has a kernel"):
+        rank(TABLE, 12_800, TARGET, "lensllm")
+    found = rank(TABLE, 12_800, TARGET, "lensllm", otherwise="ats")
+    assert found.method == "ats"
+    assert found.missing["nlp_metrics"].startswith("No model has weight metrics")
+
+
+def test_evidence_besides_curves_ranks():
+    scores = dict(zip(TABLE.models[1:], range(7, 0, -1), strict=True))
+    found = rank(TABLE, 12_800, TARGET, "nlp_metrics", evidence=Evidence({"weights": scores}))
+    assert [found.table.models[i] for i in found.order] == [*TABLE.models[:0:-1], TABLE.models[0]]
+    assert any("cannot judge 1 models" in warning for warning in found.warnings)
+    assert set(found.missing) == {"lensllm"}
 
 
 def test_a_method_that_can_judge_nothing_says_what_it_needs():
