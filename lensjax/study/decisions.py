@@ -17,26 +17,6 @@ from lensjax.study.spec import StudySpec
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How likely each of M candidates is the best at the target, by the joint fit.
-
-    Attributes:
-      models: Their names.
-      probability_best: P(each has the lowest loss).
-      expected_regret: Of choosing each, in nats per token.
-    """
-
-    models: tuple[str, ...]
-    probability_best: Float[np.ndarray, " M"]
-    expected_regret: Float[np.ndarray, " M"]
-
-    @property
-    def best(self) -> int:
-        """The position of the candidate with the lowest expected regret."""
-        return int(np.argmin(self.expected_regret))
-
-
-@dataclass(frozen=True)
 class Verdict:
     """A decision, as fields of `lensjax.study.journal.Entry`."""
 
@@ -65,9 +45,11 @@ def rankable(table: CurveTable | None) -> CurveTable | None:
     return table.select(enough) if enough.size >= 2 else None
 
 
-def standing(posterior: JointPosterior, target: int) -> Standing:
-    """The candidates by a joint posterior."""
-    return Standing(posterior.models, posterior.probability_best(target), posterior.expected_regret(target))
+def standing(
+    posterior: JointPosterior, target: int
+) -> tuple[Float[np.ndarray, " models"], Float[np.ndarray, " models"]]:
+    """P(each candidate has the lowest loss at the target), and the expected regret of choosing it."""
+    return posterior.probability_best(target), posterior.expected_regret(target)
 
 
 def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) -> Verdict:
@@ -79,9 +61,9 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) 
       target: Training examples that candidates are compared at.
       out: Candidates that are measured no further already.
     """
-    now = standing(fit_joint(table, target), target)
-    name, best = now.models[now.best], now.best
-    probability, regret = float(now.probability_best[best]), float(now.expected_regret[best])
+    chances, regrets = standing(fit_joint(table, target), target)
+    best = int(np.argmin(regrets))
+    name, probability, regret = table.models[best], float(chances[best]), float(regrets[best])
     largest = int(table.sizes.max())
     sentence = (
         f"After {largest:,} examples: {name} first, best with probability {probability:.2f}, expected regret "
@@ -89,7 +71,7 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) 
     )
     losing: tuple[str, ...] = ()
     if spec.eliminate_below is not None:
-        pairs = zip(now.models, now.probability_best, strict=True)
+        pairs = zip(table.models, chances, strict=True)
         losing = tuple(m for m, p in pairs if p < spec.eliminate_below and m != name and m not in out)
     rule = spec.stop_when
     stop = rule is not None and (

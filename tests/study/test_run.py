@@ -167,7 +167,7 @@ def test_losing_candidates_are_eliminated_and_a_clear_decision_ends_it(write_stu
     def standing(posterior, target):
         known = next(chances)
         chance = np.array([known[model] for model in posterior.models])
-        return decisions.Standing(posterior.models, chance, 1 - chance)
+        return chance, 1 - chance
 
     monkeypatch.setattr(decisions, "standing", standing)
     stop = spec.model_copy(update={"stop_when": StopRule(probability_best=0.95)})
