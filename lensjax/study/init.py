@@ -75,7 +75,7 @@ def new_study(
     budget: int,
     full: int | None = None,
 ) -> str:
-    """The text of a study's file whose rows, fields and folders have been looked at.
+    """The text of a new study's file, after a check of its models, rows and templates.
 
     A tenth of the rows, at most a thousand, is kept for validation, and as many for testing. Names on the Hugging Face
     hub are not looked up.
@@ -86,7 +86,10 @@ def new_study(
       data: File of the rows.
       prompt, target: Templates.
       budget: Largest number of training examples of a run.
-      full: Number of examples that the winner will be trained on; all there are where not given.
+      full: Number of examples that the winner will be trained on; by default all.
+
+    Returns:
+      YAML, with a comment for everything that can be changed.
 
     Raises:
       InputError: there is no such model or file, a template names a field that a row lacks, or there are fewer rows

@@ -259,7 +259,7 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
         yield f"Hours assume {100 * UTILISATION:.0f} % of the devices' published peak, and nothing for compiling."
     evidence = {name: one for name, one in spec.measurements.items() if name != FINETUNE}
     if basis is not None and any(one.counts_flops for one in evidence.values()):
-        yield "Evidence is taken to be measured as fast as training steps are computed."
+        yield "Seconds of evidence assume the speed of training steps."
     for name, one in evidence.items():
         if not one.counts_flops:
             yield f"{one.title} (evidence.{name}) are not counted."

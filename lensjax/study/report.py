@@ -1,4 +1,4 @@
-"""Everything that a study has measured and decided so far, while it runs or after."""
+"""The report of a study, while it runs or after."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -91,7 +91,7 @@ def _largest(table: CurveTable) -> int:
 
 
 def _rank(state: StudyState, table: CurveTable | None, evidence: Evidence) -> tuple[Ranking | None, str]:
-    """The candidates in order with what the study knows against it, or why there is no order yet."""
+    """The ranking, with the study's cautions, or why there is none yet."""
     seen = None if table is None else table.up_to(state.target)
     if seen is None or not seen.measured.any():
         return None, "nothing was measured so far"
@@ -116,7 +116,7 @@ def _sections(ranking: Ranking | None) -> dict[str, Any]:
 
 
 def _cautions(state: StudyState, ranking: Ranking) -> list[str]:
-    """What the study knows against its own first choice."""
+    """Doubts about the first choice."""
     first, asked = ranking.table.models[ranking.order[0]], state.spec.method
     cautions = []
     if asked != ranking.method:
@@ -171,7 +171,7 @@ def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) 
 
 
 def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.Decision:
-    """The decision in one sentence, or what is known and left."""
+    """The decision in a sentence, or how far the study is."""
     progress = state.progress
     final = progress.ended_by is not None
     if ranking is None:

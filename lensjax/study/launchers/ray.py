@@ -53,7 +53,7 @@ def ray_launcher(bench: Bench) -> Iterator[Launch]:
 
 
 class _Cluster:
-    """Where cells are computed."""
+    """Launches cells as tasks of the Ray cluster that this process is connected to."""
 
     def __init__(self, spec: StudySpec, out: Path, retry: bool) -> None:
         self.spec, self.study = spec, (spec.model_dump_json(), str(out), retry)
@@ -64,7 +64,7 @@ class _Cluster:
         """Each cell and how it ended, in the order in which they end.
 
         Raises:
-          Stopped: this process was told to end; the cells under way are ended too.
+          Stopped: this process was told to end; the cells under way are cancelled.
         """
         import ray
 
@@ -103,7 +103,7 @@ def _options(needed: Resources) -> dict[str, Any]:
 
 
 def _check_room(needed: Resources) -> None:
-    """Raise InputError where a cell would wait for ever."""
+    """Raise InputError where no host has the resources of a cell, which would wait for ever."""
     import ray
 
     wanted = {"CPU": needed.cpus, "GPU": needed.gpus, **needed.custom}
@@ -139,7 +139,7 @@ def _compute(study: str, out: str, retry: bool, cell: Cell) -> Outcome:
 
 
 def _lead(study: str, out: str, retry: bool, cell: Cell, needed: Resources) -> Outcome:
-    """Compute a cell on several hosts, as one `jax.distributed` job; all begin again where one is lost."""
+    """Compute a cell on several hosts, as one `jax.distributed` job that starts again when a host is lost."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -175,12 +175,12 @@ def _lead(study: str, out: str, retry: bool, cell: Cell, needed: Resources) -> O
 
 
 def _address() -> str:
-    """A port of this host that is free."""
+    """Address and free port of this host."""
     import ray
 
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return f"{ray.util.get_node_ip_address()}:{found.getsockname()[1]}"
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
 
 def _member(study: str, out: str, retry: bool, cell: Cell, rank: int) -> Outcome:
