@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from lensjax.study import decisions
 from lensjax.study.bench import Bench, Outcome
 from lensjax.study.folder import evidence_file, read_evidence, read_results, read_searches, runs_folder
 from lensjax.study.journal import Journal
+from lensjax.study.launching import LAUNCHERS
 from lensjax.study.runner import _Runner, cells_left, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
 from lensjax.study.state import read_state
@@ -129,6 +131,22 @@ def test_limits_and_dry_runs(write_study, tmp_path):
     assert said[-1] == "Stopped after 2 cells; the same command goes on."
     assert cells_left(spec, tmp_path / "out") == left[2:]
     assert ran(run_study(spec, tmp_path / "out", limit=4)) == left
+
+
+def test_a_launcher_is_added_by_one_function(write_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(LAUNCHERS, "_entries", dict(LAUNCHERS._entries))
+
+    @LAUNCHERS.register("backwards")
+    @contextmanager
+    def backwards(bench):
+        yield lambda cells: ((cell, bench.compute(cell)) for cell in reversed(cells))
+
+    assert "backwards" in LAUNCHERS
+    spec = read_study(write_study(tmp_path, "gpt2", "opt"))
+    journal = run_study(spec, tmp_path / "out", launcher="backwards", limit=2)
+    assert ran(journal) == [Cell("finetune", name) for name in ("opt", "gpt2")]
+    with pytest.raises(InputError, match="There is no launcher 'backward'; did you mean backwards"):
+        run_study(spec, tmp_path / "out", launcher="backward")
 
 
 def test_a_candidate_that_fails_is_recorded_and_the_others_go_on(write_study, tmp_path, tiny_models):
