@@ -36,10 +36,10 @@ class Source(Strict, ABC):
 
         Args:
           split: Which of them.
-          fields: Names of the fields of a row that are needed; nothing else needs to be read. All of them by default.
+          fields: Names of the fields of a row that must be read; by default all.
 
         Returns:
-          The rows, of which none is parsed before it is asked for; None where the source has no such split.
+          The rows, each parsed when it is asked for; None if the source has no such split.
 
         Raises:
           InputError: the data are missing or malformed, or lack `train` or a split that the source renames.
@@ -52,7 +52,7 @@ class Source(Strict, ABC):
     @model_validator(mode="before")
     @classmethod
     def _own_fields(cls, value: Any) -> Any:
-        """Drops empty fields of other sources, and refuses others of theirs."""
+        """Drop the empty fields of other sources, as earlier versions wrote them, and refuse filled ones."""
         own = {}
         for field, given in value.items() if isinstance(value, Mapping) else ():
             others = [] if field in cls.model_fields else _sources_with(field)
@@ -67,8 +67,8 @@ class NamedSplits(Source):
     """A source whose splits have names.
 
     Attributes:
-      splits: The names of `train`, `validation` and `test` where they are called otherwise; null for one to be held out
-        of train instead.
+      splits: The source's own names of `train`, `validation` and `test`, where they differ; null for a split that is to
+        be held out of train instead.
     """
 
     splits: dict[SplitName, str | None] | None = None
