@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.pytrees import PyTree
 from lensjax.models.options import Options
 from lensjax.models.rotary import rotate
 from lensjax.models.sharding import constrain_activations
@@ -120,7 +122,7 @@ class RMSNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """down(act(up(x)))."""
+    """down(act(up(x))), or, gated, down(act(gate(x)) * up(x)) (GLU variants, arXiv 2002.05202)."""
 
     def __init__(
         self,
@@ -130,37 +132,18 @@ class MLP(nnx.Module):
         options: Options,
         rngs: nnx.Rngs,
         *,
+        gated: bool = False,
         bias: bool = False,
         std: float = 0.02,
     ) -> None:
         self.act = activation(act)
+        self.gate = Linear(width, hidden, options, rngs, bias=bias, std=std) if gated else None
         self.up = Linear(width, hidden, options, rngs, bias=bias, std=std)
         self.down = Linear(hidden, width, options, rngs, bias=bias, std=std)
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        return self.down(_recomputed(self.act)(self.up(x)))
-
-
-class GatedMLP(nnx.Module):
-    """down(act(gate(x)) * up(x)) (GLU variants, arXiv 2002.05202)."""
-
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        act: str,
-        options: Options,
-        rngs: nnx.Rngs,
-        *,
-        bias: bool = False,
-        std: float = 0.02,
-    ) -> None:
-        self.act = activation(act)
-        self.gate = Linear(width, hidden, options, rngs, bias=bias, std=std)
-        self.up = Linear(width, hidden, options, rngs, bias=bias, std=std)
-        self.down = Linear(hidden, width, options, rngs, bias=bias, std=std)
-
-    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        if self.gate is None:
+            return self.down(_recomputed(self.act)(self.up(x)))
         gated = _recomputed(lambda gate, up: self.act(gate) * up)
         return self.down(gated(self.gate(x), self.up(x)))
 
@@ -258,7 +241,7 @@ class Stack(nnx.Module):
         self.blocks = nnx.split_rngs(splits=depth)(nnx.vmap(make_block))(rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time width"], *shared: Any, kinds: Int[Array, " layers"] | None = None
+        self, x: Float[Array, "batch time width"], *shared: PyTree, kinds: Int[Array, " layers"] | None = None
     ) -> Float[Array, "batch time width"]:
         """Pass x through every block, called as block(x, *shared).
 
@@ -267,7 +250,7 @@ class Stack(nnx.Module):
         """
         graphdef, state = nnx.split(self.blocks)
 
-        def step(x: Any, layer: Any) -> tuple[Any, None]:
+        def step(x: Array, layer: PyTree) -> tuple[Array, None]:
             params, kind = layer
             own = shared if kind is None else jax.tree.map(lambda choices: choices[kind], shared)
             x = constrain_activations(x, self.options.mesh)
@@ -354,8 +337,8 @@ def _recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
     return jax.checkpoint(function, prevent_cse=False)
 
 
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(jnp.promote_types(dtype, jnp.float32))
 
 
 def _widen(x: Array) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -88,7 +89,7 @@ def merge_lora(model: Model) -> Model:
     return plain.with_params(merge_adapters(model.params, plain.shardings, model.options.lora.scale))
 
 
-def _linears(module: Any) -> Iterator[tuple[tuple[Any, ...], Linear]]:
+def _linears(module: nnx.Module) -> Iterator[tuple[tuple[Any, ...], Linear]]:
     """The linear maps that may have adapters, by path."""
     for path, node in nnx.iter_graph(module):
         if isinstance(node, Linear) and path[-1] in TARGETS:
@@ -116,7 +117,7 @@ def _checked(linears: dict[tuple[Any, ...], Linear], rank: int, alpha: float, ta
     return LoRA(int(rank), float(alpha), chosen)
 
 
-def _abstract_param(shape: tuple[int, ...], dtype: Any) -> Any:
+def _abstract_param(shape: tuple[int, ...], dtype: np.dtype[Any]) -> PyTree:
     values: PyTree = jax.ShapeDtypeStruct(shape, dtype)
     return nnx.data(nnx.Param(values))
 
@@ -134,6 +135,6 @@ def _initial(shapes: Params, seed: int) -> Params:
     return jax.tree.unflatten(structure, [make(index, path[-1].key, leaf) for index, (path, leaf) in enumerate(leaves)])
 
 
-def _uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _uniform(key: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     bound = shape[-2] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -205,19 +205,14 @@ def placed(shapes: Params, family: Family, config: Any, options: Options) -> Par
     if options.mesh is None:
         device: Sharding = SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    check_tensor_axis(config, options.mesh.shape["tensor"])
+    size, heads = options.mesh.shape["tensor"], config.num_attention_heads
+    if heads % size:
+        raise InputError(f"tensor={size} does not divide the model's {heads} attention heads; choose a divisor, or 1.")
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings(shapes, family.rules, options.mesh),
     )
-
-
-def check_tensor_axis(config: Any, size: int) -> None:
-    """Raise InputError where attention heads cannot be split over that many devices."""
-    heads = config.num_attention_heads
-    if heads % size:
-        raise InputError(f"tensor={size} does not divide the model's {heads} attention heads; choose a divisor, or 1.")
 
 
 def _start_and_padding(config: Any) -> tuple[int, int]:

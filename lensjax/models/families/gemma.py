@@ -17,11 +17,5 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
 
 
 register(
-    Family(
-        "gemma",
-        "GemmaForCausalLM",
-        module,
-        llama.parameter_names,
-        examples=("google/gemma-2b", "google/gemma-7b"),
-    )
+    Family("gemma", "GemmaForCausalLM", module, llama.parameter_names, examples=("google/gemma-2b", "google/gemma-7b"))
 )

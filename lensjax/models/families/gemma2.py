@@ -39,11 +39,5 @@ def parameter_names(config: Any) -> ParameterNames:
 
 
 register(
-    Family(
-        "gemma2",
-        "Gemma2ForCausalLM",
-        module,
-        parameter_names,
-        examples=("google/gemma-2-2b", "google/gemma-2-9b"),
-    )
+    Family("gemma2", "Gemma2ForCausalLM", module, parameter_names, examples=("google/gemma-2-2b", "google/gemma-2-9b"))
 )

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from lensjax.models.decoder import DecoderLM
 from lensjax.models.family import Family, register
-from lensjax.models.layers import Angles, Attention, GatedMLP, RMSNorm
+from lensjax.models.layers import MLP, Angles, Attention, RMSNorm
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary, rotary_from_config
 from lensjax.models.weights import ParameterNames
@@ -59,7 +59,7 @@ class Block(nnx.Module):
         self.attention_post_norm = norm(width) if after else None
         self.mlp_norm = norm(width) if before else None
         act = config.hidden_act if act is None else act
-        self.mlp = GatedMLP(width, config.intermediate_size, act, options, rngs, bias=mlp_bias, std=std)
+        self.mlp = MLP(width, config.intermediate_size, act, options, rngs, gated=True, bias=mlp_bias, std=std)
         self.mlp_post_norm = norm(width) if after else None
 
     def __call__(self, x: Float[Array, "batch time width"], mask: Array | None, angles: Angles) -> Array:

@@ -16,10 +16,6 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
 
 register(
     Family(
-        "qwen2",
-        "Qwen2ForCausalLM",
-        module,
-        llama.parameter_names,
-        examples=("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2-1.5B"),
+        "qwen2", "Qwen2ForCausalLM", module, llama.parameter_names, examples=("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2-1.5B")
     )
 )

@@ -16,11 +16,5 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
 
 
 register(
-    Family(
-        "qwen3",
-        "Qwen3ForCausalLM",
-        module,
-        llama.parameter_names,
-        examples=("Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B"),
-    )
+    Family("qwen3", "Qwen3ForCausalLM", module, llama.parameter_names, examples=("Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B"))
 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from lensjax.core.pytrees import PyTree
 from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.families.t5 import COPIES, Block, block_names, build, dense, side_names
 from lensjax.models.family import Family, register
@@ -63,7 +64,7 @@ class Group(nnx.Module):
     def __init__(self, blocks: list[Block]) -> None:
         self.blocks = nnx.List(blocks)
 
-    def __call__(self, x: Float[Array, "batch time width"], *shared: Any) -> Float[Array, "batch time width"]:
+    def __call__(self, x: Float[Array, "batch time width"], *shared: PyTree) -> Float[Array, "batch time width"]:
         for block in self.blocks:
             x = block(x, *shared)
         return x
@@ -81,7 +82,7 @@ class Layers(nnx.Module):
         self.groups = Stack(lambda rngs: group(kinds, rngs), count, options, rngs)
         self.rest = Stack(lambda rngs: group(kinds[:rest], rngs), 1, options, rngs) if rest else None
 
-    def __call__(self, x: Float[Array, "batch time width"], *shared: Any) -> Float[Array, "batch time width"]:
+    def __call__(self, x: Float[Array, "batch time width"], *shared: PyTree) -> Float[Array, "batch time width"]:
         x = self.groups(x, *shared)
         return x if self.rest is None else self.rest(x, *shared)
 

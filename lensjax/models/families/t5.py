@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.family import Family, register
-from lensjax.models.layers import MLP, Attention, Embedding, GatedMLP, RMSNorm, Stack
+from lensjax.models.layers import MLP, Attention, Embedding, RMSNorm, Stack
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
 
@@ -80,10 +80,10 @@ def attention(config: Any, options: Options, rngs: nnx.Rngs, *, causal: bool) ->
     return made
 
 
-def dense(config: Any, options: Options, rngs: nnx.Rngs, *, gated: bool = False) -> MLP | GatedMLP:
+def dense(config: Any, options: Options, rngs: nnx.Rngs, *, gated: bool = False) -> MLP:
     """The MLP of a block."""
     width, hidden, std = config.d_model, config.d_ff, config.initializer_factor * config.d_model**-0.5
-    made = (GatedMLP if gated else MLP)(width, hidden, config.dense_act_fn, options, rngs, std=std)
+    made = MLP(width, hidden, config.dense_act_fn, options, rngs, gated=gated, std=std)
     made.down.kernel[...] *= math.sqrt(width / hidden)
     return made
 
