@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lensjax.core import text
 from lensjax.core.errors import InputError, one_line, shorten
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -19,6 +20,18 @@ class Strict(BaseModel):
     """A frozen model that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Interval(Strict):
+    """A number with both ends of its 90 % interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        value, lower, upper = (text.significant(one, 3) for one in (self.value, self.lower, self.upper))
+        return f"{value} ({lower} to {upper})"
 
 
 def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:

@@ -35,7 +35,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from lensjax.core import text
 from lensjax.core.errors import InputError
 from lensjax.core.registry import Registry
 from lensjax.core.sections import Section
@@ -73,18 +72,6 @@ class Cell(NamedTuple):
         label = MEASUREMENTS[self.kind].label if self.kind in MEASUREMENTS else self.kind
         which = f", {self.examples:,} examples, seed {self.seed}" if self.examples or not label else ""
         return f"{self.model}{which}{label and ', '}{label}"
-
-
-class Interval(Strict):
-    """A number with both ends of its 90 % interval."""
-
-    value: float
-    lower: float
-    upper: float
-
-    def __str__(self) -> str:
-        value, lower, upper = (text.significant(one, 3) for one in (self.value, self.lower, self.upper))
-        return f"{value} ({lower} to {upper})"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Predictions of selection methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import BaseModel
 
 from lensjax.curves.table import CurveTable
 from lensjax.fit.posterior import CurvePosterior
@@ -24,7 +25,7 @@ class Prediction:
         and law parameters are asked of it.
       assumptions: sentences on what the method assumes and how it is fitted; its summary where there are none.
       cautions: reasons to trust this prediction less that only the method knows.
-      section: computes the method's part of a study's report, which goes into the field of the method's name.
+      findings: computes what the method adds to a study's report, an instance of `Method.findings`.
     """
 
     score: Float[np.ndarray, " M"]
@@ -35,7 +36,7 @@ class Prediction:
     posterior: CurvePosterior | None = None
     assumptions: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
-    section: Callable[[], Mapping[str, Any]] | None = None
+    findings: Callable[[], BaseModel] | None = None
 
 
 def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | None = None, **fields: Any) -> Prediction:

@@ -75,7 +75,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
         warnings=(*state.damage, *(() if ranking is None else ranking.warnings)),
         assumptions=() if ranking is None else ranking.assumptions,
         **{name: value for _, kind in MEASUREMENTS.items() for name, value in kind.collect(measured) or ()},
-        **_sections(ranking),
+        **_findings(ranking),
         cost=study_cost(state),
         failures=tuple(state.failed_cells()),
         eliminated=tuple(schema.Elimination(model=name, after=size) for name, size in state.eliminated.items()),
@@ -104,14 +104,14 @@ def _rank(state: StudyState, table: CurveTable | None, evidence: Evidence) -> tu
     return replace(ranking, left_out=left_out, warnings=warnings), ""
 
 
-def _sections(ranking: Ranking | None) -> dict[str, Any]:
+def _findings(ranking: Ranking | None) -> dict[str, Any]:
     """What methods add to the report in fields of their names, and why where they do not."""
     fields: dict[str, Any] = {}
-    for name in set(METHODS) & set(StudyReport.model_fields):
+    for name in (name for name, method in METHODS.items() if method.findings is not None):
         prediction = None if ranking is None else ({ranking.method: ranking.prediction} | ranking.baselines).get(name)
-        section = None if prediction is None or prediction.section is None else prediction.section()
+        findings = None if prediction is None or prediction.findings is None else prediction.findings()
         missing = "there is no ranking yet." if ranking is None else ranking.missing.get(name, "")
-        fields |= {name: section, f"{name}_missing": missing}
+        fields |= {name: findings, f"{name}_missing": missing}
     return fields
 
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import create_model
 
 from lensjax.core.specs import Strict
-from lensjax.measure.measurement import MEASUREMENTS, Interval
+from lensjax.measure.measurement import MEASUREMENTS
+from lensjax.selection.methods import METHODS
 
 VERSION: Literal[1] = 1
 
@@ -88,40 +89,6 @@ class Ranked(Strict):
     expected_regret: float | None
     baselines: dict[str, float | None]
     law: dict[str, float]
-
-
-class Ablation(Strict):
-    """One variant of the LensLLM law.
-
-    Attributes:
-      variant: Its name.
-      meaning: In words.
-      evidence: Log marginal likelihood of the measured losses, in nats.
-      held_out: Mean log predictive density of the largest rung given the smaller ones, in nats a model.
-      predicted: Losses at the target by candidate.
-    """
-
-    variant: str
-    meaning: str
-    evidence: float
-    held_out: float | None
-    predicted: dict[str, float]
-
-
-class LensLLM(Strict):
-    """The LensLLM method and its ablation: log D_l = a + b log F(Θ, t) + ε.
-
-    Attributes:
-      a, b, time: Parameters that all candidates share in the tied variant.
-      ablation: Every variant.
-      verdict: Whether the kernels helped here.
-    """
-
-    a: Interval
-    b: Interval
-    time: Interval | None
-    ablation: tuple[Ablation, ...]
-    verdict: str
 
 
 class Spent(Strict):
@@ -220,13 +187,20 @@ class Origin(Strict):
 
 
 def _findings() -> Any:
-    """A model with the fields that measurements add to a report."""
+    """A model with the fields that measurements and methods add to a report."""
     models = [kind.findings for _, kind in MEASUREMENTS.items() if kind.findings is not None]
-    return create_model("MeasurementFindings", __base__=(*models, Strict))
+    fields: dict[str, Any] = {}
+    for name, method in METHODS.items():
+        if method.findings is not None:
+            fields |= {name: (method.findings | None, ...), f"{name}_missing": (str, ...)}
+    return create_model("Findings", __base__=(*models, Strict), **fields)
 
 
 class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at run time
     """Everything that a study has measured and decided so far, with the findings of every measurement.
+
+    A method with findings of its own has them in the field of its name, None where it could not be fitted, and why in
+    the field with `_missing` after it.
 
     Attributes:
       version: Of the format; readers should refuse others.
@@ -241,7 +215,6 @@ class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at
       left_out: Why candidates are not in the ranking, by name.
       warnings: Sentences to read before the ranking is trusted.
       assumptions: Of the method, in sentences.
-      lensllm, lensllm_missing: The LensLLM law; where it is None, why it could not be fitted.
       failures: Cells whose last try failed.
       eliminated, journal: Eliminations and decisions in their order.
     """
@@ -261,8 +234,6 @@ class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at
     left_out: dict[str, str]
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
-    lensllm: LensLLM | None
-    lensllm_missing: str
     cost: Cost
     failures: tuple[Failure, ...]
     eliminated: tuple[Elimination, ...]

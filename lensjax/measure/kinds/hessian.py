@@ -8,11 +8,11 @@ from pydantic import BaseModel, Field
 
 from lensjax.core import text
 from lensjax.core.sections import DataTable, Line, LinePlot, Section
-from lensjax.core.specs import Count, Strict
+from lensjax.core.specs import Count, Interval, Strict
 from lensjax.curvature.bound import LayerTerms
 from lensjax.curvature.phases import LEAST_RUNGS
 from lensjax.curves.table import CurveTable
-from lensjax.measure.measurement import MEASUREMENTS, Arrays, Cell, Interval, Measured, Measurement, Records, Subject
+from lensjax.measure.measurement import MEASUREMENTS, Arrays, Cell, Measured, Measurement, Records, Subject
 from lensjax.measure.rungs import ladder_summary, measure_rungs, read_rung, rung_arrays, rung_flops, rung_losses
 from lensjax.measure.transition import residual_transition
 from lensjax.models.model import Batch, Model

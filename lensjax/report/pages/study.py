@@ -10,6 +10,7 @@ from lensjax.report.figures.curves import add_rings
 from lensjax.report.pages.html import Name, render
 from lensjax.report.pages.ranking import ranking_context
 from lensjax.report.pages.sections import shown_section
+from lensjax.selection.methods import METHODS
 from lensjax.selection.ranking import Ranking
 from lensjax.study.schema import LEARNING_RATES, Consumption, StudyReport
 
@@ -54,7 +55,7 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
         "rings": [text.clean(section.ring_is) for section in sections if section.rings],
         "sections": [
             *(shown_section(section, order) for section in sections),
-            shown_section(_lensllm(report)),
+            *map(shown_section, _of_methods(report)),
             shown_section(_cost(report)),
         ],
         "failures": [
@@ -115,24 +116,10 @@ def _so_far(report: StudyReport) -> Section:
     return Section("so-far", "Measured so far", [note], tables=[table])
 
 
-def _lensllm(report: StudyReport) -> Section:
-    title, fit = "LensLLM, and whether the kernels helped", report.lensllm
-    if fit is None:
-        return Section("lensllm", title, [f"Not fitted: {report.lensllm_missing}"])
-    rows = []
-    for one in fit.ablation:
-        best = min(one.predicted, key=lambda model: one.predicted[model])
-        held = text.DASH if one.held_out is None else f"{one.held_out:.3f}"
-        values = [held, f"{one.evidence:.2f}", f"{text.clean(best, 60)} ({text.number(one.predicted[best])})"]
-        rows.append((one.variant, [*values, one.meaning]))
-    columns = ["Held-out log density", "Log evidence", "First choice", "What it holds"]
-    table = DataTable("Variants of the LensLLM law", columns, rows, words=("What it holds", "First choice"))
-    shared = [("a", fit.a), ("b", fit.b), ("t", fit.time)]
-    law = (
-        "L(D) = B / (D_l + D^β) + E with log D_l = a + b log F(Θ, t) + ε, fitted to all candidates at once. Shared, "
-        f"with 90 % intervals: {', '.join(f'{name} {value}' for name, value in shared if value is not None)}."
-    )
-    return Section("lensllm", title, [fit.verdict, law], tables=[table])
+def _of_methods(report: StudyReport) -> list[Section]:
+    """Sections of the methods that have findings of their own."""
+    shown = ((name, method.show) for name, method in METHODS.items())
+    return [show(getattr(report, name), getattr(report, f"{name}_missing")) for name, show in shown if show is not None]
 
 
 def _cost(report: StudyReport) -> Section:

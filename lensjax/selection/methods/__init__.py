@@ -10,12 +10,15 @@ Names of methods are known without importing them or NumPy, so that the command 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lensjax.core.registry import Registry
 from lensjax.selection.evidence import Evidence
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from lensjax.core.sections import Section
     from lensjax.curves.table import CurveTable
     from lensjax.selection.prediction import Prediction
 
@@ -33,6 +36,8 @@ class Method:
       place: where it stands among the others in tables and files; methods of other packages come last.
       needs: names of measurements besides curves that it cannot do without, each with its plural for messages, as in
         {"ntk": "kernels"}.
+      findings: a Pydantic model that the method adds to a study's report, in the field of its name.
+      show: makes a section of a study's page of these, or of the reason why there are none.
     """
 
     name: str
@@ -40,6 +45,8 @@ class Method:
     function: "Function"
     place: float = 100
     needs: Mapping[str, str] = field(default_factory=dict)
+    findings: "type[BaseModel] | None" = None
+    show: "Callable[[Any, str], Section] | None" = None
 
     def predict(self, table: "CurveTable", target: int, evidence: Evidence | None = None) -> "Prediction":
         """Predict the losses, or the order, of the M models of a table.
@@ -59,17 +66,15 @@ METHODS: Registry[Method] = Registry("method", __name__, "lensjax.methods")
 DEFAULT_METHOD = "joint"
 
 
-def register(
-    name: str, summary: str, *, place: float = 100, needs: Mapping[str, str] | None = None
-) -> "Callable[[Function], Method]":
-    """A decorator that makes a function a method and adds it to `METHODS`; see `Method` for the arguments.
+def register(name: str, summary: str, **settings: Any) -> "Callable[[Function], Method]":
+    """A decorator that makes a function a method and adds it to `METHODS`; see `Method` for all arguments.
 
     Raises:
       InputError: the name is taken.
     """
 
     def add(function: "Function") -> Method:
-        return METHODS.register(name)(Method(name, summary, function, place, needs or {}))
+        return METHODS.register(name)(Method(name, summary, function, **settings))
 
     return add
 
