@@ -23,7 +23,7 @@ from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example, fingerprint, load_task
 from lensjax.train.results import Result, read_result
-from lensjax.train.runs import CLAIM, MODEL
+from lensjax.train.runs import CLAIM, MODEL, SPEC, has_our_tokens
 
 _FITTED = ("examples", "sum_of_largest", "gap", "test_loss")
 
@@ -70,6 +70,12 @@ def find_runs(folders: Sequence[Path], source: str | Path, seed: int = 0) -> lis
                 )
             if not (run / MODEL).is_dir():
                 raise InputError(f"{where} holds no model; run `lensjax curve` again with --save-models.")
+            kept = read_json(run.parent.parent / SPEC)
+            if kept is not None and "digest" in kept and not has_our_tokens(kept):
+                raise InputError(
+                    f"{where} was fine-tuned by another version of LensJAX, which made other tokens of the same texts; "
+                    "fine-tune it again in a new folder."
+                )
             claim = read_json(run.parent / CLAIM)
             if claim is not None:
                 weights = weights or weights_fingerprint(find_folder(source))

@@ -20,7 +20,7 @@ from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Task, fingerprint, fingerprints
 from lensjax.tasks.tokens import padding_token, tokenise
 from lensjax.train.results import read_result
-from lensjax.train.runs import kept_spec
+from lensjax.train.runs import has_our_tokens, kept_spec
 from lensjax.train.spec import FinetuneSpec
 
 _CHECKED = 8  # examples that every tokenizer is tried on
@@ -51,11 +51,13 @@ def _check(spec: StudySpec, out: Path, task: Task, retry: bool) -> None:
         )
     for folder, found in kept.items():
         if found.get("digest") != spec.finetune_spec(of_folder[folder]).digest(held_out):
-            _make_way(folder, retry)
+            _make_way(folder, retry, found)
 
 
 def _is_of(kept: dict[str, Any], held_out: str) -> bool:
     """Whether runs were validated and tested on these examples; True where this version cannot tell."""
+    if not has_our_tokens(kept):
+        return True
     try:
         made = FinetuneSpec.model_validate(kept.get("spec"))
     except ValidationError:
@@ -84,10 +86,15 @@ def _known(spec: StudySpec, out: Path) -> Iterator[tuple[int, int, str]]:
             yield cell.seed, asked["examples"], str(asked.get("data"))
 
 
-def _make_way(folder: Path, retry: bool) -> None:
+def _make_way(folder: Path, retry: bool, kept: dict[str, Any]) -> None:
     """Remove runs with other training settings than now where another try is asked for; keep any that went well."""
     results = (read_result(run) for run in folder.glob("*/examples-*"))
     if any(result is not None and result.examples and result.status == "ok" for result in results):
+        if not has_our_tokens(kept):
+            raise InputError(
+                f"{shorten(folder, 400)} holds runs of another version of LensJAX, which made other tokens of the same "
+                "texts; give a new folder (--out), or remove that one, and they are made again."
+            )
         raise InputError(
             f"{shorten(folder, 400)} holds runs with other training settings than the study has now; give those back, "
             "or remove that folder, and they are made again."

@@ -19,6 +19,7 @@ from lensjax.core.specs import validated
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, selectable
 from lensjax.study.journal import Journal
 from lensjax.study.spec import CandidateSpec, StudySpec
+from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.results import Result, read_result
 from lensjax.train.runs import MODEL, SEARCH, Run
 
@@ -153,8 +154,8 @@ def write_evidence(out: Path, cell: Cell, measured: Measured) -> None:
 
 
 def settings_of(spec: StudySpec, cell: Cell) -> dict[str, Any]:
-    """The settings that a cell's result depends on: the measurement's, and a candidate's own training."""
-    settings = spec.measurements[cell.kind].deciding()
+    """What a cell's result depends on: the measurement's settings, a candidate's own training, how tokens are made."""
+    settings = spec.measurements[cell.kind].deciding() | {"tokens": TOKENS_VERSION}
     candidate = spec.candidate(cell.model)
     if cell.examples and candidate.training:  # what all candidates share is the same throughout a study
         settings["training"] = spec.finetune_spec(candidate).deciding()["training"]

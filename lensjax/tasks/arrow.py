@@ -32,7 +32,14 @@ class _ArrowRow(Mapping[str, object]):
         self._table, self._i = table, i
 
     def __getitem__(self, name: str) -> object:
-        return self._table.column(name)[self._i].as_py()  # a KeyError where there is none
+        import pyarrow as pa
+
+        scalar = self._table.column(name)[self._i]  # a KeyError where there is none
+        value: object = scalar.as_py()
+        kind = scalar.type.value_type if pa.types.is_dictionary(scalar.type) else scalar.type
+        if value is not None and (pa.types.is_float32(kind) or pa.types.is_float16(kind)):
+            return kind.to_pandas_dtype()(value)  # whose text is 0.3 where that of a Python float has 17 digits
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table.column_names)

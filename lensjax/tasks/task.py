@@ -5,6 +5,7 @@ Rows are drawn in the order of `permutation`, which depends on the seed and the 
 
 import hashlib
 import itertools
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,8 +43,11 @@ class Example:
 
     @property
     def text(self) -> Text:
-        """Prompt and target without the white space around them; examples of equal texts are the same."""
-        return self.prompt.strip(), self.target.strip()
+        """Prompt and target by which twins are known: in Unicode's NFC, with one space for any white space.
+
+        Examples of equal texts are twins, of which no two are in different sets. White space around a text is dropped.
+        """
+        return _plain(self.prompt), _plain(self.target)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Task:
       spec: The spec that it was made from.
       rows: Rows of the train split.
       pool: Numbers of those rows that are left to train on.
-      validation: Examples that decide when training stops; none is equal to one of `test`.
+      validation: Examples that decide when training stops; none is a twin of one of `test`.
       test: Examples that the reported loss is measured on.
     """
 
@@ -67,7 +71,7 @@ class Task:
     def available(self, most: int | None = None) -> int:
         """Number of examples to train on.
 
-        If more than a hundred thousand rows would have to be read, examples equal to held-out ones count too.
+        If more than a hundred thousand rows would have to be read, twins of held-out examples count too.
 
         Args:
           most: Counting stops here, if given.
@@ -82,7 +86,7 @@ class Task:
     def shuffled(self, seed: int) -> Iterator[Example]:
         """Every example to train on, in the order of a seed; each row is read when its turn comes.
 
-        No example is equal to one of validation or test.
+        No example is a twin of one of validation or test; see `Example.text`.
 
         Raises:
           InputError: a template cannot be filled with a row.
@@ -182,6 +186,10 @@ def fingerprints(examples: Iterable[Example], sizes: Iterable[int]) -> dict[int,
     return prints
 
 
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def _too_few(spec: TaskSpec, split: SplitName, there: int, own: bool) -> str:
     wanted = getattr(spec, split)
     unlike = " that are not in test" if split == "validation" else ""
@@ -227,6 +235,8 @@ def _text(name: str, row: Mapping[str, object], where: str) -> str:
             raise InputError(
                 f"{where} holds bytes that are not UTF-8 text in the {field}; mend or remove it."
             ) from error
+    if isinstance(value, (float, np.inexact, np.datetime64, np.timedelta64)) and not np.isfinite(value):
+        raise InputError(f"{where} has an empty {field} ({value} is a missing value); fill it in or remove the row.")
     if not isinstance(value, (str, int, float, np.generic)):
         kind = type(value).__name__
         raise InputError(f"{where} holds a {kind} in the {field}; templates take texts and numbers, so choose another.")

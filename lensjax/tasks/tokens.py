@@ -1,11 +1,14 @@
 """Token ids of examples, as flat arrays that are mapped from disk.
 
-A causal model reads prompt and target as one sequence; an encoder–decoder reads the prompt and writes the target.
-Either way the loss is on the tokens of the target, of which the last is the end-of-text token unless it was cut.
+A causal model reads prompt and target as one text, which is encoded as one, so that no token of it depends on where it
+is divided. An encoder–decoder reads the prompt and writes the target: two texts, which are encoded apart. Either way
+the loss is on the tokens of the target, of which the last is the end-of-text token unless it was cut.
 """
 
+import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +22,12 @@ from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example
 
 if TYPE_CHECKING:
+    from transformers import BatchEncoding
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+# Of the ids that a tokenizer, a text and a spec give. What was made of other ids is not used again: raise it with any
+# change of them, or of the text of a field.
+TOKENS_VERSION = 2
 _BATCH = 1000
 _DTYPES = {"ids": "int32", "starts": "int64", "prompts": "int32", "prompt_cut": "bool", "target_cut": "bool"}
 
@@ -111,26 +118,31 @@ class Tokens:
 def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec, *, encoder_decoder: bool) -> Tokens:
     """The token ids of examples, cut to the lengths that a spec allows.
 
-    A prompt has the special tokens that its tokenizer adds; for a causal model, none closes it. An empty prompt becomes
-    the beginning-of-text token, or else the end-of-text token. Prompts lose tokens of their text before special ones. A
-    target ends with the end-of-text token, and is cut after that was added.
+    For a causal model, prompt and target are encoded as one text. A token that holds any of the target's text belongs
+    to the target, with what it holds of the prompt, such as the space of "▁hola" where the prompt ends in one; only a
+    special token that takes in the white space around it stays with the prompt that it is written in. Prompts have the
+    special tokens that open a text; if there are none, and no other token, the beginning-of-text token, or else the
+    end-of-text token. For an encoder–decoder, both have the special tokens that its tokenizer adds.
+
+    No special token is added where the text has it already, and every target ends with one end-of-text token. Prompts
+    lose tokens of their text before special ones, and targets are cut after the end-of-text token was added.
 
     Args:
       examples: The examples, which are tokenised a thousand at a time.
-      tokenizer: Tokenizer of `transformers`.
+      tokenizer: Tokenizer of `transformers`. Those in Python alone do not say where in a text their tokens are: of
+        theirs, the prompt has those with which both the prompt alone and the whole text begin.
       spec: Its `max_prompt_tokens`, `max_target_tokens` and `cut_prompt`.
       encoder_decoder: Whether the model reads prompts with an encoder.
 
     Raises:
       InputError: the tokenizer has no end-of-text token, or a target has no tokens.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
+    if tokenizer.eos_token_id is None:
         raise InputError(
             f"The tokenizer in {shorten(tokenizer.name_or_path, 400)} has no end-of-text token, which targets end "
             "with; name its eos_token in tokenizer_config.json."
         )
-    start = end if encoder_decoder or tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    encode = _apart(tokenizer) if encoder_decoder else _together(tokenizer)
     pieces: list[Int[np.ndarray, " _"]] = []
     lengths: list[int] = []
     prompts: list[int] = []
@@ -138,25 +150,22 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
     iterator = iter(examples)
     while batch := list(itertools.islice(iterator, _BATCH)):
         ids: list[int] = []
-        prompt_texts, target_texts = zip(*((example.prompt, example.target) for example in batch), strict=True)
-        encoded_prompts = _encode(tokenizer, prompt_texts)
-        encoded_targets = _encode(tokenizer, target_texts, target=encoder_decoder, special=encoder_decoder)
-        for example, prompt, target in zip(batch, encoded_prompts, encoded_targets, strict=True):
-            prompt = prompt if encoder_decoder else _Encoded(prompt.before, prompt.text, [])
-            kept = prompt.cut(spec.max_prompt_tokens, spec.cut_prompt) or [start]
-            wanted = target.ids if target.after[-1:] == [end] else [*target.ids, end]
-            if all(token == end for token in target.text):
+        encoded = encode([example.prompt for example in batch], [example.target for example in batch])
+        for example, (prompt, target) in zip(batch, encoded, strict=True):
+            if not target.text:
                 raise InputError(f"{example.where} has a target without tokens; fill it in or remove the row.")
             if len(target.before) >= spec.max_target_tokens:
                 raise InputError(
                     f"max_target_tokens is {spec.max_target_tokens}, which leaves nothing of the target of "
                     f"{example.where}; allow more."
                 )
+            kept = prompt.cut(spec.max_prompt_tokens, spec.cut_prompt)
+            answer = target.ids
             ids += kept
-            ids += wanted[: spec.max_target_tokens]
+            ids += answer[: spec.max_target_tokens]
             prompts.append(len(kept))
-            lengths.append(len(kept) + min(len(wanted), spec.max_target_tokens))
-            cut.append((len(prompt.ids) > spec.max_prompt_tokens, len(wanted) > spec.max_target_tokens))
+            lengths.append(len(kept) + min(len(answer), spec.max_target_tokens))
+            cut.append((len(prompt.ids) > spec.max_prompt_tokens, len(answer) > spec.max_target_tokens))
         pieces.append(np.array(ids, np.int32))
     flags = np.array(cut, bool).reshape(-1, 2)
     return Tokens(
@@ -196,17 +205,130 @@ class _Encoded:
         return (self.before + text)[: limit - len(after)] + after
 
 
-def _encode(
-    tokenizer: "Tokenizer", texts: Sequence[str], *, target: bool = False, special: bool = True
-) -> Iterator[_Encoded]:
-    # The text added last shows how many special tokens open a text, which a text without other tokens does not.
-    options = {"text_target" if target else "text": [*texts, "a"], "add_special_tokens": special}
+_Encode = Callable[[list[str], list[str]], Iterator[tuple[_Encoded, _Encoded]]]
+
+
+def _together(tokenizer: "Tokenizer") -> _Encode:
+    """Encodes prompts and targets for causal models, each pair as one text."""
+    before, _ = _added(tokenizer, "text")
+    end, start = _end(tokenizer), tokenizer.bos_token_id
+    split = _split_by_offsets(tokenizer) if tokenizer.is_fast else _split_by_prefix(tokenizer)
+
+    def encode(prompts: list[str], targets: list[str]) -> Iterator[tuple[_Encoded, _Encoded]]:
+        for ids, place in split(prompts, targets):
+            opening = before or ([] if place else [end if start is None else start])
+            text = _without_start(ids, opening)
+            place = max(place - len(ids) + len(text), 0)
+            yield _Encoded(opening, text[:place], []), _Encoded([], _without_end(text[place:], end), [end])
+
+    return encode
+
+
+def _apart(tokenizer: "Tokenizer") -> _Encode:
+    """Encodes prompts and targets for encoder–decoders."""
+    end = _end(tokenizer)
+    before, after = _added(tokenizer, "text")
+    target_before, target_after = _added(tokenizer, "text_target")
+    target_after = target_after if end in target_after else [*target_after, end]
+
+    def encode(prompts: list[str], targets: list[str]) -> Iterator[tuple[_Encoded, _Encoded]]:
+        read = _encode(tokenizer, text=prompts)["input_ids"]
+        written = _encode(tokenizer, text_target=targets)["input_ids"]
+        for ids, target in zip(read, written, strict=True):
+            if after and ids[-len(after) :] == after:
+                ids = ids[: -len(after)]
+            prompt = _Encoded(before, _without_start(ids, before), after if before or ids or after else [end])
+            text = _without_start(_without_end(target, end), target_before)
+            yield prompt, _Encoded(target_before, text, target_after)
+
+    return encode
+
+
+_Split = Callable[[list[str], list[str]], Iterator[tuple[list[int], int]]]
+
+
+def _split_by_offsets(tokenizer: "Tokenizer") -> _Split:
+    """Token ids of prompts with their targets, and how many of them are of the prompt alone."""
+    twin, processor = tokenizer, tokenizer.backend_tokenizer.post_processor
+    if processor is not None and b'"trim_offsets":true' in processor.__getstate__():
+        from tokenizers.processors import TemplateProcessing
+
+        # Offsets without the white space at the ends of a token do not tell a token "a " from "a".
+        twin = copy.deepcopy(tokenizer)
+        twin.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+
+    def split(prompts: list[str], targets: list[str]) -> Iterator[tuple[list[int], int]]:
+        texts = list(map("".join, zip(prompts, targets, strict=True)))
+        encoded = _encode(twin, text=texts, offsets=True)
+        columns = encoded["input_ids"], encoded["offset_mapping"]
+        for prompt, text, ids, offsets in zip(prompts, texts, *columns, strict=True):
+            place = _boundary(text, len(prompt), offsets)
+            if place < len(ids) and prompt[offsets[place][0] :].strip() == added.get(ids[place]):
+                place += 1  # it only takes in white space of the target
+            yield ids, place
+
+    return split
+
+
+def _boundary(text: str, size: int, offsets: list[tuple[int, int]]) -> int:
+    """Number of tokens that hold nothing but the first `size` characters of a text."""
+    while 0 < size < len(text) and unicodedata.combining(text[size]):
+        size -= 1  # a normaliser may join an accent with the letter before it, and give the place of the letter alone
+    reaching = (place for place, (first, last) in enumerate(offsets) if first >= size or last > size)
+    place = next(reaching, len(offsets))
+    if place < len(offsets) and offsets[place][0] < size:
+        first, last = offsets[place]
+        # Bytes of unknown characters that follow one another all have the place of the whole.
+        if offsets[place:].count((first, last)) == len(text[first:last].encode()):
+            place += len(text[first:size].encode())
+    return place
+
+
+def _split_by_prefix(tokenizer: "Tokenizer") -> _Split:
+    """The same for tokenizers without offsets."""
+
+    def split(prompts: list[str], targets: list[str]) -> Iterator[tuple[list[int], int]]:
+        texts = list(map("".join, zip(prompts, targets, strict=True)))
+        whole = _encode(tokenizer, text=texts)["input_ids"]
+        for ids, alone in zip(whole, _encode(tokenizer, text=prompts)["input_ids"], strict=True):
+            pairs = zip(ids, alone, strict=False)
+            yield ids, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    return split
+
+
+def _end(tokenizer: "Tokenizer") -> int:
+    end: int = tokenizer.eos_token_id
+    return end
+
+
+def _added(tokenizer: "Tokenizer", kind: str) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and after a text."""
+    encoded = tokenizer(**{kind: "a"}, return_special_tokens_mask=True, return_attention_mask=False)
+    ids, marks = encoded["input_ids"], encoded["special_tokens_mask"]
+    if all(marks):
+        return ids, []
+    return ids[: marks.index(0)], ids[len(marks) - marks[::-1].index(0) :]
+
+
+def _encode(tokenizer: "Tokenizer", *, offsets: bool = False, **texts: list[str]) -> "BatchEncoding":
     # verbose=False silences warnings of lengths, which the tokenizer cannot know will be cut.
-    encoded = tokenizer(**options, return_special_tokens_mask=True, return_attention_mask=False, verbose=False)
-    opening = list(itertools.takewhile(bool, encoded["special_tokens_mask"][-1]))
-    for ids, marks in zip(encoded["input_ids"][:-1], encoded["special_tokens_mask"][:-1], strict=True):
-        if all(marks):
-            yield _Encoded(ids[: len(opening)], [], ids[len(opening) :])
-            continue
-        first, last = marks.index(0), len(marks) - marks[::-1].index(0)
-        yield _Encoded(ids[:first], ids[first:last], ids[last:])
+    return tokenizer(
+        **texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,
+        **({"return_offsets_mapping": True} if offsets else {}),
+    )
+
+
+def _without_start(ids: list[int], start: list[int]) -> list[int]:
+    return ids[len(start) :] if start and ids[: len(start)] == start else ids
+
+
+def _without_end(ids: list[int], end: int) -> list[int]:
+    kept = len(ids)
+    while kept and ids[kept - 1] == end:
+        kept -= 1
+    return ids[:kept]

@@ -13,7 +13,7 @@ from lensjax.core.processes import on_first
 from lensjax.models.model import Model
 from lensjax.tasks.batches import Lengths, choose_lengths, example_lengths
 from lensjax.tasks.task import Example, fingerprint, fingerprints, load_task
-from lensjax.tasks.tokens import Tokens, tokenise
+from lensjax.tasks.tokens import TOKENS_VERSION, Tokens, tokenise
 from lensjax.train.spec import FinetuneSpec
 
 FIRST_RUNG = 200  # training examples of the ladder's first step above 0
@@ -144,7 +144,7 @@ def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:
     """A text of everything that tokens depend on besides the examples."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
-    limits = (spec.max_prompt_tokens, spec.max_target_tokens, spec.cut_prompt)
+    limits = (TOKENS_VERSION, spec.max_prompt_tokens, spec.max_target_tokens, spec.cut_prompt)
     return f"{content}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}"
 
 

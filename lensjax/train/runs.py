@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, is_leftover, locked, make_folder, read_json, write_files
 from lensjax.core.processes import on_first
+from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.prepare import Examples
 from lensjax.train.results import Result, read_result
 from lensjax.train.spec import FinetuneSpec
@@ -74,8 +75,13 @@ def opened_folder(out: Path, spec: FinetuneSpec, digest: str) -> Iterator[None]:
     with locked(out / LOCK):
         kept = kept_spec(out)
         if kept is None:
-            content = {"digest": digest, "spec": spec.model_dump(mode="json")}
+            content = {"digest": digest, "tokens": TOKENS_VERSION, "spec": spec.model_dump(mode="json")}
             write_files({out / SPEC: json.dumps(content, indent=2) + "\n"})
+        elif kept.get("digest") != digest and not has_our_tokens(kept):
+            raise InputError(
+                f"{shorten(out, 400)} holds results of another version of LensJAX, which made other tokens of the same "
+                "texts; give a new folder."
+            )
         elif kept.get("digest") != digest:
             raise InputError(
                 f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new "
@@ -92,6 +98,11 @@ def kept_spec(out: Path) -> dict[str, Any] | None:
     """
     began = any(out.glob("*/examples-*")) or any(out.glob(f"*/{SEARCH}"))
     return read_json(out / SPEC) if began else None
+
+
+def has_our_tokens(kept: Mapping[str, Any]) -> bool:
+    """Whether the version that wrote a `kept_spec` made the same tokens of texts as this one."""
+    return kept.get("tokens") == TOKENS_VERSION
 
 
 def _is_foreign(folder: Path) -> bool:

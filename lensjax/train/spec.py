@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from lensjax.core.specs import Count, Strict
 from lensjax.tasks.spec import TaskSpec
+from lensjax.tasks.tokens import TOKENS_VERSION
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -108,7 +109,8 @@ class FinetuneSpec(TaskSpec):
         Args:
           data: Fingerprint of the validation and test sets; it stands for the source, which may move.
         """
-        return hashlib.sha256(json.dumps([self.deciding(), data], sort_keys=True).encode()).hexdigest()[:16]
+        content = [self.deciding(), data, TOKENS_VERSION]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def deciding(self) -> dict[str, Any]:
         """The fields that a result depends on."""

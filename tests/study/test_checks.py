@@ -11,6 +11,7 @@ from lensjax.study.checks import check_results
 from lensjax.study.folder import evidence_cells, evidence_file, is_current, run_folder, runs_folder
 from lensjax.study.spec import read_study
 from lensjax.tasks.task import fingerprint, load_task
+from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.results import Result, write_result
 from lensjax.train.runs import open_folder
 
@@ -60,7 +61,8 @@ def write_run(spec, out, name, examples, data=None, status="ok"):
 def write_kernel(spec, out, cell, data=None, **asked):
     """What is left of a kernel."""
     rows = load_task(spec.task).train(cell.seed, 8)
-    asked |= {"model": "", "data": fingerprint(rows) if data is None else data, "examples": 8, "functional": "loss"}
+    data = fingerprint(rows) if data is None else data
+    asked = {"model": "", "data": data, "examples": 8, "functional": "loss", "tokens": TOKENS_VERSION} | asked
     file = evidence_file(out, cell)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"asked": asked}))
@@ -143,12 +145,33 @@ def test_a_candidate_that_is_trained_otherwise_now(study, write_study, tmp_path,
     check(remat, out)  # which changes no result
 
 
+def test_results_of_a_version_that_made_other_tokens(study):
+    spec, out = study
+    open_runs(spec, out)
+    write_run(spec, out, "slow", 200, status="failed")
+    kept = out / "runs-slow" / "spec.json"
+    old = {"digest": "of its tokens", "spec": json.loads(kept.read_text())["spec"]}
+    kept.write_text(json.dumps(old))
+    check(spec, out)
+    write_run(spec, out, "slow", 400)
+    for retry in (False, True):
+        with pytest.raises(
+            InputError, match=r"runs-slow holds runs of another version of LensJAX, which made other tok"
+        ):
+            check(spec, out, retry=retry)
+    assert run_folder(out, spec.candidate("slow"), Cell("finetune", "slow", 400)).is_dir()
+    cell = Cell("ntk", "plain")
+    for tokens, current in ((TOKENS_VERSION, True), (TOKENS_VERSION - 1, False)):
+        write_kernel(spec, out, cell, tokens=tokens)
+        assert is_current(spec, out, cell) == current
+
+
 def test_runs_that_candidates_share_are_never_removed_for_one_that_failed(study):
     spec, out = study
     open_runs(spec, out)
     write_run(spec, out, "plain", 200)
     kept = out / "runs" / "spec.json"
-    kept.write_text(json.dumps({"digest": "of another version", "spec": {}}))
+    kept.write_text(json.dumps({"digest": "of another version", "tokens": TOKENS_VERSION, "spec": {}}))
     with pytest.raises(InputError, match="runs holds runs with other training settings"):
         check(spec, out, retry=True)
     assert run_folder(out, spec.candidate("plain"), Cell("finetune", "plain", 200)).is_dir()

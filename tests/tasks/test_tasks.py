@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -190,7 +191,11 @@ def test_rendering(save_jsonl: Save, make_spec: Make) -> None:
     assert one(save_jsonl, make_spec, row | {"a": ""}, prompt="{a}", target="{b} {c}").prompt == ""
 
 
+MISSING = r"test\.jsonl line 1 has an empty field 'c' \(%s is a missing value\); fill it in or remove the row\."
 BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "nan": ({"a": 1, "b": 2, "c": math.nan}, MISSING % "nan"),
+    "infinite": ({"a": 1, "b": 2, "c": math.inf}, MISSING % "inf"),
+    "negative infinite": ({"a": 1, "b": 2, "c": -math.inf}, MISSING % "-inf"),
     "missing": ({"a": 1, "b": 2}, r"test\.jsonl line 1 has no field 'c', only a, b; mend the template or the row\."),
     "null": ({"a": 1, "b": 2, "c": None}, r"test\.jsonl line 1 has an empty field 'c'; fill it in or remove"),
     "list": ({"a": [1], "b": 2, "c": 3}, r"line 1 holds a list in the field 'a'; templates take texts and numbers"),
@@ -206,6 +211,80 @@ def test_rows_that_cannot_be_rendered(kind: str, tmp_path: Path, make_spec: Make
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=message):
         load_task(make_spec(validation=1, test=1))
+
+
+def test_numbers_beyond_floats_are_missing(tmp_path: Path, make_spec: Make) -> None:
+    for value in ("1e400", "-1e400", "NaN", "Infinity"):
+        for name in ("train", "test", "validation"):
+            (tmp_path / f"{name}.jsonl").write_text(f'{{"a": {value}, "b": 2, "c": 3}}\n')
+        with pytest.raises(InputError, match=r"line 1 has an empty field 'a' \(-?(nan|inf) is a missing value\)"):
+            load_task(make_spec(validation=1, test=1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "dictionary"])
+def test_floats_of_arrow_that_are_no_numbers(kind: str, value: float, tmp_path: Path, make_spec: Make) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    column = pa.array(np.array([value] * 3, "float32" if kind == "dictionary" else kind), from_pandas=False)
+    column = column.dictionary_encode() if kind == "dictionary" else column
+    pq.write_table(pa.table({"a": [1, 2, 3], "b": [1, 2, 3], "c": column}), tmp_path / "a.parquet")
+    source = Files(files={"train": [tmp_path / "a.parquet"]})
+    with pytest.raises(InputError, match=r"row \d has an empty field 'c' \(-?(nan|inf) is a missing value\)"):
+        load_task(make_spec(source=source, validation=1, test=1))
+
+
+@pytest.mark.parametrize("value", [np.float32("nan"), np.float16("inf"), np.float64("-inf"), np.datetime64("NaT")])
+def test_scalars_of_tfds_that_are_no_numbers(
+    value: Any, monkeypatch: pytest.MonkeyPatch, make_spec: Make, save_jsonl: Save
+) -> None:
+    save_jsonl("train.jsonl", sums(0, 3))
+    monkeypatch.setattr(Jsonl, "__getitem__", lambda self, i: {"a": i, "b": 1, "c": value})
+    with pytest.raises(InputError, match=r"has an empty field 'c' \(.* is a missing value\)"):
+        load_task(make_spec(validation=1, test=1))
+
+
+def test_cells_of_csv_are_text(tmp_path: Path, make_spec: Make) -> None:
+    (tmp_path / "a.csv").write_text("a,b,c\n" + "".join(f"{i},NaN,inf\n" for i in range(3)))
+    task = load_task(make_spec(source=Files(files={"train": [tmp_path / "a.csv"]}), validation=1, test=1))
+    assert task.test[0].text[1] == "inf"
+    assert "+NaN=" in task.test[0].prompt
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_narrow_floats_print_their_shortest_text(dictionary: bool, tmp_path: Path, make_spec: Make) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    columns = {"a": np.array([0.3] * 3, "float32"), "b": np.array([0.1] * 3, "float16"), "c": [0.1, 0.25, 1e300]}
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    if dictionary:
+        arrays["a"] = arrays["a"].dictionary_encode()
+    pq.write_table(pa.table(arrays), tmp_path / "a.parquet")
+    source = Files(files={"train": [tmp_path / "a.parquet"]})
+    task = load_task(make_spec(source=source, validation=1, test=1))
+    three = [*task.test, *task.validation, *task.train(0, 1)]
+    assert {example.prompt for example in three} == {"0.3+0.1="}
+    assert sorted(example.target for example in three) == ["0.1", "0.25", "1e+300"]
+
+
+TWINS = ["café  olé", "cafe\u0301 ole\u0301", " café\tolé\n", "café\u00a0olé", "café\u3000\r\nolé"]
+
+
+def test_twins_are_known_in_any_writing(save_jsonl: Save, make_spec: Make) -> None:
+    for held_out, *others in (TWINS[i:] + TWINS[:i] for i in range(len(TWINS))):
+        save_jsonl("test.jsonl", [{"a": held_out, "c": held_out}])
+        spare = [{"a": "cafe olé", "c": "x"}, {"a": "caféolé", "c": "y"}]
+        save_jsonl("validation.jsonl", [*({"a": other, "c": held_out} for other in others), *spare])
+        save_jsonl("train.jsonl", [{"a": other, "c": one} for other in others for one in others] + sums(0, 9))
+        task = load_task(make_spec(prompt="{a}", validation=2, test=1))
+        assert {example.target for example in task.validation} == {"x", "y"}
+        assert task.test[0].target == held_out  # what is read is what was written
+        assert task.available() == 9
+        assert {example.target for example in task.shuffled(3)} == {str(i + 1) for i in range(9)}
+        with pytest.raises(InputError, match="its validation split has 2 examples that are not in test"):
+            load_task(make_spec(prompt="{a}", validation=3, test=1))
 
 
 def test_bytes_are_text(tmp_path: Path, save_hf: Save, make_spec: Make) -> None:

@@ -37,6 +37,17 @@ def test_tokens_are_made_once_and_what_killed_commands_left_is_removed(make_spec
         np.testing.assert_array_equal(again.train[seed].ids, first.train[seed].ids)
 
 
+def test_tokens_of_another_version_are_not_used(make_spec, model, tmp_path, monkeypatch):
+    spec = make_spec()
+    monkeypatch.setattr(prepare, "TOKENS_VERSION", prepare.TOKENS_VERSION - 1)
+    tokenise_all(read_examples(spec, [200], [0]), model, spec, tmp_path)
+    before = made(tmp_path)
+    monkeypatch.undo()
+    tokenise_all(read_examples(spec, [200], [0]), model, spec, tmp_path)
+    assert made(tmp_path) | before == made(tmp_path)
+    assert len(made(tmp_path)) == 2 * len(before) == 6
+
+
 def test_a_command_that_is_writing_the_same_tokens_loses_nothing(make_spec, model, tmp_path, monkeypatch):
     spec = make_spec()
     examples = read_examples(spec, [200], [0])

@@ -117,6 +117,11 @@ def test_folders_of_other_specs_are_refused(make_spec, tmp_path):
     open_folder(tmp_path / "out", spec, "one")
     with pytest.raises(InputError, match="out holds results of another spec"):
         open_folder(tmp_path / "out", spec, "two")
+    kept = tmp_path / "out" / "spec.json"
+    content = {name: value for name, value in json.loads(kept.read_text()).items() if name != "tokens"}
+    kept.write_text(json.dumps(content))  # as before versions of tokens were counted
+    with pytest.raises(InputError, match=r"out holds results of another version of LensJAX, which made other tokens"):
+        open_folder(tmp_path / "out", spec, "two")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / ".lensjax-x.part").touch()  # as where a first command was killed
     open_folder(tmp_path / "begun", spec, "one")

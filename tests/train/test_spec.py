@@ -4,6 +4,7 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.tasks.spec import read_spec
+from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 
 BASE = "source: {files: rows.jsonl}\ntarget: '{answer}'\n"
@@ -45,7 +46,7 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
         read(tmp_path, text)
 
 
-def test_digest_depends_on_what_results_depend_on(tmp_path):
+def test_digest_depends_on_what_results_depend_on(tmp_path, monkeypatch):
     spec = read(tmp_path, "training: {epochs: 3}")
 
     def changed(**training):
@@ -57,3 +58,6 @@ def test_digest_depends_on_what_results_depend_on(tmp_path):
     assert spec.model_copy(update={"prompt": "{x}"}).digest("data") != spec.digest("data")
     assert spec.model_copy(update={"name": "other"}).digest("data") == spec.digest("data")
     assert spec.digest("other data") != spec.digest("data")
+    now = spec.digest("data")
+    monkeypatch.setattr("lensjax.train.spec.TOKENS_VERSION", TOKENS_VERSION + 1)
+    assert spec.digest("data") != now
