@@ -171,7 +171,8 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser, where there is one."""
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    browsers = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    chromium, chromedriver = next(filter(None, browsers), None), shutil.which("chromedriver")
     if not (chromium and chromedriver):
         pytest.skip("chromium and chromedriver are not both installed")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
