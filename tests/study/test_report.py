@@ -23,6 +23,7 @@ from lensjax.study.journal import Journal
 from lensjax.study.report import collect
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import StudySpec
+from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.results import Result, write_result
 from lensjax.train.runs import SEARCH
 
@@ -88,7 +89,7 @@ class Folder:
     def evidence(self, cell, asked, summary, arrays, flops=0):
         path = evidence_file(self.out, cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_evidence(self.out, cell, Measured({"asked": asked, **summary}, arrays))
+        write_evidence(self.out, cell, Measured({"asked": {**asked, "tokens": TOKENS_VERSION}, **summary}, arrays))
         self.journal.add(cell=cell, seconds=5.0, flops=flops)
         return path
 
