@@ -62,7 +62,7 @@ def check_same_loss(candidate: Candidate, peer: Any, batch: Mapping[str, Any]) -
         theirs = float(peer.eval()(**batch).loss)
     trained, frozen = split_trainable(candidate.pretrained().params)
     arrays = candidate.placement.to_devices({name: column.numpy().astype(np.int32) for name, column in batch.items()})
-    sums, counts = candidate.programs.losses(trained, frozen, arrays)
+    sums, counts, _ = candidate.programs.losses(trained, frozen, arrays)
     ours = float(sums.sum() / counts.sum())
     precision = 1e-5 if candidate.dtype == "float32" else 1e-2
     assert np.isclose(ours, theirs, rtol=precision), f"the contenders do not compute the same: {ours}, {theirs}"

@@ -4,11 +4,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 IGNORED = -100  # the label of positions that are not targets, as everywhere in Hugging Face's libraries
 
 Reduction = Literal["mean", "example"]
+_DOUBT = 0.6  # nats; the loss of a label with an equal is log 2 = 0.69 or more, give or take rounding
+_CHUNKS = 32  # of rows that are read again, which no batch has more of
 
 
 def token_losses(
@@ -27,6 +29,38 @@ def token_losses(
     chosen = jnp.take_along_axis(wide, rows[..., None], axis=-1, mode="fill")[..., 0]
     losses = jax.nn.logsumexp(wide, axis=-1) - chosen
     return jnp.where(counted, losses, 0.0), counted.astype(wide.dtype)
+
+
+def greedy_hits(
+    logits: Float[Array, "batch time vocabulary"], labels: Int[Array, "batch time"], losses: Float[Array, "batch time"]
+) -> Bool[Array, "batch time"]:
+    """Whether each label is the argmax of its logits, the first of several: what greedy decoding takes.
+
+    An argmax over a large vocabulary takes long beside a small model. So the label's logit is compared with the
+    highest, which the loss needs too, and only rows that may hold an equal before the label are read again: those
+    where the label has about half of the probability or less. Ties are common in half precision.
+
+    Args:
+      logits, labels: See `token_losses`.
+      losses: What it returns.
+    """
+    size, vocabulary = labels.size, logits.shape[-1]
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    chosen = jnp.take_along_axis(wide, jnp.maximum(labels, 0)[..., None], axis=-1, mode="fill")
+    highest = ((chosen == wide.max(-1, keepdims=True))[..., 0] & (labels != IGNORED)).reshape(size)
+    rows, values, flat = logits.reshape(size, vocabulary), chosen.reshape(size, 1), labels.reshape(size, 1)
+    doubtful = highest & (losses.reshape(size) > _DOUBT)
+    chunk = -(-size // _CHUNKS)
+    places = jnp.nonzero(doubtful, size=chunk * _CHUNKS, fill_value=size)[0]
+
+    def compare(i: Int[Array, ""], hits: Bool[Array, " size"]) -> Bool[Array, " size"]:
+        some = jax.lax.dynamic_slice_in_dim(places, i * chunk, chunk)
+        before = jnp.arange(vocabulary, dtype=flat.dtype) < flat[some]
+        ties = (before & (rows[some] == values[some])).any(-1)
+        return hits.at[some].set(~ties, mode="drop")
+
+    chunks = (doubtful.sum() + chunk - 1) // chunk
+    return jax.lax.fori_loop(0, chunks, compare, highest).reshape(labels.shape)
 
 
 def reduce_losses(losses: Array, weights: Array, reduction: Reduction) -> Array:

@@ -22,7 +22,7 @@ from lensjax.core.pytrees import PyTree
 from lensjax.models.adapters import merge_adapters
 from lensjax.models.family import Family, family_of
 from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
-from lensjax.models.losses import IGNORED, Reduction, reduce_losses, shift_right, token_losses
+from lensjax.models.losses import IGNORED, Reduction, greedy_hits, reduce_losses, shift_right, token_losses
 from lensjax.models.options import Options, as_dtype
 from lensjax.models.safetensors_files import write_tensors
 from lensjax.models.sharding import shardings
@@ -96,15 +96,33 @@ class Model:
         if jnp.ndim(batch["input_ids"]) == 1:
             losses, weights = self.token_losses(params, _batched(batch))
             return losses[0], weights[0]
+        return token_losses(*self._logits_and_targets(params, batch))
+
+    def token_scores(
+        self, params: Params, batch: Batch
+    ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"], Bool[Array, "batch time"]]:
+        """What `token_losses` returns, and whether each target token has the highest logit.
+
+        All of a target's tokens have it if and only if greedy decoding of its prompt gives the target. Unlike
+        `token_losses` it takes batches only.
+        """
+        logits, targets = self._logits_and_targets(params, batch)
+        losses, weights = token_losses(logits, targets)
+        return losses, weights, greedy_hits(logits, targets, losses)
+
+    def _logits_and_targets(
+        self, params: Params, batch: Batch
+    ) -> tuple[Float[Array, "batch time vocabulary"], Int[Array, "batch time"]]:
+        """Logits, and the token that each predicts; −100 where that is not a target."""
         logits = self.apply(params, batch)
         if self.family.encoder_decoder:
-            return token_losses(logits, jnp.asarray(batch["labels"]))
+            return logits, jnp.asarray(batch["labels"])
         labels = batch.get("labels")
         if labels is None:
             ids, mask = jnp.asarray(batch["input_ids"]), batch.get("attention_mask")
             labels = ids if mask is None else jnp.where(_seen(jnp.asarray(mask)), ids, IGNORED)
         following = jnp.roll(jnp.asarray(labels), -1, axis=1).at[:, -1].set(IGNORED)
-        return token_losses(logits, following)  # all of them: a slice of the logits would be a copy
+        return logits, following  # all of them: a slice of the logits would be a copy
 
     def loss(self, params: Params, batch: Batch, reduction: Reduction = "mean") -> Array:
         """Negative log-likelihood in nats per target token.

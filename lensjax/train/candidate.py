@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -26,7 +27,7 @@ from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine_tune
 from lensjax.train.prepare import Examples
 from lensjax.train.recorder import Recorder
-from lensjax.train.results import Result, write_curves, write_result
+from lensjax.train.results import METRICS, Result, write_curves, write_result
 from lensjax.train.runs import CLAIM, Run, opened_folder
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.workload import Workload
@@ -215,6 +216,7 @@ class Candidate(Workload):
             self.tokens.evaluation_length,
             self.evaluation_placement,
             self.padding,
+            self.tokens.test_bytes,
         )
 
     def _inputs(self, run: Run) -> TrainingInputs:
@@ -249,6 +251,7 @@ class Candidate(Workload):
             size=self.parameters,
             family=self.abstract.family.model_type,
             standard_error=None if test is None or math.isnan(test.standard_error) else test.standard_error,
+            **({} if test is None else _metrics(test)),
             status="failed" if error else "ok",
             validation_loss=progress.best_loss if progress.best_step else None,
             learning_rate=run.rate or None,
@@ -268,7 +271,29 @@ class Candidate(Workload):
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
             error=error,
+            note="" if test is None else _note(test, int(self.tokens.test.target_cut.sum())),
         )
+
+
+def _note(test: Evaluation, cut: int) -> str:
+    """Why metrics are missing that a test set with `cut` cut targets would have had."""
+    if not cut:
+        return ""
+    without = f"{cut:,} of the test targets were cut at max_target_tokens"
+    if test.bits_per_byte is not None:
+        return f"nats_per_example is not known: {without}"
+    return f"nats_per_example and bits_per_byte are not known: {without}, and the tokenizer does not say where"
+
+
+def _metrics(test: Evaluation) -> dict[str, Any]:
+    """The task metrics as fields of a result."""
+    fields: dict[str, Any] = {"test_bytes": test.bytes}
+    for name in METRICS:
+        estimate = getattr(test, name)
+        if estimate is not None:
+            fields[name] = estimate.value
+            fields[f"{name}_error"] = None if math.isnan(estimate.standard_error) else estimate.standard_error
+    return fields
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,14 +1,16 @@
-"""The loss of a model on a set of examples, and its standard error."""
+"""The loss of a model on a set of examples and what else the same pass shows, with standard errors."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from lensjax.models.model import Params
 from lensjax.tasks.batches import Lengths, evaluation_batches
+from lensjax.tasks.target_bytes import UNKNOWN
 from lensjax.tasks.tokens import Tokens
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.step import Programs
@@ -16,21 +18,44 @@ from lensjax.train.step import Programs
 _IN_FLIGHT = 16  # batches handed to the devices before their losses are fetched
 
 
+class Estimate(NamedTuple):
+    """A number and its standard error over other draws of the examples, which is NaN for a single example."""
+
+    value: float
+    standard_error: float
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """A loss over examples.
+    """Loss and task metrics over examples.
+
+    A target that was cut to max_target_tokens has no end-of-text token, and its loss covers a part of its text.
 
     Attributes:
       loss: Mean over all target tokens, in nats.
       standard_error: Of the loss, over other draws of the examples; NaN for a single example.
       examples: Number of examples.
       tokens: Number of target tokens.
+      nats_per_example: Mean over examples of the loss of the whole target, end-of-text token included, in nats; None
+        where a target was cut.
+      bits_per_byte: The loss of all targets, end-of-text tokens included, in bits, over the UTF-8 bytes of their texts
+        as they are written: comparable across tokenizers. Of cut targets only the bytes before the cut count. None
+        where the bytes are not known.
+      token_accuracy: Share of target tokens that have the highest logit after the true tokens before them.
+      exact_match: Share of targets all of whose tokens do: those that greedy decoding writes, and ends, exactly. A
+        target that was cut is not one of them.
+      bytes: Number of bytes in `bits_per_byte`.
     """
 
     loss: float
     standard_error: float
     examples: int
     tokens: int
+    nats_per_example: Estimate | None = None
+    bits_per_byte: Estimate | None = None
+    token_accuracy: Estimate | None = None
+    exact_match: Estimate | None = None
+    bytes: int | None = None
 
 
 def evaluate(
@@ -41,8 +66,9 @@ def evaluate(
     lengths: Lengths,
     placement: BatchPlacement,
     padding: int,
+    target_bytes: Int[np.ndarray, " examples"] | None = None,
 ) -> Evaluation:
-    """The loss on all examples; all processes must call it, and all get it.
+    """The loss on all examples, and the task metrics; all processes must call it, and all get it.
 
     Args:
       programs: Of the model.
@@ -51,12 +77,13 @@ def evaluate(
       lengths: Shape of the batches.
       placement: How batches lie on the devices.
       padding: Token that fills rows up.
+      target_bytes: Bytes of each target's text; see `lensjax.tasks.target_bytes`.
     """
     fetched: list[np.ndarray] = []
-    in_flight: list[tuple[jax.Array, jax.Array]] = []
+    in_flight: list[tuple[jax.Array, ...]] = []
 
     def fetch() -> None:
-        fetched.extend(np.stack([np.asarray(part, np.float64) for part in pair]) for pair in in_flight)
+        fetched.extend(np.stack([np.asarray(part, np.float64) for part in parts]) for parts in in_flight)
         in_flight.clear()
 
     for batch in evaluation_batches(tokens, lengths, placement.rows, placement.local_rows(), padding):
@@ -64,14 +91,46 @@ def evaluate(
         if len(in_flight) == _IN_FLIGHT:
             fetch()
     fetch()
-    sums, counts = np.concatenate(fetched, axis=1)[:, : len(tokens)]
-    return summarise(sums, counts)
+    sums, counts, hits = np.concatenate(fetched, axis=1)[:, : len(tokens)]
+    return summarise(sums, counts, hits, tokens.target_cut, target_bytes)
 
 
-def summarise(sums: Float[np.ndarray, " examples"], counts: Float[np.ndarray, " examples"]) -> Evaluation:
-    """The ratio of total loss to total tokens, with the standard error of a ratio estimator over examples."""
-    n, total = len(sums), counts.sum()
-    loss = float(sums.sum() / total)
-    spread = np.square(sums - loss * counts).sum()
-    error = math.sqrt(n / (n - 1) * spread) / float(total) if n > 1 else math.nan
-    return Evaluation(loss, error, n, int(total))
+def summarise(
+    sums: Float[np.ndarray, " examples"],
+    counts: Float[np.ndarray, " examples"],
+    hits: Float[np.ndarray, " examples"] | None = None,
+    cut: Bool[np.ndarray, " examples"] | None = None,
+    target_bytes: Int[np.ndarray, " examples"] | None = None,
+) -> Evaluation:
+    """Totals over examples.
+
+    Args:
+      sums: Loss of each example's target tokens, in nats.
+      counts: Number of them.
+      hits: Number of them that have the highest logit.
+      cut: Which targets were cut; by default none.
+      target_bytes: Bytes of each target's text, or `UNKNOWN`.
+    """
+    each, whole = np.ones_like(sums), np.ones(len(sums), bool) if cut is None else ~cut
+    if target_bytes is not None and ((target_bytes == UNKNOWN).any() or not target_bytes.any()):
+        target_bytes = None
+    loss = _ratio(sums, counts)
+    return Evaluation(
+        loss=loss.value,
+        standard_error=loss.standard_error,
+        examples=len(sums),
+        tokens=int(counts.sum()),
+        nats_per_example=_ratio(sums, each) if whole.all() else None,
+        bits_per_byte=None if target_bytes is None else _ratio(sums / math.log(2), target_bytes),
+        token_accuracy=None if hits is None else _ratio(hits, counts),
+        exact_match=None if hits is None else _ratio((whole & (hits == counts)).astype(np.float64), each),
+        bytes=None if target_bytes is None else int(target_bytes.sum()),
+    )
+
+
+def _ratio(numerators: Float[np.ndarray, " examples"], denominators: Float[np.ndarray, " examples"]) -> Estimate:
+    """The ratio of two totals, with the standard error of a ratio estimator over examples (by the delta method)."""
+    n, total = len(numerators), denominators.sum()
+    ratio = float(numerators.sum() / total)
+    spread = np.square(numerators - ratio * denominators).sum()
+    return Estimate(ratio, math.sqrt(n / (n - 1) * spread) / float(total) if n > 1 else math.nan)

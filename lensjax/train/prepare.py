@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from lensjax.core.errors import InputError
 from lensjax.core.files import remove_leftovers
 from lensjax.core.processes import on_first
 from lensjax.models.model import Model
 from lensjax.tasks.batches import Lengths, choose_lengths, example_lengths
+from lensjax.tasks.target_bytes import target_bytes
 from lensjax.tasks.task import Example, fingerprint, fingerprints, load_task
 from lensjax.tasks.tokens import TOKENS_VERSION, Tokens, tokenise
 from lensjax.train.spec import FinetuneSpec
@@ -54,6 +58,7 @@ class TokenSets:
       validation, test: Tokens of the held-out sets.
       lengths: The short and the long shape of training batches.
       evaluation_length: The shape of validation and test batches.
+      test_bytes: Bytes of the test targets' texts, as `target_bytes` counts them.
     """
 
     train: dict[int, Tokens]
@@ -61,6 +66,7 @@ class TokenSets:
     test: Tokens
     lengths: tuple[Lengths, Lengths]
     evaluation_length: Lengths
+    test_bytes: Int[np.ndarray, " N"]
 
 
 def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]) -> Examples:
@@ -137,7 +143,9 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     # Batches depend on the short shape, so that may not depend on the rungs that a command asks for.
     short, evaluation = choose_lengths(held_out)
     lengths = short, choose_lengths([*needed, *held_out])[1]
-    return TokenSets(dict(zip(examples.fingerprints, train, strict=True)), validation, test, lengths, evaluation)
+    counts = on_first(lambda: target_bytes(examples.test, test, model.tokenizer, encoder_decoder=encoder_decoder))
+    sets = dict(zip(examples.fingerprints, train, strict=True)), validation, test
+    return TokenSets(*sets, lengths, evaluation, np.array(counts, np.int64))
 
 
 def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:

@@ -13,6 +13,7 @@ from lensjax.core.files import LOCK, locked, write_files
 
 RESULT = "result.json"
 CURVES = "curves.csv"
+METRICS = ("bits_per_byte", "nats_per_example", "token_accuracy", "exact_match")  # each has a column for its error
 
 
 class Result(BaseModel):
@@ -23,17 +24,26 @@ class Result(BaseModel):
       examples: Number of training examples.
       loss: Test loss in nats per target token, at the lowest validation loss; None if the run failed.
       standard_error: Of the loss, over other draws of the test examples.
+      bits_per_byte: The loss of all test targets, end-of-text tokens included, in bits, over the UTF-8 bytes of their
+        texts as they are written: comparable across tokenizers. None if it is not known; `note` says why.
+      nats_per_example: Mean of the loss of a whole test target, end-of-text token included; None where one was cut.
+      token_accuracy: Share of target tokens that have the highest logit after the true tokens before them.
+      exact_match: Share of targets that greedy decoding writes exactly, end-of-text token included; none that was cut.
+      bits_per_byte_error, nats_per_example_error, token_accuracy_error, exact_match_error: Their standard errors over
+        other draws of the test examples.
       seed: Of the choice and the order of training examples.
       status, error: Whether the run succeeded, and if not, why.
       validation_loss, best_step, steps: The lowest validation loss, its step, and the number of steps.
       learning_rate, method, dtype: Peak learning rate, "full" or "lora", and the type of computation.
       test_examples, test_tokens: Numbers of test examples and of their target tokens.
+      test_bytes: Number of bytes in `bits_per_byte`; those after the cut of a target do not count.
       tokens: Tokens trained on over all steps, with prompts.
       flops: Floating-point operations of matrix products, in training, validation and test.
       seconds: Time of training, validation and test, with the compilation of programs that were not cached.
       device, devices: Kind and number of devices.
       spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
       lensjax, jax: Versions.
+      note: Why bits_per_byte or nats_per_example is not known, if test targets were cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +55,14 @@ class Result(BaseModel):
     size: int
     family: str
     standard_error: float | None = None
+    bits_per_byte: float | None = None
+    bits_per_byte_error: float | None = None
+    nats_per_example: float | None = None
+    nats_per_example_error: float | None = None
+    token_accuracy: float | None = None
+    token_accuracy_error: float | None = None
+    exact_match: float | None = None
+    exact_match_error: float | None = None
     status: Literal["ok", "failed"] = "ok"
     validation_loss: float | None = None
     learning_rate: float | None = None
@@ -55,6 +73,7 @@ class Result(BaseModel):
     seconds: float = 0.0
     test_examples: int = 0
     test_tokens: int = 0
+    test_bytes: int | None = None
     method: str = "full"
     dtype: str = "float32"
     device: str = ""
@@ -64,6 +83,7 @@ class Result(BaseModel):
     lensjax: str = ""
     jax: str = ""
     error: str = ""
+    note: str = ""
 
     @property
     def still_learning(self) -> bool:

@@ -59,13 +59,14 @@ class Programs:
     Attributes:
       step: (state, frozen parameters, batch, learning rate) → (state, metrics). The state is donated. Batches have a
         leading axis of parts where gradients are accumulated.
-      losses: (trained parameters, frozen parameters, batch) → (sum of losses in nats, target tokens) of each example.
+      losses: (trained parameters, frozen parameters, batch) → (sum of losses in nats, target tokens, those of them that
+        greedy decoding gives after the tokens before) of each example.
       start: parameters → a new State.
       copy: A copy of trained parameters that donating the first does not touch.
     """
 
     step: Callable[[State, Params, Arrays, float], tuple[State, StepMetrics]]
-    losses: Callable[[Params, Params, Arrays], tuple[Float[Array, " batch"], Float[Array, " batch"]]]
+    losses: Callable[[Params, Params, Arrays], tuple[Float[Array, " batch"], ...]]
     start: Callable[[Params], State]
     copy: Callable[[Params], Params]
 
@@ -104,9 +105,9 @@ def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
         params = jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), state.params, updates)
         return State(params, optimiser_state), StepMetrics(loss / count, norm, tokens)
 
-    def losses(params: Params, frozen: Params, batch: Arrays) -> tuple[Array, Array]:
-        each, weights = model.token_losses(join(params, frozen), batch)
-        return each.sum(axis=1), weights.sum(axis=1)
+    def losses(params: Params, frozen: Params, batch: Arrays) -> tuple[Array, ...]:
+        each, weights, hits = model.token_scores(join(params, frozen), batch)
+        return each.sum(axis=1), weights.sum(axis=1), hits.sum(axis=1)
 
     def start(params: Params) -> State:
         return State(params, optimiser.init(params))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lensjax.models.losses import IGNORED, reduce_losses, shift_right, token_losses
+from lensjax.models.losses import IGNORED, greedy_hits, reduce_losses, shift_right, token_losses
 
 BATCH, TIME, VOCABULARY = 3, 5, 7
 
@@ -87,3 +87,24 @@ def test_a_label_outside_the_vocabulary_is_loud(label: int) -> None:
 def test_a_decoder_is_given_its_targets_one_later() -> None:
     labels = jnp.array([[5, 6, IGNORED, IGNORED], [5, 6, 7, 8]])
     np.testing.assert_array_equal(shift_right(labels, start=2, padding=1), [[2, 5, 6, 1], [2, 5, 6, 7]])
+
+
+@given(hnp.arrays(np.float32, (BATCH, TIME, VOCABULARY), elements=st.integers(-2, 2)), labels_strategy)
+def test_hits_are_argmaxes_also_where_logits_are_equal(logits: np.ndarray, labels: np.ndarray) -> None:
+    losses, _ = token_losses(jnp.asarray(logits), jnp.asarray(labels))
+    hits = jax.jit(greedy_hits)(jnp.asarray(logits), jnp.asarray(labels), losses)
+    np.testing.assert_array_equal(hits, logits.argmax(-1) == labels)
+
+
+def test_hits_of_many_ties_in_half_precision() -> None:
+    logits = (4 * jax.random.normal(jax.random.key(0), (8, 16, 300))).round().astype(jnp.bfloat16)
+    highest = logits == logits.max(-1, keepdims=True)
+    for labels in (logits.argmax(-1), 299 - highest[..., ::-1].argmax(-1)):
+        losses, _ = token_losses(logits, labels)
+        np.testing.assert_array_equal(greedy_hits(logits, labels, losses), logits.argmax(-1) == labels)
+
+
+def test_labels_and_logits_without_an_argmax_are_no_hits() -> None:
+    logits = jnp.asarray([[[1.0, 2.0], [jnp.nan, 2.0], [1.0, 2.0]]])
+    labels = jnp.asarray([[IGNORED, 1, 2]])
+    assert not greedy_hits(logits, labels, token_losses(logits, labels)[0]).any()

@@ -1,6 +1,7 @@
 """A model that is too large, before training and in it."""
 
 import json
+import math
 
 import jax
 import pytest
@@ -94,3 +95,22 @@ def test_a_run_that_does_not_fit_is_a_failed_row(make_candidate, monkeypatch, er
     assert result.status == "failed"
     assert "ran out of memory; lower batch_size" in result.error
     assert json.loads((run.folder / "result.json").read_text())["status"] == "failed"
+
+
+def test_a_result_says_what_is_not_known_of_cut_targets(make_candidate, make_spec, pretrained, tmp_path):
+    whole = make_candidate()
+    result = whole.train(whole.planned(0, 0, 0.0), Recorder(whole.dtype, 1))
+    assert result.note == ""
+    assert result.nats_per_example == pytest.approx(result.loss * result.test_tokens / result.test_examples)
+    assert result.test_bytes == sum(len(example.target) for example in whole.examples.test)
+
+    limited = make_spec().model_copy(update={"max_target_tokens": 5})
+    examples, mesh = read_examples(limited, [0], [0]), whole.mesh
+    cut = Candidate(limited, str(pretrained("gpt2")), "tiny", examples, tmp_path / "cut", mesh)
+    found = cut.train(cut.planned(0, 0, 0.0), Recorder(cut.dtype, 1))
+    count = int(cut.tokens.test.target_cut.sum())
+    assert found.note == f"nats_per_example is not known: {count} of the test targets were cut at max_target_tokens"
+    assert found.nats_per_example is None
+    assert 0 < found.test_bytes < result.test_bytes
+    nats = found.loss * found.test_tokens
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / found.test_bytes)

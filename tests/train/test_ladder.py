@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import jax
 import numpy as np
@@ -88,6 +89,12 @@ def test_adapters_are_merged_in_what_is_saved(prepare):
         with torch.no_grad():
             total += float(theirs(input_ids=ids, labels=labels).loss) * labels.numel()
     assert total / result.test_tokens == pytest.approx(result.loss, rel=1e-5)
+    assert total / result.test_examples == pytest.approx(result.nats_per_example, rel=1e-5)
+    assert result.test_bytes == sum(len(example.target) for example in candidate.examples.test)  # all in ASCII
+    assert total / math.log(2) / result.test_bytes == pytest.approx(result.bits_per_byte, rel=1e-5)
+    assert 0 <= result.exact_match <= result.token_accuracy <= 1
+    assert result.bits_per_byte_error > 0
+    assert result.note == ""
 
 
 def test_a_damaged_result_is_named(tmp_path):

@@ -1,4 +1,6 @@
-from lensjax.train.results import Result, steps_caution
+import json
+
+from lensjax.train.results import METRICS, Result, read_result, steps_caution, write_result
 
 
 def run(examples, steps=10, best_step=10, **changed):
@@ -23,3 +25,14 @@ def test_runs_that_ended_while_still_learning_are_told_of():
     found = steps_caution([untrained, stopped, failed, run(400), run(200), run(200), run(800, 20, 15)])
     assert found.startswith("In 2 of 4 runs, the smallest of 200 examples, the validation loss was lowest at the last")
     assert "raise min_steps" in found
+
+
+def test_results_from_before_metrics_are_read(tmp_path):
+    write_result(tmp_path, run(200))
+    path = tmp_path / "result.json"
+    fields = json.loads(path.read_text())
+    for name in METRICS:
+        del fields[name], fields[f"{name}_error"]
+    del fields["test_bytes"], fields["note"]
+    path.write_text(json.dumps(fields))
+    assert read_result(tmp_path) == run(200)

@@ -111,6 +111,26 @@ def test_losses_are_those_of_each_example(make_model):
     model = make_model("t5", single())
     programs = make_programs(model, TrainingSpec(), single())
     batch = make_batch(model.config)
-    sums, counts = programs.losses(model.params, {}, batch)
+    sums, counts, hits = programs.losses(model.params, {}, batch)
     np.testing.assert_allclose(sums / counts, model.loss(model.params, batch, reduction="example"), rtol=1e-5)
     np.testing.assert_array_equal(counts, (batch["labels"] != -100).sum(axis=1))
+    best = np.argmax(model.apply(model.params, batch), axis=-1)
+    np.testing.assert_array_equal(hits, (best == batch["labels"]).sum(axis=1))
+
+
+@pytest.mark.eight_devices
+def test_hits_are_the_same_where_the_vocabulary_is_divided(make_model):
+    one = make_model("llama", single())
+    batch = make_batch(one.config)
+    best = np.roll(np.argmax(one.apply(one.params, batch), axis=-1), 1, axis=1)
+    some = (np.arange(TIME) % 3 > 0) & (batch["labels"] != -100)
+    batch["labels"] = np.where(some, best, batch["labels"]).astype(np.int32)
+    expected = make_programs(one, TrainingSpec(), single()).losses(one.params, {}, batch)
+    assert 0 < expected[2].sum() < expected[1].sum()
+    mesh = lensjax.models.make_mesh("data=2,fsdp=2,tensor=2")
+    model = make_model("llama", mesh)
+    found = make_programs(model, TrainingSpec(), mesh).losses(
+        model.params, {}, BatchPlacement(mesh, ROWS, 1).to_devices(batch)
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_array_equal(found[1:], expected[1:])
