@@ -1,1 +1,1 @@
-"""Pages, figures, and terminal tables, made of typed results; nothing is computed here."""
+"""Pages and figures made of typed results; nothing is computed here."""

@@ -31,7 +31,7 @@ class Decision(Strict):
     final: bool
 
 
-class Progress(Strict):
+class StudyProgress(Strict):
     """How far the study is.
 
     Attributes:
@@ -228,7 +228,7 @@ class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at
     budget: int
     target: int
     decision: Decision
-    progress: Progress
+    progress: StudyProgress
     candidates: tuple[CandidateState, ...]
     ranking: tuple[Ranked, ...]
     left_out: dict[str, str]

@@ -36,7 +36,7 @@ class StudyState:
       failures: Cells whose last try failed, with that entry.
       eliminated: Candidates that are measured no further, with the largest rung that had been measured then.
       pending: Cells that are left; None where the strategy chooses them as it goes.
-      ended_by: See `schema.Progress`.
+      ended_by: See `schema.StudyProgress`.
       damage: Faults of the journal, in sentences.
     """
 
@@ -72,10 +72,10 @@ class StudyState:
         return Records(self.spec.names, self.sizes, self.spec.seeds, curves, read)
 
     @property
-    def progress(self) -> schema.Progress:
+    def progress(self) -> schema.StudyProgress:
         """How many cells are done and left."""
         left = None if self.pending is None else len(self.pending)
-        return schema.Progress.model_validate({"done": len(self.done), "left": left, "ended_by": self.ended_by})
+        return schema.StudyProgress.model_validate({"done": len(self.done), "left": left, "ended_by": self.ended_by})
 
     def failed_cells(self) -> Iterator[schema.Failure]:
         """Cells that failed, why, and what to do."""

@@ -72,7 +72,7 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ContractionPlan:
     """A program of parameters and one example, with the factors of its gradients.
 
     Attributes:
@@ -127,7 +127,7 @@ class Plan:
         return Leaf(number, layers, first, width, besides, size, width > 0)
 
 
-def make_parts(plan: Plan, examples: int, budget: int) -> list[Portion]:
+def make_parts(plan: ContractionPlan, examples: int, budget: int) -> list[Portion]:
     """Parts whose factors, of so many examples, take at most `budget` bytes, where that is possible at all."""
     whole = Portion(plan.leaves, 1, 0)
     if examples * whole.example_bytes <= budget:
@@ -156,7 +156,7 @@ def _largest(leaves: tuple[Leaf, ...], pieces: Sequence[tuple[int, int]], exampl
 
 
 def make_factors(
-    plan: Plan,
+    plan: ContractionPlan,
     part: Portion,
     captured: PyTree,
     params: PyTree,
@@ -187,7 +187,7 @@ def make_factors(
     return values, [taken(leaf) for leaf in part.leaves]
 
 
-def _one(plan: Plan, captured: PyTree, params: PyTree, example: PyTree) -> tuple[Array, list[list[Factor]]]:
+def _one(plan: ContractionPlan, captured: PyTree, params: PyTree, example: PyTree) -> tuple[Array, list[list[Factor]]]:
     """Values for one example, and the factors of every parameter without the axis of examples."""
     leaves = jax.tree.leaves(params)
     probes = {key: jnp.zeros(use.probe_shape, use.dtype) for key, use in plan.uses.items()}

@@ -26,7 +26,7 @@ from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.compiling import exact_options
 from lensjax.curvature.jaxpr.program import Function, traced_program
 from lensjax.curvature.ntk.contract import TAIL, Factor, Output, constrain, contract
-from lensjax.curvature.ntk.factors import Leaf, Plan, Portion, make_factors, make_parts
+from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, Portion, make_factors, make_parts
 from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import check_params, layout
 
@@ -181,7 +181,7 @@ class _Job:
       dtype: Type that factors are rounded to, if any.
     """
 
-    plan: Plan
+    plan: ContractionPlan
     captured: PyTree
     parts: list[Portion]
     sizes: tuple[int, int]
@@ -220,7 +220,7 @@ def _prepare(
     limit = _free_memory() if memory_limit is None else memory_limit
     dtype = None if factors == "exact" else "bfloat16"
     program, captured = traced_program(f, params, jax.tree.map(lambda x: x[0], xs))
-    plan = Plan(program, None if dtype is None else 2)
+    plan = ContractionPlan(program, None if dtype is None else 2)
     parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size)
     examples = jax.tree.map(np.asarray, xs) if ys is None else jax.tree.map(lambda x, y: np.concatenate([x, y]), xs, ys)
     chunk_bytes = min(int(limit * (1 - _HELD)), _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]))
@@ -230,7 +230,7 @@ def _prepare(
 class _Kernel:
     """The kernel as it is being summed over parameters."""
 
-    def __init__(self, params: PyTree, plan: Plan, output: Output, *, by_parameter: bool) -> None:
+    def __init__(self, params: PyTree, plan: ContractionPlan, output: Output, *, by_parameter: bool) -> None:
         self.names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         self.plan, self.output, self.by_parameter = plan, output, by_parameter
         self.parts: dict[str, np.ndarray] = {}
@@ -259,7 +259,7 @@ class _Kernel:
         return {name: shaped(part) if name in stacked else shaped(part)[0] for name, part in self.parts.items()}
 
 
-def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Portion], int]:
+def _fit(plan: ContractionPlan, examples: int, limit: int, devices: int) -> tuple[list[Portion], int]:
     """Portions whose factors fit, and the number of examples whose factors are made at a time.
 
     Raises:
@@ -276,7 +276,7 @@ def _fit(plan: Plan, examples: int, limit: int, devices: int) -> tuple[list[Port
 
 
 def _fill(
-    plan: Plan,
+    plan: ContractionPlan,
     part: Portion,
     dtype: Any,
     mesh: Mesh | None,
