@@ -77,8 +77,8 @@ class TensorFiles:
             block = self._slices[name][(rows, *inner)]
             tile = _LINE if transposed else len(block)  # fills whole cache lines of `out`
             for row in range(0, len(block), tile):
-                place = rows.start - start + row
-                stored[place : place + tile] = block[row : row + tile]
+                place, part = rows.start - start + row, block[row : row + tile]
+                stored[place : place + len(part)] = part
 
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors hold the same values; reading ends at the first block that differs."""

@@ -109,6 +109,22 @@ def test_what_is_written_is_read(dtype: str, shard_bytes: int, tmp_path: Path) -
         np.testing.assert_array_equal(out, value.T.astype(np.float64))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "bounds", [((0, 1003), (0, 577)), ((5, 1002), (3, 577)), ((990, 1003), (0, 1)), ((7, 7), (0, 577))]
+)
+def test_tensors_of_several_blocks_that_no_tile_divides_are_read(
+    transposed: bool, bounds: tuple[tuple[int, int], tuple[int, int]], tmp_path: Path
+) -> None:
+    stored = np.random.default_rng(0).standard_normal((1003, 577)).astype(np.float32)  # blocks of 454 rows
+    save_file({"w": stored}, tmp_path / "model.safetensors")
+    wanted = stored[tuple(slice(*pair) for pair in bounds)]
+    wanted, asked = (wanted.T, bounds[::-1]) if transposed else (wanted, bounds)
+    out = np.full(wanted.shape, np.nan, np.float32)
+    TensorFiles(tmp_path).copy("w", asked, out, transposed=transposed)
+    np.testing.assert_array_equal(out, wanted)
+
+
 def test_shards_are_full_and_indexed(tmp_path: Path) -> None:
     write_tensors(VALUES.items(), tmp_path, shard_bytes=200)  # two tensors of 96 bytes each
     names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
