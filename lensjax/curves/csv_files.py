@@ -5,16 +5,20 @@ wide (the layout of the public rectified-scaling-law benchmark), one row per mod
     config name,0,200,400,size,family
     gpt2,4.86,4.39,4.29,124439808,GPT2
 
-tidy, one row per measurement, as a fine-tuning run appends them::
+tidy, one row per measurement, as fine-tuning writes them::
 
-    model,examples,loss,seed,size,family
-    gpt2,200,4.39,0,124439808,GPT2
+    model,examples,loss,bits_per_byte,seed,size,family
+    gpt2,200,4.39,1.52,0,124439808,GPT2
+
+Losses are in the unit that the column `unit` names, the same in all rows, and in nats per token where there is none. A
+tidy file may hold them in several units: `loss` is in nats per token, and the other columns are named after theirs
+(`lensjax.curves.units`). Bits per byte are read where all losses are known in them.
 """
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +30,17 @@ from lensjax.curves.table import (
     META_COLUMNS,
     NAME_COLUMNS,
     TIDY_COLUMNS,
+    UNIT_COLUMN,
     CurveTable,
     duplicates,
 )
+from lensjax.curves.units import NATS_PER_TOKEN, UNITS, Unit, unit_named
 
+_LOSS = NATS_PER_TOKEN.column
 _Row = tuple[int, list[str]]
 
 
-def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
+def read_curves(path: str | Path, task: str | None = None, unit: Unit | None = None) -> CurveTable:
     """Read a wide or tidy CSV of fine-tuning curves (see the module's docstring for both layouts).
 
     Blank cells mean "not measured". Repeated (model, examples) rows of a tidy file must differ in `seed`; they are
@@ -42,9 +49,11 @@ def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
     Args:
       path: the CSV file, UTF-8.
       task: name of the task; the file's stem by default.
+      unit: what to read losses in: of a tidy file, the column that holds such; of a wide one without a column `unit`,
+        what its losses are in. By default as the module's docstring says.
 
     Returns:
-      M models at all S sizes in the file; losses in nats per token.
+      M models at all S sizes in the file.
 
     Raises:
       InputError: naming the file, the line and the column at fault.
@@ -56,16 +65,17 @@ def read_curves(path: str | Path, task: str | None = None) -> CurveTable:
         raise InputError(f"{where} is not UTF-8 text; save it as a CSV in UTF-8.") from error
     except (OSError, ValueError) as error:  # ValueError: no file can have this name
         raise InputError(f"Cannot read {where}: {getattr(error, 'strerror', error)}.") from error
-    return parse_curves(text, where, path.stem if task is None else task)
+    return parse_curves(text, where, path.stem if task is None else task, unit)
 
 
-def parse_curves(text: str, where: str, task: str) -> CurveTable:
+def parse_curves(text: str, where: str, task: str, unit: Unit | None = None) -> CurveTable:
     """Read the text of a wide or tidy CSV; see `read_curves`.
 
     Args:
       text: the file's content.
       where: the file's name in messages.
       task: name of the task.
+      unit: what to read losses in; see `read_curves`.
 
     Raises:
       InputError: naming the line and the column at fault.
@@ -78,7 +88,7 @@ def parse_curves(text: str, where: str, task: str) -> CurveTable:
         raise InputError(f"{where} is empty; it needs a header row such as 'config name,0,200,400'.")
     columns = [name.strip().lower() for name in header]
     read = _read_tidy if set(TIDY_COLUMNS) <= set(columns) else _read_wide
-    sizes = read(builder := _Builder(where), f"{where} line {line}", columns, rows)
+    sizes = read(builder := _Builder(where, unit), f"{where} line {line}", columns, rows)
     return builder.table(task, sorted(sizes))
 
 
@@ -106,7 +116,7 @@ def _read_wide(builder: "_Builder", header: str, columns: list[str], rows: Itera
             f"{header} names no model column (found {shorten(listing(columns))}); begin the header with "
             "'config name', or give a tidy file with the columns model,examples,loss."
         )
-    meta = {name: columns.index(name) for name in META_COLUMNS if name in columns}
+    meta = {name: columns.index(name) for name in (*META_COLUMNS, UNIT_COLUMN) if name in columns}
     sizes: dict[int, int] = {}
     for position, name in enumerate(columns):
         if position in (name_column, *meta.values()):
@@ -130,6 +140,8 @@ def _read_wide(builder: "_Builder", header: str, columns: list[str], rows: Itera
                 f"{builder.lines[model]}; keep one row per model (or give seeds in a tidy file)."
             )
         builder.describe(line, model, *(cells[meta[k]] if k in meta else "" for k in META_COLUMNS))
+        if UNIT_COLUMN in meta:
+            builder.name_unit(line, cells[meta[UNIT_COLUMN]])
         for size, position in sizes.items():
             builder.add(line, model, size, cells[position], column=str(size))
     return sizes
@@ -141,8 +153,13 @@ def _read_tidy(builder: "_Builder", header: str, columns: list[str], rows: Itera
     if repeated:
         raise InputError(f"{header} has the column '{shorten(repeated[0])}' twice; keep one.")
     at = {name: position for position, name in enumerate(columns)}
+    measured = list(rows)
+    if UNIT_COLUMN in at:
+        for line, cells in measured:
+            builder.name_unit(line, cells[at[UNIT_COLUMN]])
+    column = builder.choose_column(header, at, measured)
     sizes = set()
-    for line, cells in rows:
+    for line, cells in measured:
         model = cells[at["model"]].strip()
         builder.describe(line, model, *(cells[at[k]] if k in at else "" for k in META_COLUMNS))
         size = _whole(cells[at["examples"]])
@@ -152,15 +169,18 @@ def _read_tidy(builder: "_Builder", header: str, columns: list[str], rows: Itera
                 "it needs a whole number, 0 or more."
             )
         sizes.add(size)
-        builder.add(line, model, size, cells[at["loss"]], seed=cells[at["seed"]] if "seed" in at else "")
+        seed = cells[at["seed"]] if "seed" in at else ""
+        builder.add(line, model, size, cells[at[column]], seed=seed, column=column)
     return sizes
 
 
 class _Builder:
     """Collects validated cells of one file into a `CurveTable`."""
 
-    def __init__(self, where: str):
-        self.where = where
+    def __init__(self, where: str, unit: Unit | None):
+        self.where, self.asked = where, unit
+        self.unit: Unit | None = None  # as the file names it
+        self.caution = ""
         self.lines: dict[str, int] = {}
         self.meta: dict[str, tuple[float, str]] = {}
         self.losses: dict[tuple[str, int], dict[str, float]] = {}
@@ -185,6 +205,56 @@ class _Builder:
                 f"{self.lines[model]}; make them agree."
             )
 
+    def name_unit(self, line: int, cell: str) -> None:
+        """Take in what a row says its losses are in."""
+        try:
+            unit = unit_named(cell) if cell.strip() else NATS_PER_TOKEN
+        except InputError as error:
+            raise InputError(f"{self.where} line {line} column '{UNIT_COLUMN}': {error}") from error
+        if self.unit not in (None, unit):
+            raise InputError(
+                f"{self.where} line {line} is in {unit}, and the rows above are in {self.unit}; losses of different "
+                "units are not comparable: give all rows in one."
+            )
+        self.unit = unit
+
+    def choose_column(self, header: str, at: dict[str, int], rows: Sequence[_Row]) -> str:
+        """The column of a tidy file that losses are read from, and so their unit."""
+        units = {unit.column: unit for unit in UNITS.values() if unit.column in at}
+        if self.unit is not None and _LOSS in units:
+            units[_LOSS] = self.unit
+        if self.asked is not None:
+            units = {column: unit for column, unit in units.items() if unit == self.asked}
+        if not units:
+            others = " or ".join(unit.column for unit in UNITS.values() if unit.column != _LOSS)
+            raise InputError(
+                f"{header} names no column of losses; name it '{_LOSS}' where they are in nats per token, or {others}."
+                if self.asked is None
+                else f"{header} names no column of losses in {self.asked}; name it '{self.asked.column}'."
+            )
+        with_losses = [cells for _, cells in rows if any(cells[at[column]].strip() for column in units)]
+        lacking = {
+            column: list(
+                dict.fromkeys(cells[at["model"]].strip() for cells in with_losses if not cells[at[column]].strip())
+            )
+            for column in units
+        }
+        column = next(
+            (column for column in units if not lacking[column]), _LOSS if _LOSS in units else next(iter(units))
+        )
+        self.unit = units[column]
+        better = next(iter(units))
+        if (
+            not self.unit.any_tokenizer
+            and units[better].any_tokenizer
+            and any(c[at[better]].strip() for c in with_losses)
+        ):
+            self.caution = (
+                f"Losses of {listing(lacking[better])} are not known in {units[better]}, so all are compared in "
+                f"{self.unit}, of each model's own tokens: a tokenizer that cuts texts into more tokens looks better."
+            )
+        return column
+
     def add(self, line: int, model: str, size: int, cell: str, seed: str = "", column: str = "loss") -> None:
         if not cell.strip():
             return
@@ -208,6 +278,10 @@ class _Builder:
             raise InputError(f"{self.where} has a header but no models; add a row per model.")
         if not self.losses:
             raise InputError(f"{self.where} holds no losses; fill in at least two sizes per model.")
+        if None not in (self.asked, self.unit) and self.asked != self.unit:
+            raise InputError(
+                f"{self.where} says that its losses are in {self.unit}, not in {self.asked}; ask for those."
+            )
         models = list(self.lines)
         shape = (len(models), len(sizes))
         loss, spread, seeds = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, np.int64)
@@ -228,6 +302,8 @@ class _Builder:
             seeds=seeds,
             parameters=np.array([self.meta[model][0] for model in models]),
             families=tuple(self.meta[model][1] for model in models),
+            unit=self.unit or self.asked or NATS_PER_TOKEN,
+            caution=self.caution,
         )
 
 

@@ -8,7 +8,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,14 @@ from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import write_files
+from lensjax.curves.units import NATS_PER_TOKEN, Unit
 
 MAX_EXAMPLES = 10**15
 MAX_LOSS = 1e30  # sums of squares over seeds stay finite
 NAME_COLUMNS = ("config name", "config_name", "model", "name")
 META_COLUMNS = ("size", "family")
-TIDY_COLUMNS = ("model", "examples", "loss")
+UNIT_COLUMN = "unit"  # of what a loss of a row is in, where its column does not say
+TIDY_COLUMNS = ("model", "examples")
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class CurveTable:
       task: name of the task, usually the stem of the file it was read from.
       models: M distinct names.
       sizes: S numbers of training examples, strictly increasing; 0 is the pretrained model.
-      loss: mean test loss over seeds, in nats per token; NaN where not measured.
+      loss: mean test loss over seeds, in `unit`; NaN where not measured.
       loss_sd: standard deviation over seeds (ddof 1); NaN where fewer than two seeds were measured.
       seeds: number of seeds behind each loss; 0 where not measured.
       parameters: number of parameters of each model; NaN where unknown.
       families: family of each model; "" where unknown.
+      unit: what losses are in.
+      caution: why they are in no unit that suits a comparison better, in a sentence; "" where nothing is amiss.
     """
 
     task: str
@@ -48,6 +52,8 @@ class CurveTable:
     seeds: Int[np.ndarray, "M S"]
     parameters: Float[np.ndarray, " M"]
     families: tuple[str, ...]
+    unit: Unit = NATS_PER_TOKEN
+    caution: str = ""
 
     @property
     def measured(self) -> Bool[np.ndarray, "M S"]:
@@ -75,8 +81,8 @@ class CurveTable:
         rows = np.arange(len(self.models)) if rows is None else rows
         columns = np.arange(len(self.sizes)) if columns is None else columns
         cells = np.ix_(rows, columns)
-        return CurveTable(
-            task=self.task,
+        return replace(
+            self,
             models=tuple(self.models[i] for i in rows),
             sizes=self.sizes[columns],
             loss=self.loss[cells],
@@ -87,21 +93,27 @@ class CurveTable:
         )
 
     def to_csv(self, layout: Literal["wide", "tidy"] = "wide") -> str:
-        """The table as CSV text with means over seeds; "wide" has a row per model, "tidy" one per measured loss."""
+        """The table as CSV text with means over seeds; "wide" has a row per model, "tidy" one per measured loss.
+
+        A wide table says in a column what its losses are in, unless that is nats per token; a tidy one by the name of
+        the column that holds them.
+        """
         text = io.StringIO()
         # Before Python 3.13 the writer leaves a lone carriage return unquoted, a new row to a reader.
         bare = "\r" in "".join(self.models + self.families)
         writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
         counts = ["" if math.isnan(p) else np.format_float_positional(p, trim="-") for p in self.parameters]
         columns = zip(META_COLUMNS, (counts, self.families), strict=True)
-        meta = {name: values for name, values in columns if any(values)}
+        meta: dict[str, Sequence[str]] = {name: values for name, values in columns if any(values)}
         if layout == "wide":
+            if self.unit != NATS_PER_TOKEN:
+                meta[UNIT_COLUMN] = [self.unit.name] * len(self.models)
             writer.writerow([NAME_COLUMNS[0], *(str(size) for size in self.sizes), *meta])
             for i, model in enumerate(self.models):
                 cells = ["" if math.isnan(x) else repr(float(x)) for x in self.loss[i]]
                 writer.writerow([model, *cells, *(values[i] for values in meta.values())])
         else:
-            writer.writerow([*TIDY_COLUMNS, *meta])
+            writer.writerow([*TIDY_COLUMNS, self.unit.column, *meta])
             for i, j in zip(*np.nonzero(self.measured), strict=True):
                 row = [self.models[i], int(self.sizes[j]), repr(float(self.loss[i, j]))]
                 writer.writerow([*row, *(values[i] for values in meta.values())])
@@ -124,16 +136,18 @@ def curve_table(
     parameters: Sequence[float] | np.ndarray | None = None,
     families: Sequence[str] | None = None,
     task: str = "task",
+    unit: Unit = NATS_PER_TOKEN,
 ) -> CurveTable:
     """A `CurveTable` from arrays.
 
     Args:
       models: M names.
       sizes: S numbers of training examples, in any order.
-      loss: M × S test losses in nats per token; NaN where not measured.
+      loss: M × S test losses in `unit`; NaN where not measured.
       parameters: number of parameters of each model; NaN where unknown.
       families: family of each model; "" where unknown.
       task: name of the task.
+      unit: what losses are in.
 
     Raises:
       InputError: shapes disagree, a name or size is repeated, a name is blank, or a loss or number of
@@ -184,6 +198,7 @@ def curve_table(
         seeds=np.isfinite(values).astype(np.int64),
         parameters=counts,
         families=tuple(kinds),
+        unit=unit,
     )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from lensjax.curves.csv_files import parse_curves
 from lensjax.curves.table import CurveTable
+from lensjax.curves.units import NATS_PER_TOKEN
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.study.spec import StudySpec
@@ -28,7 +29,9 @@ class Verdict:
 def results_table(curves: str, task: str) -> CurveTable | None:
     """The curves of all candidates in the text of a study's curves.csv; None where no loss was measured."""
     rows = csv.DictReader(io.StringIO(curves))
-    return parse_curves(curves, "the study's curves", task) if any(row["loss"] for row in rows) else None
+    return (
+        parse_curves(curves, "the study's curves", task, NATS_PER_TOKEN) if any(row["loss"] for row in rows) else None
+    )
 
 
 def basis(spec: StudySpec, table: CurveTable) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
 from lensjax.curves.table import MAX_EXAMPLES, MAX_LOSS, CurveTable, curve_table
+from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_EXAMPLE, NATS_PER_TOKEN, UNITS
 
 NAN = float("nan")
 WIDE = """\
@@ -43,10 +44,10 @@ def table(file):
     return read_curves(file(WIDE))
 
 
-def refusal(path):
+def refusal(path, **asked):
     """The message with which `path` is refused: one short line."""
     with pytest.raises(InputError) as caught:
-        read_curves(path)
+        read_curves(path, **asked)
     message = str(caught.value)
     assert message.isprintable()
     assert len(message) < 400
@@ -54,7 +55,7 @@ def refusal(path):
 
 
 def assert_same(got, wanted):
-    assert (got.models, got.families) == (wanted.models, wanted.families)
+    assert (got.models, got.families, got.unit) == (wanted.models, wanted.families, wanted.unit)
     for field in ("sizes", "loss", "loss_sd", "seeds", "parameters"):
         np.testing.assert_array_equal(getattr(got, field), getattr(wanted, field), err_msg=field, strict=True)
 
@@ -81,7 +82,13 @@ def tables(draw, gaps=True):
     )
     families = st.lists(TEXTS, min_size=len(names), max_size=len(names))
     return curve_table(
-        names, sizes, loss, parameters=draw(st.none() | counts), families=draw(st.none() | families), task="task"
+        names,
+        sizes,
+        loss,
+        parameters=draw(st.none() | counts),
+        families=draw(st.none() | families),
+        task="task",
+        unit=draw(st.sampled_from(list(UNITS.values()))),
     )
 
 
@@ -148,6 +155,82 @@ class TestSeeds:
         table = read_curves(file("model,examples,loss,seed\n" + rows))
         np.testing.assert_allclose(table.loss[0, 0], np.mean(losses), rtol=1e-12)
         assert np.isfinite(table.loss_sd[0, 0])
+
+
+class TestUnits:
+    SEVERAL = """\
+model,examples,loss,bits_per_byte,nats_per_example
+a,200,3,1.5,30
+a,400,2,1.0,20
+b,200,4,1.2,40
+b,400,,,
+"""
+
+    @pytest.mark.parametrize(
+        ("content", "unit", "losses"),
+        [
+            (SEVERAL, BITS_PER_BYTE, [[1.5, 1.0], [1.2, NAN]]),
+            (SEVERAL.replace("bits_per_byte", "other"), NATS_PER_TOKEN, [[3, 2], [4, NAN]]),
+            (SEVERAL.replace("bits_per_byte", "x").replace("loss", "y"), NATS_PER_EXAMPLE, [[30, 20], [40, NAN]]),
+            (
+                "model,200,400,unit\na,1.5,1,bits per byte\nb,1.2,,bits_per_byte\n",
+                BITS_PER_BYTE,
+                [[1.5, 1], [1.2, NAN]],
+            ),
+            ("model,examples,loss,unit\na,200,3,Nats per example\n", NATS_PER_EXAMPLE, [[3]]),
+            ("model,200,unit\na,3,\n", NATS_PER_TOKEN, [[3]]),
+        ],
+    )
+    def test_bits_per_byte_are_read_where_they_are_known(self, file, content, unit, losses):
+        table = read_curves(file(content))
+        assert (table.unit, table.caution) == (unit, "")
+        np.testing.assert_array_equal(table.loss, losses)
+        assert table.up_to(200).unit == table.select([0]).unit == unit
+
+    def test_where_a_model_lacks_them_all_are_compared_in_nats_per_token_and_that_is_said(self, file):
+        path = file(self.SEVERAL.replace("4,1.2", "4,"))
+        table = read_curves(path)
+        np.testing.assert_array_equal(table.loss, [[3, 2], [4, NAN]])
+        assert table.unit == NATS_PER_TOKEN
+        assert table.caution.startswith(
+            "Losses of b are not known in bits per byte, so all are compared in nats per token"
+        )
+        assert table.up_to(200).caution == table.caution
+        asked = read_curves(path, unit=BITS_PER_BYTE)
+        assert (asked.unit, asked.caution) == (BITS_PER_BYTE, "")
+        np.testing.assert_array_equal(asked.loss, [[1.5, 1.0], [NAN, NAN]])
+
+    def test_the_unit_of_a_wide_file_may_be_given(self, file):
+        assert read_curves(file(WIDE), unit=BITS_PER_BYTE).unit == BITS_PER_BYTE
+
+    @pytest.mark.parametrize(
+        ("content", "unit", "says"),
+        [
+            (
+                "model,200,unit\na,3,bits per byte\nb,2,\n",
+                None,
+                "line 3 is in nats per token, and the rows above are in",
+            ),
+            (
+                "model,200,unit\na,3,shannons\n",
+                None,
+                "line 2 column 'unit': There is no unit 'shannons'; choose one of",
+            ),
+            (
+                "model,200,unit\na,3,bits per byte\n",
+                NATS_PER_TOKEN,
+                "says that its losses are in bits per byte, not in",
+            ),
+            (
+                "model,examples,perplexity\na,200,3\n",
+                None,
+                "no column of losses; name it 'loss' where they are in nats",
+            ),
+            (TIDY, BITS_PER_BYTE, "names no column of losses in bits per byte; name it 'bits_per_byte'"),
+        ],
+    )
+    def test_units_are_not_mixed_or_guessed(self, file, content, unit, says):
+        assert says in refusal(file(content), unit=unit)
 
 
 class TestRoundTrips:

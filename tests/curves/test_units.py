@@ -1,0 +1,16 @@
+import pytest
+
+from lensjax.core.errors import InputError
+from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN, UNITS, one_unit, unit_named
+
+
+@pytest.mark.parametrize("name", ["bits per byte", "bits_per_byte", " Bits  per byte "])
+def test_units_are_found_by_name_and_key(name):
+    assert unit_named(name) == BITS_PER_BYTE == UNITS[BITS_PER_BYTE.key]
+    assert f"1.2 {BITS_PER_BYTE}" == "1.2 bits per byte"
+
+
+def test_losses_of_different_units_are_not_put_together():
+    assert one_unit({"a": BITS_PER_BYTE, "b": BITS_PER_BYTE}) == BITS_PER_BYTE
+    with pytest.raises(InputError, match="of a are in bits per byte, those of b in nats per token, and losses of diff"):
+        one_unit({"a": BITS_PER_BYTE, "b": NATS_PER_TOKEN})
