@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
+from scipy.special import ndtri
 
 from lensjax.core.errors import InputError
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import hierarchy
 from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.mixture import mixture_quantile
 from lensjax.fit.per_model import fit_per_model
-from lensjax.fit.posterior import DRAWS, Z90, CurvePosterior, Losses
+from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 
 _BLOCK = 32  # sizes are predicted in blocks of so many, so that one compiled program serves all
 
@@ -100,9 +102,9 @@ class JointPosterior(CurvePosterior):
                 for block in padded.reshape(-1, _BLOCK)
             ]
         mean, variance = (np.concatenate(parts, axis=-1)[..., : len(x)] for parts in zip(*blocks, strict=True))
-        middle = mean.mean(axis=0) + self.centre
-        half = Z90 * self.widening * np.sqrt(variance.mean(axis=0) + mean.var(axis=0))
-        return Losses(np.exp(middle), np.exp(middle - half), np.exp(middle + half))
+        median, *ends = (mixture_quantile(mean, np.sqrt(variance), at) for at in (0.5, 0.05, 0.95))
+        lower, upper = (median + self.widening * (end - median) for end in ends)
+        return Losses(*(np.exp(quantile + self.centre) for quantile in (median, lower, upper)))
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
         """See `CurvePosterior.sample`; as many draws from each prior."""
@@ -112,7 +114,7 @@ class JointPosterior(CurvePosterior):
         with float64_on_cpu():
             x = jnp.asarray(self._octaves(examples))
             for _ in range(-(-draws // (priors * _BLOCK))):  # in blocks, to bound memory
-                noise = [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
+                noise = [jnp.asarray(_stratified_normal(rng, shape)) for shape in shapes]
                 drawn = _draws(self.observations, self.fitted, x, self.dof, *noise)
                 blocks.append(np.asarray(drawn).swapaxes(0, 1).reshape(-1, models))
         log_losses = np.concatenate(blocks)[:draws] + self.centre
@@ -138,10 +140,19 @@ class JointPosterior(CurvePosterior):
         x = np.pad(x, (0, -len(x) % _BLOCK), mode="edge")
         with float64_on_cpu():
             points = jnp.asarray(model), jnp.asarray(size + 1)
-            moments: JointMoments = _joint_moments(
-                self.observations, self.fitted, jnp.asarray(x), *points, self.dof, self.widening
+            modelled: JointMoments = _joint_moments(self.observations, self.fitted, jnp.asarray(x), *points, self.dof)
+
+            def wider(mean: Float[Array, "P N"], variance: Float[Array, "P N"]) -> Float[Array, "P N"]:
+                middle = jnp.asarray(mixture_quantile(np.asarray(mean), np.sqrt(np.asarray(variance)), 0.5))
+                return middle + self.widening * (mean - middle)
+
+            return JointMoments(
+                target_mean=wider(modelled.target_mean, modelled.target_variance),
+                target_variance=self.widening**2 * modelled.target_variance,
+                point_mean=wider(modelled.point_mean, modelled.point_variance),
+                point_variance=self.widening**2 * modelled.point_variance,
+                covariance=self.widening**2 * modelled.covariance,
             )
-        return moments
 
     def examples_needed(self, loss: float) -> Float[np.ndarray, "M 3"]:
         """Numbers of examples with which each model reaches a loss.
@@ -170,6 +181,12 @@ class JointPosterior(CurvePosterior):
 
     def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
         return np.log2(self._within(examples) / self.unit)
+
+
+def _stratified_normal(rng: np.random.Generator, shape: tuple[int, int, int]) -> Float[np.ndarray, "P S N"]:
+    """Standard normal noise, of which the S draws of each number fall into S equally probable strata."""
+    strata = rng.permuted(np.broadcast_to(np.arange(shape[1])[:, None], shape), axis=1)
+    return np.asarray(ndtri((strata + rng.random(shape)) / shape[1]))
 
 
 def _first_below(
@@ -238,7 +255,6 @@ def _joint_moments(
     model: Int[Array, " C"],
     size: Int[Array, " C"],
     dof: float,
-    widening: float,
 ) -> JointMoments:
     """Moments of all models at the first of `x`, and of points, each a model and a position in `x`."""
     everyone = jnp.arange(obs.x.shape[0])
@@ -266,15 +282,4 @@ def _joint_moments(
         covariance += jnp.where(model[:, None] == everyone, ahead.covariance[model, size, 0][:, None], 0.0)
         return JointMoments(target_mean, target_variance, point_mean, point_variance, covariance)
 
-    def wider(means: Float[Array, "P N"]) -> Float[Array, "P N"]:
-        middle = means.mean(axis=0)
-        return middle + widening * (means - middle)
-
-    modelled: JointMoments = jax.lax.map(one, fitted)
-    return JointMoments(
-        target_mean=wider(modelled.target_mean),
-        target_variance=widening**2 * modelled.target_variance,
-        point_mean=wider(modelled.point_mean),
-        point_variance=widening**2 * modelled.point_variance,
-        covariance=widening**2 * modelled.covariance,
-    )
+    return jax.lax.map(one, fitted)
