@@ -283,7 +283,7 @@ def main(out: Path = Path(__file__).parent / "results", target: int = 1_638_400,
         target = 51_200
         tables = [simulated(models=6, sizes=[*(200 * 2**k for k in range(6)), target])]
     else:
-        tables = [datasets.rectified(name) for name in datasets.available() if name != "wikitext"]
+        tables = [datasets.rectified(name) for name in datasets.available()]
     if not tables:
         print(f"Skipped: set {datasets.VARIABLE} to a folder with the public curves, flan.csv and gigaword.csv.")
         return

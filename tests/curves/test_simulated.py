@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
 from lensjax.curves.public import VARIABLE
-from lensjax.curves.simulated import simulated
+from lensjax.curves.simulated import KINDS, simulated, simulated_task
 from lensjax.curves.sources import read_source
 
 
@@ -97,8 +97,46 @@ def test_sources_are_told_apart(tmp_path, monkeypatch):
     assert read_source("simulated").task == "simulated"
     simulated(models=2).write(tmp_path / "simulated")
     assert len(read_source("simulated").models) == 2  # a file of that name is meant
-    (tmp_path / "wikitext.csv").write_text("config name,0,200\na,4,3\n")
+    (tmp_path / "wmt19.csv").write_text("config name,0,200\na,4,3\n")
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    assert read_source("rectified:wikitext").task == "wikitext"
+    assert read_source("rectified:wmt19").task == "wmt19"
     with pytest.raises(InputError, match="no benchmark 'nope'"):
         read_source("rectified:nope")
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from([*KINDS, None]))
+def test_simulated_tasks_depend_on_the_seed_and_kind_alone(seed, kind):
+    task, again = simulated_task(seed, kind), simulated_task(seed, kind)
+    assert task.table.to_csv() == again.table.to_csv()
+    assert task.kind in ({kind} if kind else KINDS)
+    assert task.table.measured.all()
+    sizes = task.table.sizes
+    assert 2 <= len(sizes) - 1 <= 12
+    assert 4 <= len(task.table.models) <= 12
+    assert (task.budget, task.target) == (sizes[-2], sizes[-1])
+    assert 4 * task.budget <= task.target <= 256 * task.budget
+
+
+def test_kinds_of_simulated_tasks_are_what_they_say():
+    def log_losses(kind):
+        return [np.log(simulated_task(seed, kind, models=8, sizes=8).table.loss) for seed in range(20)]
+
+    def falls(kind):
+        return np.concatenate([-np.diff(y[:, :-1]).ravel() for y in log_losses(kind)])
+
+    floor, law = np.array(log_losses("floor")), np.array(log_losses("law"))
+    early, late = (np.median(floor[..., k] - floor[..., k + 2]) for k in (0, 5))
+    assert late < early / 2  # it flattens
+    early, late = (np.median(y[..., 0] - y[..., 2]) for y in (law, law[..., 5:]))
+    assert late > early / 2
+    assert np.std(falls("noise")) > 2 * np.std(falls("law"))
+    assert np.abs(falls("divergence")).max() > 0.3 > np.abs(falls("law")).max()
+    plateau = np.array(log_losses("plateau"))
+    assert np.median(plateau[..., 5] - plateau[..., 7]) > np.median(plateau[..., 0] - plateau[..., 2])
+
+
+@pytest.mark.parametrize("arguments", [{"kind": "nope"}, {"models": 0}, {"sizes": 1}])
+def test_simulated_tasks_out_of_range_are_refused(arguments):
+    with pytest.raises(InputError, match=r"Cannot simulate .* give one model and two sizes"):
+        simulated_task(0, **arguments)

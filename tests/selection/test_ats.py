@@ -1,16 +1,19 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lensjax.curves.table import curve_table
 from lensjax.selection.methods.ats import accepted, ats
+from lensjax.selection.methods.last_three import last_three
 
 SIZES = 200 * 2 ** np.arange(8)
 
 
-def test_a_power_law_is_extrapolated_exactly():
+@pytest.mark.parametrize("method", [ats, last_three], ids=lambda method: method.name)
+def test_a_power_law_is_extrapolated_exactly(method):
     loss = 5 * SIZES**-0.1
-    assert np.allclose(ats.predict(curve_table(["m"], SIZES, [loss]), 1_638_400).score, 5 * 1_638_400**-0.1)
+    assert np.allclose(method.predict(curve_table(["m"], SIZES, [loss]), 1_638_400).score, 5 * 1_638_400**-0.1)
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
@@ -34,3 +37,12 @@ def test_missing_points_and_the_pretrained_loss_are_left_out():
     predicted = ats.predict(table, 10**6).score
     assert np.isclose(predicted[0], 5 * 10**-0.6)
     assert np.isnan(predicted[1])
+
+
+def test_last_three_looks_at_three_points_of_each_model_and_joins_two():
+    bent = np.array([9.0, 8, 7, 6, 5, *(5 * SIZES[5:] ** -0.2)])
+    two = np.r_[np.nan, 5 * 400**-0.3, np.nan, 5 * 1600**-0.3, np.full(4, np.nan)]
+    table = curve_table(["bent", "two", "one"], SIZES, [bent, two, np.r_[1.0, np.full(7, np.nan)]])
+    predicted = last_three.predict(table, 10**6).score
+    np.testing.assert_allclose(predicted[:2], [5 * 10**-1.2, 5 * 10**-1.8])
+    assert np.isnan(predicted[2])
