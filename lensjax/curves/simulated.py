@@ -117,9 +117,7 @@ def simulated_task(
     """
     rng = np.random.default_rng([seed, 24])
     drawn = KINDS[rng.integers(len(KINDS))], int(rng.integers(4, 13)), int(rng.integers(2, 13))
-    kind, models, sizes = (
-        given if given is not None else own for given, own in zip((kind, models, sizes), drawn, strict=True)
-    )
+    kind, models, sizes = kind or drawn[0], drawn[1] if models is None else models, drawn[2] if sizes is None else sizes
     if kind not in KINDS or models < 1 or sizes < 2:
         raise InputError(
             f"Cannot simulate {models} models at {sizes} sizes of kind '{kind}'; give one model and two sizes at "
