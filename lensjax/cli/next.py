@@ -59,6 +59,8 @@ def next_cells(
     record, console = _record(table, target, max_examples, advice), make_console(120)
     if advice.points:
         console.print(_table(record, top))
+    for model, why in record["ineligible"].items():
+        console.print(f"Not to be chosen, nor measured further: {model}, as {why}.", markup=False, soft_wrap=True)
     console.print(_sentence(record, larger), markup=False, soft_wrap=True)
     write(lambda: as_json(record))
 
@@ -111,6 +113,7 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
         "max_examples": max_examples,
         "cost": "FLOPs per token of an example" if np.isfinite(table.parameters).all() else "examples",
         "choice": advice.choice,
+        "ineligible": {model: why for model, why in zip(table.models, table.ineligible, strict=True) if why},
         "expected_regret": advice.regret,
         "expected_regret_error": advice.regret_error,
         "cells": cells,

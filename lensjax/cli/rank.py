@@ -69,17 +69,17 @@ def print_ranking(ranking: "Ranking") -> None:
     from rich.markup import escape
 
     from lensjax.core.text import DASH, count
-    from lensjax.selection.records import COMPARED, first_choice, ranks, records
+    from lensjax.selection.records import COMPARED, eligible_scores, first_choice, ranks, records
 
     def cell(value: float | None, form: str) -> str:
         return DASH if value is None else format(value, form)
 
     rows = records(ranking)
     others = {name: prediction for name, prediction in ranking.baselines.items() if name in COMPARED}
-    places = [ranks(prediction.score, ties="ordinal") for prediction in others.values()]
+    places = [ranks(eligible_scores(ranking, prediction), ties="ordinal") for prediction in others.values()]
     cells = [
         (
-            str(row["rank"]),
+            DASH if row["rank"] is None else str(row["rank"]),
             row["model"],
             DASH if row["parameters"] is None else count(row["parameters"]),
             cell(row["loss_at_budget"], ".3f"),
@@ -101,6 +101,8 @@ def print_ranking(ranking: "Ranking") -> None:
     console.print(make_table(title, (*headings, *(f"{name} rank" for name in others)), cells))
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more; write them all with --csv, --json or --html.")
+    for model, reason in ranking.ineligible:
+        console.print(f"[bold]Not to be chosen:[/bold] {escape(model)}, as {escape(reason)}.", soft_wrap=True)
     for model, reason in ranking.left_out:
         console.print(f"Left out: {escape(model)} ({reason}).", soft_wrap=True)
     for warning in ranking.warnings:
@@ -108,7 +110,7 @@ def print_ranking(ranking: "Ranking") -> None:
     choices = [
         f"{name} would choose {ranking.table.models[choice]}"
         for name, prediction in others.items()
-        if (choice := first_choice(prediction)) is not None
+        if (choice := first_choice(ranking, prediction)) is not None
     ]
     console.print(escape(f"Choose {rows[0]['model']}; " + ", ".join(choices) + "."), soft_wrap=True)
 

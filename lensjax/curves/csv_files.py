@@ -13,6 +13,8 @@ tidy, one row per measurement, as fine-tuning writes them::
 Losses are in the unit that the column `unit` names, the same in all rows, and in nats per token where there is none. A
 tidy file may hold them in several units: `loss` is in nats per token, and the other columns are named after theirs
 (`lensjax.curves.units`). Bits per byte are read where all losses are known in them.
+
+A text in the column "ineligible" says why a model is shown, but never chosen.
 """
 
 import csv
@@ -183,9 +185,10 @@ class _Builder:
         self.caution = ""
         self.lines: dict[str, int] = {}
         self.meta: dict[str, tuple[float, str]] = {}
+        self.ineligible: dict[str, str] = {}
         self.losses: dict[tuple[str, int], dict[str, float]] = {}
 
-    def describe(self, line: int, model: str, size: str, family: str) -> None:
+    def describe(self, line: int, model: str, size: str, family: str, ineligible: str) -> None:
         if not model:
             raise InputError(f"{self.where} line {line} has no model name; fill it in or remove the row.")
         parameters = math.nan
@@ -198,6 +201,8 @@ class _Builder:
                 )
         described = (parameters, family.strip())
         self.lines.setdefault(model, line)
+        if ineligible.strip():  # in any of its rows: those of an earlier version do not know
+            self.ineligible.setdefault(model, ineligible.strip())
         # Twice unknown agrees: tuples compare by identity first, and math.nan is one object.
         if self.meta.setdefault(model, described) != described:
             raise InputError(
@@ -304,6 +309,7 @@ class _Builder:
             families=tuple(self.meta[model][1] for model in models),
             unit=self.unit or self.asked or NATS_PER_TOKEN,
             caution=self.caution,
+            ineligible=tuple(self.ineligible.get(model, "") for model in models),
         )
 
 

@@ -7,7 +7,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from lensjax.curves.units import NATS_PER_TOKEN, Unit
 MAX_EXAMPLES = 10**15
 MAX_LOSS = 1e30  # sums of squares over seeds stay finite
 NAME_COLUMNS = ("config name", "config_name", "model", "name")
-META_COLUMNS = ("size", "family")
+META_COLUMNS = ("size", "family", "ineligible")
 UNIT_COLUMN = "unit"  # of what a loss of a row is in, where its column does not say
 TIDY_COLUMNS = ("model", "examples")
 
@@ -42,6 +42,8 @@ class CurveTable:
       families: family of each model; "" where unknown.
       unit: what losses are in.
       caution: why they are in no unit that suits a comparison better, in a sentence; "" where nothing is amiss.
+      ineligible: why each model is measured and shown, but never chosen, in a sentence without its full stop, as in "it
+        cannot write 2 % of the targets"; "" where it may be chosen. An empty tuple stands for M of those.
     """
 
     task: str
@@ -54,6 +56,21 @@ class CurveTable:
     families: tuple[str, ...]
     unit: Unit = NATS_PER_TOKEN
     caution: str = ""
+    ineligible: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ineligible:
+            object.__setattr__(self, "ineligible", ("",) * len(self.models))
+
+    @property
+    def eligible(self) -> Bool[np.ndarray, " M"]:
+        """Which models may be chosen."""
+        return np.array([not why for why in self.ineligible], bool)
+
+    def barring(self, reasons: Mapping[str, str]) -> "CurveTable":
+        """The table in which some models are not eligible, for one reason each, besides those that are not already."""
+        both = ([why, reasons.get(model, "")] for model, why in zip(self.models, self.ineligible, strict=True))
+        return replace(self, ineligible=tuple("; ".join(filter(None, each)) for each in both))
 
     @property
     def measured(self) -> Bool[np.ndarray, "M S"]:
@@ -90,6 +107,7 @@ class CurveTable:
             seeds=self.seeds[cells],
             parameters=self.parameters[rows],
             families=tuple(self.families[i] for i in rows),
+            ineligible=tuple(self.ineligible[i] for i in rows),
         )
 
     def to_csv(self, layout: Literal["wide", "tidy"] = "wide") -> str:
@@ -100,10 +118,10 @@ class CurveTable:
         """
         text = io.StringIO()
         # Before Python 3.13 the writer leaves a lone carriage return unquoted, a new row to a reader.
-        bare = "\r" in "".join(self.models + self.families)
+        bare = "\r" in "".join(self.models + self.families + self.ineligible)
         writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
         counts = ["" if math.isnan(p) else np.format_float_positional(p, trim="-") for p in self.parameters]
-        columns = zip(META_COLUMNS, (counts, self.families), strict=True)
+        columns = zip(META_COLUMNS, (counts, self.families, self.ineligible), strict=True)
         meta: dict[str, Sequence[str]] = {name: values for name, values in columns if any(values)}
         if layout == "wide":
             if self.unit != NATS_PER_TOKEN:

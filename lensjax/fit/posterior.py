@@ -43,6 +43,21 @@ def expected_regret(losses: Float[np.ndarray, "draws M"]) -> Float[np.ndarray, "
     return (losses - losses.min(axis=1, keepdims=True)).mean(axis=0)
 
 
+def chances_and_regrets(
+    losses: Float[np.ndarray, "draws M"], eligible: Bool[np.ndarray, " M"]
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+    """P(best) and expected regret of each eligible model among the eligible ones; NaN for the others.
+
+    Args:
+      losses: Joint draws.
+      eligible: Which models may be chosen; one at least.
+    """
+    chances, regrets = np.full((2, len(eligible)), np.nan)
+    chances[eligible] = probability_best(losses[:, eligible])
+    regrets[eligible] = expected_regret(losses[:, eligible])
+    return chances, regrets
+
+
 class CurvePosterior(ABC):
     """A posterior over the curves of M models.
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
@@ -31,6 +31,7 @@ from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.posterior import DRAWS
+from lensjax.selection.choices import check_choices
 
 ENOUGH = 2  # sizes above 0 that the joint fit needs of every model
 REACH = 8.0  # standard deviations of a point's log loss that are integrated over
@@ -93,13 +94,13 @@ class Advice:
 
 
 def candidate_points(table: CurveTable, rungs: Iterable[int]) -> list[Point]:
-    """Every model at every rung above 0 where it has not been measured."""
+    """Every model that may be chosen at every rung above 0 where it has not been measured."""
     columns = {examples: np.isfinite(table.column(examples)) for examples in sorted(set(rungs)) if examples > 0}
     return [
         Point(model, examples)
         for i, model in enumerate(table.models)
         for examples, measured in columns.items()
-        if not measured[i]
+        if table.eligible[i] and not measured[i]
     ]
 
 
@@ -121,7 +122,8 @@ def advise(
     """Order points by the expected drop in regret per cost, if one more is measured and the choice is made then.
 
     The amplitudes of the fit stay as they are, but the point's loss changes the weights of the priors. A model with
-    fewer than two sizes above 0 needs its cheapest points first; until it has them no other points are given.
+    fewer than two sizes above 0 needs its cheapest points first; until it has them no other points are given. Models
+    that may not be chosen inform the fit if they have them, and are never the choice.
 
     Args:
       table: measured curves of M models; sizes above `target` are not looked at.
@@ -134,11 +136,12 @@ def advise(
       The points in order, best first, and the choice as it is now.
 
     Raises:
-      InputError: there are fewer than two models, a point is of none of them, smaller than all that was measured or
-        above the target, a cost is not a positive number, or a model cannot come to two sizes.
+      InputError: there are fewer than two models, none may be chosen, a point is of none of them, smaller than
+        all that was measured or above the target, a cost is not a positive number, or a model cannot come to two sizes.
     """
     _check(table, target, costs)
     table = table.up_to(target)
+    table = table.select(table.eligible | (table.points() >= ENOUGH))
     needed = _needed(table, costs)
     if needed:
         return Advice(tuple(NextPoint(point, costs[point], None) for point in needed))
@@ -152,10 +155,10 @@ def advise(
         model[i], examples[i] = position[point.model], point.examples
     moments = posterior.moments(target, model, examples)
     with float64_on_cpu():
-        expected, drops = map(np.asarray, _drops(moments, posterior.centre))
+        expected, drops = map(np.asarray, _drops(moments, posterior.centre, table.eligible))
     best = int(np.argmin(expected))
     losses = posterior.sample(target, draws, seed)
-    regrets = losses[:, best] - losses.min(axis=1)
+    regrets = losses[:, best] - losses[:, table.eligible].min(axis=1)
     value = {point: float(drop) for point, drop in zip(points, drops, strict=False)}
     points.sort(key=lambda point: (-value[point] / costs[point], costs[point]))
     return Advice(
@@ -169,6 +172,7 @@ def advise(
 def _check(table: CurveTable, target: int, costs: Mapping[Point, float]) -> None:
     if len(table.models) < 2:
         raise InputError(f"Task '{shorten(table.task)}' has {len(table.models)} model; a choice needs two.")
+    check_choices(table)
     for point, cost in costs.items():
         if point.model not in table.models:
             raise InputError(f"There is no model '{shorten(point.model)}'; choose from {listing(table.models)}.")
@@ -195,10 +199,12 @@ def _needed(table: CurveTable, costs: Mapping[Point, float]) -> list[Point]:
 
 
 @jax.jit
-def _drops(moments: JointMoments, centre: float) -> tuple[Float[Array, " M"], Float[Array, " C"]]:
-    """Expected losses at the target, and the expected drop of the lowest of them by measuring each point."""
+def _drops(
+    moments: JointMoments, centre: float, eligible: Bool[Array, " M"] | bool = True
+) -> tuple[Float[Array, " M"], Float[Array, " C"]]:
+    """Expected losses at the target, infinite where a model may not be chosen; the drop of the lowest by each point."""
     losses = jnp.exp(moments.target_mean + moments.target_variance / 2 + centre)
-    expected = jnp.mean(losses, axis=0)
+    expected = jnp.where(eligible, jnp.mean(losses, axis=0), jnp.inf)
     best = jnp.argmin(expected)
 
     def drop(point: tuple[Array, Array, Array]) -> Array:
@@ -208,7 +214,7 @@ def _drops(moments: JointMoments, centre: float) -> tuple[Float[Array, " M"], Fl
         away = (z[:, None, None] - mean[:, None] - covariance) / sd[:, None]
         density = jnp.exp(-(away**2) / 2) / (math.sqrt(2 * math.pi) * sd[:, None])
         after = jnp.mean(losses * density, axis=1)  # E[L_i | z] p(z)
-        return jnp.sum(after[:, best] - jnp.min(after, axis=1)) * (z[1] - z[0])
+        return jnp.sum(after[:, best] - jnp.min(jnp.where(eligible, after, jnp.inf), axis=1)) * (z[1] - z[0])
 
     points = moments.point_mean.T, moments.point_variance.T, moments.covariance.swapaxes(0, 1)
     return expected, jax.lax.map(drop, points, batch_size=_AT_ONCE)

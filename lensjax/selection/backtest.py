@@ -35,7 +35,7 @@ def backtest(
     """Score methods on tasks whose losses at `target` are known; a method at a budget sees nothing above it.
 
     Args:
-      tables: one table per task, with distinct task names.
+      tables: one table per task, with distinct task names; models that may not be chosen are left out.
       target: size to predict for, in examples.
       ratios: budgets are target // ratio examples.
       methods: names in `METHODS`; all that need curves alone by default.
@@ -52,6 +52,7 @@ def backtest(
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise InputError(f"There is no method {listing(unknown)}; choose from {listing(known, 20)}.")
+    tables = [table.select(table.eligible) for table in tables]
     tasks = [table.task for table in tables]
     for task in tasks:
         if tasks.count(task) > 1:

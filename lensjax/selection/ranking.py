@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.fit.posterior import CurvePosterior, expected_regret, probability_best
+from lensjax.fit.posterior import CurvePosterior, chances_and_regrets
+from lensjax.selection.choices import check_choices
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS, methods_in_order
 from lensjax.selection.prediction import Prediction
@@ -44,11 +45,14 @@ class Ranking:
       target: size predicted for, in examples.
       method: name of the method that ranks.
       prediction: of that method.
-      order: positions in `table.models`, best first; models it cannot judge come last.
+      order: positions in `table.models`, best first: eligible models, then those that the method cannot judge, then
+        those that may not be chosen, whatever is predicted of them.
       baselines: predictions of the other methods, by name.
       missing: why a method has no prediction, by name.
-      probability_best: P(this model has the lowest loss at the target), where the method knows.
-      expected_regret: expected loss above the best candidate if this one is chosen, nats per token.
+      probability_best: P(this model has the lowest loss of the eligible ones at the target), where the method knows;
+        NaN for models that are not eligible.
+      expected_regret: expected loss above the best eligible candidate if this one is chosen, nats per token; NaN
+        likewise.
       curves: fitted curves from the smallest measured size to the target, where the method fits any.
       parameters: per-model law parameters by name, where the method has any.
       left_out: (model, why) of candidates that could not be ranked.
@@ -71,6 +75,17 @@ class Ranking:
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+
+    @property
+    def ineligible(self) -> tuple[tuple[str, str], ...]:
+        """(model, why) of those that are measured and shown, but never chosen."""
+        pairs = ((self.table.models[i], self.table.ineligible[i]) for i in self.order)
+        return tuple((model, why) for model, why in pairs if why)
+
+    @property
+    def choices(self) -> Int[np.ndarray, " N"]:
+        """Positions of the models that may be chosen, best first."""
+        return self.order[self.table.eligible[self.order]]
 
 
 def rank(
@@ -95,11 +110,12 @@ def rank(
       otherwise: the method that ranks where `method` lacks evidence.
 
     Returns:
-      All models with two sizes above 0 within the budget, in order, and what every method predicts of them.
+      All models with two sizes above 0 within the budget, in order, and what every method predicts of them. Models that
+      are not eligible inform fits as all others do.
 
     Raises:
       InputError: budget, target or method make no sense for this table, fewer than two models have two sizes above 0
-        within the budget, or the method that ranks lacks evidence or can judge no model.
+        within the budget, none of these is eligible, or the method that ranks lacks evidence or can judge none of them.
     """
     METHODS.check(method)
     seen, left_out = _within(table, budget, target)
@@ -109,7 +125,7 @@ def rank(
     if method in missing:
         raise InputError(f"The method {method} cannot rank: {missing[method]}")
     prediction = predictions.pop(method)
-    if not np.isfinite(prediction.score).any():
+    if not np.isfinite(prediction.score[seen.eligible]).any():
         raise InputError(
             f"The method {method} ({METHODS[method].summary}) can judge none of the models of task "
             f"'{shorten(table.task)}'; add what it needs or choose another method."
@@ -120,12 +136,12 @@ def rank(
         target=target,
         method=method,
         prediction=prediction,
-        order=np.argsort(prediction.score, kind="stable"),
+        order=np.lexsort([prediction.score, ~seen.eligible]),
         baselines=predictions,
         missing=missing,
         left_out=left_out,
         assumptions=(*ASSUMPTIONS, *(prediction.assumptions or (f"Ranked by {method}: {METHODS[method].summary}.",))),
-        **({} if prediction.posterior is None else _asked_of(prediction.posterior, target)),
+        **({} if prediction.posterior is None else _asked_of(prediction.posterior, target, seen.eligible)),
     )
     return replace(ranking, warnings=find_warnings(ranking, seen))
 
@@ -153,6 +169,7 @@ def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tu
             f"Only {len(seen.models)} of {len(table.models)} models of task '{task}' have two sizes from 1 to "
             f"{budget} examples; ranking needs two such models."
         )
+    check_choices(seen)
     return seen, left_out
 
 
@@ -173,16 +190,17 @@ def _predict_all(
     return {name: predictions[name] for name in names if name in predictions}, missing
 
 
-def _asked_of(posterior: CurvePosterior, target: int) -> dict[str, Any]:
+def _asked_of(posterior: CurvePosterior, target: int, eligible: Bool[np.ndarray, " M"]) -> dict[str, Any]:
     """Probabilities, regrets, curves and laws of a posterior. The parts are compiled side by side."""
     sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
     with ThreadPoolExecutor(max_workers=2) as pool:
         sampling = pool.submit(posterior.sample, target)
         losses, parameters = posterior.predict(sizes), posterior.law_parameters()
         samples = sampling.result()
+    chances, regrets = chances_and_regrets(samples, eligible)
     return {
-        "probability_best": probability_best(samples),
-        "expected_regret": expected_regret(samples),
+        "probability_best": chances,
+        "expected_regret": regrets,
         "curves": Curves(sizes, *losses.parts),
         "parameters": parameters,
     }
@@ -191,7 +209,8 @@ def _asked_of(posterior: CurvePosterior, target: int) -> dict[str, Any]:
 def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     """Reasons to trust the ranking less, most serious first."""
     warnings = []
-    points, prediction, best = seen.points(), ranking.prediction, ranking.order[0]
+    points, prediction, choices = seen.points(), ranking.prediction, ranking.choices
+    best = choices[0]
     if (fewest := int(points.min())) < 4:
         few = int((points < 4).sum())
         warnings.append(
@@ -204,9 +223,9 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
             "The fit to smaller sizes predicts losses at the largest less well than it claims; "
             f"intervals are {prediction.widening:.1f} times as wide as modelled, and the order may still be wrong."
         )
-    judged = prediction.score[np.isfinite(prediction.score)]
+    judged = prediction.score[choices][np.isfinite(prediction.score[choices])]
     if prediction.lower is not None and prediction.upper is not None:
-        width = float(np.median(prediction.upper - prediction.lower))
+        width = float(np.median((prediction.upper - prediction.lower)[choices]))
         spread = float(np.ptp(judged))
         surely = ranking.probability_best is not None and ranking.probability_best[best] >= 0.9
         if width > spread and not surely:  # errors that models share leave the order as it is
@@ -222,13 +241,13 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
                 "their 90 % intervals; trust what was measured."
             )
     if ranking.probability_best is not None and ranking.probability_best[best] < 0.5:
-        rivals = int((np.cumsum(np.sort(ranking.probability_best)[::-1]) < 0.9).sum()) + 1
+        rivals = int((np.cumsum(np.sort(ranking.probability_best[choices])[::-1]) < 0.9).sum()) + 1
         warnings.append(
             f"No clear winner: the first choice is best with probability {ranking.probability_best[best]:.2f}, "
             f"and it takes {rivals} models to hold the best with probability 0.90."
         )
     if ranking.target > 64 * ranking.budget:
         warnings.append(f"The target lies {ranking.target / ranking.budget:.0f} times beyond the budget.")
-    if len(judged) < len(prediction.score):
-        warnings.append(f"{ranking.method} cannot judge {len(prediction.score) - len(judged)} models; they come last.")
+    if len(judged) < len(choices):
+        warnings.append(f"{ranking.method} cannot judge {len(choices) - len(judged)} models; they come last.")
     return tuple(warnings)

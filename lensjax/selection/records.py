@@ -28,17 +28,23 @@ def ranks(scores: Float[np.ndarray, " M"], ties: Literal["min", "ordinal"] = "mi
     return [int(place) if np.isfinite(place) else None for place in places]
 
 
-def first_choice(prediction: Prediction) -> int | None:
-    """Position of the model that a method ranks first; None where it can judge none."""
-    return int(np.nanargmin(prediction.score)) if np.isfinite(prediction.score).any() else None
+def eligible_scores(ranking: Ranking, prediction: Prediction) -> Float[np.ndarray, " M"]:
+    """Scores of a prediction; NaN for models that may not be chosen."""
+    return np.where(ranking.table.eligible, prediction.score, np.nan)
+
+
+def first_choice(ranking: Ranking, prediction: Prediction) -> int | None:
+    """Position of the eligible model that a method ranks first; None where it can judge none."""
+    scores = eligible_scores(ranking, prediction)
+    return int(np.nanargmin(scores)) if np.isfinite(scores).any() else None
 
 
 def records(ranking: Ranking) -> list[dict[str, Any]]:
     """One flat record per model, best first; None where nothing is known.
 
     Returns:
-      Rank, model, family, parameters, losses in nats per token, probability_best, expected_regret, and the score of
-      each baseline by its name.
+      Rank, model, family, parameters, losses in nats per token, probability_best, expected_regret, why it may not be
+      chosen, and the score of each baseline by its name. Models that may not be chosen come last, without a rank.
     """
     prediction, measured = ranking.prediction, ranking.table.column(ranking.budget)
 
@@ -47,8 +53,9 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
 
     rows = []
     for place, i in enumerate(ranking.order, start=1):
+        why = ranking.table.ineligible[i]
         row = {
-            "rank": place,
+            "rank": None if why else place,
             "model": ranking.table.models[i],
             "family": ranking.table.families[i] or None,
             "parameters": at(ranking.table.parameters, i),
@@ -58,6 +65,7 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
             "upper90": at(prediction.upper, i),
             "probability_best": at(ranking.probability_best, i),
             "expected_regret": at(ranking.expected_regret, i),
+            "ineligible": why or None,
         }
         rows.append(row | {name: at(other.score, i) for name, other in ranking.baselines.items()})
     return rows

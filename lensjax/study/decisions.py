@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lensjax.curves.csv_files import parse_curves
 from lensjax.curves.table import CurveTable
 from lensjax.curves.units import NATS_PER_TOKEN
 from lensjax.fit.joint.fitting import fit_joint
-from lensjax.fit.joint.posterior import JointPosterior
+from lensjax.fit.posterior import CurvePosterior, chances_and_regrets
 from lensjax.study.spec import StudySpec
 
 
@@ -41,18 +41,18 @@ def basis(spec: StudySpec, table: CurveTable) -> str:
 
 
 def rankable(table: CurveTable | None) -> CurveTable | None:
-    """The candidates with two sizes above 0, where there are two of them or more."""
+    """The candidates with two sizes above 0, where there are two of them or more and one may be chosen."""
     if table is None:
         return None
     enough = np.flatnonzero(table.points() >= 2)
-    return table.select(enough) if enough.size >= 2 else None
+    return table.select(enough) if enough.size >= 2 and table.eligible[enough].any() else None
 
 
 def standing(
-    posterior: JointPosterior, target: int
+    posterior: CurvePosterior, target: int, eligible: Bool[np.ndarray, " models"]
 ) -> tuple[Float[np.ndarray, " models"], Float[np.ndarray, " models"]]:
-    """P(each candidate has the lowest loss at the target), and the expected regret of choosing it."""
-    return posterior.probability_best(target), posterior.expected_regret(target)
+    """P(a candidate has the lowest loss at the target) and expected regret, among the eligible; NaN for the others."""
+    return chances_and_regrets(posterior.sample(target), eligible)
 
 
 def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) -> Verdict:
@@ -64,8 +64,8 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) 
       target: Training examples that candidates are compared at.
       out: Candidates that are measured no further already.
     """
-    chances, regrets = standing(fit_joint(table, target), target)
-    best = int(np.argmin(regrets))
+    chances, regrets = standing(fit_joint(table, target), target, table.eligible)
+    best = int(np.nanargmin(regrets))
     name, probability, regret = table.models[best], float(chances[best]), float(regrets[best])
     largest = int(table.sizes.max())
     sentence = (
@@ -74,7 +74,7 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) 
     )
     losing: tuple[str, ...] = ()
     if spec.eliminate_below is not None:
-        pairs = zip(table.models, chances, strict=True)
+        pairs = zip(table.models, np.nan_to_num(chances), strict=True)  # those never chosen have no chance
         losing = tuple(m for m, p in pairs if p < spec.eliminate_below and m != name and m not in out)
     rule = spec.stop_when
     stop = rule is not None and (

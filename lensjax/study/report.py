@@ -152,10 +152,11 @@ def _ranked(ranking: Ranking) -> list[schema.Ranked]:
 
 def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) -> schema.CandidateState:
     """How far a candidate is."""
-    name, losses = one.name, {}
+    name, losses, ineligible = one.name, {}, ""
     known = next((result for result in state.results if result.model == name), None)
     if table is not None and name in table.models:
-        row = table.loss[table.models.index(name)]
+        place = table.models.index(name)
+        row, ineligible = table.loss[place], table.ineligible[place]
         losses = {int(size): float(loss) for size, loss in zip(table.sizes, row, strict=True) if np.isfinite(loss)}
     dropped: schema.State | None = (
         "failed" if name in state.failed else "eliminated" if name in state.eliminated else None
@@ -167,6 +168,7 @@ def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) 
         parameters=None if known is None else known.size,
         state=dropped or ("measured" if losses else "waiting"),
         losses=losses,
+        ineligible=ineligible or None,
     )
 
 
@@ -176,8 +178,8 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
     final = progress.ended_by is not None
     if ranking is None:
         return schema.Decision(sentence=_undecided(state, why), model=None, final=final)
-    names = [text.clean(ranking.table.models[i], 100) for i in ranking.order]
-    best = int(ranking.order[0])
+    names = [text.clean(ranking.table.models[i], 100) for i in ranking.choices]
+    best = int(ranking.choices[0])
     prediction, method = ranking.prediction, text.method_title(ranking.method)
     if prediction.is_loss:
         said = f"predicted {text.number(prediction.score[best])} nats per token at {ranking.target:,} examples"
@@ -186,9 +188,11 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
             said += f" (90 % interval {ends[0]} to {ends[1]})"
     else:
         said = f"{method} ranks it first of {len(names)} for {ranking.target:,} examples"
-    if ranking.probability_best is not None:
+    if len(names) == 1:
+        said += ", the only candidate that may be chosen"
+    elif ranking.probability_best is not None:
         said += f", best of {len(names)} with probability {_probability(ranking.probability_best[best])}"
-    second = float(prediction.score[ranking.order[1]])
+    second = float(prediction.score[ranking.choices[1]]) if len(names) > 1 else np.nan
     if np.isfinite(second):
         said += f"; second {names[1]}" + (f" at {text.number(second)}" if prediction.is_loss else "")
     start = "Fine-tune" if final else "So far, fine-tune"

@@ -222,6 +222,8 @@ class _Runner:
             if table is None:
                 return None
             left = table.select([i for i, name in enumerate(table.models) if name in self.left])
+            if left.eligible.sum() < 2:  # nothing is left to choose between
+                return None
             points = advice.candidate_points(left, self.bench.sizes)
             found = advice.advise(table, self.target, {point: self.cost(*point) for point in points})
             best = next(iter(found.points), None)

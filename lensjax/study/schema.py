@@ -53,6 +53,7 @@ class CandidateState(Strict):
       family, parameters: Hugging Face model_type and number of parameters.
       state: Measured (as far as the study is), eliminated, failed, or waiting for its first run.
       losses: Test loss by number of training examples, the mean over seeds.
+      ineligible: Why it is measured and shown, but never chosen; None where it may be chosen.
     """
 
     name: str
@@ -61,23 +62,25 @@ class CandidateState(Strict):
     parameters: int | None
     state: State
     losses: dict[int, float]
+    ineligible: str | None = None
 
 
 class Ranked(Strict):
     """A candidate in the ranking.
 
     Attributes:
-      rank: From 1.
+      rank: From 1; None for a candidate that may not be chosen. These come last.
       model, family, parameters: The candidate.
       loss_at_budget: Loss at the largest measured size.
       predicted, lower90, upper90: The method's score, with its 90 % interval where it is a predicted loss.
-      probability_best: Probability that it has the lowest loss at the target.
+      probability_best: Probability that it has the lowest loss of all that may be chosen, at the target.
       expected_regret: Expected regret of choosing it.
+      ineligible: Why it may not be chosen; None where it may.
       baselines: Scores by other methods' names; lower is better.
       law: Parameters of the fitted law by their names, where the method has one.
     """
 
-    rank: int
+    rank: int | None
     model: str
     family: str | None
     parameters: float | None
@@ -87,6 +90,7 @@ class Ranked(Strict):
     upper90: float | None
     probability_best: float | None
     expected_regret: float | None
+    ineligible: str | None = None
     baselines: dict[str, float | None]
     law: dict[str, float]
 

@@ -253,6 +253,17 @@ class TestRoundTrips:
         assert read_curves(file(content)).to_csv() == WIDE
 
     @pytest.mark.parametrize("layout", ["wide", "tidy"])
+    def test_why_a_model_may_not_be_chosen_is_read_back(self, file, table, layout):
+        barred = table.barring({"bart": 'it cannot write "día",\n"ñ"'})
+        text = barred.to_csv(layout)
+        assert read_curves(file(text)).ineligible == barred.ineligible
+        assert "ineligible" not in table.to_csv(layout)
+
+    def test_one_row_that_says_why_is_enough(self, file):
+        text = "model,examples,loss,ineligible\na,0,3,\na,200,2,it is too large\nb,0,3,\n"
+        assert read_curves(file(text)).ineligible == ("it is too large", "")
+
+    @pytest.mark.parametrize("layout", ["wide", "tidy"])
     def test_write(self, table, tmp_path, layout):
         table.write(tmp_path / "out.csv", layout)
         assert_same(read_curves(tmp_path / "out.csv"), table)

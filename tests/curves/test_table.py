@@ -38,6 +38,13 @@ class TestSlices:
         assert table.select([]).loss.shape == (0, 3)
         assert table.select(np.array([], dtype=int)).loss.shape == (0, 3)
 
+    def test_models_that_may_not_be_chosen_say_why_in_every_slice(self, table):
+        assert table.ineligible == ("", "")
+        barred = table.barring({"bart": "it is too large"}).barring({"bart": "it is slow", "other": "unknown"})
+        assert barred.ineligible == ("", "it is too large; it is slow")
+        np.testing.assert_array_equal(barred.eligible, [True, False])
+        assert barred.up_to(200).select([1, 0]).ineligible == (barred.ineligible[1], "")
+
     def test_points_leave_out_the_pretrained_model(self, table):
         np.testing.assert_array_equal(table.points(), [2, 1])
         np.testing.assert_array_equal(table.up_to(0).points(), [0, 0])

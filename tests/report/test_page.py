@@ -278,3 +278,19 @@ def test_hollow_points_are_those_above_the_budget(make_ranking, size):
         known = [x for x in trace["x"] if x]
         if trace["mode"] == "markers" and known:
             assert all((x > 1600) == symbol.endswith("-open") for x in known)
+
+
+def test_models_that_may_not_be_chosen_stand_apart_with_the_reason(make_ranking):
+    ranking = make_ranking()
+    *others, last = map(int, [*ranking.order[1:], ranking.order[0]])
+    barred = ranking.table.barring({ranking.table.models[last]: "it cannot write 2 % of the targets: 'día'"})
+    page = render_ranking(replace(ranking, table=barred, order=np.array([*others, last])))
+    text = _Page(page).text
+    assert "Measured, but not to be chosen" in text
+    assert "It cannot write 2 % of the targets: 'día'." in text
+    assert "of the 7 models" in text
+    head, _, apart = page.partition('<tbody class="apart">')
+    table = apart.partition("</tbody>")[0]
+    assert table.count("<tr") == 1
+    assert f"model-{last}" in table
+    assert f"model-{last}" not in head.partition("<tbody>")[2]

@@ -217,6 +217,24 @@ def test_without_points_there_is_the_choice_alone(posterior, advice):
     assert (found.choice, found.regret, found.regret_error) == (advice.choice, advice.regret, advice.regret_error)
 
 
+def test_a_model_that_may_not_be_chosen_is_neither_the_choice_nor_measured_further(posterior, advice):
+    loss = np.append(TABLE.loss, np.full((1, len(TABLE.sizes)), np.nan), axis=0)
+    table = TABLE.barring({advice.choice: "it is too large"})
+    costs = relative_costs(table, candidate_points(table, RUNGS))
+    assert {point.model for point in costs} == set(MODELS) - {advice.choice}
+    found = advise(table, TARGET, costs, posterior)
+    assert found.choice != advice.choice
+    losses = posterior.sample(TARGET)[:, table.eligible]
+    chosen = [model for model in MODELS if model != advice.choice].index(found.choice)
+    assert found.regret == pytest.approx((losses[:, chosen] - losses.min(axis=1)).mean())
+    assert all(0 <= next_point.drop <= found.regret + 5 * found.regret_error for next_point in found.points)
+    unmeasured = curve_table([*MODELS, "new"], TABLE.sizes, loss).barring({"new": "it cannot write"})
+    points = candidate_points(unmeasured, RUNGS)
+    assert all(
+        next_point.drop is not None for next_point in advise(unmeasured, TARGET, dict.fromkeys(points, 1.0)).points
+    )
+
+
 # Which points there are ----------------------------------------------------------------------------------------
 
 

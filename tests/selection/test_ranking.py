@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from lensjax.curves.table import curve_table
 from lensjax.selection import METHODS
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.ranking import find_warnings, rank
+from lensjax.selection.records import first_choice, ranking_json, records
 
 TARGET = 1_638_400
 TABLE = simulated(models=8)
@@ -152,3 +154,38 @@ def test_one_model_is_not_a_choice_and_methods_have_names():
         rank(TABLE.select([0]), 12_800, TARGET)
     with pytest.raises(InputError, match="no method 'nope'"):
         rank(TABLE, 12_800, TARGET, "nope")
+
+
+# Models that are measured, but never chosen ----------------------------------------------------------------------
+
+
+def test_a_model_that_may_not_be_chosen_is_shown_apart(ranking):
+    first, *others = (TABLE.models[i] for i in ranking.order)
+    found = rank(TABLE.barring({first: "it cannot write the answers"}), 12_800, TARGET)
+    np.testing.assert_array_equal(found.prediction.score, ranking.prediction.score)  # its curve informs the fit
+    assert [TABLE.models[i] for i in found.order] == [*others, first]
+    assert [TABLE.models[i] for i in found.choices] == others
+    assert found.ineligible == ((first, "it cannot write the answers"),)
+    barred = TABLE.models.index(first)
+    assert np.isnan(found.probability_best[barred])
+    assert np.isnan(found.expected_regret[barred])
+    assert np.nansum(found.probability_best) == pytest.approx(1)
+    assert found.probability_best[found.choices[0]] > ranking.probability_best[found.choices[0]]
+    assert np.nanmin(found.expected_regret) < ranking.expected_regret[found.choices].min()  # the best is now among them
+    *rows, last = records(found)
+    assert [row["rank"] for row in rows] == list(range(1, 8))
+    assert (last["model"], last["rank"], last["ineligible"]) == (first, None, "it cannot write the answers")
+    assert json.loads(ranking_json(found))["models"][-1]["ineligible"] == "it cannot write the answers"
+    by_ats = first_choice(ranking, ranking.baselines["ats"])
+    without = found.table.barring({TABLE.models[by_ats]: "it is too large"})
+    assert first_choice(replace(found, table=without), found.baselines["ats"]) != by_ats
+
+
+def test_one_that_may_be_chosen_is_chosen_and_none_is_refused():
+    reasons = dict.fromkeys(TABLE.models[1:], "it is too large")
+    found = rank(TABLE.barring(reasons), 12_800, TARGET, "ats")
+    assert [TABLE.models[i] for i in found.choices] == [TABLE.models[0]]
+    with pytest.raises(
+        InputError, match=r"None of the 8 models of task 'simulated' may be chosen \(simulated-00: it .* and 5 more\)"
+    ):
+        rank(TABLE.barring(dict.fromkeys(TABLE.models, "it is too large")), 12_800, TARGET, "ats")

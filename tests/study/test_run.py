@@ -182,7 +182,7 @@ def test_losing_candidates_are_eliminated_and_a_clear_decision_ends_it(write_stu
     spec = read_study(write_study(tmp_path, "gpt2", "opt", "llama", budget=1600, eliminate_below=0.1))
     chances = iter([{"gpt2": 0.5, "opt": 0.45, "llama": 0.05}, {"gpt2": 0.97, "opt": 0.02, "llama": 0.01}])
 
-    def standing(posterior, target):
+    def standing(posterior, target, eligible):
         known = next(chances)
         chance = np.array([known[model] for model in posterior.models])
         return chance, 1 - chance

@@ -21,7 +21,7 @@ from lensjax.report.figures.plots import (
 from lensjax.report.pages.html import Name, Plot, render
 from lensjax.report.pages.sections import shown_table
 from lensjax.selection.ranking import Ranking
-from lensjax.selection.records import COMPARED, first_choice, ranks
+from lensjax.selection.records import COMPARED, eligible_scores, first_choice, ranks
 
 ROWS = 50
 PRINTED_ROWS = 300
@@ -48,7 +48,7 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
     """The variables of ranking.html.j2, which the template of a study extends."""
     table, models = ranking.table, [Name.of(model) for model in ranking.table.models]
     scale = _scale(ranking)
-    rows = _rows(ranking, models, scale)
+    rows, apart = _rows(ranking, models, scale)
     measured = table.sizes[(table.sizes > 0) & (table.sizes <= ranking.budget)]
     plotted = plotted_models(ranking)
     return {
@@ -63,13 +63,15 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "chosen": rows[0] if rows and rows[0]["rank"] else None,
         "runner_up": rows[1] if len(rows) > 1 and rows[1]["rank"] else None,
         "ranked": sum(1 for row in rows if row["rank"]),
-        "total": len(rows),
+        "total": len(ranking.choices),
+        "ineligible": [(Name.of(model), text.clean(why)) for model, why in ranking.ineligible],
         "warnings": [text.clean(sentence) for sentence in ranking.warnings],
         "compared": _compared(ranking, models),
         "columns": _columns(ranking),
         "baselines": [text.method_title(name) for name in ranking.baselines],
         "ticks": ("", "") if scale is None else [text.significant(end, 3) for end in scale],
         "rows": rows,
+        "apart": apart,
         "row_limit": ROWS,
         "printed_rows": PRINTED_ROWS,
         "curves": _curves_plot(ranking),
@@ -107,19 +109,22 @@ def _columns(ranking: Ranking) -> dict[str, bool]:
     }
 
 
-def _rows(ranking: Ranking, models: list[Name], scale: Scale) -> list[dict[str, object]]:
+def _rows(
+    ranking: Ranking, models: list[Name], scale: Scale
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows of the models that may be chosen, and of the others."""
     table, prediction = ranking.table, ranking.prediction
     optional = (prediction.lower, prediction.upper, ranking.probability_best, ranking.expected_regret)
     lower, upper, best, regret = (np.full(len(models), np.nan) if x is None else x for x in optional)
     at_budget, at_target = table.column(ranking.budget), table.column(ranking.target)
-    others = [ranks(other.score) for other in ranking.baselines.values()]
+    others = [ranks(eligible_scores(ranking, other)) for other in ranking.baselines.values()]
     colours = dict(zip(highlighted_models(ranking), PALETTE, strict=False))
     rows: list[dict[str, object]] = []
     for place, i in enumerate(map(int, ranking.order), start=1):
         score = float(prediction.score[i])
         rows.append(
             {
-                "rank": place if math.isfinite(score) else None,
+                "rank": place if math.isfinite(score) and not table.ineligible[i] else None,
                 "name": models[i],
                 "colour": colours.get(i),
                 "family": text.clean(table.families[i], 40) or text.DASH,
@@ -134,12 +139,12 @@ def _rows(ranking: Ranking, models: list[Name], scale: Scale) -> list[dict[str, 
                 "others": [rank[i] for rank in others],
             }
         )
-    return rows
+    return rows[: len(ranking.choices)], rows[len(ranking.choices) :]
 
 
 def _scale(ranking: Ranking) -> Scale:
     """Ends of the scale of the interval column, over the rows shown; the widest tenth may run off it."""
-    prediction, shown = ranking.prediction, ranking.order[:ROWS]
+    prediction, shown = ranking.prediction, ranking.choices[:ROWS]
     if not prediction.is_loss or prediction.lower is None or prediction.upper is None or not len(shown):
         return None
     score, lower, upper = (
@@ -174,7 +179,7 @@ def _compared(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
     return [
         {"method": text.method_title(name), "name": models[choice], "same": choice == int(ranking.order[0])}
         for name in COMPARED
-        if name in ranking.baselines and (choice := first_choice(ranking.baselines[name])) is not None
+        if name in ranking.baselines and (choice := first_choice(ranking, ranking.baselines[name])) is not None
     ]
 
 

@@ -87,6 +87,8 @@ def _facts(report: StudyReport) -> list[tuple[str, str]]:
     elif progress.left is not None:
         done += f", {progress.left:,} left"
     states = [candidate.state for candidate in report.candidates]
+    barred = sum(row.ineligible is not None for row in report.ranking)
+    not_chosen = [f"{barred} not to be chosen"] if barred else []
     dropped = (f"{states.count(state)} {state}" for state in ("eliminated", "failed") if state in states)
     spent = _amount(cost.total)
     if cost.full_tuning is not None and cost.full_tuning.flops:
@@ -94,7 +96,7 @@ def _facts(report: StudyReport) -> list[tuple[str, str]]:
     return [
         ("Measured", f"up to {text.count(report.budget)} examples" if report.budget else "nothing yet"),
         ("Target", f"{text.count(report.target)} examples"),
-        ("Candidates", ", ".join([f"{len(report.ranking)} ranked", *dropped])),
+        ("Candidates", ", ".join([f"{len(report.ranking) - barred} ranked", *not_chosen, *dropped])),
         ("Method", text.method_title(report.method)),
         ("Progress", done),
         ("Cost", spent),

@@ -1,0 +1,35 @@
+"""Decisions from curves, with posteriors that are known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lensjax.curves.simulated import simulated
+from lensjax.study import decisions
+from lensjax.study.spec import StopRule
+
+TABLE = simulated(models=3)
+LOSSES = np.array([[1.0, 2.0, 3.0]] * 8 + [[1.0, 3.0, 2.0]] * 2)
+
+
+@pytest.fixture
+def rules(monkeypatch):
+    """Rules of a study whose models have `LOSSES`; makes a table say which of them may not be chosen."""
+    monkeypatch.setattr(decisions, "fit_joint", lambda table, target: SimpleNamespace(sample=lambda target: LOSSES))
+    return SimpleNamespace(eliminate_below=0.1, stop_when=StopRule(expected_regret=0.01))
+
+
+def test_a_candidate_that_may_not_be_chosen_is_eliminated_and_another_one_first(rules):
+    names = TABLE.models
+    verdict = decisions.decide(rules, TABLE, 6400, [])
+    assert (verdict.eliminated, verdict.stop) == (names[1:], True)
+    verdict = decisions.decide(rules, TABLE.barring({names[0]: "it is too large"}), 6400, [])
+    assert f"{names[1]} first, best with probability 0.80, expected regret 0.2000" in verdict.decision
+    assert (verdict.eliminated, verdict.stop) == ((names[0],), False)
+
+
+def test_a_table_without_one_that_may_be_chosen_cannot_be_ranked():
+    reasons = dict.fromkeys(TABLE.models, "it is too large")
+    assert decisions.rankable(TABLE.barring(reasons)) is None
+    assert decisions.rankable(TABLE.barring({TABLE.models[0]: "it is too large"})).ineligible[0] == "it is too large"
