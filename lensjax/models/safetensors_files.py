@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,18 @@ _LINE = 16  # float32 values in a cache line
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """A hash of the sizes, the headers and samples of the values of a checkpoint's files, most of which is not read."""
+    """A hash of the sizes, the headers and samples of the values of a checkpoint's files, most of which is not read.
+
+    Files that have not changed since this process last asked are not read again.
+    """
+    found = ((path, path.stat()) for path in sorted(_weight_files(folder)))
+    return _fingerprint(tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found))
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(files: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(_weight_files(folder)):
-        size = path.stat().st_size
+    for path, size, *_ in files:
         digest.update(f"{path.name}{size}".encode())
         with path.open("rb") as file:
             for at in range(0, size, max(size // _SAMPLES, _BLOCK_BYTES)):

@@ -14,7 +14,15 @@ from lensjax.measure.measurement import FINETUNE, Cell, Measured, Subject
 from lensjax.models import make_mesh
 from lensjax.models.hub import find_folder
 from lensjax.models.safetensors_files import weights_fingerprint
-from lensjax.study.folder import evidence_file, is_awaited, run_folder, runs_folder, settings_of, write_evidence
+from lensjax.study.folder import (
+    evidence_file,
+    is_awaited,
+    read_evidence,
+    run_folder,
+    runs_folder,
+    settings_of,
+    write_evidence,
+)
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Example, Task, fingerprint, load_task
 from lensjax.train.ladder import Curve
@@ -147,6 +155,8 @@ class Bench:
         summary = on_first(lambda: read_json(path))
         if summary is None or summary.get("asked") != asked:
             on_first(lambda: make_folder(path.parent))
+            summary = on_first(lambda: self._of_same_model(cell, asked))
+        if summary is None:
             measured = self.spec.measurements[cell.kind].measure(subject)
             if measured.error:
                 return measured
@@ -157,6 +167,19 @@ class Bench:
             shutil.rmtree(subject.folder / MODEL, ignore_errors=True)
         flops = summary.get("flops")
         return Measured(flops=flops if isinstance(flops, int) else 0)
+
+    def _of_same_model(self, cell: Cell, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """The evidence of another candidate that is the same pretrained model, copied to this one's; None without it.
+
+        It has no FLOPs, as they were spent once.
+        """
+        for name in self.spec.names if cell.examples == 0 else ():
+            found = read_evidence(self.out, cell._replace(model=name))
+            if found is not None and found.summary.get("asked") == asked:
+                summary = {key: value for key, value in found.summary.items() if key != "flops"}
+                write_evidence(self.out, cell, Measured(summary, found.arrays))
+                return summary
+        return None
 
     def _asked(self, subject: Subject) -> dict[str, Any]:
         """Everything that evidence depends on: weights, examples and settings."""

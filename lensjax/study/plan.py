@@ -100,6 +100,7 @@ class _Planner:
     mesh: str | None
     timing: bool
     notes: dict[str, None] = field(default_factory=dict)  # in order, each once
+    counted: dict[str, str] = field(default_factory=dict)  # candidates whose evidence is planned for, by source
 
     @property
     def spec(self) -> StudySpec:
@@ -146,6 +147,8 @@ class _Planner:
                 "full_tuning": costs.runs(self.spec.seeds, self.target),
             }
         )
+        if not problem:
+            self.counted.setdefault(candidate.source, candidate.name)
         return planned.model_copy(update={"total": _up_to(planned, self.bench.sizes[-1])})
 
     def _search(self, candidate: CandidateSpec, spec: FinetuneSpec, examples: Examples, costs: "_Costs") -> Runs | None:
@@ -161,6 +164,10 @@ class _Planner:
         """Evidence on a rung by measurement, with all seeds; a note says why one cannot be computed."""
         amounts, model = {}, costs.candidate.curvature_model
         cells = [cell for cell in self.spec.cells(name, size) if cell.kind != FINETUNE]
+        same = self.counted.get(self.spec.candidate(name).source)
+        if size == 0 and cells and same is not None:
+            self.notes[f"{name} before fine-tuning is {same}, whose evidence is measured once for both."] = None
+            return {}
         for kind in dict.fromkeys(cell.kind for cell in cells):
             measurement = self.spec.measurements[kind]
             probes = [self.bench.probes(measurement.rows, cell.seed) for cell in cells if cell.kind == kind]

@@ -46,9 +46,12 @@ class CandidateSpec(Strict):
     """A candidate.
 
     Attributes:
-      source: Folder of a model, relative to that of the spec, or its name on the Hugging Face hub.
-      name: Its name in results; by default the last part of its folder's or hub's name.
-      training: Fields of `training` that differ for this candidate.
+      source: Folder of a model, relative to that of the spec, or its name on the Hugging Face hub. Candidates may have
+        the same one, and differ in how they are trained.
+      name: Its name in results; by default the last part of its folder's or hub's name, with "+lora8" or "+full" where
+        its own training has another method, or another rank of adapters, than the study's.
+      training: Fields of `training` that differ for this candidate. Where its method is another and it gives no
+        learning rates, that method's default ones are tried, as the study's suit the study's method.
       mesh: Devices along each axis for this candidate, as in "fsdp=4,tensor=2".
       resources: Resources of its cells on a Ray cluster.
     """
@@ -208,7 +211,7 @@ class StudySpec(Strict):
 
     def finetune_spec(self, candidate: CandidateSpec) -> FinetuneSpec:
         """The task, and how a candidate is fine-tuned on it."""
-        training = TrainingSpec.model_validate(self.training.model_dump() | candidate.training)
+        training = TrainingSpec.model_validate(_merged(self.training, candidate.training))
         return FinetuneSpec(**dict(self.task), training=training)
 
     @property
@@ -297,17 +300,35 @@ def read_study(path: str | Path) -> StudySpec:
     if isinstance(task, dict):
         source = spec.task.source.relative_to(path.parent)
         spec = spec.model_copy(update={"task": spec.task.model_copy(update={"source": source})})
-    candidates = tuple(_placed(candidate, path) for candidate in spec.candidates)
+    candidates = tuple(_placed(candidate, spec.training, path) for candidate in spec.candidates)
     for candidate in candidates:
         _check(candidate, candidates, spec, path)
     return spec.model_copy(update={"candidates": candidates})
 
 
-def _placed(candidate: CandidateSpec, path: Path) -> CandidateSpec:
+def _merged(training: TrainingSpec, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `training` with those that a candidate gives instead."""
+    merged = training.model_dump() | dict(own)
+    if merged["method"] != training.method and "learning_rate" not in own:
+        merged["learning_rate"] = ()  # rates that suit one method are too low or too high for the other
+    return merged
+
+
+def _placed(candidate: CandidateSpec, training: TrainingSpec, path: Path) -> CandidateSpec:
     """A candidate with a name, its folder relative to that of the spec."""
     folder = path.parent / os.path.expanduser(candidate.source)
     source = str(folder) if folder.is_dir() else candidate.source
-    return candidate.model_copy(update={"source": source, "name": candidate.name or model_name(source)})
+    name = candidate.name or model_name(source) + _how(training, candidate.training)
+    return candidate.model_copy(update={"source": source, "name": name})
+
+
+def _how(training: TrainingSpec, own: Mapping[str, Any]) -> str:
+    """The ending of a default name by which two ways to train one model are told apart; it may be empty."""
+    usual = {"method": training.method, "lora_rank": training.lora_rank}
+    merged = usual | {name: own[name] for name in usual if name in own}
+    if merged["method"] == "lora":
+        return "" if merged == usual else f"+lora{merged['lora_rank']}"
+    return "" if training.method == "full" else f"+{merged['method']}"
 
 
 def _check(candidate: CandidateSpec, candidates: tuple[CandidateSpec, ...], spec: StudySpec, path: Path) -> None:
@@ -323,8 +344,7 @@ def _check(candidate: CandidateSpec, candidates: tuple[CandidateSpec, ...], spec
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if candidate.training:
-        whole: Mapping[str, Any] = spec.training.model_dump() | candidate.training
         try:
-            validated(TrainingSpec, whole, path)
+            validated(TrainingSpec, _merged(spec.training, candidate.training), path)
         except InputError as error:
             raise InputError(f"{str(error)[:-1]} (of the candidate {shorten(candidate.name)}).") from error

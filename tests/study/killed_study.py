@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import jax
 from killed_runs import start, wait
 
-import lensjax.models.families.opt
+import lensjax.models.families.gpt2
 import lensjax.study.runner  # noqa: F401
 
 

@@ -10,9 +10,13 @@ from pathlib import Path
 KILLS = -(-int(os.environ.get("LENSJAX_TEST_KILLS", "5")) // 5)
 
 
-def test_a_study_that_is_killed_again_and_again_comes_to_the_same_end(write_study, tmp_path):
+def test_a_study_that_is_killed_again_and_again_comes_to_the_same_end(write_study, tiny_models, tmp_path):
+    (source,) = tiny_models("gpt2")
     study = write_study(
-        tmp_path, "gpt2", "opt", training={"learning_rate": [1e-3, 3e-3], "epochs": 2, "checkpoint_every": 4}
+        tmp_path,
+        candidates=[source, {"source": source, "training": {"method": "lora", "lora_rank": 4}}],
+        training={"learning_rate": [1e-3, 3e-3], "epochs": 2, "checkpoint_every": 4},
+        evidence={"ntk": {"examples": 8}},
     )
     script = Path(__file__).with_name("killed_study.py")
     command = [sys.executable, "-W", "error", script, study, tmp_path, str(KILLS), "0"]
@@ -21,7 +25,13 @@ def test_a_study_that_is_killed_again_and_again_comes_to_the_same_end(write_stud
     said = json.loads(done.stdout)
     assert said["kills"] == KILLS
     whole = curves(tmp_path / "whole")
-    assert [row["examples"] for row in whole] == ["0", "200", "400"] * 2
+    assert [(row["model"], row["examples"], row["method"]) for row in whole] == [
+        (name, size, method)
+        for name, method in (("gpt2", "full"), ("gpt2+lora4", "lora"))
+        for size in ("0", "200", "400")
+    ]
+    assert {(row["family"], row["size"]) for row in whole} == {("gpt2", whole[0]["size"])}
+    assert float(whole[0]["loss"]) == float(whole[3]["loss"])  # the same model before either is fine-tuned
     for run in range(said["runs"]):
         assert curves(tmp_path / str(run)) == whole
         assert decisions(tmp_path / str(run)) == decisions(tmp_path / "whole")

@@ -49,6 +49,25 @@ def test_candidates_may_be_trained_otherwise(write):
     assert one.epochs == two.epochs == 3
 
 
+LORA = {"method": "lora", "lora_rank": 4}
+
+
+@pytest.mark.parametrize(
+    ("training", "own", "name", "rates"),
+    [
+        ({"learning_rate": 1e-5}, LORA, "one+lora4", (1e-4, 3e-4, 1e-3)),  # not those of full fine-tuning
+        ({"learning_rate": 1e-5}, LORA | {"learning_rate": 2e-4}, "one+lora4", (2e-4,)),
+        ({"learning_rate": 1e-3, **LORA}, {"lora_rank": 16}, "one+lora16", (1e-3,)),
+        ({"learning_rate": 1e-3, **LORA}, {"method": "full"}, "one+full", (3e-5, 1e-4, 3e-4)),
+    ],
+)
+def test_one_model_may_be_two_candidates(write, training, own, name, rates):
+    spec = read_study(write(candidates=["org/one", {"source": "org/one", "training": own}], training=training))
+    assert spec.names == ["one", name]
+    assert spec.finetune_spec(spec.candidates[0]).training == spec.training
+    assert spec.finetune_spec(spec.candidates[1]).training.learning_rates == rates
+
+
 def test_a_task_may_have_its_own_file(write, tmp_path):
     (tmp_path / "tasks").mkdir()
     task = {"source": {"files": "rows.jsonl"}, "target": "{b}", "training": {"epochs": 7}}
@@ -84,6 +103,10 @@ def test_the_whole_spec_survives_json(write):
     [
         ({"candidates": ["org/one"]}, r"candidates: a study compares two candidates or more\."),
         ({"candidates": ["org/one", "lab/one"]}, r"two candidates are called one \(org/one, lab/one\); give one"),
+        (
+            {"candidates": [{"source": "a/b", "training": LORA}, {"source": "a/b", "training": LORA | {"epochs": 2}}]},
+            r"two candidates are called b\+lora4 \(a/b, a/b\); give one of them another name\.",
+        ),
         ({"candidates": ["org/one", {"source": "a/b", "name": "../b"}]}, r"'../b' cannot name a folder"),
         ({"candidates": ["a/b", {"source": "a/c", "training": {"epoch": 1}}]}, r"no field epoch.*of the candidate c"),
         ({"budget": 399}, r"budget.examples is '399': a curve needs two rungs, so give at least 400"),

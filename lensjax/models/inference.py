@@ -1,0 +1,98 @@
+"""The cost of a model once it is deployed: parameters, memory and operations per token, from its configuration alone.
+
+Adapters are merged before that, so a model that was fine-tuned with LoRA costs what its base costs.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from numpy.typing import DTypeLike
+
+from lensjax.core.flops import matmul_flops
+from lensjax.core.specs import Strict
+from lensjax.models.layers import Attention
+from lensjax.models.model import Model, abstract_model
+from lensjax.models.options import as_dtype, make_options
+
+
+class InferenceCost(Strict):
+    """The cost of a model at inference.
+
+    Attributes:
+      parameters: Number of parameters.
+      memory: Bytes of the weights, and of the keys and values of every context of the batch; activations and the
+        memory of the serving program come on top.
+      flops_per_token: Operations of the matrix products of one pass over a context, divided by its tokens. Attention
+        counts in full, as if every token saw the whole context.
+    """
+
+    parameters: int
+    memory: int
+    flops_per_token: float
+
+
+def inference_cost(
+    config: Any, prompt: int, answer: int, *, batch: int = 1, dtype: DTypeLike = "bfloat16"
+) -> InferenceCost:
+    """The cost of answering a batch of prompts.
+
+    A decoder reads prompt and answer as one context. An encoder–decoder reads the prompt in its encoder, keeps keys and
+    values of it for its decoder, and writes the answer there.
+
+    Args:
+      config: Hugging Face configuration.
+      prompt, answer: Tokens of a context, 1 or more each.
+      batch: Number of contexts that are held in memory at the same time.
+      dtype: Type of weights, keys and values.
+
+    Raises:
+      InputError: the configuration is of a model that LensJAX does not have, or the type is not one of models.
+    """
+    model, itemsize = abstract_model(config, make_options()), as_dtype(dtype).itemsize
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    values = batch * _cached_values(model, prompt, answer)
+    flops = matmul_flops(model.apply, model.params, _batch(model, prompt, answer))
+    return InferenceCost(
+        parameters=parameters,
+        memory=itemsize * (parameters + values),
+        flops_per_token=flops / (prompt + answer),
+    )
+
+
+def _batch(model: Model, prompt: int, answer: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one context."""
+
+    def ids(length: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    if model.family.encoder_decoder:
+        return {"input_ids": ids(prompt), "decoder_input_ids": ids(answer)}
+    return {"input_ids": ids(prompt + answer)}
+
+
+def _cached_values(model: Model, prompt: int, answer: int) -> int:
+    """Number of keys and values that a context takes; layers with an attention window keep no more than that."""
+    module = nnx.merge(model.graphdef, model.params)
+    total = 0
+    for path, node in nnx.iter_graph(module):
+        if not isinstance(node, Attention) or "encoder" in path:
+            continue
+        layers, _, keys = node.k.kernel.shape
+        if "cross" in path:
+            positions = layers * prompt
+        elif model.family.encoder_decoder:
+            positions = layers * answer
+        else:
+            positions = _positions(module, layers, prompt + answer)
+        total += positions * (keys + node.v.kernel.shape[-1])
+    return total
+
+
+def _positions(module: Any, layers: int, context: int) -> int:
+    """Positions that all layers of a decoder keep together."""
+    window, kinds = getattr(module, "window", None), getattr(module, "kinds", ())
+    if window is None:
+        return layers * context
+    return sum(min(context, window) if kind else context for kind in kinds)
