@@ -26,8 +26,8 @@ def next_cells(
 
     Reads the fine-tuning curves measured so far, and orders what could be measured next by how much it is expected to
     lower the regret of the choice, for its cost: 6 × parameters × examples, or examples alone where the file does not
-    give the size of every model. Also says which model to choose if nothing more is measured: the one with the lowest
-    expected loss, and so the lowest expected regret, where `lensjax rank` orders by the median loss.
+    give the size of every model. Also says which model to choose if nothing more is measured: the one of the lowest
+    expected regret, which `lensjax rank` puts first.
 
     Worked examples
 
@@ -147,10 +147,7 @@ def _sentence(record: dict[str, Any], larger: list[int]) -> str:
             short = len({cell["model"] for cell in cells})
             models = f"{short} model{'s have' if short > 1 else ' has'}"
             return f"{start}: {models} fewer than the two sizes above 0 that a fit needs, and their cells come first."
-    regret = (
-        f"the expected regret of choosing {record['choice']} now, whose expected loss is lowest, is "
-        f"{record['expected_regret']:.4f} nats per token"
-    )
+    regret = f"the expected regret of choosing {record['choice']} now is {record['expected_regret']:.4f} nats per token"
     if not cells:
         raised = f", or raise --max-examples to {larger[0]}" if larger else ""
         return f"Stop{raised}: every model is measured {up_to}, and {regret}."

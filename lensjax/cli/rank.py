@@ -69,14 +69,14 @@ def print_ranking(ranking: "Ranking") -> None:
     from rich.markup import escape
 
     from lensjax.core.text import DASH, count
-    from lensjax.selection.records import COMPARED, eligible_scores, first_choice, ranks, records
+    from lensjax.selection.records import COMPARED, ranks, records
 
     def cell(value: float | None, form: str) -> str:
         return DASH if value is None else format(value, form)
 
     rows = records(ranking)
     others = {name: prediction for name, prediction in ranking.baselines.items() if name in COMPARED}
-    places = [ranks(eligible_scores(ranking, prediction), ties="ordinal") for prediction in others.values()]
+    places = [ranks(prediction, ties="ordinal") for prediction in others.values()]
     cells = [
         (
             DASH if row["rank"] is None else str(row["rank"]),
@@ -110,7 +110,7 @@ def print_ranking(ranking: "Ranking") -> None:
     choices = [
         f"{name} would choose {ranking.table.models[choice]}"
         for name, prediction in others.items()
-        if (choice := first_choice(ranking, prediction)) is not None
+        if (choice := prediction.choice) is not None
     ]
     console.print(escape(f"Choose {rows[0]['model']}; " + ", ".join(choices) + "."), soft_wrap=True)
 

@@ -30,8 +30,9 @@ from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.posterior import DRAWS
 from lensjax.selection.choices import check_choices
+from lensjax.selection.methods import DEFAULT_METHOD, predict_by
+from lensjax.selection.prediction import Prediction
 
 ENOUGH = 2  # sizes above 0 that the joint fit needs of every model
 REACH = 8.0  # standard deviations of a point's log loss that are integrated over
@@ -69,8 +70,7 @@ class Advice:
 
     Attributes:
       points: the best to measure next first.
-      choice: the model with the lowest expected loss at the target, and so the lowest expected regret; a ranking, by
-        medians, may put another first. None while points are needed.
+      choice: the model of the lowest expected regret, which a ranking puts first; None while points are needed.
       regret: its expected loss above the best model's, in nats per token; None while points are needed.
       regret_error: standard error of `regret`, which is estimated from draws.
     """
@@ -115,9 +115,7 @@ def advise(
     table: CurveTable,
     target: int,
     costs: Mapping[Point, float],
-    posterior: JointPosterior | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
+    prediction: Prediction | None = None,
 ) -> Advice:
     """Order points by the expected drop in regret per cost, if one more is measured and the choice is made then.
 
@@ -129,8 +127,7 @@ def advise(
       table: measured curves of M models; sizes above `target` are not looked at.
       target: number of training examples for which a model is to be chosen.
       costs: of the points that could be measured, in any unit.
-      posterior: of the table up to `target` at least; it is fitted if not given.
-      draws, seed: for the regret of the choice now.
+      prediction: of the table up to `target`, whose choice is the choice now; the default method's if not given.
 
     Returns:
       The points in order, best first, and the choice as it is now.
@@ -145,7 +142,10 @@ def advise(
     needed = _needed(table, costs)
     if needed:
         return Advice(tuple(NextPoint(point, costs[point], None) for point in needed))
-    posterior = posterior or fit_joint(table, target)
+    if prediction is None:
+        _, prediction = predict_by(DEFAULT_METHOD, table, target)
+    fitted = prediction.posterior
+    posterior = fitted if isinstance(fitted, JointPosterior) else fit_joint(table, target)
     points = list(costs)
     # Padded, as every number of points is compiled anew.
     padded = max(_BLOCK, 1 << max(0, len(points) - 1).bit_length())
@@ -155,18 +155,23 @@ def advise(
         model[i], examples[i] = position[point.model], point.examples
     moments = posterior.moments(target, model, examples)
     with float64_on_cpu():
-        expected, drops = map(np.asarray, _drops(moments, posterior.centre, table.eligible))
-    best = int(np.argmin(expected))
-    losses = posterior.sample(target, draws, seed)
-    regrets = losses[:, best] - losses[:, table.eligible].min(axis=1)
+        _, drops = map(np.asarray, _drops(moments, posterior.centre, table.eligible))
+    choice = int(prediction.order[0])
     value = {point: float(drop) for point, drop in zip(points, drops, strict=False)}
     points.sort(key=lambda point: (-value[point] / costs[point], costs[point]))
     return Advice(
         points=tuple(NextPoint(point, costs[point], value[point]) for point in points),
-        choice=table.models[best],
-        regret=float(regrets.mean()),
-        regret_error=float(regrets.std() / math.sqrt(draws)),
+        choice=table.models[choice],
+        **_regret(prediction, choice),
     )
+
+
+def _regret(prediction: Prediction, choice: int) -> dict[str, float]:
+    """Expected regret of the choice and its standard error, where the method has draws."""
+    if prediction.draws is None:
+        return {}
+    regrets = prediction.draws[:, choice] - prediction.draws[:, prediction.choosable].min(axis=1)
+    return {"regret": float(regrets.mean()), "regret_error": float(regrets.std() / math.sqrt(len(regrets)))}
 
 
 def _check(table: CurveTable, target: int, costs: Mapping[Point, float]) -> None:

@@ -1,15 +1,16 @@
-"""Predictions of selection methods."""
+"""Predictions of selection methods, and the one rule by which all choices are made of them: least expected regret."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel
 
 from lensjax.curves.table import CurveTable
-from lensjax.fit.posterior import CurvePosterior
+from lensjax.fit.posterior import CurvePosterior, chances_and_regrets
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class Prediction:
       score: smaller is better; NaN where the method cannot judge the model.
       is_loss: whether `score` is a predicted test loss at the target (nats per token) or only an order.
       lower, upper: ends of the 90 % interval of the loss, where the method gives one.
+      draws: joint draws of the losses at the target, where the method has them; NaN for models it cannot judge. Score,
+        interval, P(best), regret and order are then all of these draws; see `predict_from`.
+      eligible: which models may be chosen; None for all. `Method.predict` takes it from the table.
       widening: factor by which intervals were widened; see `lensjax.fit.calibration.widening`.
       posterior: the fit behind the prediction, where there is one. If the method ranks, probabilities, regrets, curves
         and law parameters are asked of it.
@@ -32,15 +36,54 @@ class Prediction:
     is_loss: bool = True
     lower: Float[np.ndarray, " M"] | None = None
     upper: Float[np.ndarray, " M"] | None = None
+    draws: Float[np.ndarray, "S M"] | None = None
+    eligible: Bool[np.ndarray, " M"] | None = None
     widening: float = 1.0
     posterior: CurvePosterior | None = None
     assumptions: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
     findings: Callable[[], BaseModel] | None = None
 
+    @property
+    def choosable(self) -> Bool[np.ndarray, " M"]:
+        """Which models the method can judge, of those that may be chosen."""
+        judged = np.isfinite(self.score)
+        return judged if self.eligible is None else judged & self.eligible
+
+    @property
+    def probability_best(self) -> Float[np.ndarray, " M"] | None:
+        """P(each model has the lowest loss of those to choose from); None without draws, NaN for the other models."""
+        return None if self._standing is None else self._standing[0]
+
+    @property
+    def expected_regret(self) -> Float[np.ndarray, " M"] | None:
+        """Expected loss above the lowest of those to choose from; None without draws, NaN for the other models."""
+        return None if self._standing is None else self._standing[1]
+
+    @cached_property
+    def order(self) -> Int[np.ndarray, " M"]:
+        """Positions of the models, best first: by expected regret where there are draws, else by score.
+
+        Equal regrets are ordered by score. Models that the method cannot judge follow, then those not to be chosen.
+        """
+        key = self.score if self.expected_regret is None else self.expected_regret
+        barred = np.zeros(len(self.score), bool) if self.eligible is None else ~self.eligible
+        return np.lexsort([self.score, np.where(self.choosable, key, np.inf), barred])
+
+    @property
+    def choice(self) -> int | None:
+        """Position of the model that the method chooses, the first of `order`; None where it can judge none."""
+        return int(self.order[0]) if self.choosable.any() else None
+
+    @cached_property
+    def _standing(self) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]] | None:
+        if self.draws is None or not self.choosable.any():
+            return None
+        return chances_and_regrets(self.draws, self.choosable)
+
 
 def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | None = None, **fields: Any) -> Prediction:
-    """The prediction of a posterior: medians and 90 % intervals of losses at the target.
+    """The prediction of a posterior: joint draws of losses at the target, with their medians and 90 % intervals.
 
     Args:
       posterior: over the curves of some models or all of the table's.
@@ -49,7 +92,10 @@ def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | Non
       fields: further ones of `Prediction`.
     """
     models = posterior.models if table is None else table.models
-    losses, ends = posterior.predict(target), np.full((3, len(models)), np.nan)
-    ends[:, [models.index(model) for model in posterior.models]] = np.stack(losses.parts)[:, :, 0]
-    score, lower, upper = ends
-    return Prediction(score, lower=lower, upper=upper, widening=posterior.widening, posterior=posterior, **fields)
+    sampled = posterior.sample(target)
+    draws = np.full((len(sampled), len(models)), np.nan)
+    draws[:, [models.index(model) for model in posterior.models]] = sampled
+    score, lower, upper = np.quantile(draws, (0.5, 0.05, 0.95), axis=0)
+    return Prediction(
+        score, lower=lower, upper=upper, draws=draws, widening=posterior.widening, posterior=posterior, **fields
+    )

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.fit.posterior import CurvePosterior, chances_and_regrets
+from lensjax.fit.posterior import CurvePosterior
 from lensjax.selection.choices import check_choices
 from lensjax.selection.evidence import Evidence
-from lensjax.selection.methods import DEFAULT_METHOD, METHODS, methods_in_order
+from lensjax.selection.methods import DEFAULT_METHOD, METHODS, judges_none, methods_in_order
 from lensjax.selection.prediction import Prediction
 
 WIDE = 1.2  # factor of widening that is worth a warning
@@ -35,7 +35,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Ranking:
-    """M candidates in order of predicted loss after fine-tuning on `target` examples.
+    """M candidates in order of what choosing them after fine-tuning on `target` examples is expected to cost.
 
     All arrays follow `table.models`; `order` holds their positions, best first.
 
@@ -45,8 +45,8 @@ class Ranking:
       target: size predicted for, in examples.
       method: name of the method that ranks.
       prediction: of that method.
-      order: positions in `table.models`, best first: eligible models, then those that the method cannot judge, then
-        those that may not be chosen, whatever is predicted of them.
+      order: positions in `table.models`, best first: eligible models, by expected regret where the method gives draws
+        of losses, else by its score, then those that the method cannot judge, then those that may not be chosen.
       baselines: predictions of the other methods, by name.
       missing: why a method has no prediction, by name.
       probability_best: P(this model has the lowest loss of the eligible ones at the target), where the method knows;
@@ -98,7 +98,7 @@ def rank(
     evidence: Evidence | None = None,
     otherwise: str | None = None,
 ) -> Ranking:
-    """Rank the models of a table by predicted loss after fine-tuning on `target` examples.
+    """Rank the models of a table for fine-tuning on `target` examples, by least expected regret.
 
     Args:
       table: measured curves; sizes above `budget` are not looked at.
@@ -120,28 +120,28 @@ def rank(
     METHODS.check(method)
     seen, left_out = _within(table, budget, target)
     predictions, missing = _predict_all(seen, target, evidence or Evidence(), progress)
+    for name in (method, otherwise):
+        if name in predictions and predictions[name].choice is None:
+            missing[name] = judges_none(name, table.task)
     if method in missing and otherwise is not None:
         method = METHODS.check(otherwise)
     if method in missing:
         raise InputError(f"The method {method} cannot rank: {missing[method]}")
     prediction = predictions.pop(method)
-    if not np.isfinite(prediction.score[seen.eligible]).any():
-        raise InputError(
-            f"The method {method} ({METHODS[method].summary}) can judge none of the models of task "
-            f"'{shorten(table.task)}'; add what it needs or choose another method."
-        )
     ranking = Ranking(
         table=table.select([table.models.index(model) for model in seen.models]),
         budget=budget,
         target=target,
         method=method,
         prediction=prediction,
-        order=np.lexsort([prediction.score, ~seen.eligible]),
+        order=prediction.order,
         baselines=predictions,
         missing=missing,
+        probability_best=prediction.probability_best,
+        expected_regret=prediction.expected_regret,
         left_out=left_out,
         assumptions=(*ASSUMPTIONS, *(prediction.assumptions or (f"Ranked by {method}: {METHODS[method].summary}.",))),
-        **({} if prediction.posterior is None else _asked_of(prediction.posterior, target, seen.eligible)),
+        **({} if prediction.posterior is None else _asked_of(prediction.posterior, target)),
     )
     return replace(ranking, warnings=find_warnings(ranking, seen))
 
@@ -190,20 +190,10 @@ def _predict_all(
     return {name: predictions[name] for name in names if name in predictions}, missing
 
 
-def _asked_of(posterior: CurvePosterior, target: int, eligible: Bool[np.ndarray, " M"]) -> dict[str, Any]:
-    """Probabilities, regrets, curves and laws of a posterior. The parts are compiled side by side."""
+def _asked_of(posterior: CurvePosterior, target: int) -> dict[str, Any]:
+    """Curves and laws of a posterior."""
     sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        sampling = pool.submit(posterior.sample, target)
-        losses, parameters = posterior.predict(sizes), posterior.law_parameters()
-        samples = sampling.result()
-    chances, regrets = chances_and_regrets(samples, eligible)
-    return {
-        "probability_best": chances,
-        "expected_regret": regrets,
-        "curves": Curves(sizes, *losses.parts),
-        "parameters": parameters,
-    }
+    return {"curves": Curves(sizes, *posterior.predict(sizes).parts), "parameters": posterior.law_parameters()}
 
 
 def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 from scipy.stats import rankdata
 
 from lensjax import __version__
@@ -17,26 +16,21 @@ from lensjax.selection.ranking import Ranking
 COMPARED = ("ats", "sub_tuning")  # plain methods of the literature, whose choice is shown beside every ranking
 
 
-def ranks(scores: Float[np.ndarray, " M"], ties: Literal["min", "ordinal"] = "min") -> list[int | None]:
-    """Rank of each model, 1 for the smallest score; None where it has none.
+def ranks(prediction: Prediction, ties: Literal["min", "ordinal"] = "min") -> list[int | None]:
+    """Rank of each model, 1 for the one to choose first; None where the method cannot judge one.
 
     Args:
-      scores: Of M models; NaN or infinite where a method cannot judge one.
-      ties: Whether equal scores share the better rank, or keep their order.
+      prediction: Of M models.
+      ties: Whether models that are equally good share the better rank, or keep the order of `Prediction.order`.
     """
-    places = rankdata(np.where(np.isfinite(scores), scores, np.nan), ties, nan_policy="omit")
-    return [int(place) if np.isfinite(place) else None for place in places]
-
-
-def eligible_scores(ranking: Ranking, prediction: Prediction) -> Float[np.ndarray, " M"]:
-    """Scores of a prediction; NaN for models that may not be chosen."""
-    return np.where(ranking.table.eligible, prediction.score, np.nan)
-
-
-def first_choice(ranking: Ranking, prediction: Prediction) -> int | None:
-    """Position of the eligible model that a method ranks first; None where it can judge none."""
-    scores = eligible_scores(ranking, prediction)
-    return int(np.nanargmin(scores)) if np.isfinite(scores).any() else None
+    judged = prediction.choosable
+    if ties == "ordinal":
+        places = np.empty(len(judged))
+        places[prediction.order] = np.arange(1, len(judged) + 1)
+    else:
+        key = prediction.score if prediction.expected_regret is None else prediction.expected_regret
+        places = rankdata(np.where(judged, key, np.nan), "min", nan_policy="omit")
+    return [int(place) if known else None for place, known in zip(places, judged, strict=True)]
 
 
 def records(ranking: Ranking) -> list[dict[str, Any]]:

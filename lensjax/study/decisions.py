@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from lensjax.curves.csv_files import parse_curves
 from lensjax.curves.table import CurveTable
 from lensjax.curves.units import NATS_PER_TOKEN
-from lensjax.fit.joint.fitting import fit_joint
-from lensjax.fit.posterior import CurvePosterior, chances_and_regrets
+from lensjax.measure.measurement import MEASUREMENTS, Records
+from lensjax.selection.evidence import Evidence
+from lensjax.selection.methods import DEFAULT_METHOD, predict_by
 from lensjax.study.spec import StudySpec
 
 
@@ -36,7 +36,7 @@ def results_table(curves: str, task: str) -> CurveTable | None:
 
 def basis(spec: StudySpec, table: CurveTable) -> str:
     """A hash of everything that a decision depends on."""
-    rules = spec.model_dump_json(include={"eliminate_below", "stop_when", "target"})
+    rules = spec.model_dump_json(include={"eliminate_below", "stop_when", "target", "method"})
     return hashlib.sha256((rules + table.to_csv("tidy")).encode()).hexdigest()[:16]
 
 
@@ -48,30 +48,34 @@ def rankable(table: CurveTable | None) -> CurveTable | None:
     return table.select(enough) if enough.size >= 2 and table.eligible[enough].any() else None
 
 
-def standing(
-    posterior: CurvePosterior, target: int, eligible: Bool[np.ndarray, " models"]
-) -> tuple[Float[np.ndarray, " models"], Float[np.ndarray, " models"]]:
-    """P(a candidate has the lowest loss at the target) and expected regret, among the eligible; NaN for the others."""
-    return chances_and_regrets(posterior.sample(target), eligible)
+def evidence_for_methods(records: Records) -> Evidence:
+    """Everything that was measured besides curves, as selection methods take it."""
+    return Evidence({name: kind.for_methods(records) for name, kind in MEASUREMENTS.items()})
 
 
-def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str]) -> Verdict:
+def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str], evidence: Evidence) -> Verdict:
     """Apply the study's rules to the curves so far.
+
+    The first choice is that of a ranking by the study's method: the candidate of least expected regret.
 
     Args:
       spec: The study, with its rules.
       table: Curves of the candidates with two sizes above 0; see `rankable`.
       target: Training examples that candidates are compared at.
       out: Candidates that are measured no further already.
+      evidence: Measurements besides curves.
     """
-    chances, regrets = standing(fit_joint(table, target), target, table.eligible)
-    best = int(np.nanargmin(regrets))
-    name, probability, regret = table.models[best], float(chances[best]), float(regrets[best])
-    largest = int(table.sizes.max())
-    sentence = (
-        f"After {largest:,} examples: {name} first, best with probability {probability:.2f}, expected regret "
-        f"{regret:.4f} nats per token"
-    )
+    method, prediction = predict_by(spec.method, table, target, evidence, otherwise=DEFAULT_METHOD)
+    best = int(prediction.order[0])
+    name = table.models[best]
+    sentence = f"After {int(table.sizes.max()):,} examples: {name} first"
+    if prediction.probability_best is None or prediction.expected_regret is None:
+        ruled = spec.eliminate_below is not None or spec.stop_when is not None
+        without = ", without the probabilities that eliminating and stopping need" if ruled else ""
+        return Verdict(f"{sentence} by {method}{without}.")
+    chances, regrets = prediction.probability_best, prediction.expected_regret
+    probability, regret = float(chances[best]), float(regrets[best])
+    sentence += f", best with probability {probability:.2f}, expected regret {regret:.4f} nats per token"
     losing: tuple[str, ...] = ()
     if spec.eliminate_below is not None:
         pairs = zip(table.models, np.nan_to_num(chances), strict=True)  # those never chosen have no chance

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, make_folder, read_json, write_files
 from lensjax.core.processes import on_first
 from lensjax.core.specs import validated
-from lensjax.measure.measurement import FINETUNE, Cell, Measured, selectable
+from lensjax.curves.table import CurveTable
+from lensjax.measure.measurement import FINETUNE, Cell, Measured, Records, selectable
 from lensjax.study.journal import Journal
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.tasks.tokens import TOKENS_VERSION
@@ -136,6 +138,17 @@ def read_evidence(out: Path, cell: Cell) -> Measured | None:
             return Measured(summary, dict(arrays))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"Cannot read {beside}; remove it and {path.name}, and they are made again.") from error
+
+
+def study_records(spec: StudySpec, out: Path, sizes: Sequence[int], curves: CurveTable | None) -> Records:
+    """Everything that was measured, for measurements to read back.
+
+    Args:
+      spec, out: The study and its folder.
+      sizes: Rungs of the ladder.
+      curves: Losses of the candidates that have any.
+    """
+    return Records(spec.names, sizes, spec.seeds, curves, cache(lambda cell: read_evidence(out, cell)))
 
 
 def write_evidence(out: Path, cell: Cell, measured: Measured) -> None:

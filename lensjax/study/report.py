@@ -18,7 +18,8 @@ from lensjax.selection.ranking import Ranking, rank
 from lensjax.selection.records import records
 from lensjax.study import schema
 from lensjax.study.cost import study_cost
-from lensjax.study.decisions import results_table
+from lensjax.study.decisions import evidence_for_methods, results_table
+from lensjax.study.folder import study_records
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.study.state import StudyState, read_state
@@ -56,9 +57,8 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     state = read_state(spec, out)
     curves = curves_csv(state.results)
     table = results_table(curves, spec.task.name)
-    measured = state.records(table)
-    evidence = Evidence({name: kind.for_methods(measured) for name, kind in MEASUREMENTS.items()})
-    ranking, why = _rank(state, table, evidence)
+    measured = study_records(spec, out, state.sizes, table)
+    ranking, why = _rank(state, table, evidence_for_methods(measured))
     report = StudyReport(
         lensjax=lensjax.__version__,
         study=spec.name,

@@ -10,10 +10,11 @@ from lensjax.core.processes import on_first
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.selection import advice
+from lensjax.selection.evidence import Evidence
 from lensjax.study.bench import Bench
 from lensjax.study.checks import check_candidates, check_device, check_results
-from lensjax.study.decisions import basis, decide, rankable, results_table
-from lensjax.study.folder import is_current, read_results, read_searches, run_folder, running
+from lensjax.study.decisions import basis, decide, evidence_for_methods, rankable, results_table
+from lensjax.study.folder import is_current, read_results, read_searches, run_folder, running, study_records
 from lensjax.study.journal import Entry, Journal
 from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.spec import StudySpec
@@ -208,7 +209,7 @@ class _Runner:
         entry = next((e for e in self.journal.entries if e.decision and e.basis == known), None)
         if entry is None:
             gone = sorted(self.failed | self.eliminated)
-            verdict = on_first(lambda: asdict(decide(self.spec, table, self.target, gone)))
+            verdict = on_first(lambda: asdict(decide(self.spec, table, self.target, gone, self.evidence(table))))
             entry = self.journal.add(basis=known, **verdict)
             self.say(entry.decision)
         self.eliminated |= set(entry.eliminated)
@@ -290,6 +291,10 @@ class _Runner:
         found = on_first(lambda: curves_csv(read_results(self.spec, self.out)))
         table = results_table(found, self.spec.task.name)
         return table if table is None or largest is None else table.up_to(largest)
+
+    def evidence(self, table: CurveTable) -> Evidence:
+        """What was measured besides curves."""
+        return evidence_for_methods(study_records(self.spec, self.out, self.bench.sizes, table))
 
     def write_curves(self) -> str:
         """The table of all results so far, which `lensjax rank` reads."""

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from lensjax.core.errors import InputError
-from lensjax.curves.table import CurveTable
-from lensjax.measure.measurement import FINETUNE, Cell, Records
+from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.study import schema
-from lensjax.study.folder import read_evidence, read_results
+from lensjax.study.folder import read_results
 from lensjax.study.journal import QUARANTINE, Entry, Journal
 from lensjax.study.runner import has_ended, stages
 from lensjax.study.spec import StudySpec
@@ -61,15 +59,6 @@ class StudyState:
     def failed(self) -> dict[str, Entry]:
         """Candidates that are measured no further because a run failed, and how it failed."""
         return {cell.model: entry for cell, entry in self.failures.items() if cell.kind == FINETUNE}
-
-    def records(self, curves: CurveTable | None) -> Records:
-        """Everything that was measured, for measurements to read back.
-
-        Args:
-          curves: Losses of the candidates that have any.
-        """
-        read = cache(lambda cell: read_evidence(self.out, cell))
-        return Records(self.spec.names, self.sizes, self.spec.seeds, curves, read)
 
     @property
     def progress(self) -> schema.StudyProgress:

@@ -10,7 +10,7 @@ from lensjax.curves.table import curve_table
 from lensjax.selection import METHODS
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.ranking import find_warnings, rank
-from lensjax.selection.records import first_choice, ranking_json, records
+from lensjax.selection.records import ranking_json, records
 
 TARGET = 1_638_400
 TABLE = simulated(models=8)
@@ -21,9 +21,8 @@ def ranking():
     return rank(TABLE, 12_800, TARGET)
 
 
-def test_order_is_by_predicted_loss_and_everything_is_there(ranking):
-    predicted = ranking.prediction.score[ranking.order]
-    assert (np.diff(predicted) >= 0).all()
+def test_order_is_by_expected_regret_and_everything_is_there(ranking):
+    assert (np.diff(ranking.expected_regret[ranking.order]) >= 0).all()
     assert set(ranking.baselines) == set(METHODS) - {"joint", "lensllm", "nlp_metrics"}
     assert set(ranking.missing) == {"lensllm", "nlp_metrics"}  # which need more than curves
     assert ranking.probability_best.sum() == pytest.approx(1)
@@ -82,7 +81,7 @@ def test_evidence_besides_curves_ranks():
 
 
 def test_a_method_that_can_judge_nothing_says_what_it_needs():
-    with pytest.raises(InputError, match=r"zero_shot .*D = 0.* can judge none"):
+    with pytest.raises(InputError, match=r"zero_shot cannot rank: By test loss .*D = 0.*, none of the models"):
         rank(TABLE, 12_800, TARGET, "zero_shot")
 
 
@@ -176,9 +175,9 @@ def test_a_model_that_may_not_be_chosen_is_shown_apart(ranking):
     assert [row["rank"] for row in rows] == list(range(1, 8))
     assert (last["model"], last["rank"], last["ineligible"]) == (first, None, "it cannot write the answers")
     assert json.loads(ranking_json(found))["models"][-1]["ineligible"] == "it cannot write the answers"
-    by_ats = first_choice(ranking, ranking.baselines["ats"])
-    without = found.table.barring({TABLE.models[by_ats]: "it is too large"})
-    assert first_choice(replace(found, table=without), found.baselines["ats"]) != by_ats
+    ats = METHODS["ats"]
+    by_ats = ats.predict(TABLE, TARGET).choice
+    assert ats.predict(TABLE.barring({TABLE.models[by_ats]: "it is too large"}), TARGET).choice != by_ats
 
 
 def test_one_that_may_be_chosen_is_chosen_and_none_is_refused():

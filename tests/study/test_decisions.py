@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from lensjax.curves.simulated import simulated
+from lensjax.selection.evidence import Evidence
+from lensjax.selection.methods import METHODS, Method
+from lensjax.selection.prediction import Prediction
 from lensjax.study import decisions
 from lensjax.study.spec import StopRule
 
@@ -16,15 +19,16 @@ LOSSES = np.array([[1.0, 2.0, 3.0]] * 8 + [[1.0, 3.0, 2.0]] * 2)
 @pytest.fixture
 def rules(monkeypatch):
     """Rules of a study whose models have `LOSSES`; makes a table say which of them may not be chosen."""
-    monkeypatch.setattr(decisions, "fit_joint", lambda table, target: SimpleNamespace(sample=lambda target: LOSSES))
-    return SimpleNamespace(eliminate_below=0.1, stop_when=StopRule(expected_regret=0.01))
+    draws = Prediction(LOSSES.mean(axis=0), draws=LOSSES)
+    monkeypatch.setattr(METHODS, "_entries", {"known": Method("known", "", lambda table, target, evidence: draws)})
+    return SimpleNamespace(method="known", eliminate_below=0.1, stop_when=StopRule(expected_regret=0.01))
 
 
 def test_a_candidate_that_may_not_be_chosen_is_eliminated_and_another_one_first(rules):
     names = TABLE.models
-    verdict = decisions.decide(rules, TABLE, 6400, [])
+    verdict = decisions.decide(rules, TABLE, 6400, [], Evidence())
     assert (verdict.eliminated, verdict.stop) == (names[1:], True)
-    verdict = decisions.decide(rules, TABLE.barring({names[0]: "it is too large"}), 6400, [])
+    verdict = decisions.decide(rules, TABLE.barring({names[0]: "it is too large"}), 6400, [], Evidence())
     assert f"{names[1]} first, best with probability 0.80, expected regret 0.2000" in verdict.decision
     assert (verdict.eliminated, verdict.stop) == ((names[0],), False)
 

@@ -18,14 +18,14 @@ from lensjax.curvature.dynamics import kernel_drift
 from lensjax.curves.csv_files import read_curves
 from lensjax.measure.kinds.ntk import kernel_drifts
 from lensjax.measure.measurement import Cell
+from lensjax.selection.prediction import Prediction
 from lensjax.study import decisions
 from lensjax.study.bench import Bench, Outcome
-from lensjax.study.folder import evidence_file, read_evidence, read_results, read_searches, runs_folder
+from lensjax.study.folder import evidence_file, read_evidence, read_results, read_searches, runs_folder, study_records
 from lensjax.study.journal import Journal
 from lensjax.study.launching import LAUNCHERS
 from lensjax.study.runner import _Runner, cells_left, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
-from lensjax.study.state import read_state
 from lensjax.tasks.task import load_task
 from lensjax.train.loop import Stopped
 from lensjax.train.results import Result, write_result
@@ -94,7 +94,7 @@ def test_a_finished_study_has_nothing_left(finished, monkeypatch):
     spec, folder, journal, _ = finished
     assert cells_left(spec, folder) == []
     before = (folder / "journal.jsonl").read_bytes()
-    monkeypatch.setattr(decisions, "fit_joint", None)  # what was decided is recalled
+    monkeypatch.setattr(decisions, "predict_by", None)  # what was decided is recalled
     again = run_study(spec, folder)
     assert again.entries == journal.entries
     assert (folder / "journal.jsonl").read_bytes() == before
@@ -182,12 +182,12 @@ def test_losing_candidates_are_eliminated_and_a_clear_decision_ends_it(write_stu
     spec = read_study(write_study(tmp_path, "gpt2", "opt", "llama", budget=1600, eliminate_below=0.1))
     chances = iter([{"gpt2": 0.5, "opt": 0.45, "llama": 0.05}, {"gpt2": 0.97, "opt": 0.02, "llama": 0.01}])
 
-    def standing(posterior, target, eligible):
+    def predict_by(method, table, target, evidence, otherwise):
         known = next(chances)
-        chance = np.array([known[model] for model in posterior.models])
-        return chance, 1 - chance
+        best = np.repeat(np.eye(len(table.models)), [round(100 * known[model]) for model in table.models], axis=0)
+        return method, Prediction(1 - best.mean(axis=0), draws=1 - best)
 
-    monkeypatch.setattr(decisions, "standing", standing)
+    monkeypatch.setattr(decisions, "predict_by", predict_by)
     stop = spec.model_copy(update={"stop_when": StopRule(probability_best=0.95)})
     journal = run_study(stop, tmp_path / "out")
     sizes = {name: [c.examples for c in ran(journal) if c.model == name] for name in stop.names}
@@ -195,7 +195,7 @@ def test_losing_candidates_are_eliminated_and_a_clear_decision_ends_it(write_stu
     last = journal.entries[-1]
     assert last.stop
     assert last.decision.endswith("the decision is clear.")
-    monkeypatch.setattr(decisions, "standing", None)
+    monkeypatch.setattr(decisions, "predict_by", None)
     assert run_study(stop, tmp_path / "out").entries == journal.entries
 
 
@@ -346,7 +346,7 @@ def test_kernels_are_measured_along_ladders(write_study, tmp_path, tiny_models):
     assert kernels == [Cell("ntk", name, size) for size in (0, 200, 400) for name in ("gpt2", "opt")]  # of seed 0
     assert str(kernels[-1]) == "opt, 400 examples, seed 0, kernel"
     assert not list(out.rglob("model.safetensors"))  # whichever was the last to need them
-    drifts = kernel_drifts(read_state(spec, out).records(None))
+    drifts = kernel_drifts(study_records(spec, out, spec.ladder(400), None))
     assert [(one.model, one.seed, one.examples) for one in drifts] == [
         (name, 0, (200, 400)) for name in ("gpt2", "opt")
     ]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from lensjax.core.text import count, method_title, plotly_text
 from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Ranking
-from lensjax.selection.records import eligible_scores, first_choice, ranks
+from lensjax.selection.records import ranks
 
 # At least 3:1 contrast on white and on near-black, distinct in any colour vision; symbols say it again.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#B14A9E", "#8A6D00")
@@ -37,7 +37,7 @@ def figure_json(figure: go.Figure) -> str:
 def plotted_models(ranking: Ranking, limit: int = PLOTTED) -> list[int]:
     """Positions of the models to plot, best first: the first `limit` and every method's own first choice."""
     order = [int(i) for i in ranking.order]
-    chosen = {first_choice(ranking, prediction) for prediction in ranking.baselines.values()}
+    chosen = {prediction.choice for prediction in ranking.baselines.values()}
     return order[:limit] + [i for i in order[limit:] if i in chosen]
 
 
@@ -54,7 +54,7 @@ def agreement_figure(ranking: Ranking, baseline: str) -> go.Figure:
         x, y, what = other.score, ranking.prediction.score, "predicted loss"
         format_ = ":.4~g"
     else:
-        x, y = _places(ranking, other), _places(ranking, ranking.prediction)
+        x, y = _places(other), _places(ranking.prediction)
         what, format_ = "rank", ":.0f"
     ours = method_title(ranking.method)
     values = (f"{plotly_text(name)} {what} %{{{axis}{format_}}}" for name, axis in ((title, "x"), (ours, "y")))
@@ -102,8 +102,8 @@ def compact(values: Iterable[float]) -> list[float | None]:
     return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values]
 
 
-def _places(ranking: Ranking, prediction: Prediction) -> Float[np.ndarray, " M"]:
-    return np.array(ranks(eligible_scores(ranking, prediction)), float)  # None becomes NaN
+def _places(prediction: Prediction) -> Float[np.ndarray, " M"]:
+    return np.array(ranks(prediction), float)  # None becomes NaN
 
 
 def error_bars(

@@ -21,7 +21,7 @@ from lensjax.report.figures.plots import (
 from lensjax.report.pages.html import Name, Plot, render
 from lensjax.report.pages.sections import shown_table
 from lensjax.selection.ranking import Ranking
-from lensjax.selection.records import COMPARED, eligible_scores, first_choice, ranks
+from lensjax.selection.records import COMPARED, ranks
 
 ROWS = 50
 PRINTED_ROWS = 300
@@ -117,7 +117,7 @@ def _rows(
     optional = (prediction.lower, prediction.upper, ranking.probability_best, ranking.expected_regret)
     lower, upper, best, regret = (np.full(len(models), np.nan) if x is None else x for x in optional)
     at_budget, at_target = table.column(ranking.budget), table.column(ranking.target)
-    others = [ranks(eligible_scores(ranking, other)) for other in ranking.baselines.values()]
+    others = [ranks(other) for other in ranking.baselines.values()]
     colours = dict(zip(highlighted_models(ranking), PALETTE, strict=False))
     rows: list[dict[str, object]] = []
     for place, i in enumerate(map(int, ranking.order), start=1):
@@ -179,7 +179,7 @@ def _compared(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
     return [
         {"method": text.method_title(name), "name": models[choice], "same": choice == int(ranking.order[0])}
         for name in COMPARED
-        if name in ranking.baselines and (choice := first_choice(ranking, ranking.baselines[name])) is not None
+        if name in ranking.baselines and (choice := ranking.baselines[name].choice) is not None
     ]
 
 

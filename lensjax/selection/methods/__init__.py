@@ -9,9 +9,10 @@ Names of methods are known without importing them or NumPy, so that the command 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lensjax.core.errors import InputError, shorten
 from lensjax.core.registry import Registry
 from lensjax.selection.evidence import Evidence
 
@@ -59,7 +60,7 @@ class Method:
         Raises:
           InputError: the evidence lacks what the method needs, or the curves cannot be fitted.
         """
-        return self.function(table, target, evidence or Evidence())
+        return replace(self.function(table, target, evidence or Evidence()), eligible=table.eligible)
 
 
 METHODS: Registry[Method] = Registry("method", __name__, "lensjax.methods")
@@ -77,6 +78,41 @@ def register(name: str, summary: str, **settings: Any) -> "Callable[[Function], 
         return METHODS.register(name)(Method(name, summary, function, **settings))
 
     return add
+
+
+def predict_by(
+    name: str, table: "CurveTable", target: int, evidence: Evidence | None = None, *, otherwise: str | None = None
+) -> "tuple[str, Prediction]":
+    """The prediction of a method, or of another where that one can judge nothing.
+
+    Args:
+      name: of the method.
+      table, target, evidence: see `Method.predict`.
+      otherwise: name of the method to ask then; there is none by default.
+
+    Returns:
+      The name of the method that answered, and its prediction, with a choice.
+
+    Raises:
+      InputError: the method lacks evidence, and so does the other, or it can judge none of the models.
+    """
+    try:
+        prediction = METHODS[name].predict(table, target, evidence)
+        if prediction.choice is None:
+            raise InputError(f"The method {name} cannot rank: {judges_none(name, table.task)}")
+    except InputError:
+        if otherwise is None or otherwise == name:
+            raise
+        return predict_by(otherwise, table, target, evidence)
+    return name, prediction
+
+
+def judges_none(name: str, task: str) -> str:
+    """What to say where a method has no score for any model."""
+    return (
+        f"By {METHODS[name].summary}, none of the models of task '{shorten(task)}' can be judged; add what {name} "
+        "needs, or choose another method."
+    )
 
 
 def methods_in_order() -> list[str]:
