@@ -9,10 +9,11 @@ from lensjax.cli.console import make_console, make_table
 from lensjax.cli.outputs import as_json, output_writer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
 
+    from lensjax.tasks.chat import Rendered
     from lensjax.tasks.spec import TaskSpec
     from lensjax.tasks.task import Example
 
@@ -52,9 +53,11 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
     sample = list(itertools.islice(task.shuffled(0), _SAMPLE))
     sets = {"train": sample, "validation": task.validation, "test": task.test}
     measured = {name: _measure(examples, read, tokenizer, encoder_decoder) for name, examples in sets.items()}
+    shown = sample[:_SHOWN]
+    learns, remark = _conversations(shown, task.test, tokenizer, encoder_decoder)
     content = {
         "name": read.name,
-        "fields": list(read.fields),
+        "fields": list(read.fields) or [read.messages or "messages or conversations"],
         "available": {"train": task.available(), "validation": len(task.validation), "test": len(task.test)},
         "fingerprint": {name: fingerprint(sets[name]) for name in ("validation", "test")},
         "unit": "characters" if tokenizer is None else "tokens",
@@ -62,8 +65,10 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
         "examples": [
             {"prompt": example.prompt, "target": example.target, "where": example.where}
             | {part: int(lengths[i]) for part, (lengths, _) in measured["train"].items()}
-            for i, example in enumerate(sample[:_SHOWN])
+            | ({"text": learns[i].text, "learned": learns[i].learned} if learns else {})
+            for i, example in enumerate(shown)
         ],
+        "note": remark,
     }
     _print(content)
     write(lambda: as_json(content))
@@ -103,6 +108,22 @@ def _tokenizer(model: str) -> tuple[Any, bool]:
     folder = find_folder(model, what="tokenizer")
     config = read_config(folder)
     return read_tokenizer(folder, config), family_of(config.model_type).encoder_decoder
+
+
+def _conversations(
+    shown: "Sequence[Example]", test: "Sequence[Example]", tokenizer: Any, encoder_decoder: bool
+) -> "tuple[list[Rendered], str]":
+    """Conversations as a causal model reads them, [] if that is not known; and what users should know of them."""
+    from lensjax.tasks.chat import ChatFormat, chat_remark
+
+    if tokenizer is None:
+        said = "conversations are shown in a plain template; --model shows what a model reads"
+        return [], said if any(example.turns for example in test) else ""
+    remark = chat_remark(tokenizer, test, encoder_decoder=encoder_decoder)
+    if encoder_decoder or not all(example.turns for example in shown):
+        return [], remark
+    chat = ChatFormat(tokenizer)
+    return [chat.render(example.turns, example.where) for example in shown], remark
 
 
 def _measure(
@@ -158,4 +179,18 @@ def _print(content: dict[str, Any]) -> None:
     for example in content["examples"]:
         prompt, target = example["prompt length"], example["target length"]
         console.print(f"\n[bold]{escape(example['where'])}[/bold] (prompt {prompt:,}, target {target:,} {unit})")
-        console.print(f"{example['prompt']!r}\n→ {example['target']!r}", markup=False, soft_wrap=True)
+        for read, learned in _read_and_learned(example):
+            console.print(f"{read!r}\n→ {learned!r}", markup=False, soft_wrap=True)
+    if content["note"]:
+        console.print(f"\nNote: {content['note']}.", markup=False, soft_wrap=True)
+
+
+def _read_and_learned(example: "Mapping[str, Any]") -> "Iterator[tuple[str, str]]":
+    """What is learned of an example, piece by piece, each with what is read before it."""
+    if "text" not in example:
+        yield example["prompt"], example["target"]
+        return
+    at, text = 0, example["text"]
+    for first, last in example["learned"]:
+        yield text[at:first], text[first:last]
+        at = last

@@ -119,6 +119,8 @@ class _Planner:
         spec = self.spec.finetune_spec(candidate)
         examples = self.bench.examples(candidate.name)
         found = AbstractCandidate(spec, candidate.source, examples, mesh)
+        if found.tokens.remark:
+            self.notes[f"Of {shorten(candidate.name)}, {found.tokens.remark}."] = None
         room, memory, problem, seconds = device_memory(mesh, self.topology), None, "", None
         try:
             memory = found.memory

@@ -141,7 +141,9 @@ def collate(
         made["input_ids"][at, : ids.size] = ids
         if mask is not None:
             mask[at, : ids.size] = 1
-        made["labels"][at, start : start + target.size] = target
+        made["labels"][at, start : start + target.size] = np.where(
+            tokens.learned_of(int(examples[row])), target, IGNORED
+        )
     return made
 
 

@@ -1,10 +1,11 @@
 """The spec of a task, as its user writes it in YAML: its rows, templates, held-out sets and limits."""
 
 import string
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, SerializeAsAny, field_validator
+from pydantic import BeforeValidator, SerializeAsAny, field_validator, model_validator
 
 from lensjax.core.specs import Count, Strict, read_fields, validated
 from lensjax.tasks.source import Source, as_source
@@ -18,17 +19,22 @@ class TaskSpec(Strict):
       source: Where the rows are: the fields of one of the sources in `lensjax.tasks.sources`.
       prompt: Template of the prompt, with fields of a row in braces, as in "English: {en}\\nSpanish:".
       target: Template of the answer, as in " {es}"; the loss is on its tokens and on the end-of-text token.
+      messages: Field of a row that holds a conversation. Rows have conversations where neither `prompt` nor `target` is
+        given: in "messages" or "conversations", unless this names another field.
       validation: Number of examples that decide when training stops.
       test: Number of examples that the reported loss is measured on.
-      max_prompt_tokens: Longer prompts are cut.
-      max_target_tokens: Longer targets are cut, after the end-of-text token was added.
+      max_prompt_tokens: Longer prompts are cut. The prompt of a conversation is all before its first learned turn; it
+        is cut within the text of turns, not within the template.
+      max_target_tokens: Longer targets are cut, after the end-of-text token was added. The target of a conversation is
+        all from its first learned turn on, with the turns of others; by default 1024 tokens.
       cut_prompt: The end at which long prompts are cut.
     """
 
     name: str = ""
     source: Annotated[SerializeAsAny[Source], BeforeValidator(as_source)]
     prompt: str = ""
-    target: str
+    target: str = ""
+    messages: str | None = None
     validation: Count = 1000
     test: Count = 1000
     max_prompt_tokens: Count = 512
@@ -44,17 +50,39 @@ class TaskSpec(Strict):
     @field_validator("target")
     @classmethod
     def _says_something(cls, value: str) -> str:
-        if not template_fields(value):
+        if value and not template_fields(value):
             raise ValueError("it names no field of a row; write it as in ' {answer}'")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_turns(cls, value: Any) -> Any:
+        chat = isinstance(value, Mapping) and not value.get("target")
+        return {"max_target_tokens": _CHAT_TOKENS, **value} if chat else value
+
+    @model_validator(mode="after")
+    def _templates_or_conversations(self) -> Self:
+        if self.messages and (self.prompt or self.target):
+            raise ValueError(
+                "messages is given and prompt or target too; conversations have no templates, so remove one"
+            )
+        if self.prompt and not self.target:
+            raise ValueError("target is missing; write it as in ' {answer}', or remove prompt where rows hold messages")
+        return self
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether rows hold conversations."""
+        return not self.target
+
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the fields of a row that the templates use, each once."""
+        """Names of the fields of a row that the templates use, each once; () for conversations, which need all."""
         return tuple(dict.fromkeys(template_fields(self.prompt) + template_fields(self.target)))
 
 
 Spec = TypeVar("Spec", bound=TaskSpec)
+_CHAT_TOKENS = 1024
 
 
 def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:

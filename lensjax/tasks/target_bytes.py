@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lensjax.tasks.chat import ChatFormat
 from lensjax.tasks.task import Example
 from lensjax.tasks.tokens import Tokens
 
@@ -19,7 +20,8 @@ def target_bytes(
 
     That is the whole text, whatever a tokenizer makes of it: one that writes it with unknown tokens, or normalises it,
     gains nothing. Of a target that was cut, it is the text before the first token that was left out, by its offset. A
-    character that the cut divides does not count, so a cut never makes the loss per byte lower.
+    character that the cut divides does not count, so a cut never makes the loss per byte lower. Of a conversation, the
+    texts are those of every learned turn, or for an encoder–decoder that of the last.
 
     Args:
       examples: The examples.
@@ -30,11 +32,21 @@ def target_bytes(
     Returns:
       A number for each example; `UNKNOWN` for a cut target whose tokens have no known place in its text.
     """
-    counts = [_size(example.target) for example in examples]
+    counts = [sum(map(_size, example.learned(encoder_decoder=encoder_decoder))) for example in examples]
+    chat = ChatFormat(tokenizer)
     for i in map(int, tokens.target_cut.nonzero()[0]):
-        prompt = "" if encoder_decoder else examples[i].prompt
-        kept = _kept(prompt, examples[i].target, tokens.target(i).tolist(), tokenizer)
-        counts[i] = UNKNOWN if kept is None else _size(kept)
+        prompt, target = "" if encoder_decoder else examples[i].prompt, examples[i].target
+        answers = [(len(prompt), len(prompt) + len(target))]
+        if examples[i].turns and not encoder_decoder:
+            rendered = chat.render(examples[i].turns, examples[i].where)
+            begin, answers = rendered.answers[0][0], list(rendered.answers)
+            prompt, target = rendered.text[:begin], rendered.text[begin:]
+        kept = _kept(prompt, target, tokens.target(i).tolist(), tokenizer)
+        if kept is None:
+            counts[i] = UNKNOWN
+        else:
+            text = prompt + kept
+            counts[i] = sum(_size(text[first:last]) for first, last in answers)
     return counts
 
 

@@ -3,6 +3,7 @@
 Rows are drawn in the order of `permutation`, which depends on the seed and the number of rows alone.
 """
 
+import functools
 import hashlib
 import itertools
 import unicodedata
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.tasks.conversations import Turns, conversation_text, plain_prompt_and_target, read_turns
 from lensjax.tasks.rows import Rows
 from lensjax.tasks.source import SplitName
 from lensjax.tasks.spec import TaskSpec, template_pieces
@@ -35,11 +37,14 @@ class Example:
       prompt: The text that the model reads.
       target: The text that it should answer.
       where: The row's place in messages, as in "train.jsonl line 12".
+      turns: Of a conversation, all its turns, the last one learned. `target` is then that turn, and `prompt` those
+        before it in a plain template, as an encoder reads them; causal models learn every assistant's turn.
     """
 
     prompt: str
     target: str
     where: str
+    turns: Turns = ()
 
     @property
     def text(self) -> Text:
@@ -48,6 +53,12 @@ class Example:
         Examples of equal texts are twins, of which no two are in different sets. White space around a text is dropped.
         """
         return _plain(self.prompt), _plain(self.target)
+
+    def learned(self, *, encoder_decoder: bool) -> tuple[str, ...]:
+        """The texts that a model learns: the target, or of a conversation every assistant's turn."""
+        if encoder_decoder or not self.turns:
+            return (self.target,)
+        return tuple(turn.content for turn in self.turns if turn.learned)
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,7 @@ def permutation(size: int, seed: int, stream: int = 0) -> Int[np.ndarray, " size
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """SHA-256, in hexadecimal, of prompts and targets in their order."""
+    """SHA-256, in hexadecimal, of prompts and targets, or of conversations, in their order."""
     return fingerprints(examples, [len(examples)])[len(examples)]
 
 
@@ -178,7 +189,8 @@ def fingerprints(examples: Iterable[Example], sizes: Iterable[int]) -> dict[int,
     digest, wanted = hashlib.sha256(), set(sizes)
     prints = {0: digest.hexdigest()} if 0 in wanted else {}
     for size, example in enumerate(examples, start=1):
-        for text in (example.prompt, example.target):
+        texts = (conversation_text(example.turns),) if example.turns else (example.prompt, example.target)
+        for text in texts:
             content = text.encode("utf-8")
             digest.update(len(content).to_bytes(8, "big") + content)
         if size in wanted:
@@ -210,6 +222,10 @@ def _rendered(spec: TaskSpec, rows: Rows, numbers: Int[np.ndarray, " N"]) -> Ite
     wanted = numbers.tolist()
     for i, row in zip(wanted, rows.read(wanted), strict=True):
         where = rows.where(i)
+        if spec.is_chat:
+            turns = read_turns(row, spec.messages, where, functools.partial(_as_text, where=where))
+            yield Example(*plain_prompt_and_target(turns), where, turns)
+            continue
         prompt, target = _fill(prompt_pieces, row, where), _fill(target_pieces, row, where)
         if not target.strip():
             raise InputError(f"{where} has a blank target; fill it in or remove the row.")
@@ -222,12 +238,17 @@ def _fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, object], w
 
 def _text(name: str, row: Mapping[str, object], where: str) -> str:
     """A field of a row as text."""
-    field = f"field '{shorten(name)}'"
     value = row.get(name)
     if value is None:
+        field = f"field '{shorten(name)}'"
         if name in row:
             raise InputError(f"{where} has an empty {field}; fill it in or remove the row.")
         raise InputError(f"{where} has no {field}, only {listing(list(row))}; mend the template or the row.")
+    return _as_text(value, f"field '{shorten(name)}'", where=where)
+
+
+def _as_text(value: object, field: str, *, where: str) -> str:
+    """The value of a field as text."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")

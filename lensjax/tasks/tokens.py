@@ -5,9 +5,7 @@ is divided. An encoder–decoder reads the prompt and writes the target: two tex
 the loss is on the tokens of the target, of which the last is the end-of-text token unless it was cut.
 """
 
-import copy
 import itertools
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,18 +16,21 @@ from jaxtyping import Bool, Int
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import new_folder
+from lensjax.tasks.boundary import encode, make_split
+from lensjax.tasks.chat import ChatFormat
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 # Of the ids that a tokenizer, a text and a spec give. What was made of other ids is not used again: raise it with any
 # change of them, or of the text of a field.
-TOKENS_VERSION = 2
+TOKENS_VERSION = 3
 _BATCH = 1000
-_DTYPES = {"ids": "int32", "starts": "int64", "prompts": "int32", "prompt_cut": "bool", "target_cut": "bool"}
+_DTYPES = {"ids": "int32", "starts": "int64", "prompts": "int32"} | dict.fromkeys(
+    ("prompt_cut", "target_cut", "learned"), "bool"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Tokens:
       starts: The place in `ids` where each example begins, and where the last one ends, int64.
       prompts: Number of tokens of each prompt, int32.
       prompt_cut, target_cut: Whether each prompt and each target was cut.
+      learned: Whether the loss is on each token: of targets, all, but for the turns of others in a conversation.
     """
 
     ids: Int[np.ndarray, " T"]
@@ -48,6 +50,7 @@ class Tokens:
     prompts: Int[np.ndarray, " N"]
     prompt_cut: Bool[np.ndarray, " N"]
     target_cut: Bool[np.ndarray, " N"]
+    learned: Bool[np.ndarray, " T"]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -60,6 +63,10 @@ class Tokens:
     def target(self, i: int) -> Int[np.ndarray, " L"]:
         """Token ids of the target of an example, counted from 0."""
         return self.ids[self.starts[i] + self.prompts[i] : self.starts[i + 1]]
+
+    def learned_of(self, i: int) -> Bool[np.ndarray, " L"]:
+        """Whether the loss is on each token of the target of an example."""
+        return self.learned[self.starts[i] + self.prompts[i] : self.starts[i + 1]]
 
     @property
     def prompt_lengths(self) -> Int[np.ndarray, " N"]:
@@ -74,9 +81,9 @@ class Tokens:
     def take(self, n: int) -> "Tokens":
         """The first `n` examples, as views of these arrays."""
         n = min(n, len(self))
-        return Tokens(
-            self.ids[: self.starts[n]], self.starts[: n + 1], self.prompts[:n], self.prompt_cut[:n], self.target_cut[:n]
-        )
+        last, end = self.starts[n], n + 1
+        each = self.prompts[:n], self.prompt_cut[:n], self.target_cut[:n]
+        return Tokens(self.ids[:last], self.starts[:end], *each, self.learned[:last])
 
     def save(self, folder: Path) -> None:
         """Write a new folder with a .npy file for each array, whole or not at all.
@@ -112,7 +119,7 @@ class Tokens:
         """Whether the arrays have the right types, and agree in their shapes."""
         one = all(getattr(self, name).dtype == kind and getattr(self, name).ndim == 1 for name, kind in _DTYPES.items())
         each = len(self.prompts) == len(self.prompt_cut) == len(self.target_cut) == len(self.starts) - 1
-        return one and each and bool(self.starts[-1] == len(self.ids))
+        return one and each and bool(self.starts[-1] == len(self.ids) == len(self.learned))
 
 
 def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec, *, encoder_decoder: bool) -> Tokens:
@@ -142,7 +149,11 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
             f"The tokenizer in {shorten(tokenizer.name_or_path, 400)} has no end-of-text token, which targets end "
             "with; name its eos_token in tokenizer_config.json."
         )
-    encode = _apart(tokenizer) if encoder_decoder else _together(tokenizer)
+    if encoder_decoder:
+        encode_all = _apart(tokenizer)
+    else:
+        encode_all = _conversations(tokenizer) if spec.is_chat else _together(tokenizer)
+    flags: list[Bool[np.ndarray, " _"]] = []
     pieces: list[Int[np.ndarray, " _"]] = []
     lengths: list[int] = []
     prompts: list[int] = []
@@ -150,8 +161,9 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
     iterator = iter(examples)
     while batch := list(itertools.islice(iterator, _BATCH)):
         ids: list[int] = []
-        encoded = encode([example.prompt for example in batch], [example.target for example in batch])
-        for example, (prompt, target) in zip(batch, encoded, strict=True):
+        learned: list[bool] = []
+        for example, pair in zip(batch, encode_all(batch), strict=True):
+            prompt, target = pair.prompt, pair.target
             if not target.text:
                 raise InputError(f"{example.where} has a target without tokens; fill it in or remove the row.")
             if len(target.before) >= spec.max_target_tokens:
@@ -163,17 +175,20 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
             answer = target.ids
             ids += kept
             ids += answer[: spec.max_target_tokens]
+            learned += [False] * len(kept) + (pair.learned or [True] * len(answer))[: spec.max_target_tokens]
             prompts.append(len(kept))
             lengths.append(len(kept) + min(len(answer), spec.max_target_tokens))
             cut.append((len(prompt.ids) > spec.max_prompt_tokens, len(answer) > spec.max_target_tokens))
         pieces.append(np.array(ids, np.int32))
-    flags = np.array(cut, bool).reshape(-1, 2)
+        flags.append(np.array(learned, bool))
+    were_cut = np.array(cut, bool).reshape(-1, 2)
     return Tokens(
         ids=np.concatenate(pieces) if pieces else np.zeros(0, np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         prompts=np.array(prompts, np.int32),
-        prompt_cut=flags[:, 0].copy(),
-        target_cut=flags[:, 1].copy(),
+        prompt_cut=were_cut[:, 0].copy(),
+        target_cut=were_cut[:, 1].copy(),
+        learned=np.concatenate(flags) if flags else np.zeros(0, bool),
     )
 
 
@@ -205,23 +220,68 @@ class _Encoded:
         return (self.before + text)[: limit - len(after)] + after
 
 
-_Encode = Callable[[list[str], list[str]], Iterator[tuple[_Encoded, _Encoded]]]
+@dataclass(frozen=True)
+class _Pair:
+    """An example's prompt and target, and which of the target's tokens are learned; by default all."""
+
+    prompt: _Encoded
+    target: _Encoded
+    learned: list[bool] | None = None
+
+
+_Encode = Callable[[list[Example]], Iterator[_Pair]]
 
 
 def _together(tokenizer: "Tokenizer") -> _Encode:
     """Encodes prompts and targets for causal models, each pair as one text."""
     before, _ = _added(tokenizer, "text")
     end, start = _end(tokenizer), tokenizer.bos_token_id
-    split = _split_by_offsets(tokenizer) if tokenizer.is_fast else _split_by_prefix(tokenizer)
+    split = make_split(tokenizer)
 
-    def encode(prompts: list[str], targets: list[str]) -> Iterator[tuple[_Encoded, _Encoded]]:
-        for ids, place in split(prompts, targets):
-            opening = before or ([] if place else [end if start is None else start])
+    def encode_pairs(batch: list[Example]) -> Iterator[_Pair]:
+        texts = [example.prompt + example.target for example in batch]
+        for ids, (place,) in split(texts, [[len(example.prompt)] for example in batch]):
+            opening = before or ([] if place.before else [end if start is None else start])
             text = _without_start(ids, opening)
-            place = max(place - len(ids) + len(text), 0)
-            yield _Encoded(opening, text[:place], []), _Encoded([], _without_end(text[place:], end), [end])
+            at = max(place.before - len(ids) + len(text), 0)
+            yield _Pair(_Encoded(opening, text[:at], []), _Encoded([], _without_end(text[at:], end), [end]))
 
-    return encode
+    return encode_pairs
+
+
+def _conversations(tokenizer: "Tokenizer") -> _Encode:
+    """Encodes conversations for causal models, each as one text."""
+    before, _ = _added(tokenizer, "text")
+    end, start = _end(tokenizer), tokenizer.bos_token_id
+    split, chat = make_split(tokenizer), ChatFormat(tokenizer)
+
+    def encode_turns(batch: list[Example]) -> Iterator[_Pair]:
+        rendered = [chat.render(example.turns, example.where) for example in batch]
+        cuts = []
+        for one in rendered:
+            first = one.learned[0][0]
+            read = [span for span in one.contents if span[1] <= first] or [(first, first)]
+            cuts.append([read[0][0], read[-1][1], *itertools.chain(*one.learned)])
+        for one, (ids, places) in zip(rendered, split([one.text for one in rendered], cuts), strict=True):
+            head, tail, *spans = places
+            place = spans[0].before
+            opening = before if chat.is_plain else []  # a template writes those that it wants
+            if not (place or opening):
+                opening = [end if start is None else start]
+            if opening and ids[: len(opening)] == opening:
+                opening = []
+            head_at, tail_at = min(head.before, place), min(tail.reached, place)
+            learned = [False] * (len(ids) - place)
+            for begin, stop in zip(spans[::2], spans[1::2], strict=True):
+                learned[begin.before - place : stop.reached - place] = [True] * (stop.reached - begin.before)
+            closing = [] if one.ended else [end]
+            yield _Pair(
+                _Encoded(opening + ids[:head_at], ids[head_at:tail_at], ids[tail_at:place]),
+                _Encoded([], ids[place:] if any(learned) else [], closing),
+                learned + [True] * len(closing),
+            )
+
+    return encode_turns
 
 
 def _apart(tokenizer: "Tokenizer") -> _Encode:
@@ -231,71 +291,17 @@ def _apart(tokenizer: "Tokenizer") -> _Encode:
     target_before, target_after = _added(tokenizer, "text_target")
     target_after = target_after if end in target_after else [*target_after, end]
 
-    def encode(prompts: list[str], targets: list[str]) -> Iterator[tuple[_Encoded, _Encoded]]:
-        read = _encode(tokenizer, text=prompts)["input_ids"]
-        written = _encode(tokenizer, text_target=targets)["input_ids"]
+    def encode_apart(batch: list[Example]) -> Iterator[_Pair]:
+        read = encode(tokenizer, text=[example.prompt for example in batch])["input_ids"]
+        written = encode(tokenizer, text_target=[example.target for example in batch])["input_ids"]
         for ids, target in zip(read, written, strict=True):
             if after and ids[-len(after) :] == after:
                 ids = ids[: -len(after)]
             prompt = _Encoded(before, _without_start(ids, before), after if before or ids or after else [end])
             text = _without_start(_without_end(target, end), target_before)
-            yield prompt, _Encoded(target_before, text, target_after)
+            yield _Pair(prompt, _Encoded(target_before, text, target_after))
 
-    return encode
-
-
-_Split = Callable[[list[str], list[str]], Iterator[tuple[list[int], int]]]
-
-
-def _split_by_offsets(tokenizer: "Tokenizer") -> _Split:
-    """Token ids of prompts with their targets, and how many of them are of the prompt alone."""
-    twin, processor = tokenizer, tokenizer.backend_tokenizer.post_processor
-    if processor is not None and b'"trim_offsets":true' in processor.__getstate__():
-        from tokenizers.processors import TemplateProcessing
-
-        # Offsets without the white space at the ends of a token do not tell a token "a " from "a".
-        twin = copy.deepcopy(tokenizer)
-        twin.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
-
-    def split(prompts: list[str], targets: list[str]) -> Iterator[tuple[list[int], int]]:
-        texts = list(map("".join, zip(prompts, targets, strict=True)))
-        encoded = _encode(twin, text=texts, offsets=True)
-        columns = encoded["input_ids"], encoded["offset_mapping"]
-        for prompt, text, ids, offsets in zip(prompts, texts, *columns, strict=True):
-            place = _boundary(text, len(prompt), offsets)
-            if place < len(ids) and prompt[offsets[place][0] :].strip() == added.get(ids[place]):
-                place += 1  # it only takes in white space of the target
-            yield ids, place
-
-    return split
-
-
-def _boundary(text: str, size: int, offsets: list[tuple[int, int]]) -> int:
-    """Number of tokens that hold nothing but the first `size` characters of a text."""
-    while 0 < size < len(text) and unicodedata.combining(text[size]):
-        size -= 1  # a normaliser may join an accent with the letter before it, and give the place of the letter alone
-    reaching = (place for place, (first, last) in enumerate(offsets) if first >= size or last > size)
-    place = next(reaching, len(offsets))
-    if place < len(offsets) and offsets[place][0] < size:
-        first, last = offsets[place]
-        # Bytes of unknown characters that follow one another all have the place of the whole.
-        if offsets[place:].count((first, last)) == len(text[first:last].encode()):
-            place += len(text[first:size].encode())
-    return place
-
-
-def _split_by_prefix(tokenizer: "Tokenizer") -> _Split:
-    """The same for tokenizers without offsets."""
-
-    def split(prompts: list[str], targets: list[str]) -> Iterator[tuple[list[int], int]]:
-        texts = list(map("".join, zip(prompts, targets, strict=True)))
-        whole = _encode(tokenizer, text=texts)["input_ids"]
-        for ids, alone in zip(whole, _encode(tokenizer, text=prompts)["input_ids"], strict=True):
-            pairs = zip(ids, alone, strict=False)
-            yield ids, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-    return split
+    return encode_apart
 
 
 def _end(tokenizer: "Tokenizer") -> int:
@@ -310,17 +316,6 @@ def _added(tokenizer: "Tokenizer", kind: str) -> tuple[list[int], list[int]]:
     if all(marks):
         return ids, []
     return ids[: marks.index(0)], ids[len(marks) - marks[::-1].index(0) :]
-
-
-def _encode(tokenizer: "Tokenizer", *, offsets: bool = False, **texts: list[str]) -> "BatchEncoding":
-    # verbose=False silences warnings of lengths, which the tokenizer cannot know will be cut.
-    return tokenizer(
-        **texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        verbose=False,
-        **({"return_offsets_mapping": True} if offsets else {}),
-    )
 
 
 def _without_start(ids: list[int], start: list[int]) -> list[int]:

@@ -242,6 +242,7 @@ class Candidate(Workload):
         )
 
     def _result(self, run: Run, progress: Progress, test: Evaluation | None, error: str = "") -> Result:
+        cut = int(self.tokens.test.target_cut.sum())
         test_batches = self.evaluation_placement.batches(0 if test is None else test.examples)
         return Result(
             model=self.name,
@@ -271,11 +272,11 @@ class Candidate(Workload):
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
             error=error,
-            note="" if test is None else _note(test, int(self.tokens.test.target_cut.sum())),
+            note="" if test is None else "; ".join(filter(None, [self.tokens.remark, _missing(test, cut)])),
         )
 
 
-def _note(test: Evaluation, cut: int) -> str:
+def _missing(test: Evaluation, cut: int) -> str:
     """Why metrics are missing that a test set with `cut` cut targets would have had."""
     if not cut:
         return ""

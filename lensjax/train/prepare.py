@@ -15,6 +15,7 @@ from lensjax.core.files import remove_leftovers
 from lensjax.core.processes import on_first
 from lensjax.models.model import Model
 from lensjax.tasks.batches import Lengths, choose_lengths, example_lengths
+from lensjax.tasks.chat import chat_remark
 from lensjax.tasks.target_bytes import target_bytes
 from lensjax.tasks.task import Example, fingerprint, fingerprints, load_task
 from lensjax.tasks.tokens import TOKENS_VERSION, Tokens, tokenise
@@ -59,6 +60,7 @@ class TokenSets:
       lengths: The short and the long shape of training batches.
       evaluation_length: The shape of validation and test batches.
       test_bytes: Bytes of the test targets' texts, as `target_bytes` counts them.
+      remark: See `lensjax.tasks.chat.chat_remark`.
     """
 
     train: dict[int, Tokens]
@@ -67,6 +69,7 @@ class TokenSets:
     lengths: tuple[Lengths, Lengths]
     evaluation_length: Lengths
     test_bytes: Int[np.ndarray, " N"]
+    remark: str = ""
 
 
 def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]) -> Examples:
@@ -144,8 +147,9 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     short, evaluation = choose_lengths(held_out)
     lengths = short, choose_lengths([*needed, *held_out])[1]
     counts = on_first(lambda: target_bytes(examples.test, test, model.tokenizer, encoder_decoder=encoder_decoder))
+    remark = on_first(lambda: chat_remark(model.tokenizer, examples.test, encoder_decoder=encoder_decoder))
     sets = dict(zip(examples.fingerprints, train, strict=True)), validation, test
-    return TokenSets(*sets, lengths, evaluation, np.array(counts, np.int64))
+    return TokenSets(*sets, lengths, evaluation, np.array(counts, np.int64), remark)
 
 
 def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:
@@ -153,7 +157,8 @@ def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
     limits = (TOKENS_VERSION, spec.max_prompt_tokens, spec.max_target_tokens, spec.cut_prompt)
-    return f"{content}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}"
+    chat = (tokenizer.chat_template, tokenizer.special_tokens_map) if spec.is_chat else ""
+    return f"{content}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}{chat}"
 
 
 def check_fit(model: Model, longest: int) -> None:

@@ -43,7 +43,8 @@ class Result(BaseModel):
       device, devices: Kind and number of devices.
       spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
       lensjax, jax: Versions.
-      note: Why bits_per_byte or nats_per_example is not known, if test targets were cut.
+      note: How conversations are rendered, unless the tokenizer's own template does all, and why bits_per_byte or
+        nats_per_example is not known, if test targets were cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

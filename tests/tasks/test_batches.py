@@ -24,7 +24,9 @@ def make_tokens(prompts, targets):
     lengths = np.array(prompts) + np.array(targets)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     none = np.zeros(len(prompts), bool)
-    return Tokens(np.arange(1, starts[-1] + 1, dtype=np.int32), starts, np.array(prompts, np.int32), none, none)
+    learned = np.concatenate([np.arange(p + t) >= p for p, t in zip(prompts, targets, strict=True)])
+    ids = np.arange(1, starts[-1] + 1, dtype=np.int32)
+    return Tokens(ids, starts, np.array(prompts, np.int32), none, none, learned)
 
 
 lengths_of_examples = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=80)

@@ -110,7 +110,7 @@ BAD = {
     "no fields": ("just text", "holds no fields; write at least source and target"),
     "empty": ("", "holds no fields"),
     "no source": ("target: '{a}'", "the field source is missing; add it"),
-    "no target": ("source: {files: a.jsonl}", "the field target is missing; add it"),
+    "no target": ("source: {files: a.jsonl}\nprompt: '{a}'", "target is missing; write it as"),
     "unknown field": (GOOD + "tests: 3", "there is no field tests; remove it or mend its name"),
     "misspelt": ("sauce: {files: a.jsonl}\ntarget: '{a}'", "there is no field sauce; remove it or mend its name"),
     "unknown in source": ("source: {file: a.jsonl}\ntarget: '{a}'", r"there is no field source\.file; remove it or"),

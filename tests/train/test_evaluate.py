@@ -142,7 +142,14 @@ def test_exact_match_is_greedy_decoding(model_type, pretrained):
         targets[row, place] = (targets[row, place] + 1) % 288
     ids = np.concatenate([prompts, targets], axis=1).astype(np.int32)
     none = np.zeros(rows, bool)
-    tokens = Tokens(ids.reshape(-1), np.arange(rows + 1) * ids.shape[1], np.full(rows, 6, np.int32), none, none)
+    tokens = Tokens(
+        ids.reshape(-1),
+        np.arange(rows + 1) * ids.shape[1],
+        np.full(rows, 6, np.int32),
+        none,
+        none,
+        np.arange(ids.size) % ids.shape[1] >= 6,
+    )
 
     mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1])
     model = lensjax.models.load(folder, mesh=mesh)
