@@ -1,12 +1,14 @@
 """The spec of a task, as its user writes it in YAML: its rows, templates, held-out sets and limits."""
 
 import string
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, SerializeAsAny, field_validator, model_validator
 
+from lensjax.core.errors import shorten
 from lensjax.core.specs import Count, Strict, read_fields, validated
 from lensjax.tasks.source import Source, as_source
 
@@ -19,6 +21,8 @@ class TaskSpec(Strict):
       source: Where the rows are: the fields of one of the sources in `lensjax.tasks.sources`.
       prompt: Template of the prompt, with fields of a row in braces, as in "English: {en}\\nSpanish:".
       target: Template of the answer, as in " {es}"; the loss is on its tokens and on the end-of-text token.
+      choices: The answers to choose from, each of which can stand in the target's field: a list for all rows, or the
+        name of a field that holds the list of its row.
       messages: Field of a row that holds a conversation. Rows have conversations where neither `prompt` nor `target` is
         given: in "messages" or "conversations", unless this names another field.
       validation: Number of examples that decide when training stops.
@@ -34,6 +38,7 @@ class TaskSpec(Strict):
     source: Annotated[SerializeAsAny[Source], BeforeValidator(as_source)]
     prompt: str = ""
     target: str = ""
+    choices: tuple[str, ...] | str | None = None
     messages: str | None = None
     validation: Count = 1000
     test: Count = 1000
@@ -54,6 +59,11 @@ class TaskSpec(Strict):
             raise ValueError("it names no field of a row; write it as in ' {answer}'")
         return value
 
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _texts(cls, value: object) -> object:
+        return list_of_choices(value) if isinstance(value, (list, tuple)) else value
+
     @model_validator(mode="before")
     @classmethod
     def _room_for_turns(cls, value: Any) -> Any:
@@ -70,6 +80,12 @@ class TaskSpec(Strict):
             raise ValueError("target is missing; write it as in ' {answer}', or remove prompt where rows hold messages")
         return self
 
+    @model_validator(mode="after")
+    def _choices_have_a_place(self) -> Self:
+        if self.choices is not None and len(set(template_fields(self.target))) != 1:
+            raise ValueError("choices stand in the target's field, so target names one field, as in ' {answer}'")
+        return self
+
     @property
     def is_chat(self) -> bool:
         """Whether rows hold conversations."""
@@ -77,12 +93,40 @@ class TaskSpec(Strict):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the fields of a row that the templates use, each once; () for conversations, which need all."""
-        return tuple(dict.fromkeys(template_fields(self.prompt) + template_fields(self.target)))
+        """Names of the fields of a row that are used, each once; () for conversations, which need all."""
+        own = (self.choices,) if isinstance(self.choices, str) else ()
+        return tuple(dict.fromkeys(template_fields(self.prompt) + template_fields(self.target) + own))
 
 
 Spec = TypeVar("Spec", bound=TaskSpec)
 _CHAT_TOKENS = 1024
+
+
+def list_of_choices(value: Sequence[object]) -> tuple[str, ...]:
+    """A list of choices as texts.
+
+    Raises:
+      ValueError: one is neither a text nor a number, is blank, or is there twice, or there is only one.
+    """
+    for one in value:
+        if isinstance(one, bool):
+            raise ValueError(f"choices are texts, and {one} is none: YAML takes yes, no, on and off for it; quote it")
+        if not isinstance(one, (str, int, float)) or one != one:
+            raise ValueError(f"choices are texts, and one of them is {_kind_of(one)}; write each as a text")
+    texts = tuple(str(one) for one in value)
+    if any(not text.strip() for text in texts):
+        raise ValueError("one of the choices is blank; fill it in or remove it")
+    known = [" ".join(unicodedata.normalize("NFC", text).split()) for text in texts]
+    twice = next((text for i, text in enumerate(known) if text in known[:i]), None)
+    if twice is not None:
+        raise ValueError(f"'{shorten(twice)}' is among the choices twice; keep one")
+    if len(texts) < 2:
+        raise ValueError(f"there is nothing to choose from with {len(texts) or 'no'} choices; give two or more")
+    return texts
+
+
+def _kind_of(value: object) -> str:
+    return "empty" if value is None or value != value else f"a {type(value).__name__}"
 
 
 def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:

@@ -17,7 +17,7 @@ from lensjax.core.errors import InputError, listing, shorten
 from lensjax.tasks.conversations import Turns, conversation_text, plain_prompt_and_target, read_turns
 from lensjax.tasks.rows import Rows
 from lensjax.tasks.source import SplitName
-from lensjax.tasks.spec import TaskSpec, template_pieces
+from lensjax.tasks.spec import TaskSpec, list_of_choices, template_pieces
 
 _HELD_OUT = 0  # stream of the permutations that choose validation and test
 _TRAIN = 1  # stream of those that order the pool
@@ -39,12 +39,14 @@ class Example:
       where: The row's place in messages, as in "train.jsonl line 12".
       turns: Of a conversation, all its turns, the last one learned. `target` is then that turn, and `prompt` those
         before it in a plain template, as an encoder reads them; causal models learn every assistant's turn.
+      choices: Of an example of `Task.test`, the targets to choose from, of which `target` is one; empty without any.
     """
 
     prompt: str
     target: str
     where: str
     turns: Turns = ()
+    choices: tuple[str, ...] = ()
 
     @property
     def text(self) -> Text:
@@ -152,9 +154,9 @@ def load_task(spec: TaskSpec) -> Task:
         own = spec.source.open(split, spec.fields)
         drawn: list[Example] = []
         if own is None:
-            candidates = _rendered(spec, train, order[used:])
+            candidates = _rendered(spec, train, order[used:], choices=split == "test")
         else:
-            candidates = _rendered(spec, own, permutation(len(own), 0, _HELD_OUT))
+            candidates = _rendered(spec, own, permutation(len(own), 0, _HELD_OUT), choices=split == "test")
         for example in candidates:
             used += own is None
             if example.text not in not_these:
@@ -180,7 +182,7 @@ def permutation(size: int, seed: int, stream: int = 0) -> Int[np.ndarray, " size
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """SHA-256, in hexadecimal, of prompts and targets, or of conversations, in their order."""
+    """SHA-256, in hexadecimal, of prompts, targets and choices, or of conversations, in their order."""
     return fingerprints(examples, [len(examples)])[len(examples)]
 
 
@@ -189,8 +191,8 @@ def fingerprints(examples: Iterable[Example], sizes: Iterable[int]) -> dict[int,
     digest, wanted = hashlib.sha256(), set(sizes)
     prints = {0: digest.hexdigest()} if 0 in wanted else {}
     for size, example in enumerate(examples, start=1):
-        texts = (conversation_text(example.turns),) if example.turns else (example.prompt, example.target)
-        for text in texts:
+        rendered = (conversation_text(example.turns),) if example.turns else (example.prompt, example.target)
+        for text in (*rendered, *example.choices):
             content = text.encode("utf-8")
             digest.update(len(content).to_bytes(8, "big") + content)
         if size in wanted:
@@ -216,9 +218,12 @@ def _too_few(spec: TaskSpec, split: SplitName, there: int, own: bool) -> str:
     )
 
 
-def _rendered(spec: TaskSpec, rows: Rows, numbers: Int[np.ndarray, " N"]) -> Iterator[Example]:
-    """The examples of some rows, one by one."""
+def _rendered(
+    spec: TaskSpec, rows: Rows, numbers: Int[np.ndarray, " N"], *, choices: bool = False
+) -> Iterator[Example]:
+    """The examples of some rows, one by one; all must have their target among their choices, which some keep."""
     prompt_pieces, target_pieces = template_pieces(spec.prompt), template_pieces(spec.target)
+    offered = _targets(target_pieces, spec.choices) if isinstance(spec.choices, tuple) else ()
     wanted = numbers.tolist()
     for i, row in zip(wanted, rows.read(wanted), strict=True):
         where = rows.where(i)
@@ -229,7 +234,35 @@ def _rendered(spec: TaskSpec, rows: Rows, numbers: Int[np.ndarray, " N"]) -> Ite
         prompt, target = _fill(prompt_pieces, row, where), _fill(target_pieces, row, where)
         if not target.strip():
             raise InputError(f"{where} has a blank target; fill it in or remove the row.")
-        yield Example(prompt, target, where)
+        if isinstance(spec.choices, str):
+            offered = _targets(target_pieces, _listed(spec.choices, row, where))
+        if offered and target not in offered:
+            raise InputError(
+                f"{where} has the target {shorten(repr(target))}, which is none of its choices "
+                f"({shorten(', '.join(map(repr, offered)), 200)}); mend the row or choices."
+            )
+        yield Example(prompt, target, where, offered if choices else ())
+
+
+def _targets(pieces: Sequence[tuple[str, str | None]], choices: Iterable[str]) -> tuple[str, ...]:
+    """The targets that choices make when they stand in their field."""
+    return tuple("".join(text + ("" if name is None else one) for text, name in pieces) for one in choices)
+
+
+def _listed(name: str, row: Mapping[str, object], where: str) -> tuple[str, ...]:
+    """The choices in a field of a row."""
+    field = f"field '{shorten(name)}'"
+    if name not in row:
+        raise InputError(f"{where} has no {field}, only {listing(list(row))}; mend choices or the row.")
+    value = row[name]
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise InputError(
+            f"{where} holds no list in the {field}, which choices names; name another, or list the choices in the spec."
+        )
+    try:
+        return list_of_choices([one.item() if isinstance(one, np.generic) else one for one in value])
+    except ValueError as error:
+        raise InputError(f"{where} holds choices in the {field} that are of no use: {error}.") from error
 
 
 def _fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, object], where: str) -> str:

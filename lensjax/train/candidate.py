@@ -25,7 +25,7 @@ from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine_tune
-from lensjax.train.prepare import Examples
+from lensjax.train.prepare import Examples, TokenSets
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import METRICS, Result, write_curves, write_result
 from lensjax.train.runs import CLAIM, Run, opened_folder
@@ -217,6 +217,7 @@ class Candidate(Workload):
             self.evaluation_placement,
             self.padding,
             self.tokens.test_bytes,
+            self.tokens.choices,
         )
 
     def _inputs(self, run: Run) -> TrainingInputs:
@@ -242,8 +243,6 @@ class Candidate(Workload):
         )
 
     def _result(self, run: Run, progress: Progress, test: Evaluation | None, error: str = "") -> Result:
-        cut = int(self.tokens.test.target_cut.sum())
-        test_batches = self.evaluation_placement.batches(0 if test is None else test.examples)
         return Result(
             model=self.name,
             examples=run.examples,
@@ -259,7 +258,7 @@ class Candidate(Workload):
             best_step=progress.best_step,
             steps=progress.step,
             tokens=progress.tokens,
-            flops=progress.flops + test_batches * self.evaluation_flops,
+            flops=progress.flops + (0 if test is None else self.test_flops),
             seconds=round(progress.seconds, 3),
             test_examples=0 if test is None else test.examples,
             test_tokens=0 if test is None else test.tokens,
@@ -272,18 +271,20 @@ class Candidate(Workload):
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
             error=error,
-            note="" if test is None else "; ".join(filter(None, [self.tokens.remark, _missing(test, cut)])),
+            note="" if test is None else _note(test, self.tokens),
         )
 
 
-def _missing(test: Evaluation, cut: int) -> str:
-    """Why metrics are missing that a test set with `cut` cut targets would have had."""
-    if not cut:
-        return ""
-    without = f"{cut:,} of the test targets were cut at max_target_tokens"
-    if test.bits_per_byte is not None:
-        return f"nats_per_example is not known: {without}"
-    return f"nats_per_example and bits_per_byte are not known: {without}, and the tokenizer does not say where"
+def _note(test: Evaluation, tokens: TokenSets) -> str:
+    """A remark on conversations, and why metrics are missing that the test set would have had, were its texts whole."""
+    cut, said = int(tokens.test.target_cut.sum()), [tokens.remark] if tokens.remark else []
+    if cut:
+        unknown = "nats_per_example is" if test.bits_per_byte is not None else "nats_per_example and bits_per_byte are"
+        without = f"{unknown} not known: {cut:,} of the test targets were cut at max_target_tokens"
+        said.append(without if test.bits_per_byte is not None else f"{without}, and the tokenizer does not say where")
+    if tokens.choices is not None and test.choice_accuracy is None:
+        said.append(f"choice_accuracy is not known: {cut + tokens.choices.cut:,} choices were cut at max_target_tokens")
+    return "; ".join(said)
 
 
 def _metrics(test: Evaluation) -> dict[str, Any]:

@@ -175,20 +175,20 @@ class AbstractCandidate(Workload):
             return scaled_work(needed, self.lengths[0], self.spec.training, examples)
         return planned_work(np.resize(needed, (examples, needed.shape[1])), self.lengths[0], self.spec.training, seed)
 
-    def evaluations(self, work: Work) -> int:
-        """Number of batches of evaluation that the work entails, in all validations and the test."""
-        batches = self.evaluation_placement.batches
-        return work.validations * batches(len(self.tokens.validation)) + batches(len(self.tokens.test))
+    def _evaluation(self, work: Work) -> int:
+        """Floating-point operations of all validations and the test."""
+        validation = self.evaluation_placement.batches(len(self.tokens.validation)) * self.evaluation_flops
+        return work.validations * validation + self.test_flops
 
     def flops(self, work: Work) -> int:
         """Floating-point operations of a run, as its `Result` will have them."""
         steps = sum(n * self.step_flops(shape) for n, shape in zip(work.steps, self.lengths, strict=True))
-        return steps + self.evaluations(work) * self.evaluation_flops
+        return steps + self._evaluation(work)
 
     def seconds(self, work: Work, taken: Seconds) -> float:
         """Seconds of a run whose programs are compiled."""
         steps = sum(n * each for n, each in zip(work.steps, taken.steps, strict=True))
-        return steps + self.evaluations(work) * taken.evaluation
+        return steps + self._evaluation(work) / self.evaluation_flops * taken.evaluation
 
     def compiled_step(self, shape: Lengths) -> jax.stages.Compiled:
         """The compiled program of a training step.

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from lensjax.models.model import Params
 from lensjax.tasks.batches import Lengths, evaluation_batches
+from lensjax.tasks.choices import Choices
 from lensjax.tasks.target_bytes import UNKNOWN
 from lensjax.tasks.tokens import Tokens
 from lensjax.train.placement import BatchPlacement
@@ -44,6 +45,9 @@ class Evaluation:
       token_accuracy: Share of target tokens that have the highest logit after the true tokens before them.
       exact_match: Share of targets all of whose tokens do: those that greedy decoding writes, and ends, exactly. A
         target that was cut is not one of them.
+      choice_accuracy: Share of examples of whose choices the target has the lowest loss, end-of-text token included. If
+        n have it, among them the target, that counts as one nth. None where there are no choices, or one was cut.
+      choice_accuracy_per_byte: The same by the loss over the UTF-8 bytes of each choice's text.
       bytes: Number of bytes in `bits_per_byte`.
     """
 
@@ -55,6 +59,8 @@ class Evaluation:
     bits_per_byte: Estimate | None = None
     token_accuracy: Estimate | None = None
     exact_match: Estimate | None = None
+    choice_accuracy: Estimate | None = None
+    choice_accuracy_per_byte: Estimate | None = None
     bytes: int | None = None
 
 
@@ -67,6 +73,7 @@ def evaluate(
     placement: BatchPlacement,
     padding: int,
     target_bytes: Int[np.ndarray, " examples"] | None = None,
+    choices: Choices | None = None,
 ) -> Evaluation:
     """The loss on all examples, and the task metrics; all processes must call it, and all get it.
 
@@ -78,7 +85,29 @@ def evaluate(
       placement: How batches lie on the devices.
       padding: Token that fills rows up.
       target_bytes: Bytes of each target's text; see `lensjax.tasks.target_bytes`.
+      choices: The choices beside the targets. Their losses take a pass of their own.
     """
+
+    def scores(of: Tokens, shape: Lengths) -> Float[np.ndarray, "3 examples"]:
+        return _scores(programs, params, frozen, of, shape, placement, padding)
+
+    sums, counts, hits = scores(tokens, lengths)
+    others = None
+    if choices is not None and not choices.cut and not tokens.target_cut.any():
+        others = scores(choices.tokens, choices.lengths)[0]
+    return summarise(sums, counts, hits, tokens.target_cut, target_bytes, choices, others)
+
+
+def _scores(
+    programs: Programs,
+    params: Params,
+    frozen: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    placement: BatchPlacement,
+    padding: int,
+) -> Float[np.ndarray, "3 examples"]:
+    """What `Programs.losses` says of every example."""
     fetched: list[np.ndarray] = []
     in_flight: list[tuple[jax.Array, ...]] = []
 
@@ -91,8 +120,7 @@ def evaluate(
         if len(in_flight) == _IN_FLIGHT:
             fetch()
     fetch()
-    sums, counts, hits = np.concatenate(fetched, axis=1)[:, : len(tokens)]
-    return summarise(sums, counts, hits, tokens.target_cut, target_bytes)
+    return np.concatenate(fetched, axis=1)[:, : len(tokens)]
 
 
 def summarise(
@@ -101,6 +129,8 @@ def summarise(
     hits: Float[np.ndarray, " examples"] | None = None,
     cut: Bool[np.ndarray, " examples"] | None = None,
     target_bytes: Int[np.ndarray, " examples"] | None = None,
+    choices: Choices | None = None,
+    others: Float[np.ndarray, " choices"] | None = None,
 ) -> Evaluation:
     """Totals over examples.
 
@@ -110,10 +140,18 @@ def summarise(
       hits: Number of them that have the highest logit.
       cut: Which targets were cut; by default none.
       target_bytes: Bytes of each target's text, or `UNKNOWN`.
+      choices: The choices beside the targets.
+      others: Loss of each of them, in nats; None where it does not tell which is best.
     """
     each, whole = np.ones_like(sums), np.ones(len(sums), bool) if cut is None else ~cut
     if target_bytes is not None and ((target_bytes == UNKNOWN).any() or not target_bytes.any()):
         target_bytes = None
+    chosen: dict[str, Estimate] = {}
+    if choices is not None and others is not None:
+        chosen["choice_accuracy"] = _ratio(_right(sums, others, choices), each)
+        if target_bytes is not None:
+            rates = sums / target_bytes, others / choices.bytes
+            chosen["choice_accuracy_per_byte"] = _ratio(_right(*rates, choices), each)
     loss = _ratio(sums, counts)
     return Evaluation(
         loss=loss.value,
@@ -125,7 +163,19 @@ def summarise(
         token_accuracy=None if hits is None else _ratio(hits, counts),
         exact_match=None if hits is None else _ratio((whole & (hits == counts)).astype(np.float64), each),
         bytes=None if target_bytes is None else int(target_bytes.sum()),
+        **chosen,
     )
+
+
+def _right(
+    target: Float[np.ndarray, " examples"], others: Float[np.ndarray, " choices"], choices: Choices
+) -> Float[np.ndarray, " examples"]:
+    """Whether each target has the lowest loss of its choices; a share where others have the same."""
+    of = choices.examples
+    others = np.where(choices.same, target[of], others)
+    lower = np.bincount(of, others < target[of], minlength=len(target))
+    equal = np.bincount(of, others == target[of], minlength=len(target))
+    return np.where(lower > 0, 0.0, 1 / (1 + equal))
 
 
 def _ratio(numerators: Float[np.ndarray, " examples"], denominators: Float[np.ndarray, " examples"]) -> Estimate:

@@ -14,8 +14,9 @@ from lensjax.core.errors import InputError
 from lensjax.core.files import remove_leftovers
 from lensjax.core.processes import on_first
 from lensjax.models.model import Model
-from lensjax.tasks.batches import Lengths, choose_lengths, example_lengths
+from lensjax.tasks.batches import Lengths, choose_lengths, example_lengths, fits
 from lensjax.tasks.chat import chat_remark
+from lensjax.tasks.choices import Choices, choice_facts, wrong_choices
 from lensjax.tasks.target_bytes import target_bytes
 from lensjax.tasks.task import Example, fingerprint, fingerprints, load_task
 from lensjax.tasks.tokens import TOKENS_VERSION, Tokens, tokenise
@@ -61,6 +62,7 @@ class TokenSets:
       evaluation_length: The shape of validation and test batches.
       test_bytes: Bytes of the test targets' texts, as `target_bytes` counts them.
       remark: See `lensjax.tasks.chat.chat_remark`.
+      choices: The choices beside the targets of the test set; None without any.
     """
 
     train: dict[int, Tokens]
@@ -70,6 +72,7 @@ class TokenSets:
     evaluation_length: Lengths
     test_bytes: Int[np.ndarray, " N"]
     remark: str = ""
+    choices: Choices | None = None
 
 
 def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]) -> Examples:
@@ -125,6 +128,9 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
         # The training examples may be many, and their fingerprints are known.
         train = [(examples.fingerprint(seed, len(rows)), rows) for seed, rows in examples.train.items()]
         held_out = [(fingerprint(rows), rows) for rows in (examples.validation, examples.test)]
+        others = wrong_choices(examples.test)
+        if others:
+            held_out.append((fingerprint(others), others))
         names = []
         for texts, rows in (*train, *held_out):
             names.append(hashlib.sha256((kind + texts).encode()).hexdigest()[:16])
@@ -139,7 +145,9 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
             remove_leftovers(folder.parent, folder.name)
         return names
 
-    *train, validation, test = (Tokens.load(out / FOLDER / name) for name in on_first(make))
+    sets = [Tokens.load(out / FOLDER / name) for name in on_first(make)]
+    others = sets.pop() if spec.choices is not None else None
+    *train, validation, test = sets
     held_out = [example_lengths(tokens, encoder_decoder) for tokens in (validation, test)]
     needed = [example_lengths(tokens, encoder_decoder) for tokens in train]
     check_fit(model, max(int(rows.max()) for rows in (*needed, *held_out) if rows.size))
@@ -148,8 +156,27 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     lengths = short, choose_lengths([*needed, *held_out])[1]
     counts = on_first(lambda: target_bytes(examples.test, test, model.tokenizer, encoder_decoder=encoder_decoder))
     remark = on_first(lambda: chat_remark(model.tokenizer, examples.test, encoder_decoder=encoder_decoder))
-    sets = dict(zip(examples.fingerprints, train, strict=True)), validation, test
-    return TokenSets(*sets, lengths, evaluation, np.array(counts, np.int64), remark)
+    choices = None
+    if others is not None:
+        needs = example_lengths(others, encoder_decoder)
+        check_fit(model, int(needs.max()))
+        fitting = evaluation if fits(needs, evaluation).all() else choose_lengths([*held_out, needs])[1]
+        facts = on_first(
+            lambda: choice_facts(examples.test, test, others, model.tokenizer, encoder_decoder=encoder_decoder)
+        )
+        choices = Choices(
+            others, fitting, np.array(facts["examples"]), np.array(facts["bytes"]), np.array(facts["same"], bool)
+        )
+    return TokenSets(
+        train=dict(zip(examples.fingerprints, train, strict=True)),
+        validation=validation,
+        test=test,
+        lengths=lengths,
+        evaluation_length=evaluation,
+        test_bytes=np.array(counts, np.int64),
+        remark=remark,
+        choices=choices,
+    )
 
 
 def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:

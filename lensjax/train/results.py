@@ -13,7 +13,14 @@ from lensjax.core.files import LOCK, locked, write_files
 
 RESULT = "result.json"
 CURVES = "curves.csv"
-METRICS = ("bits_per_byte", "nats_per_example", "token_accuracy", "exact_match")  # each has a column for its error
+METRICS = (  # each has a column for its error
+    "bits_per_byte",
+    "nats_per_example",
+    "token_accuracy",
+    "exact_match",
+    "choice_accuracy",
+    "choice_accuracy_per_byte",
+)
 
 
 class Result(BaseModel):
@@ -29,8 +36,9 @@ class Result(BaseModel):
       nats_per_example: Mean of the loss of a whole test target, end-of-text token included; None where one was cut.
       token_accuracy: Share of target tokens that have the highest logit after the true tokens before them.
       exact_match: Share of targets that greedy decoding writes exactly, end-of-text token included; none that was cut.
-      bits_per_byte_error, nats_per_example_error, token_accuracy_error, exact_match_error: Their standard errors over
-        other draws of the test examples.
+      choice_accuracy: Share of test examples of whose choices the target has the lowest loss; None without choices.
+      choice_accuracy_per_byte: The same by the loss over the UTF-8 bytes of each choice.
+      bits_per_byte_error and so on: Their standard errors over other draws of the test examples.
       seed: Of the choice and the order of training examples.
       status, error: Whether the run succeeded, and if not, why.
       validation_loss, best_step, steps: The lowest validation loss, its step, and the number of steps.
@@ -43,8 +51,8 @@ class Result(BaseModel):
       device, devices: Kind and number of devices.
       spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
       lensjax, jax: Versions.
-      note: How conversations are rendered, unless the tokenizer's own template does all, and why bits_per_byte or
-        nats_per_example is not known, if test targets were cut.
+      note: How conversations are rendered, unless the tokenizer's own template does all, and why metrics are not known,
+        if test targets or choices were cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +72,10 @@ class Result(BaseModel):
     token_accuracy_error: float | None = None
     exact_match: float | None = None
     exact_match_error: float | None = None
+    choice_accuracy: float | None = None
+    choice_accuracy_error: float | None = None
+    choice_accuracy_per_byte: float | None = None
+    choice_accuracy_per_byte_error: float | None = None
     status: Literal["ok", "failed"] = "ok"
     validation_loss: float | None = None
     learning_rate: float | None = None

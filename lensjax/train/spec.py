@@ -114,4 +114,7 @@ class FinetuneSpec(TaskSpec):
 
     def deciding(self) -> dict[str, Any]:
         """The fields that a result depends on."""
-        return self.model_dump(mode="json", exclude={"source": True, "name": True, "training": set(_HOW_ONLY)})
+        fields = self.model_dump(mode="json", exclude={"source": True, "name": True, "training": set(_HOW_ONLY)})
+        if self.choices is None:
+            del fields["choices"]  # so that results from before there were choices count
+        return fields

@@ -35,6 +35,7 @@ class Workload:
       programs: Compiled once for each shape of batch.
       step_flops: Floating-point operations of a training step, given the lengths of its batch.
       evaluation_flops: Floating-point operations of a batch of evaluation.
+      test_flops: Those of the test, of all choices too.
 
     Raises:
       InputError: the mesh does not divide the batch.
@@ -70,7 +71,11 @@ class Workload:
         self.programs = make_programs(self.abstract, training, self.mesh)
         of_step, of_losses = program_flops(self.abstract, training, self.mesh, self.programs)
         self.step_flops = cache(lambda lengths: of_step(self.placement.shapes(lengths)))
-        self.evaluation_flops = of_losses(self.evaluation_placement.shapes(self.tokens.evaluation_length))
+        placement, choices = self.evaluation_placement, self.tokens.choices
+        self.evaluation_flops = of_losses(placement.shapes(self.tokens.evaluation_length))
+        self.test_flops = placement.batches(len(self.tokens.test)) * self.evaluation_flops
+        if choices is not None:
+            self.test_flops += placement.batches(len(choices.tokens)) * of_losses(placement.shapes(choices.lengths))
 
     @property
     def lengths(self) -> tuple[Lengths, Lengths]:
