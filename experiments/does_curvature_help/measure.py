@@ -80,6 +80,7 @@ def study_content(asked: Asked) -> dict[str, Any]:
             "source": {"files": str(asked.folder / f"{asked.task}.jsonl")},
             "prompt": packaged.prompt,
             "target": packaged.target,
+            **({} if packaged.choices is None else {"choices": list(packaged.choices)}),
             **HELD_OUT,
             "max_prompt_tokens": packaged.max_prompt_tokens,
             "max_target_tokens": packaged.max_target_tokens,

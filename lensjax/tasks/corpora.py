@@ -19,7 +19,7 @@ _ASIDE = re.compile(r"<(note|title)\b[^>]*>.*?</\1>", re.DOTALL)
 _MARKUP = re.compile(r"<[^>]*>")
 _BEFORE_MARK = re.compile(r" +(?=[,.;:!?’”])")
 _WORDNET = Path("/usr/share/wordnet")
-_TOPICS = (  # of nouns, by the number of their lexicographer file, from 04: lexnames(5WN)
+TOPICS = (  # of nouns, by the number of their lexicographer file, from 04: lexnames(5WN)
     *("act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food"),
     *("group", "location", "motive", "object", "person", "phenomenon", "plant", "possession", "process", "quantity"),
     *("relation", "shape", "state", "substance", "time"),
@@ -113,7 +113,7 @@ def senses() -> list[Sense]:
         except ValueError as error:
             raise InputError(f"{shorten(path, 200)} line {number} is not WordNet's; install it again.") from error
         if topic >= 0:
-            nouns.append(Sense(noun.replace("_", " "), gloss.split('; "')[0].strip(), _TOPICS[topic]))
+            nouns.append(Sense(noun.replace("_", " "), gloss.split('; "')[0].strip(), TOPICS[topic]))
     return nouns
 
 

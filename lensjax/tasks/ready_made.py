@@ -32,6 +32,7 @@ class ReadyMadeTask:
       licence: Licence and owner of the data.
       rows: Reads the rows.
       prompt, target: Templates of a `lensjax.tasks.spec.TaskSpec`.
+      choices: Answers to choose from, as `choices` of a TaskSpec has them.
       max_prompt_tokens, max_target_tokens: Limits that few examples exceed with the tokenizer of the pocket zoo.
     """
 
@@ -42,6 +43,7 @@ class ReadyMadeTask:
     target: str
     max_prompt_tokens: int
     max_target_tokens: int
+    choices: tuple[str, ...] | None = None
 
 
 def place_of(text: str) -> float:
@@ -104,6 +106,7 @@ TASKS: Mapping[str, ReadyMadeTask] = MappingProxyType(
             target=" {topic}",
             max_prompt_tokens=72,
             max_target_tokens=8,
+            choices=corpora.TOPICS,
         ),
     }
 )
