@@ -241,7 +241,7 @@ def _rendered(
                 f"{where} has the target {shorten(repr(target))}, which is none of its choices "
                 f"({shorten(', '.join(map(repr, offered)), 200)}); mend the row or choices."
             )
-        yield Example(prompt, target, where, offered if choices else ())
+        yield Example(prompt, target, where, choices=offered if choices else ())
 
 
 def _targets(pieces: Sequence[tuple[str, str | None]], choices: Iterable[str]) -> tuple[str, ...]:

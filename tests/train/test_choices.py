@@ -39,7 +39,7 @@ def test_accuracy_is_that_of_losses_of_each_choice_alone(model_type, pretrained)
     examples = []
     for n in range(30):
         offered = tuple(random.permutation(WORDS)[: random.integers(2, 6)])
-        examples.append(Example(f"number {n}:" * (1 + n % 2), offered[0], f"row {n}", offered))
+        examples.append(Example(f"number {n}:" * (1 + n % 2), offered[0], f"row {n}", choices=offered))
     mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1])
     model = lensjax.models.load(folder, mesh=mesh)
     spec = FinetuneSpec.model_validate({"source": {"files": "none.jsonl"}, "target": "{a}"})
