@@ -20,15 +20,15 @@ def spearman(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) 
     return pearson(rankdata(predicted), rankdata(true))
 
 
-def regret(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
+def regret(choice: int, true: Float[np.ndarray, " M"]) -> float:
     """Loss of the chosen model above the best one's, in nats per token."""
-    return float(true[np.argmin(predicted)] - true.min())
+    return float(true[choice] - true.min())
 
 
-def relative_accuracy(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
+def relative_accuracy(choice: int, true: Float[np.ndarray, " M"]) -> float:
     """(worst - chosen) / (worst - best): 1 for the best choice, 0 for the worst; 1 if all are equal."""
     span = float(np.ptp(true))
-    return 1.0 - regret(predicted, true) / span if span > 0 else 1.0
+    return 1.0 - regret(choice, true) / span if span > 0 else 1.0
 
 
 def rmse(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
@@ -44,6 +44,9 @@ def log_rmse(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) 
 def evaluate(prediction: Prediction, true: Float[np.ndarray, " M"]) -> dict[str, float]:
     """All of `METRICS`, over the models with both a score and a true loss.
 
+    The choice is the first model of `Prediction.order`, and its ranks are Spearman's; errors and Pearson's correlation
+    are those of the score.
+
     NaN where a metric does not apply: errors of a method that predicts no loss, coverage of one that gives no
     interval, anything of a method that could judge no model. A method that predicts no loss is correlated by its
     quality, which is large where the score is small, as published for ModelSize: a perfect one has -1. Regret and
@@ -51,16 +54,18 @@ def evaluate(prediction: Prediction, true: Float[np.ndarray, " M"]) -> dict[str,
     judge.
     """
     known = np.isfinite(true)
-    judged = known & np.isfinite(prediction.score)
+    judged = known & prediction.choosable
     result = dict.fromkeys(METRICS, float("nan"))
     if not judged.any():
         return result
     score, loss = prediction.score[judged], true[judged]
     compared = score if prediction.is_loss else -score
-    result["pearson"], result["spearman"] = pearson(compared, loss), spearman(compared, loss)
-    everything = np.where(judged, prediction.score, np.inf)[known]
-    result["regret"] = regret(everything, true[known])
-    result["relative_accuracy"] = relative_accuracy(everything, true[known])
+    key = prediction.score if prediction.expected_regret is None else prediction.expected_regret
+    ranked = key[judged] if prediction.is_loss else -key[judged]
+    result["pearson"], result["spearman"] = pearson(compared, loss), spearman(ranked, loss)
+    chosen = int(known[: next(i for i in prediction.order if judged[i])].sum())
+    result["regret"] = regret(chosen, true[known])
+    result["relative_accuracy"] = relative_accuracy(chosen, true[known])
     if prediction.is_loss:
         result["rmse"], result["log_rmse"] = rmse(score, loss), log_rmse(score, loss)
     if prediction.lower is not None and prediction.upper is not None:

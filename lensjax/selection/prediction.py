@@ -1,7 +1,7 @@
 """Predictions of selection methods, and the one rule by which all choices are made of them: least expected regret."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -99,3 +99,20 @@ def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | Non
     return Prediction(
         score, lower=lower, upper=upper, draws=draws, widening=posterior.widening, posterior=posterior, **fields
     )
+
+
+def as_measured(prediction: Prediction, measured: Float[np.ndarray, " M"]) -> Prediction:
+    """The prediction in which losses that were measured at the target are what was measured.
+
+    Such a run exists: choosing its model is choosing it, noise and all, so that nothing of its loss is uncertain.
+
+    Args:
+      prediction: Of M models.
+      measured: Their losses at the target; NaN where not measured.
+    """
+    known = np.isfinite(measured)
+    if not prediction.is_loss or not known.any():
+        return prediction
+    names = (name for name in ("score", "lower", "upper", "draws") if getattr(prediction, name) is not None)
+    parts: dict[str, Any] = {name: np.where(known, measured, getattr(prediction, name)) for name in names}
+    return replace(prediction, **parts)

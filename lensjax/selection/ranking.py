@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError, shorten
 from lensjax.curves.table import CurveTable
 from lensjax.fit.posterior import CurvePosterior
 from lensjax.selection.choices import check_choices
@@ -16,6 +16,8 @@ from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS, judges_none, methods_in_order
 from lensjax.selection.prediction import Prediction
 
+CLOSE = 0.5  # P(best) of the first choice below which it is too close to call
+SURE = 0.9  # P(best) of the first choice from which on wide intervals leave no doubt about it
 WIDE = 1.2  # factor of widening that is worth a warning
 ASSUMPTIONS = (
     "The test loss of every model was measured in the same way, on the same test set, in nats per token.",
@@ -83,6 +85,11 @@ class Ranking:
         return tuple((model, why) for model, why in pairs if why)
 
     @property
+    def is_close(self) -> bool:
+        """Whether the first choice is more likely not to be the best than to be it, as far as the method knows."""
+        return self.probability_best is not None and self.probability_best[self.order[0]] < CLOSE
+
+    @property
     def choices(self) -> Int[np.ndarray, " N"]:
         """Positions of the models that may be chosen, best first."""
         return self.order[self.table.eligible[self.order]]
@@ -140,10 +147,32 @@ def rank(
         probability_best=prediction.probability_best,
         expected_regret=prediction.expected_regret,
         left_out=left_out,
-        assumptions=(*ASSUMPTIONS, *(prediction.assumptions or (f"Ranked by {method}: {METHODS[method].summary}.",))),
+        assumptions=(
+            *ASSUMPTIONS,
+            *(prediction.assumptions or (f"Ranked by {method}: {METHODS[method].summary}.",)),
+            *_rule(prediction, seen, target),
+        ),
         **({} if prediction.posterior is None else _asked_of(prediction.posterior, target)),
     )
     return replace(ranking, warnings=find_warnings(ranking, seen))
+
+
+def _rule(prediction: Prediction, seen: CurveTable, target: int) -> list[str]:
+    """How the order follows from the prediction."""
+    said = []
+    if prediction.draws is not None:
+        said.append(
+            "Models are in order of expected regret: the loss of each above the lowest, averaged over "
+            f"{len(prediction.draws):,} joint draws of all losses. Predicted losses are medians of the same draws, and "
+            "intervals and P(best) are theirs too."
+        )
+    known = int(np.isfinite(seen.column(target)).sum())
+    if known and prediction.is_loss:
+        said.append(
+            f"{known} of {len(seen.models)} models were measured at the target itself; their losses are taken as "
+            "measured."
+        )
+    return said
 
 
 def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tuple[tuple[str, str], ...]]:
@@ -196,19 +225,46 @@ def _asked_of(posterior: CurvePosterior, target: int) -> dict[str, Any]:
     return {"curves": Curves(sizes, *posterior.predict(sizes).parts), "parameters": posterior.law_parameters()}
 
 
+def _closeness(ranking: Ranking) -> list[str]:
+    """How sure the first choice is, where that is not obvious from the order."""
+    chances, regrets, choices = ranking.probability_best, ranking.expected_regret, ranking.choices
+    if chances is None or regrets is None:
+        return []
+    said, first = [], choices[0]
+    name = shorten(ranking.table.models[first], 100)
+    if ranking.is_close:
+        rivals = int((np.cumsum(np.sort(chances[choices])[::-1]) < SURE).sum()) + 1
+        said.append(
+            f"Too close to call: {name} is best with probability {chances[first]:.2f}, and it takes {rivals} models to "
+            f"hold the best with probability {SURE:.2f}."
+        )
+    likeliest = int(np.nanargmax(chances))
+    if chances[likeliest] > chances[first]:
+        said.append(
+            f"{shorten(ranking.table.models[likeliest], 100)} is the likeliest to be best, with probability "
+            f"{chances[likeliest]:.2f}, and yet {name} comes first: where it is not the best it is not as far from it "
+            f"(expected regret {regrets[first]:.3g} against {regrets[likeliest]:.3g})."
+        )
+    return said
+
+
 def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     """Reasons to trust the ranking less, most serious first."""
     warnings = []
-    points, prediction, choices = seen.points(), ranking.prediction, ranking.choices
-    best = choices[0]
-    if (fewest := int(points.min())) < 4:
+    prediction, choices = ranking.prediction, ranking.choices
+    chances, names = ranking.probability_best, seen.models
+    warnings += _closeness(ranking)
+    predicted = ~np.isfinite(seen.column(ranking.target))
+    points = seen.points()[predicted]
+    if predicted.any() and (fewest := int(points.min())) < 4:
         few = int((points < 4).sum())
         warnings.append(
-            f"{few} of {len(points)} models were measured at fewer than 4 sizes (the fewest: {fewest}); their "
+            f"{few} of {len(names)} models were measured at fewer than 4 sizes (the fewest: {fewest}); their "
             "curves say little about where they bend."
         )
-    warnings += prediction.cautions
-    if prediction.widening > WIDE:
+    if predicted.any():
+        warnings += prediction.cautions
+    if predicted.any() and prediction.widening > WIDE:
         warnings.append(
             "The fit to smaller sizes predicts losses at the largest less well than it claims; "
             f"intervals are {prediction.widening:.1f} times as wide as modelled, and the order may still be wrong."
@@ -217,25 +273,13 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     if prediction.lower is not None and prediction.upper is not None:
         width = float(np.median((prediction.upper - prediction.lower)[choices]))
         spread = float(np.ptp(judged))
-        surely = ranking.probability_best is not None and ranking.probability_best[best] >= 0.9
+        surely = chances is not None and chances[choices[0]] >= SURE
         if width > spread and not surely:  # errors that models share leave the order as it is
+            doubt = "the order may well be wrong" if ranking.is_close else "places below the first may well be wrong"
             warnings.append(
                 f"The typical 90 % interval ({width:.3f} nats wide) is wider than the spread of the predicted "
-                f"losses ({spread:.3f} nats); the order may well be wrong."
+                f"losses ({spread:.3f} nats); {doubt}."
             )
-        measured = seen.column(ranking.target) if ranking.target in seen.sizes else np.full(len(points), np.nan)
-        outside = np.flatnonzero((measured < prediction.lower) | (measured > prediction.upper))
-        if outside.size:
-            warnings.append(
-                f"The losses measured at the target itself of {listing([seen.models[i] for i in outside])} lie outside "
-                "their 90 % intervals; trust what was measured."
-            )
-    if ranking.probability_best is not None and ranking.probability_best[best] < 0.5:
-        rivals = int((np.cumsum(np.sort(ranking.probability_best[choices])[::-1]) < 0.9).sum()) + 1
-        warnings.append(
-            f"No clear winner: the first choice is best with probability {ranking.probability_best[best]:.2f}, "
-            f"and it takes {rivals} models to hold the best with probability 0.90."
-        )
     if ranking.target > 64 * ranking.budget:
         warnings.append(f"The target lies {ranking.target / ranking.budget:.0f} times beyond the budget.")
     if len(judged) < len(choices):

@@ -29,15 +29,28 @@ def test_the_truth_scores_perfectly(true):
 
 def test_hand_computed_values():
     predicted, true = np.array([1.0, 2.0, 3.0]), np.array([2.0, 1.0, 4.0])
-    assert metrics.regret(predicted, true) == 1.0
-    assert metrics.relative_accuracy(predicted, true) == pytest.approx(2 / 3)
+    assert metrics.regret(0, true) == 1.0
+    assert metrics.relative_accuracy(0, true) == pytest.approx(2 / 3)
     assert metrics.rmse(predicted, true) == pytest.approx(1.0)
     assert metrics.log_rmse(predicted, true) == pytest.approx(np.sqrt((2 * np.log(2) ** 2 + np.log(4 / 3) ** 2) / 3))
 
 
 def test_choosing_the_worst_scores_zero_and_equal_losses_one():
-    assert metrics.relative_accuracy(np.array([2.0, 1.0]), np.array([1.0, 2.0])) == 0
-    assert metrics.relative_accuracy(np.array([2.0, 1.0]), np.array([1.0, 1.0])) == 1
+    assert metrics.relative_accuracy(1, np.array([1.0, 2.0])) == 0
+    assert metrics.relative_accuracy(1, np.array([1.0, 1.0])) == 1
+
+
+def test_the_choice_is_the_least_expected_regret_s_not_the_lowest_median_s():
+    draws = np.array([[1.0, 2.0, 1.5], [1.0, 2.0, 2.5], [90.0, 2.0, 2.5]])  # the first is the lowest, or a disaster
+    prediction = Prediction(np.median(draws, axis=0), draws=draws)
+    assert prediction.order.tolist() == [1, 2, 0]
+    found = metrics.evaluate(prediction, np.array([1.0, 3.0, 4.0]))
+    assert found["regret"] == 2.0
+    assert found["relative_accuracy"] == pytest.approx(1 / 3)
+    assert found["spearman"] == pytest.approx(-0.5)  # of the order
+    assert found["log_rmse"] == pytest.approx(metrics.log_rmse(prediction.score, np.array([1.0, 3.0, 4.0])))
+    without = metrics.evaluate(prediction, np.array([1.0, np.nan, 4.0]))  # the choice is among those that are known
+    assert without["regret"] == 3.0
 
 
 def test_coverage_counts_intervals_that_hold_the_truth():

@@ -113,20 +113,30 @@ def test_wide_intervals_do_not_put_a_clear_order_in_doubt():
     assert "wider than the spread" not in " ".join(sure)
 
 
-def test_what_was_measured_at_the_target_and_is_not_believed_is_named():
+@pytest.mark.parametrize("method", ["joint", "ats"])
+def test_what_was_measured_at_the_target_is_taken_as_measured(method):
     loss = TABLE.up_to(12_800).loss.copy()
     loss[2, -1] *= 0.5
-    found = rank(replace(TABLE.up_to(12_800), loss=loss), 12_800, 12_800)
-    said = f"The losses measured at the target itself of {TABLE.models[2]} lie outside"
-    assert any(said in warning for warning in found.warnings)
-    assert not any("at the target itself" in warning for warning in rank(TABLE, 12_800, TARGET).warnings)
+    loss[3, -1] = np.nan
+    found = rank(replace(TABLE.up_to(12_800), loss=loss), 12_800, 12_800, method)
+    known = np.isfinite(loss[:, -1])
+    np.testing.assert_array_equal(found.prediction.score[known], loss[known, -1])
+    assert found.order[0] == 2
+    assert found.prediction.score[3] != loss[3, -2]  # which is predicted
+    assert any("7 of 8 models were measured at the target itself" in said for said in found.assumptions)
+    if method == "joint":
+        assert found.probability_best[2] == 1
+        assert (found.prediction.lower == found.prediction.upper).tolist() == known.tolist()
+        everything = METHODS["joint"].predict(TABLE.up_to(12_800), 12_800)
+        np.testing.assert_array_equal(everything.order, np.argsort(TABLE.column(12_800)))
 
 
 def test_equal_models_have_no_clear_winner():
     sizes = 200 * 2 ** np.arange(7)
     loss = np.tile(3 * sizes**-0.1, (6, 1)) * np.random.default_rng(0).lognormal(0, 0.005, (6, 7))
     found = rank(curve_table([f"m{i}" for i in range(6)], sizes, loss), 12_800, TARGET)
-    assert any("No clear winner" in warning for warning in found.warnings)
+    assert found.is_close
+    assert any(warning.startswith("Too close to call: m") for warning in found.warnings)
 
 
 @pytest.mark.parametrize(

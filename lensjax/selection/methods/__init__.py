@@ -52,6 +52,8 @@ class Method:
     def predict(self, table: "CurveTable", target: int, evidence: Evidence | None = None) -> "Prediction":
         """Predict the losses, or the order, of the M models of a table.
 
+        Losses that the table holds at the target itself are taken from it.
+
         Args:
           table: measured curves; all of it may be looked at.
           target: number of training examples to predict the loss for.
@@ -60,7 +62,10 @@ class Method:
         Raises:
           InputError: the evidence lacks what the method needs, or the curves cannot be fitted.
         """
-        return replace(self.function(table, target, evidence or Evidence()), eligible=table.eligible)
+        from lensjax.selection.prediction import as_measured  # which needs NumPy
+
+        prediction = self.function(table, target, evidence or Evidence())
+        return as_measured(replace(prediction, eligible=table.eligible), table.column(target))
 
 
 METHODS: Registry[Method] = Registry("method", __name__, "lensjax.methods")
