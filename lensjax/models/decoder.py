@@ -72,7 +72,8 @@ class DecoderLM(LanguageModel):
         padding = padding_mask(batch)
         window = self.window if self.window is not None and self.window < time else None
         masks = padding, padding if window is None else both(padding, window_mask(time, window))
-        angles = [rotary(positions) for rotary in self.rotary]
+        length = None if "position_ids" in batch else time
+        angles = [rotary(positions, length) for rotary in self.rotary]
         if len(set(self.kinds)) == 1:
             kind = self.kinds[0]
             x = self.layers(x, masks[kind], angles[kind])

@@ -81,6 +81,18 @@ class Embedding(nnx.Module):
         return x.astype(self.dtype) @ self.embedding[...].astype(self.dtype).T
 
 
+def check_length(time: int, positions: int) -> None:
+    """Refuse a sequence of more tokens than a model has learned positions.
+
+    Raises:
+      InputError: it is longer.
+    """
+    if time > positions:
+        raise InputError(
+            f"A sequence has {time} tokens, and the model has learned {positions} positions; shorten it, or pad less."
+        )
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation (arXiv 1607.06450), computed in float32 or wider."""
 

@@ -14,7 +14,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import DTypeLike
 
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import check_new_folder, new_folder
 from lensjax.core.pytrees import Batch as Batch  # exported from here too, beside the class whose arguments they are
 from lensjax.core.pytrees import Params as Params
@@ -27,6 +27,10 @@ from lensjax.models.options import Options, as_dtype
 from lensjax.models.safetensors_files import write_tensors
 from lensjax.models.sharding import shardings
 from lensjax.models.weights import checkpoint_tensors
+
+_KEYS = ("input_ids", "attention_mask", "labels")
+_DECODER_KEYS = (*_KEYS, "position_ids")
+_ENCODER_DECODER_KEYS = (*_KEYS, "decoder_input_ids", "decoder_attention_mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +76,18 @@ class Model:
           batch: See the class; labels are not needed for a decoder-only model.
 
         Raises:
-          InputError: the batch of an encoder–decoder has neither labels nor decoder_input_ids.
+          InputError: the batch of an encoder–decoder has neither labels nor decoder_input_ids; the batch has a key that
+            the model makes no use of; or a sequence is longer than the positions that the model has learned.
         """
         if jnp.ndim(batch["input_ids"]) == 1:
             return self.apply(params, _batched(batch))[0]
         arrays = {key: jnp.asarray(value) for key, value in batch.items() if value is not None}
+        keys = _ENCODER_DECODER_KEYS if self.family.encoder_decoder else _DECODER_KEYS
+        if unused := sorted(arrays.keys() - set(keys)):
+            raise InputError(
+                f"The batch has {shorten(unused[0])}, of which {self.family.model_type} makes no use; leave it out. It "
+                f"takes {listing(keys)}."
+            )
         if self.family.encoder_decoder and "decoder_input_ids" not in arrays:
             if "labels" not in arrays:
                 raise InputError(

@@ -42,19 +42,37 @@ class Rotary:
     length: int
     settings: tuple[tuple[str, float], ...]
 
-    def __call__(self, positions: Int[Array, "batch time"]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Cosines and sines, [batch, time, dim / 2], of the angles at these positions, in float32 or wider."""
-        angles = positions[..., None] * jnp.asarray(self.frequencies(positions.shape[-1]), jnp.zeros(()).dtype)
+    def __call__(
+        self, positions: Int[Array, "batch time"], length: int | None = None
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Cosines and sines, [batch, time, dim / 2], of the angles at these positions, in float32 or wider.
+
+        Args:
+          positions: Of the tokens.
+          length: One more than the largest of them, where that is known; "dynamic" scaling depends on it.
+        """
+        wide = jnp.zeros(()).dtype
+        if length is not None or self.kind != "dynamic":
+            frequencies = jnp.asarray(self.frequencies(length or 1), wide)
+        else:
+            stretch = self._stretch(jnp.maximum(positions.max() + 1, self.length).astype(wide))
+            powers = np.arange(0, self.dim, 2) / self.dim
+            frequencies = (self.theta * stretch ** (self.dim / (self.dim - 2))) ** -jnp.asarray(powers, wide)
+        angles = positions[..., None] * frequencies
         scale = self.magnitude()
         return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
-    def frequencies(self, time: int) -> Frequencies:
-        """Radians per position, [dim / 2], for a sequence of `time` tokens."""
+    def _stretch(self, length: Any) -> Any:
+        """Growth of theta^((dim − 2) / dim) at a length of at least `self.length`, under "dynamic" scaling."""
+        factor = dict(self.settings)["factor"]
+        return factor * length / self.length - (factor - 1)
+
+    def frequencies(self, length: int) -> Frequencies:
+        """Radians per position, [dim / 2], for a sequence of `length` tokens."""
         settings = dict(self.settings)
         theta, factor = self.theta, settings.get("factor", 1.0)
         if self.kind == "dynamic":
-            stretch = factor * max(time, self.length) / self.length - (factor - 1)
-            theta *= math.pow(stretch, self.dim / (self.dim - 2))
+            theta *= math.pow(self._stretch(max(length, self.length)), self.dim / (self.dim - 2))
         plain = np.power(theta, -np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
         if self.kind == "linear":
             return plain / factor
@@ -80,23 +98,36 @@ class Rotary:
         return log_scale()
 
 
-def rotary_from_config(config: Any, head_dim: int, parameters: Mapping[str, Any] | None = None) -> Rotary:
+def rotary_from_config(
+    config: Any, head_dim: int, parameters: Mapping[str, Any] | None = None, *, partial: bool = False
+) -> Rotary:
     """The rotary embedding that a Hugging Face configuration describes.
 
     Args:
       config: Hugging Face configuration.
       head_dim: Size of a head.
       parameters: `config.rope_parameters` by default; models with an embedding per kind of layer pass one of them.
+      partial: Whether the family rotates only the share `partial_rotary_factor` of a head. Others ignore that field
+        where rope is not scaled, as `transformers` does.
 
     Raises:
-      InputError: the kind of scaling is not known, or one of its settings is missing.
+      InputError: the kind of scaling is not known, one of its settings is missing, or a family that rotates whole heads
+        is to scale a share of them, for which `transformers` has no meaning either.
     """
     settings = dict(config.rope_parameters if parameters is None else parameters)
     kind = settings.pop("rope_type", "default")
     if kind not in _KINDS:
         raise InputError(f"rope_type is '{shorten(kind)}' in config.json; LensJAX knows {', '.join(_KINDS)}.")
     theta = settings.pop("rope_theta")
-    dim = int(head_dim * settings.pop("partial_rotary_factor", 1.0))
+    share = settings.pop("partial_rotary_factor", None)
+    if not partial:
+        if kind != "default" and share not in (None, 1):
+            raise InputError(
+                f"partial_rotary_factor is {shorten(share)} beside rope_type '{kind}' in config.json, and "
+                f"{config.model_type} rotates whole heads; remove the factor."
+            )
+        share = None
+    dim = int(head_dim * (1.0 if share is None else share))
     numbers = {key: value for key, value in settings.items() if isinstance(value, int | float)}
     missing = [key for key in _KINDS[kind] if key not in numbers]
     if missing:

@@ -118,6 +118,29 @@ def test_an_encoder_decoder_needs_targets(tiny_config: MakeConfig) -> None:
         model.apply(model.params, {"input_ids": np.ones((1, 3), int)})
 
 
+@pytest.mark.parametrize(
+    ("model_type", "key"),
+    [("gpt2", "token_type_ids"), ("gpt2", "decoder_input_ids"), ("t5", "position_ids"), ("llama", "inputs_embeds")],
+)
+def test_keys_of_batches_that_would_be_ignored_are_refused(model_type: str, key: str, tiny_config: MakeConfig) -> None:
+    model = from_config(tiny_config(model_type)).without_params()
+    batch = {"input_ids": np.ones((1, 3), int), "labels": np.ones((1, 3), int)}
+    with pytest.raises(InputError, match=rf"^The batch has {key}, of which {model_type} makes no use; leave it out\."):
+        jax.eval_shape(model.apply, model.params, batch | {key: np.ones((1, 3), int)})
+    jax.eval_shape(model.apply, model.params, batch)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "side"), [("gpt2", "input_ids"), ("opt", "input_ids"), ("bart", "input_ids"), ("bart", "labels")]
+)
+def test_sequences_beyond_learned_positions_are_refused(model_type: str, side: str, tiny_config: MakeConfig) -> None:
+    model = from_config(tiny_config(model_type)).without_params()
+    batch = {"input_ids": np.ones((1, 64), int), "labels": np.ones((1, 64), int)}
+    jax.eval_shape(model.apply, model.params, batch)
+    with pytest.raises(InputError, match=r"A sequence has 65 tokens, and the model has learned 64 positions; shorten"):
+        jax.eval_shape(model.apply, model.params, batch | {side: np.ones((1, 65), int)})
+
+
 @pytest.mark.parametrize("token", [96, -1, -100])
 def test_an_id_outside_the_vocabulary_is_loud(token: int, tiny_config: MakeConfig) -> None:
     model = from_config(tiny_config("gpt2"))

@@ -1,5 +1,7 @@
 """Rotary embeddings: their frequencies against transformers', and the properties they are made for."""
 
+import importlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lensjax.core.errors import InputError
+from lensjax.models.family import family_of
+from lensjax.models.options import make_options
 from lensjax.models.rotary import rotary_from_config, rotate
 
 HEAD_DIM, LENGTH = 32, 256
@@ -50,13 +55,13 @@ def config(settings: dict[str, Any]) -> Any:
 def test_frequencies_and_magnitude_equal_those_of_transformers(name: str, time: int) -> None:
     described = config(SETTINGS[name])
     expected, magnitude = ROPE_INIT_FUNCTIONS[SETTINGS[name]["rope_type"]](described, "cpu", seq_len=time)
-    rotary = rotary_from_config(described, HEAD_DIM)
+    rotary = rotary_from_config(described, HEAD_DIM, partial=True)
     np.testing.assert_allclose(rotary.frequencies(time), expected.numpy(), rtol=1e-6)
     assert rotary.magnitude() == pytest.approx(magnitude, rel=1e-12)
 
 
 def test_plain_frequencies() -> None:
-    rotary = rotary_from_config(config({"partial_rotary_factor": 0.25}), HEAD_DIM)
+    rotary = rotary_from_config(config({"partial_rotary_factor": 0.25}), HEAD_DIM, partial=True)
     np.testing.assert_allclose(rotary.frequencies(7), [1.0, 5000**-0.25, 5000**-0.5, 5000**-0.75], rtol=1e-12)
     assert rotary.magnitude() == 1.0
 
@@ -64,14 +69,14 @@ def test_plain_frequencies() -> None:
 @pytest.mark.parametrize("name", ["linear-partial", "dynamic", "llama3", "yarn"])
 @given(data=st.data())
 def test_rotation_keeps_norms_and_sees_only_distances(name: str, data: st.DataObject) -> None:
-    rotary = rotary_from_config(config(SETTINGS[name]), HEAD_DIM)
+    rotary = rotary_from_config(config(SETTINGS[name]), HEAD_DIM, partial=True)
     query, key = data.draw(st.tuples(st.integers(0, 10**4), st.integers(0, 10**4)))
-    shift = data.draw(st.integers(0, 10**4))
+    shift, length = data.draw(st.integers(0, 10**4)), 2 * 10**4 + 1
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     with jax.enable_x64(True):
         x = jnp.asarray(rng.normal(size=(1, 2, 3, HEAD_DIM)))
-        near = rotate(x, rotary(jnp.array([[query, key]])))
-        far = rotate(x, rotary(jnp.array([[query + shift, key + shift]])))
+        near = rotate(x, rotary(jnp.array([[query, key]]), length))
+        far = rotate(x, rotary(jnp.array([[query + shift, key + shift]]), length))
         turned = np.linalg.norm(near[..., : rotary.dim], axis=-1)
         np.testing.assert_allclose(turned, rotary.magnitude() * np.linalg.norm(x[..., : rotary.dim], axis=-1))
         np.testing.assert_array_equal(near[..., rotary.dim :], x[..., rotary.dim :])
@@ -80,11 +85,50 @@ def test_rotation_keeps_norms_and_sees_only_distances(name: str, data: st.DataOb
 
 
 def test_rotation_turns_pairs_half_a_head_apart() -> None:
-    rotary = rotary_from_config(config({"partial_rotary_factor": 0.125}), HEAD_DIM)
+    rotary = rotary_from_config(config({"partial_rotary_factor": 0.125}), HEAD_DIM, partial=True)
     x = jnp.zeros((1, 1, 1, HEAD_DIM)).at[..., 0].set(1.0).at[..., 3].set(1.0).at[..., 4].set(1.0)
     angle, slow = 3.0, 3.0 / np.sqrt(5000)
     expected = [np.cos(angle), -np.sin(slow), np.sin(angle), np.cos(slow), 1.0] + [0.0] * (HEAD_DIM - 5)
     np.testing.assert_allclose(rotate(x, rotary(jnp.array([[3]])))[0, 0, 0], expected, rtol=1e-6, atol=1e-7)
+
+
+ROTATING = ["gemma", "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "olmo2", "phi", "qwen2", "qwen3"]
+
+
+def their_rotary(model_type: str, described: Any) -> Any:
+    """The module of `transformers` that makes the frequencies of a family."""
+    name = model_type.removesuffix("_text")
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    (found,) = (c for c in vars(module) if c.endswith("RotaryEmbedding"))
+    return getattr(module, found)(described)
+
+
+@pytest.mark.parametrize("model_type", ROTATING)
+def test_a_share_of_a_head_is_rotated_by_the_families_of_which_transformers_does(
+    model_type: str, tiny_config: Callable[..., Any]
+) -> None:
+    described = tiny_config(model_type, partial_rotary_factor=0.5)
+    theirs = their_rotary(model_type, described)
+    module = nnx.eval_shape(lambda: family_of(model_type).module(described, make_options(), nnx.Rngs(0)))
+    for kind, ours in zip(("full_attention", "sliding_attention"), module.rotary, strict=True):
+        expected = getattr(theirs, "inv_freq" if hasattr(theirs, "inv_freq") else f"{kind}_inv_freq")
+        np.testing.assert_allclose(ours.frequencies(7), expected.numpy(), rtol=1e-6)
+
+
+def test_a_scaled_share_of_a_head_that_is_rotated_whole_is_refused() -> None:
+    with pytest.raises(InputError, match=r"partial_rotary_factor is 0\.5 beside rope_type 'linear' in config\.json"):
+        rotary_from_config(config(SETTINGS["linear-partial"]), HEAD_DIM)
+    described = config({k: v for k, v in SETTINGS["linear-partial"].items() if k != "partial_rotary_factor"})
+    assert rotary_from_config(described, HEAD_DIM).dim == HEAD_DIM  # as the message advises
+
+
+@pytest.mark.parametrize("largest", [3, LENGTH - 1, 3 * LENGTH])
+def test_dynamic_frequencies_follow_the_largest_position(largest: int) -> None:
+    rotary = rotary_from_config(config(SETTINGS["dynamic"]), HEAD_DIM)
+    positions = jnp.array([[0, largest], [1, 2]])
+    with jax.enable_x64(True):
+        for ours, known in zip(rotary(positions), rotary(positions, largest + 1), strict=True):
+            np.testing.assert_allclose(ours, known, rtol=1e-9, atol=1e-9)
 
 
 def test_unknown_kind_is_refused() -> None:

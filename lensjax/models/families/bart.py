@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.family import Family, register
-from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Stack
+from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Stack, check_length
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
 
@@ -51,8 +51,8 @@ class Side(nnx.Module):
     """The encoder or the decoder: learned positions, a norm, and blocks."""
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
-        width, length = config.d_model, config.max_position_embeddings
-        self.positions = Embedding(_FIRST + length, width, options, rngs, std=config.init_std)
+        width, self.length = config.d_model, config.max_position_embeddings
+        self.positions = Embedding(_FIRST + self.length, width, options, rngs, std=config.init_std)
         self.norm = LayerNorm(width, options)
         depth = config.decoder_layers if decoder else config.encoder_layers
         self.layers = Stack(lambda rngs: Block(config, options, rngs, decoder=decoder), depth, options, rngs)
@@ -60,6 +60,7 @@ class Side(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
     ) -> Float[Array, "batch time width"]:
+        check_length(x.shape[1], self.length)
         x = self.norm(x + self.positions(_FIRST + jnp.arange(x.shape[1])))
         return self.layers(x, mask, *source)
 

@@ -9,7 +9,17 @@ from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
 from lensjax.models.family import Family, register
-from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack, padding_mask
+from lensjax.models.layers import (
+    MLP,
+    Attention,
+    Embedding,
+    LanguageModel,
+    LayerNorm,
+    Linear,
+    Stack,
+    check_length,
+    padding_mask,
+)
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
 
@@ -40,7 +50,7 @@ class GPT2(LanguageModel):
                 "LensJAX has GPT-2 without them."
             )
         std = config.initializer_range
-        self.mesh = options.mesh
+        self.mesh, self.length = options.mesh, config.n_positions
         self.embed = Embedding(config.vocab_size, config.n_embd, options, rngs, std=std)
         self.positions = Embedding(config.n_positions, config.n_embd, options, rngs, std=std)
         self.layers = Stack(lambda rngs: Block(config, options, rngs), config.n_layer, options, rngs)
@@ -51,6 +61,8 @@ class GPT2(LanguageModel):
     def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
         """Logits of the next token at every position of `input_ids`."""
         ids = batch["input_ids"]
+        if "position_ids" not in batch:
+            check_length(ids.shape[1], self.length)
         positions = batch.get("position_ids", jnp.arange(ids.shape[1])[None, :])
         x = self.embed(ids) + self.positions(positions)
         return self.logits(self.norm(self.layers(x, padding_mask(batch))))

@@ -31,7 +31,7 @@ class Block(nnx.Module):
 
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
     norm = LayerNorm(config.hidden_size, options, eps=config.layer_norm_eps)
-    rotary = rotary_from_config(config, config.hidden_size // config.num_attention_heads)
+    rotary = rotary_from_config(config, config.hidden_size // config.num_attention_heads, partial=True)
     return DecoderLM(config, lambda rngs: Block(config, options, rngs), norm, rotary, options, rngs)
 
 

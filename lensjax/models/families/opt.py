@@ -8,7 +8,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lensjax.models.family import Family, register
-from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack, padding_mask
+from lensjax.models.layers import (
+    MLP,
+    Attention,
+    Embedding,
+    LanguageModel,
+    LayerNorm,
+    Linear,
+    Stack,
+    check_length,
+    padding_mask,
+)
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
 
@@ -37,7 +47,7 @@ class OPT(LanguageModel):
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
         width, embed_width, std = config.hidden_size, config.word_embed_proj_dim, config.init_std
-        self.mesh = options.mesh
+        self.mesh, self.length = options.mesh, config.max_position_embeddings
         self.embed = Embedding(config.vocab_size, embed_width, options, rngs, std=std)
         self.positions = Embedding(config.max_position_embeddings + _OFFSET, width, options, rngs, std=std)
         projected = embed_width != width
@@ -51,6 +61,8 @@ class OPT(LanguageModel):
 
     def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
         """Logits of the next token at every position of `input_ids`."""
+        if "position_ids" not in batch:
+            check_length(batch["input_ids"].shape[1], self.length)
         x = self.embed(batch["input_ids"])
         x = x if self.project_in is None else self.project_in(x)
         x = self.layers(x + self.positions(_positions(batch) + _OFFSET), padding_mask(batch))

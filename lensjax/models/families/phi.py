@@ -39,7 +39,7 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
     if config.tie_word_embeddings:
         raise InputError("tie_word_embeddings is true in config.json; LensJAX has Phi with a head of its own.")
     norm = LayerNorm(config.hidden_size, options, eps=config.layer_norm_eps)
-    rotary = rotary_from_config(config, config.hidden_size // config.num_attention_heads)
+    rotary = rotary_from_config(config, config.hidden_size // config.num_attention_heads, partial=True)
     return DecoderLM(config, lambda rngs: Block(config, options, rngs), norm, rotary, options, rngs, head_bias=True)
 
 
