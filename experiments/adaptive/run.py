@@ -126,8 +126,8 @@ def halving(method: str, whole_curves: bool) -> Strategy:
             alive = np.arange(len(table.models))
             for rung in bench.rungs[first:]:
                 bench.buy(Point(table.models[i], rung) for i in alive)
-                score = METHODS[method].predict(bench.seen, target).score
-                alive = alive[np.argsort(score[alive], kind="stable")]
+                order = METHODS[method].predict(bench.seen, target).order
+                alive = order[np.isin(order, alive)]
                 best, alive = alive[0], alive[: math.ceil(len(alive) / 2)]
                 if len(alive) == 1:
                     break

@@ -24,10 +24,11 @@ def rank(
     csv: Path | None = None,
     html: Path | None = None,
 ) -> None:
-    """Rank models by predicted test loss after fine-tuning on all the data.
+    """Rank models for fine-tuning on all the data, by what choosing each is expected to cost.
 
     Reads fine-tuning curves (one row per model and a column per number of examples, or tidy rows
-    model,examples,loss), uses the sizes up to the budget, and predicts the loss at the target.
+    model,examples,loss), uses the sizes up to the budget, and predicts the loss at
+    the target. The order is by expected regret: the loss above the best model that choosing a model costs on average.
 
     Worked examples
 
@@ -112,7 +113,8 @@ def print_ranking(ranking: "Ranking") -> None:
         for name, prediction in others.items()
         if (choice := prediction.choice) is not None
     ]
-    console.print(escape(f"Choose {rows[0]['model']}; " + ", ".join(choices) + "."), soft_wrap=True)
+    best = f"Too close to call: {rows[0]['model']} leads" if ranking.is_close else f"Choose {rows[0]['model']}"
+    console.print(escape(f"{best}; {', '.join(choices)}."), soft_wrap=True)
 
 
 def _page(ranking: "Ranking") -> str:

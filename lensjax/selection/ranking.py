@@ -87,7 +87,7 @@ class Ranking:
     @property
     def is_close(self) -> bool:
         """Whether the first choice is more likely not to be the best than to be it, as far as the method knows."""
-        return self.probability_best is not None and self.probability_best[self.order[0]] < CLOSE
+        return self.probability_best is not None and bool(self.probability_best[self.order[0]] < CLOSE)
 
     @property
     def choices(self) -> Int[np.ndarray, " N"]:

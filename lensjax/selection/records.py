@@ -89,6 +89,7 @@ def ranking_json(ranking: Ranking) -> str:
         "target": ranking.target,
         "method": ranking.method,
         "predicts_loss": ranking.prediction.is_loss,
+        "too_close_to_call": ranking.is_close,
         "models": models,
         "left_out": [{"model": model, "reason": reason} for model, reason in ranking.left_out],
         "warnings": list(ranking.warnings),

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,8 @@ class Verdict:
     """A decision, as fields of `lensjax.study.journal.Entry`."""
 
     decision: str
+    choice: str
+    probability_best: dict[str, float] = field(default_factory=dict)
     eliminated: tuple[str, ...] = ()
     stop: bool = False
 
@@ -72,21 +74,22 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str], 
     if prediction.probability_best is None or prediction.expected_regret is None:
         ruled = spec.eliminate_below is not None or spec.stop_when is not None
         without = ", without the probabilities that eliminating and stopping need" if ruled else ""
-        return Verdict(f"{sentence} by {method}{without}.")
-    chances, regrets = prediction.probability_best, prediction.expected_regret
-    probability, regret = float(chances[best]), float(regrets[best])
+        return Verdict(f"{sentence} by {method}{without}.", name)
+    regrets = prediction.expected_regret
+    chances = dict(zip(table.models, np.nan_to_num(prediction.probability_best).tolist(), strict=True))
+    probability, regret = chances[name], float(regrets[best])
     sentence += f", best with probability {probability:.2f}, expected regret {regret:.4f} nats per token"
     losing: tuple[str, ...] = ()
     if spec.eliminate_below is not None:
-        pairs = zip(table.models, np.nan_to_num(chances), strict=True)  # those never chosen have no chance
-        losing = tuple(m for m, p in pairs if p < spec.eliminate_below and m != name and m not in out)
+        least = spec.eliminate_below  # which those that are never chosen do not reach
+        losing = tuple(one for one, chance in chances.items() if chance < least and one != name and one not in out)
     rule = spec.stop_when
     stop = rule is not None and (
         (rule.probability_best is not None and probability >= rule.probability_best)
         or (rule.expected_regret is not None and regret <= rule.expected_regret)
     )
     if losing:
-        sentence += f"; eliminated: {', '.join(losing)}"
+        sentence += f"; eliminated: {', '.join(f'{one} (P(best) {chances[one]:.2g})' for one in losing)}"
     if stop:
         sentence += "; the decision is clear"
-    return Verdict(sentence + ".", losing, stop)
+    return Verdict(sentence + ".", name, chances, losing, stop)

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, write_files
 from lensjax.core.processes import on_first
@@ -31,6 +33,8 @@ class Entry(Strict):
       flops: Its floating-point operations, where they are counted.
       decision: A decision in a sentence; "" for a cell.
       basis: Hash of everything that the decision depends on.
+      choice: The first candidate at the decision.
+      probability_best: P(best) of the candidates at the decision, by name, where the method knows.
       eliminated: Candidates that are measured no further from here on.
       stop: Whether measuring ends here.
     """
@@ -45,6 +49,8 @@ class Entry(Strict):
     flops: int = 0
     decision: str = ""
     basis: str = ""
+    choice: str = ""
+    probability_best: dict[str, float] = Field(default_factory=dict)
     eliminated: tuple[str, ...] = ()
     stop: bool = False
 

@@ -1,6 +1,7 @@
 """The report of a study, while it runs or after."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
         **_findings(ranking),
         cost=study_cost(state),
         failures=tuple(state.failed_cells()),
-        eliminated=tuple(schema.Elimination(model=name, after=size) for name, size in state.eliminated.items()),
+        eliminated=tuple(_eliminated(state)),
         journal=tuple(schema.PastDecision(time=e.time, decision=e.decision) for e in state.journal if e.decision),
         origin=_origin(state),
     )
@@ -126,9 +127,18 @@ def _cautions(state: StudyState, ranking: Ranking) -> list[str]:
         cautions.append(f"{first} comes first, and a run of it failed: {state.failed[first].error.rstrip('.')}.")
     if first in state.eliminated:
         cautions.append(f"{first} comes first, and was eliminated after {state.eliminated[first]:,} examples.")
+    clear = next((entry.choice for entry in reversed(state.journal) if entry.stop), "")
+    if state.ended_by == "rule" and clear not in ("", first):
+        cautions.append(f"Measuring ended as {clear} was clearly first, and {first} comes first by what is known now.")
     if caution := steps_caution(state.results):
         cautions.append(caution)
     return cautions
+
+
+def _eliminated(state: StudyState) -> Iterator[schema.Elimination]:
+    for name, size in state.eliminated.items():
+        when = next(entry for entry in reversed(state.journal) if name in entry.eliminated)
+        yield schema.Elimination(model=name, after=size, probability_best=when.probability_best.get(name))
 
 
 def _left_out(state: StudyState, ranking: Ranking) -> dict[str, str]:
@@ -195,10 +205,12 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
     second = float(prediction.score[ranking.choices[1]]) if len(names) > 1 else np.nan
     if np.isfinite(second):
         said += f"; second {names[1]}" + (f" at {text.number(second)}" if prediction.is_loss else "")
-    start = "Fine-tune" if final else "So far, fine-tune"
+    start = f"Fine-tune {names[0]}: " if final else f"So far, fine-tune {names[0]}: "
+    if ranking.is_close:
+        start = f"Too close to call: {names[0]} leads, "
     left = "" if not progress.left else f", with {_cells(progress.left)} left"
-    sentence = f"{start} {names[0]}: {said}{left}."
-    return schema.Decision(sentence=sentence, model=ranking.table.models[best], final=final)
+    sentence = f"{start}{said}{left}."
+    return schema.Decision(sentence=sentence, model=ranking.table.models[best], final=final, close=ranking.is_close)
 
 
 def _undecided(state: StudyState, why: str) -> str:

@@ -24,11 +24,13 @@ class Decision(Strict):
       sentence: In words; where there is no ranking yet, how far the study is.
       model: The candidate to fine-tune; None where there is no ranking yet.
       final: Whether measuring has ended.
+      close: Whether it is too close to call: the candidate is more likely not to be the best than to be it.
     """
 
     sentence: str
     model: str | None
     final: bool
+    close: bool = False
 
 
 class StudyProgress(Strict):
@@ -168,10 +170,17 @@ class Failure(Strict):
 
 
 class Elimination(Strict):
-    """A candidate that was eliminated, and the largest rung that had been measured by then."""
+    """A candidate that was eliminated.
+
+    Attributes:
+      model: The candidate.
+      after: The largest rung that had been measured by then.
+      probability_best: P(best) that was too low; None where the journal does not say.
+    """
 
     model: str
     after: int
+    probability_best: float | None = None
 
 
 class PastDecision(Strict):

@@ -41,7 +41,11 @@ def test_rank_prints_a_table_and_writes_every_format(capsys, curves, tmp_path):
     assert [model["model"] for model in content["models"]] == [row["model"] for row in rows]
     assert [row["rank"] for row in rows] == [str(i) for i in range(1, 9)]
     assert content["models"][0]["lower90"] < content["models"][0]["predicted"] < content["models"][0]["upper90"]
-    assert f"Choose {rows[0]['model']}; ats would choose" in out
+    first = rows[0]["model"]
+    assert content["too_close_to_call"] == (float(rows[0]["probability_best"]) < 0.5)
+    assert f"Too close to call: {first} leads; ats would choose" in out
+    regrets = [float(row["expected_regret"]) for row in rows]
+    assert regrets == sorted(regrets)
     assert "sub_tuning would choose" in out
     assert outputs["html"].read_text().lstrip().lower().startswith("<!doctype html>")
 

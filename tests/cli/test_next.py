@@ -46,7 +46,7 @@ def test_the_best_cells_are_shown_and_all_are_written(capsys, curves, tmp_path):
     assert rows[-1] == (
         f"Fine-tune {best['model']} on {best['examples']:,} examples next: that is expected to lower the regret of the "
         f"choice by {best['expected_drop']:.2g} nats per token for {100 * share:.2g} % of FullTuning; or stop: the "
-        f"expected regret of choosing {found['choice']} now, whose expected loss is lowest, is "
+        f"expected regret of choosing {found['choice']} now is "
         f"{found['expected_regret']:.4f} nats per token."
     )
 
@@ -65,7 +65,7 @@ def test_nothing_left_to_measure(capsys, curves):
     out = advised(capsys, curves, "--target", TARGET, "--max-examples", 3199)
     assert re.fullmatch(
         r"Stop, or raise --max-examples to 3200: every model is measured up to 3,199 examples, and the expected regret "
-        r"of choosing simulated-\d\d now, whose expected loss is lowest, is 0\.\d{4} nats per token\.\n",
+        r"of choosing simulated-\d\d now is 0\.\d{4} nats per token\.\n",
         out,
     )
 
@@ -82,7 +82,7 @@ def test_nothing_that_would_matter(capsys, tmp_path):
     curve_table("abcdef", RUNGS, loss).write(tmp_path / "clear.csv")
     out = advised(capsys, tmp_path / "clear.csv", "--target", TARGET)
     assert out.splitlines()[-1] == (
-        "Stop: the expected regret of choosing a now, whose expected loss is lowest, is 0.0000 nats per token, and "
+        "Stop: the expected regret of choosing a now is 0.0000 nats per token, and "
         "no single cell up to 6,400 examples is expected to lower it by 0.0001."
     )
 

@@ -57,7 +57,7 @@ class _Page(HTMLParser):
 
 
 def test_the_decision_is_said_first(make_ranking):
-    ranking = make_ranking(probability_best=np.full(8, 0.25), expected_regret=np.full(8, 0.0123))
+    ranking = make_ranking(probability_best=np.full(8, 0.75), expected_regret=np.full(8, 0.0123))
     best, second = ranking.order[:2]
     text = _Page(render_ranking(ranking)).text
     lead = text[: text.index("Before you trust")]
@@ -65,7 +65,7 @@ def test_the_decision_is_said_first(make_ranking):
     for said in (
         f"{ranking.prediction.score[best]:.3f} nats",
         "90 % interval",
-        "of the 8 models with probability 25 %",
+        "of the 8 models with probability 75 %",
         "expected regret is 0.012 nats",
         f"runner-up is {ranking.table.models[second]}",
         "at most 1.6k examples",
@@ -73,6 +73,9 @@ def test_the_decision_is_said_first(make_ranking):
         "8 × the budget",
     ):
         assert said in lead
+    close = _Page(render_ranking(replace(ranking, probability_best=np.full(8, 0.25)))).text
+    assert f"Too close to call: {ranking.table.models[best]} leads Judging by" in close
+    assert "Fine-tune" not in close
 
 
 def test_warnings_stand_with_what_the_plain_methods_would_choose(make_ranking):
@@ -82,7 +85,7 @@ def test_warnings_stand_with_what_the_plain_methods_would_choose(make_ranking):
     score[other] = 0.1
     ranking.baselines.update(ats=Prediction(score), sub_tuning=ranking.prediction)
     text = _Page(render_ranking(ranking)).text
-    warning = text[text.index("Before you trust") : text.index("In order of predicted")]
+    warning = text[text.index("Before you trust") : text.index("In order of expected regret")]
     assert "Beware of this." in warning
     assert f"AtS would choose {ranking.table.models[other]}, SubTuning the same model." in warning
 

@@ -80,7 +80,7 @@ def report_of(names, ranking=None, *, text="plain", **changes):
             "energy": text,
         },
         "failures": [{"model": names[0], "cell": text, "error": text, "mend": text}],
-        "eliminated": [{"model": names[0], "after": 1600}],
+        "eliminated": [{"model": names[0], "after": 1600, "probability_best": 0.03}],
         "journal": [{"time": "2030-01-02T03:04:05+00:00", "decision": text}],
         "origin": {"lensjax": ["0.1.0"], "jax": ["0.10.0"], "devices": [text], "seeds": [0, 1]},
     }
@@ -115,6 +115,10 @@ def test_the_decision_is_said_first(whole):
     unfinished = decision.model_copy(update={"sentence": f"So far, f{sentence[1:]}", "final": False})
     said = words(render_study(report.model_copy(update={"decision": unfinished}), ranking))
     assert f"So far, fine-tune {best} Predicted 1.23" in said
+    sentence = f"Too close to call: {best} leads, predicted 1.23 nats per token."
+    close = decision.model_copy(update={"sentence": sentence, "close": True})
+    said = words(render_study(report.model_copy(update={"decision": close}), ranking))
+    assert f"Too close to call: {best} leads Predicted 1.23 nats per token." in said
 
 
 def test_every_part_is_there(whole):
@@ -135,7 +139,7 @@ def test_every_part_is_there(whole):
         "The study took 10 % of those FLOPs, and 2 times that time",
         "spared 10 PFLOP of the 200 PFLOP of the whole ladder, 5 %",
         "FLOPs of weight metrics are not counted",
-        "Eliminated after 1,600 examples.",
+        "Eliminated after 1,600 examples, where its P(best) was 3 %.",
         "2030-01-02 03:04",
         "seeds 0, 1",
     ):

@@ -12,7 +12,7 @@ from lensjax.selection.prediction import Prediction
 from lensjax.study import decisions
 from lensjax.study.spec import StopRule
 
-TABLE = simulated(models=3)
+TABLE = simulated(models=3).up_to(3200)
 LOSSES = np.array([[1.0, 2.0, 3.0]] * 8 + [[1.0, 3.0, 2.0]] * 2)
 
 
@@ -27,7 +27,8 @@ def rules(monkeypatch):
 def test_a_candidate_that_may_not_be_chosen_is_eliminated_and_another_one_first(rules):
     names = TABLE.models
     verdict = decisions.decide(rules, TABLE, 6400, [], Evidence())
-    assert (verdict.eliminated, verdict.stop) == (names[1:], True)
+    assert (verdict.choice, verdict.eliminated, verdict.stop) == (names[0], names[1:], True)
+    assert f"; eliminated: {names[1]} (P(best) 0), {names[2]} (P(best) 0); the decision is clear." in verdict.decision
     verdict = decisions.decide(rules, TABLE.barring({names[0]: "it is too large"}), 6400, [], Evidence())
     assert f"{names[1]} first, best with probability 0.80, expected regret 0.2000" in verdict.decision
     assert (verdict.eliminated, verdict.stop) == ((names[0],), False)
@@ -37,3 +38,17 @@ def test_a_table_without_one_that_may_be_chosen_cannot_be_ranked():
     reasons = dict.fromkeys(TABLE.models, "it is too large")
     assert decisions.rankable(TABLE.barring(reasons)) is None
     assert decisions.rankable(TABLE.barring({TABLE.models[0]: "it is too large"})).ineligible[0] == "it is too large"
+
+
+def test_the_first_is_the_method_s_whether_it_knows_probabilities_or_not(rules):
+    ordered = Method("ordered", "", lambda table, target, evidence: Prediction(-np.arange(3.0), is_loss=False))
+    METHODS.register("ordered")(ordered)
+    rules.method = "ordered"
+    verdict = decisions.decide(rules, TABLE, 6400, [], Evidence())
+    assert verdict.choice == TABLE.models[2]
+    assert verdict.decision.endswith("first by ordered, without the probabilities that eliminating and stopping need.")
+    assert (verdict.eliminated, verdict.stop) == ((), False)
+    rules.method = "nlp_metrics"  # which knows nothing here: the default method decides, as it does in a report
+    METHODS.register("joint")(METHODS["known"])
+    verdict = decisions.decide(rules, TABLE, 6400, [], Evidence())
+    assert verdict.choice == TABLE.models[0]

@@ -21,7 +21,7 @@ from lensjax.selection import METHODS, ranking
 from lensjax.study.folder import evidence_file, open_study, run_folder, runs_folder, write_evidence
 from lensjax.study.journal import Journal
 from lensjax.study.report import collect
-from lensjax.study.schema import StudyReport
+from lensjax.study.schema import Elimination, StudyReport
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.results import Result, write_result
@@ -276,10 +276,12 @@ def test_the_last_try_of_a_cell_counts(make, quick):
 def test_who_was_eliminated_and_after_which_rung(make, quick):
     folder = make(**quick)
     folder.rungs(0, 200, 400)
-    folder.journal.add(decision="After 400 examples: …", basis="a", eliminated=("alpha",))
+    folder.journal.add(
+        decision="After 400 examples: …", basis="a", eliminated=("alpha",), probability_best={"alpha": 0.03}
+    )
     folder.rungs(800, names=CANDIDATES[1:])
     report = folder.report()
-    assert [(one.model, one.after) for one in report.eliminated] == [("alpha", 400)]
+    assert report.eliminated == (Elimination(model="alpha", after=400, probability_best=0.03),)
     assert report.progress.ended_by == "ladder"
     assert report.cost.skipped_flops == 800_000
     assert report.cost.ladder_flops == 1000 * sum(RUNGS) * 6
@@ -287,7 +289,9 @@ def test_who_was_eliminated_and_after_which_rung(make, quick):
     assert folder.report().eliminated == ()
 
 
-@pytest.mark.parametrize(("entry", "ended_by"), [({"basis": "a", "stop": True}, "rule"), ({}, "budget")])
+@pytest.mark.parametrize(
+    ("entry", "ended_by"), [({"basis": "a", "stop": True, "choice": "alpha"}, "rule"), ({}, "budget")]
+)
 def test_measuring_ends_before_the_last_rung(make, quick, entry, ended_by):
     folder = make(**quick)
     folder.rungs(0, 200, 400)
@@ -297,6 +301,8 @@ def test_measuring_ends_before_the_last_rung(make, quick, entry, ended_by):
     assert report.decision.final
     assert report.cost.skipped_flops == (4_800_000 if ended_by == "rule" else 0)
     assert [one.decision for one in report.journal] == ["It ends."]
+    changed = "Measuring ended as alpha was clearly first, and gamma comes first by what is known now."
+    assert (changed in report.warnings) == (ended_by == "rule")
 
 
 def test_what_an_adaptive_study_has_left_is_not_known(make, quick):

@@ -65,6 +65,7 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "ranked": sum(1 for row in rows if row["rank"]),
         "total": len(ranking.choices),
         "ineligible": [(Name.of(model), text.clean(why)) for model, why in ranking.ineligible],
+        "is_close": ranking.is_close,
         "warnings": [text.clean(sentence) for sentence in ranking.warnings],
         "compared": _compared(ranking, models),
         "columns": _columns(ranking),

@@ -12,7 +12,7 @@ from lensjax.report.pages.ranking import ranking_context
 from lensjax.report.pages.sections import shown_section
 from lensjax.selection.methods import METHODS
 from lensjax.selection.ranking import Ranking
-from lensjax.study.schema import LEARNING_RATES, Consumption, StudyReport
+from lensjax.study.schema import LEARNING_RATES, Consumption, Elimination, StudyReport
 
 _ENDED = {
     "rule": "ended: the decision is clear",
@@ -49,6 +49,7 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
         "chosen_name": None if report.decision.model is None else Name.of(report.decision.model),
         "decision": _lead(report),
         "final": report.decision.final,
+        "is_close": report.decision.close,
         "study_facts": _facts(report),
         "warnings": [text.clean(sentence) for sentence in report.warnings],
         "so_far": shown_section(_so_far(report)),
@@ -62,18 +63,24 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
             (text.clean(failure.cell), text.clean(failure.error), text.clean(failure.mend))
             for failure in report.failures
         ],
-        "eliminated": [(Name.of(one.model), one.after) for one in report.eliminated],
+        "eliminated": [(Name.of(one.model), _eliminated(one)) for one in report.eliminated],
         "journal": [(text.clean(entry.time[:16]), text.clean(entry.decision)) for entry in report.journal],
         "origin": _origin(report),
         "left_out": [(Name.of(model), text.clean(why)) for model, why in report.left_out.items()],
     }
 
 
+def _eliminated(one: Elimination) -> str:
+    chance = "" if one.probability_best is None else f", where its P(best) was {text.percent(one.probability_best)}"
+    return f"Eliminated after {one.after:,} examples{chance}."
+
+
 def _lead(report: StudyReport) -> str:
     """The decision, without the words of the heading above it."""
     decision = report.decision
+    name = "" if decision.model is None else text.clean(decision.model, 100)
     sentence = text.clean(decision.sentence)
-    for heading in (f"ine-tune {text.clean(decision.model, 100)}: ", "No decision yet: ", "No decision: "):
+    for heading in (f"ine-tune {name}: ", f"call: {name} leads, ", "No decision yet: ", "No decision: "):
         if rest := sentence.partition(heading)[2]:
             return rest[:1].upper() + rest[1:]
     return sentence
