@@ -9,13 +9,16 @@ the knowledge gradient (Frazier, Powell & Dayanik, INFORMS Journal on Computing 
 joint posterior is a mixture of priors p under each of which log losses are jointly Gaussian. With μ_p and v_p the
 mean and variance of z, and c_pi its covariance with log L_i,
 
-    E[L_i | z] p(z) = mean_p E_p[L_i] N(z; μ_p + c_pi, v_p),
+    E[L_i | z] p(z) = mean_p E_p[L_i | z] N(z; μ_p, v_p),
 
-which leaves an integral over one number, taken without draws, so that small drops are not lost in their noise.
+where L_i is lognormal given z under each prior, up to twice the largest draw of a ranking: tails far beyond all draws
+decide nothing there, and may not do so here. That leaves an
+integral over one number, taken without draws, so that small drops are not lost in their noise. A run at the target is
+the one that would be chosen: its loss is known once it is measured.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.special import log_ndtr
 from jaxtyping import Bool, Float
 
 from lensjax.core.errors import InputError, listing, shorten
@@ -37,6 +41,8 @@ from lensjax.selection.prediction import Prediction
 ENOUGH = 2  # sizes above 0 that the joint fit needs of every model
 REACH = 8.0  # standard deviations of a point's log loss that are integrated over
 NODES = 512
+HIGHEST = 1e30  # loss that no draw exceeds
+_TINY = 1e-20  # variance of a log loss that is known
 _AT_ONCE = 8  # points, to bound memory
 _BLOCK = 32
 
@@ -144,9 +150,21 @@ def advise(
         return Advice(tuple(NextPoint(point, costs[point], None) for point in needed))
     if prediction is None:
         _, prediction = predict_by(DEFAULT_METHOD, table, target)
+    points = list(costs)
+    value = dict(zip(points, _drops_of(table, target, points, prediction), strict=True)) if points else {}
+    choice = int(prediction.order[0])
+    points.sort(key=lambda point: (-value[point] / costs[point], costs[point]))
+    return Advice(
+        points=tuple(NextPoint(point, costs[point], value[point]) for point in points),
+        choice=table.models[choice],
+        **_regret(prediction, choice),
+    )
+
+
+def _drops_of(table: CurveTable, target: int, points: Sequence[Point], prediction: Prediction) -> list[float]:
+    """Expected drop of the regret of the choice by measuring each point."""
     fitted = prediction.posterior
     posterior = fitted if isinstance(fitted, JointPosterior) else fit_joint(table, target)
-    points = list(costs)
     # Padded, as every number of points is compiled anew.
     padded = max(_BLOCK, 1 << max(0, len(points) - 1).bit_length())
     model, examples = np.zeros(padded, int), np.full(padded, target)
@@ -154,15 +172,29 @@ def advise(
     for i, point in enumerate(points):
         model[i], examples[i] = position[point.model], point.examples
     moments = posterior.moments(target, model, examples)
+    measured = np.log(table.column(target)) - posterior.centre
+    own = (examples == target)[:, None] & (model[:, None] == np.arange(len(table.models)))
+    ceiling = np.full(len(table.models), HIGHEST) if prediction.draws is None else 2 * prediction.draws.max(axis=0)
     with float64_on_cpu():
-        _, drops = map(np.asarray, _drops(moments, posterior.centre, table.eligible))
-    choice = int(prediction.order[0])
-    value = {point: float(drop) for point, drop in zip(points, drops, strict=False)}
-    points.sort(key=lambda point: (-value[point] / costs[point], costs[point]))
-    return Advice(
-        points=tuple(NextPoint(point, costs[point], value[point]) for point in points),
-        choice=table.models[choice],
-        **_regret(prediction, choice),
+        moments = _with_runs_at_target(moments, jnp.asarray(measured), jnp.asarray(own))
+        _, drops = _drops(moments, posterior.centre, table.eligible, jnp.asarray(ceiling))
+    return np.asarray(drops)[: len(points)].tolist()
+
+
+def _with_runs_at_target(moments: JointMoments, measured: Float[Array, " M"], own: Bool[Array, "C M"]) -> JointMoments:
+    """Moments in which a run at the target is the one that its model would be chosen for, noise and all.
+
+    Args:
+      moments: with another run's noise at the target, even of what was measured there.
+      measured: log loss at the target less the centre; NaN where not measured.
+      own: whether a point is the run of a model at the target.
+    """
+    known = jnp.isfinite(measured)
+    covariance = jnp.where(own, moments.point_variance[..., None], moments.covariance)
+    return moments._replace(
+        target_mean=jnp.where(known, measured, moments.target_mean),
+        target_variance=jnp.where(known, 0.0, moments.target_variance),
+        covariance=jnp.where(known, 0.0, covariance),
     )
 
 
@@ -205,20 +237,40 @@ def _needed(table: CurveTable, costs: Mapping[Point, float]) -> list[Point]:
 
 @jax.jit
 def _drops(
-    moments: JointMoments, centre: float, eligible: Bool[Array, " M"] | bool = True
+    moments: JointMoments,
+    centre: float,
+    eligible: Bool[Array, " M"] | bool = True,
+    ceiling: Float[Array, " M"] | float = HIGHEST,
 ) -> tuple[Float[Array, " M"], Float[Array, " C"]]:
-    """Expected losses at the target, infinite where a model may not be chosen; the drop of the lowest by each point."""
-    losses = jnp.exp(moments.target_mean + moments.target_variance / 2 + centre)
-    expected = jnp.where(eligible, jnp.mean(losses, axis=0), jnp.inf)
+    """Expected losses at the target, infinite where a model may not be chosen; the drop of the lowest by each point.
+
+    Args:
+      moments, centre: of log losses, and what was taken off them.
+      eligible: which models may be chosen.
+      ceiling: above which a loss is not worse, as draws do not exceed it.
+    """
+
+    def expected_loss(mean: Array, variance: Array) -> Array:
+        """E[min(L, ceiling)] of lognormal losses."""
+        sd = jnp.sqrt(jnp.maximum(variance, _TINY))
+        height = jnp.log(ceiling) - centre - mean
+        below = mean + centre + variance / 2 + log_ndtr((height - variance) / sd)
+        return jnp.exp(below) + jnp.exp(jnp.log(ceiling) + log_ndtr(-height / sd))
+
+    expected = jnp.mean(expected_loss(moments.target_mean, moments.target_variance), axis=0)
+    expected = jnp.where(eligible, expected, jnp.inf)
     best = jnp.argmin(expected)
 
     def drop(point: tuple[Array, Array, Array]) -> Array:
         mean, variance, covariance = point
         sd = jnp.sqrt(variance)
         z = jnp.linspace(jnp.min(mean - REACH * sd), jnp.max(mean + REACH * sd), NODES)
-        away = (z[:, None, None] - mean[:, None] - covariance) / sd[:, None]
-        density = jnp.exp(-(away**2) / 2) / (math.sqrt(2 * math.pi) * sd[:, None])
-        after = jnp.mean(losses * density, axis=1)  # E[L_i | z] p(z)
+        away = (z[:, None] - mean) / sd
+        density = jnp.exp(-(away**2) / 2) / (math.sqrt(2 * math.pi) * sd)
+        gain = covariance / sd[:, None]
+        left = jnp.maximum(moments.target_variance - gain**2, 0.0)
+        given = expected_loss(moments.target_mean + away[..., None] * gain, left)
+        after = jnp.mean(given * density[..., None], axis=1)  # E[L_i | z] p(z)
         return jnp.sum(after[:, best] - jnp.min(jnp.where(eligible, after, jnp.inf), axis=1)) * (z[1] - z[0])
 
     points = moments.point_mean.T, moments.point_variance.T, moments.covariance.swapaxes(0, 1)

@@ -14,7 +14,16 @@ from lensjax.fit.joint import hierarchy
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointMoments
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.selection.advice import Advice, NextPoint, Point, _drops, advise, candidate_points, relative_costs
+from lensjax.selection.advice import (
+    Advice,
+    NextPoint,
+    Point,
+    _drops,
+    _with_runs_at_target,
+    advise,
+    candidate_points,
+    relative_costs,
+)
 from lensjax.selection.prediction import predict_from
 from lensjax.selection.ranking import rank
 
@@ -162,6 +171,28 @@ def one_prior(covariance, gap=0.05, sd=0.05):
 def drops_of(moments):
     with float64_on_cpu():
         return np.asarray(_drops(moments, 0.0)[1])
+
+
+def test_a_ceiling_bounds_what_is_expected():
+    wide = one_prior([0.004, 0.0])._replace(target_variance=np.array([[9.0, 0.01]]))
+    with float64_on_cpu():
+        (free, _), (bounded, other), (still, _) = (
+            np.asarray(_drops(wide, 0.0, True, top)[0]) for top in (1e30, 2.0, 1.2)
+        )
+    assert free == pytest.approx(np.exp(4.5))
+    draws = np.exp(3 * np.random.default_rng(0).standard_normal(400_000))
+    assert bounded == pytest.approx(np.minimum(draws, 2.0).mean(), rel=5e-3)
+    assert still < bounded < free
+    assert other == pytest.approx(np.exp(0.055), rel=1e-3)
+
+
+def test_a_run_at_the_target_is_the_one_to_choose():
+    moments = JointMoments(*(np.full((1, 2), x) for x in (0.0, 0.04, 0.1, 0.04)), np.full((1, 2, 2), 0.01))
+    measured, own = np.array([np.nan, -0.3]), np.array([[True, False], [False, False]])
+    found = _with_runs_at_target(moments, measured, own)
+    np.testing.assert_allclose(found.target_mean, [[0.0, -0.3]])
+    np.testing.assert_allclose(found.target_variance, [[0.04, 0.0]])
+    np.testing.assert_allclose(found.covariance, [[[0.04, 0.0], [0.01, 0.0]]])
 
 
 def test_a_point_that_says_nothing_of_the_target_is_worth_nothing():
