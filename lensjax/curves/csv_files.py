@@ -12,7 +12,8 @@ tidy, one row per measurement, as fine-tuning writes them::
 
 Losses are in the unit that the column `unit` names, the same in all rows, and in nats per token where there is none. A
 tidy file may hold them in several units: `loss` is in nats per token, and the other columns are named after theirs
-(`lensjax.curves.units`). Bits per byte are read where all losses are known in them.
+(`lensjax.curves.units`). Bits per byte are read where all losses are known in them. Columns named after task metrics
+(`lensjax.curves.metrics`) are read beside them.
 
 A text in the column "ineligible" says why a model is shown, but never chosen.
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.metrics import ENDS, METRICS, Shares
 from lensjax.curves.table import (
     MAX_EXAMPLES,
     MAX_LOSS,
@@ -173,6 +175,10 @@ def _read_tidy(builder: "_Builder", header: str, columns: list[str], rows: Itera
         sizes.add(size)
         seed = cells[at["seed"]] if "seed" in at else ""
         builder.add(line, model, size, cells[at[column]], seed=seed, column=column)
+        if cells[at[column]].strip():
+            for metric in filter(at.__contains__, METRICS):
+                error = at.get(metric + ENDS[1])
+                builder.add_share(line, model, size, metric, cells[at[metric]], "" if error is None else cells[error])
     return sizes
 
 
@@ -187,6 +193,7 @@ class _Builder:
         self.meta: dict[str, tuple[float, str]] = {}
         self.ineligible: dict[str, str] = {}
         self.losses: dict[tuple[str, int], dict[str, float]] = {}
+        self.shares: dict[str, dict[tuple[str, int], list[tuple[float, float]]]] = {}
 
     def describe(self, line: int, model: str, size: str, family: str, ineligible: str) -> None:
         if not model:
@@ -278,6 +285,17 @@ class _Builder:
             )
         seeds[seed] = loss
 
+    def add_share(self, line: int, model: str, size: int, metric: str, cell: str, error: str) -> None:
+        if not cell.strip():
+            return
+        value, spread = _number(cell), _number(error) if error.strip() else math.nan
+        if not 0 <= value <= 1 or spread < 0:
+            wrong, held = (metric, cell) if not 0 <= value <= 1 else (metric + ENDS[1], error)
+            raise InputError(
+                f"{self.where} line {line} column '{wrong}' holds '{shorten(held)}'; it needs a share from 0 to 1."
+            )
+        self.shares.setdefault(metric, {}).setdefault((model, size), []).append((value, spread))
+
     def table(self, task: str, sizes: list[int]) -> CurveTable:
         if not self.lines:
             raise InputError(f"{self.where} has a header but no models; add a row per model.")
@@ -298,6 +316,13 @@ class _Builder:
             loss[cell], seeds[cell] = runs.mean(), len(runs)
             if len(runs) > 1:
                 spread[cell] = runs.std(ddof=1)
+        metrics = {metric: Shares(np.full(shape, np.nan), np.full(shape, np.nan)) for metric in self.shares}
+        for metric, cells in self.shares.items():
+            for (model, size), pairs in cells.items():
+                # Seeds share their test examples, so that more of them do not lower this error.
+                means = np.mean(pairs, axis=0)
+                for part, mean in zip(metrics[metric], means, strict=True):
+                    part[row[model], column[size]] = mean
         return CurveTable(
             task=task,
             models=tuple(models),
@@ -309,6 +334,7 @@ class _Builder:
             families=tuple(self.meta[model][1] for model in models),
             unit=self.unit or self.asked or NATS_PER_TOKEN,
             caution=self.caution,
+            metrics=metrics,
             ineligible=tuple(self.ineligible.get(model, "") for model in models),
         )
 

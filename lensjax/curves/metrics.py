@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -29,8 +30,7 @@ class Metric:
         return self.name
 
 
-@dataclass(frozen=True)
-class Shares:
+class Shares(NamedTuple):
     """Measured values of a metric for M models at S sizes; NaN where not measured.
 
     Attributes:
@@ -41,6 +41,8 @@ class Shares:
     value: Float[np.ndarray, "M S"]
     error: Float[np.ndarray, "M S"]
 
+
+ENDS = ("", "_error")  # of the columns of a metric's value and error
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {

@@ -8,7 +8,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import write_files
+from lensjax.curves.metrics import ENDS, Shares
 from lensjax.curves.units import NATS_PER_TOKEN, Unit
 
 MAX_EXAMPLES = 10**15
@@ -44,6 +45,7 @@ class CurveTable:
       caution: why they are in no unit that suits a comparison better, in a sentence; "" where nothing is amiss.
       ineligible: why each model is measured and shown, but never chosen, in a sentence without its full stop, as in "it
         cannot write 2 % of the targets"; "" where it may be chosen. An empty tuple stands for M of those.
+      metrics: task metrics that were measured with the losses, by their column; see `lensjax.curves.metrics`.
     """
 
     task: str
@@ -57,6 +59,7 @@ class CurveTable:
     unit: Unit = NATS_PER_TOKEN
     caution: str = ""
     ineligible: tuple[str, ...] = ()
+    metrics: Mapping[str, Shares] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.ineligible:
@@ -108,6 +111,7 @@ class CurveTable:
             parameters=self.parameters[rows],
             families=tuple(self.families[i] for i in rows),
             ineligible=tuple(self.ineligible[i] for i in rows),
+            metrics={name: Shares(*(part[cells] for part in shares)) for name, shares in self.metrics.items()},
         )
 
     def to_csv(self, layout: Literal["wide", "tidy"] = "wide") -> str:
@@ -131,9 +135,13 @@ class CurveTable:
                 cells = ["" if math.isnan(x) else repr(float(x)) for x in self.loss[i]]
                 writer.writerow([model, *cells, *(values[i] for values in meta.values())])
         else:
-            writer.writerow([*TIDY_COLUMNS, self.unit.column, *meta])
+            shares = {
+                name + end: part for name, both in self.metrics.items() for end, part in zip(ENDS, both, strict=True)
+            }
+            writer.writerow([*TIDY_COLUMNS, self.unit.column, *shares, *meta])
             for i, j in zip(*np.nonzero(self.measured), strict=True):
-                row = [self.models[i], int(self.sizes[j]), repr(float(self.loss[i, j]))]
+                numbers = [self.loss[i, j], *(part[i, j] for part in shares.values())]
+                row = [self.models[i], int(self.sizes[j]), *("" if math.isnan(x) else repr(float(x)) for x in numbers)]
                 writer.writerow([*row, *(values[i] for values in meta.values())])
         return text.getvalue()
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.special import expit, logit, xlogy
 
 from lensjax.core.errors import InputError
@@ -60,16 +60,21 @@ class Link:
     offsets: Float[np.ndarray, "S M"]
     examples: float
 
-    def expected(self, losses: Float[np.ndarray, "S M"]) -> Float[np.ndarray, "S M"]:
-        """The metric that is expected at the losses, a row for each draw."""
-        x = _transformed(losses / self.scale, self.shape[:, None])
-        rate = expit(self.a[:, None] + self.offsets - self.b[:, None] * x)
-        return self.chance[:, None] + (1 - self.chance[:, None]) * rate
+    def expected(self, losses: Float[np.ndarray, "S M"], rows: Int[np.ndarray, " S"]) -> Float[np.ndarray, "S M"]:
+        """The metric that is expected at draws of losses, each with the draw of the link of a number in `rows`."""
+        a, b, shape, chance = (part[rows, None] for part in (self.a, self.b, self.shape, self.chance))
+        rate = expit(a + self.offsets[rows] - b * _transformed(losses / self.scale, shape))
+        return np.asarray(chance + (1 - chance) * rate)
 
-    def measured(self, losses: Float[np.ndarray, "S M"], seed: int = 0) -> Float[np.ndarray, "S M"]:
-        """Draws of the metric as it would be measured there: with the scatter about what is expected."""
-        mean = np.clip(self.expected(losses), 1e-9, 1 - 1e-9)
-        size = np.maximum(1 / (1 / self.examples + self.rho[:, None]) - 1, 1e-3)
+    def measured(
+        self, losses: Float[np.ndarray, "S M"], rows: Int[np.ndarray, " S"], seed: int = 0
+    ) -> Float[np.ndarray, "S M"]:
+        """The metric of runs with these losses: with the scatter ρ about what is expected.
+
+        What n examples scatter by is left out: all runs are tested on the same ones, so that it is in the offsets.
+        """
+        mean = np.clip(self.expected(losses, rows), 1e-9, 1 - 1e-9)
+        size = np.maximum(1 / self.rho[rows, None] - 1, 1e-3)
         return np.random.default_rng(seed).beta(mean * size, (1 - mean) * size)
 
 
