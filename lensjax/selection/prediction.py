@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel
 
-from lensjax.curves.table import CurveTable
+from lensjax.curves.table import MAX_LOSS, CurveTable
 from lensjax.fit.posterior import CurvePosterior, chances_and_regrets
+
+CEILING = 2.0  # largest predicted loss of a model over the largest measured
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,23 @@ class Prediction:
 def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | None = None, **fields: Any) -> Prediction:
     """The prediction of a posterior: joint draws of losses at the target, with their medians and 90 % intervals.
 
+    No draw is above `CEILING` times the largest loss measured of its model: a run that comes so far is ended, and a few
+    draws out of all reach would decide the expected regret of everything.
+
     Args:
       posterior: over the curves of some models or all of the table's.
       target: number of training examples.
       table: with the models to predict, NaN where the posterior does not have them; the posterior's own by default.
       fields: further ones of `Prediction`.
     """
-    models = posterior.models if table is None else table.models
+    models, highest = posterior.models, np.full(len(posterior.models), MAX_LOSS)
+    if table is not None:
+        models = table.models
+        highest = CEILING * np.nanmax(table.loss, axis=1, initial=0.0, where=table.measured)
     sampled = posterior.sample(target)
     draws = np.full((len(sampled), len(models)), np.nan)
     draws[:, [models.index(model) for model in posterior.models]] = sampled
+    draws = np.minimum(draws, highest)
     score, lower, upper = np.quantile(draws, (0.5, 0.05, 0.95), axis=0)
     return Prediction(
         score, lower=lower, upper=upper, draws=draws, widening=posterior.widening, posterior=posterior, **fields
