@@ -152,7 +152,7 @@ def rank(
             *(prediction.assumptions or (f"Ranked by {method}: {METHODS[method].summary}.",)),
             *_rule(prediction, seen, target),
         ),
-        **({} if prediction.posterior is None else _asked_of(prediction.posterior, target)),
+        **({} if prediction.posterior is None else _asked_of(prediction.posterior, prediction, seen, target)),
     )
     return replace(ranking, warnings=find_warnings(ranking, seen))
 
@@ -219,10 +219,15 @@ def _predict_all(
     return {name: predictions[name] for name in names if name in predictions}, missing
 
 
-def _asked_of(posterior: CurvePosterior, target: int) -> dict[str, Any]:
-    """Curves and laws of a posterior."""
+def _asked_of(posterior: CurvePosterior, prediction: Prediction, seen: CurveTable, target: int) -> dict[str, Any]:
+    """Curves and laws of a posterior. Curves end in the medians and intervals of the prediction."""
     sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
-    return {"curves": Curves(sizes, *posterior.predict(sizes).parts), "parameters": posterior.law_parameters()}
+    measured, ends = np.isfinite(seen.column(target)), (prediction.score, prediction.lower, prediction.upper)
+    parts = [
+        part if end is None else np.column_stack([part[:, :-1], np.where(measured, part[:, -1], end)])
+        for part, end in zip(posterior.predict(sizes).parts, ends, strict=True)
+    ]
+    return {"curves": Curves(sizes, *parts), "parameters": posterior.law_parameters()}
 
 
 def _closeness(ranking: Ranking) -> list[str]:

@@ -174,6 +174,8 @@ def check(table: CurveTable) -> None:
                 assert place[i] < place[j]
     measured = np.isfinite(seen.column(TARGET))
     np.testing.assert_array_equal(prediction.score[measured], seen.column(TARGET)[measured])
+    np.testing.assert_array_equal(ranking.curves.loss[~measured, -1], prediction.score[~measured])
+    np.testing.assert_array_equal(ranking.curves.upper[~measured, -1], prediction.upper[~measured])
 
     # What is said of the first choice.
     said = " ".join(ranking.warnings)
