@@ -185,6 +185,52 @@ def test_what_moves_nothing_has_no_second_derivative():
     assert [float(second[0]) for _, second in series(lambda x: (x, jnp.ones(1)), np.ones(1), np.ones(1))] == [0, 0]
 
 
+@jax.custom_jvp
+def straight_through(x):
+    return jnp.round(x)
+
+
+straight_through.defjvp(lambda primals, tangents: (jnp.round(*primals), *tangents))
+
+
+@jax.custom_jvp
+def tripled(x):
+    """The identity with three times its gradient, whose value is not said by itself."""
+    return x
+
+
+tripled.defjvp(lambda primals, tangents: (primals[0], 3 * tangents[0]))
+
+
+@jax.custom_jvp
+def stable(x):
+    """log(1 + exp x) whose value and tangent are the same function's, in two ways of writing."""
+    return jnp.log1p(jnp.exp(x))
+
+
+stable.defjvp(lambda primals, tangents: (jnp.log1p(jnp.exp(*primals)), tangents[0] * jax.nn.sigmoid(*primals)))
+
+
+CUSTOM = {
+    "straight-through": lambda x: jnp.sin(A.T @ straight_through(3 * x).T),
+    "another gradient": lambda x: jnp.exp(tripled(jnp.sin(x))),
+    "written in two ways": lambda x: stable(x * x) @ A,
+    "in a loop": lambda x: jax.lax.fori_loop(0, 3, lambda i, y: jnp.sin(straight_through(2 * y) + y * y), x),
+    "in a branch": lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: jnp.cos(tripled(y)), jnp.sin, x),
+    "of JAX": lambda x: jax.nn.relu(jnp.sin(3 * x)) + jnp.logaddexp(x, x * x) + jnp.sinc(x),
+}
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_rules_of_custom_jvps_are_those_of_nested_derivatives(name):
+    f = CUSTOM[name]
+    total = lambda x: f(x).sum()  # noqa: E731
+    with jax.enable_x64(True):
+        assert_agree(series(f, X, V), twice(f, X, V), name)
+        expected = jnp.einsum("ij,ijkl,kl", V, jax.hessian(total)(X), V)
+        np.testing.assert_allclose(series(total, X, V)[0][1], expected, rtol=1e-11, atol=1e-12)
+
+
 def test_a_custom_vjp_is_refused():
     @jax.custom_vjp
     def rounded(x):

@@ -8,6 +8,7 @@ an activation by a weight takes 5 products of matrices, where a gradient takes 3
 `jax.experimental.jet` has series of any order, but no loops, no checkpoints and no known zeros.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import comb
@@ -15,7 +16,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
 from lensjax.curvature.jaxpr.walker import Interpreter, Key, aval, bind
@@ -40,7 +42,9 @@ def second_derivative(
     """The values of a jaxpr at args + t v for t = 0, and d²/dt² of them.
 
     Loops, branches and calls are walked into. JAX differentiates primitives without a rule, twice forward: so a
-    custom_jvp is respected, and a custom_vjp refused, whose backward pass need not be the derivative of its value.
+    custom_jvp is respected, and a custom_vjp refused, whose backward pass need not be the derivative of its value. JAX
+    does so with the whole function where a custom_jvp gives tangents that are not the derivatives of its values, as
+    straight-through estimators do: there the two derivatives see different functions, which no series can.
 
     Args:
       jaxpr, captured: The function, and the arrays that it captured.
@@ -54,8 +58,35 @@ def second_derivative(
       TypeError: the function has a custom_vjp.
     """
     series = [(x,) if dx is None else (x, dx) for x, dx in zip(args, v, strict=True)]
-    padded = [_padded(y, _MOST) for y in _Taylor().run(jaxpr, [(x,) for x in captured], series)]
+    try:
+        padded = [_padded(y, _MOST) for y in _Taylor().run(jaxpr, [(x,) for x in captured], series)]
+    except _NoSeries:
+        return _twice_forward(jaxpr, captured, args, v)
     return [(y[0], y[2]) for y in padded]
+
+
+class _NoSeries(Exception):
+    """A function whose first and second derivatives are not those of one function."""
+
+
+def _twice_forward(
+    jaxpr: Jaxpr, captured: Sequence[Array], args: Sequence[Array], v: Sequence[Array | None]
+) -> list[tuple[Array, Array]]:
+    """What `second_derivative` returns, by differentiating the whole function forward twice."""
+    moved = [i for i, dx in enumerate(v) if dx is not None]
+
+    def f(*xs: Array) -> list[Array]:
+        given = list(args)
+        for i, x in zip(moved, xs, strict=True):
+            given[i] = x
+        return list(jaxpr_as_fun(ClosedJaxpr(jaxpr, captured))(*given))
+
+    def slope(*xs: Array) -> tuple[list[Array], list[Array]]:
+        return jax.jvp(f, xs, directions)
+
+    at, directions = tuple(args[i] for i in moved), tuple(dx for dx in v if dx is not None)
+    (ys, _), (_, ddys) = jax.jvp(slope, at, directions)
+    return list(zip(ys, ddys, strict=True))
 
 
 class _Taylor(Interpreter[Series]):
@@ -125,6 +156,11 @@ class _Taylor(Interpreter[Series]):
         (ys, dys), (_, ddys), others = jax.jvp(slope, at, along, has_aux=True)
         return _merged(equation, zip(ys, dys, ddys, strict=True), others)
 
+    def custom_jvp(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
+        if not _consistent(equation):
+            raise _NoSeries
+        return self.unknown(equation, inputs, key)
+
     def scan(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
         params = equation.params
         first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
@@ -176,6 +212,7 @@ class _Taylor(Interpreter[Series]):
         **dict.fromkeys(_BILINEAR, bilinear),
         "abs": absolute,
         "cond": cond,
+        "custom_jvp_call": custom_jvp,
         "div": divide,
         "exp": exp,
         "scan": scan,
@@ -218,6 +255,33 @@ def _function(equation: JaxprEqn, inputs: list[Series], order: int) -> tuple[Cal
         return [y for y in outputs if _differentiable(y)], [y for y in outputs if not _differentiable(y)]
 
     return f, _coefficients(inputs, order, 0)
+
+
+def _consistent(equation: JaxprEqn) -> bool:
+    """Whether the program of a custom_jvp's tangents is that of the derivatives of the values beside them."""
+    avals = [aval(var) for var in equation.invars]
+    smooth = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in avals if _differentiable(x)]
+    others = [jnp.zeros(x.shape, x.dtype) for x in avals if not _differentiable(x)]
+
+    def f(*xs: Array) -> list[Array]:
+        given, rest = iter(xs), iter(others)
+        outputs = bind(equation, [next(given) if _differentiable(x) else next(rest) for x in avals])
+        return [y for y in outputs if _differentiable(y)]
+
+    def tangents(xs: tuple[Array, ...], dxs: tuple[Array, ...]) -> list[Array]:
+        return jax.jvp(f, xs, dxs)[1]
+
+    def derivatives(xs: tuple[Array, ...], dxs: tuple[Array, ...]) -> list[Array]:
+        return jax.jvp(lambda *xs: jax.jvp(f, xs, dxs)[0], xs, dxs)[1]
+
+    return _program(tangents, smooth) == _program(derivatives, smooth)
+
+
+def _program(f: Callable[..., Any], smooth: Sequence[Any]) -> str:
+    """The equations of f(smooth, smooth) that its outputs depend on, as text."""
+    jaxpr = jax.make_jaxpr(f)(tuple(smooth), tuple(smooth)).jaxpr
+    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    return re.sub(r"0x[0-9a-f]+", "", str(needed))
 
 
 def _merged(equation: JaxprEqn, series: Any, others: Any) -> list[Series]:
