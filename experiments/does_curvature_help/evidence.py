@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
 from lensjax.curves.table import CurveTable
+from lensjax.curves.units import NATS_PER_TOKEN
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.lensllm.fitting import VARIANTS, Variant, fit_lensllm
 from lensjax.fit.residuals import Residuals, stack_residuals
@@ -161,7 +162,7 @@ def read_task(folder: Path, name: str) -> list[TaskEvidence]:
     Raises:
       InputError: a file is missing or not what `measure.py` writes, or it holds too little.
     """
-    table = read_curves(folder / f"{name}.csv")
+    table = read_curves(folder / f"{name}.csv", unit=NATS_PER_TOKEN)  # all models have one tokenizer
     try:
         content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

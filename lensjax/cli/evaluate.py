@@ -1,11 +1,12 @@
 """`lensjax evaluate`: every method back-tested on curves whose outcome is known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from lensjax.cli.arguments import UnitName
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.curves import check_target
 from lensjax.cli.outputs import output_writer
@@ -19,12 +20,13 @@ def evaluate(
     curves: Annotated[list[str], Positional, arg(metavar="CURVES.csv [MORE.csv ...]")],
     target: int,
     ratios: str = "8,16,32,64,128,256,512",
+    unit: UnitName = None,
     csv: Path | None = None,
 ) -> None:
     """Back-test every method on curves whose loss at the target was measured.
 
     Every method sees only the sizes up to target / ratio; its predictions are compared with the losses measured at
-    the target. Prints means over the budgets, and writes every cell as tidy CSV: task,method,budget,metric,value.
+    the target. Prints means over the budgets, and writes every cell as tidy CSV: task,method,budget,metric,value,unit.
 
     Worked examples
 
@@ -51,27 +53,29 @@ def evaluate(
         divisors = [0]
     if divisors[0] < 1:
         raise InputError(f"--ratios is '{ratios}'; give whole numbers from 1 up, separated by commas, as in 8,16,32.")
-    tables = [read_source(source) for source in curves]
+    tables = [read_source(source, unit) for source in curves]
     with progress_bar("Evaluating") as progress:
         scores = backtest(tables, target, divisors, progress=progress)
-    print_means(scores)
+    print_means(scores, {table.task: table.unit.name for table in tables})
     write(lambda: to_csv(scores))
 
 
-def print_means(scores: Sequence["Score"]) -> None:
+def print_means(scores: Sequence["Score"], units: Mapping[str, str]) -> None:
     """Print means over budgets of every metric, a table per task.
 
     Args:
       scores: As `lensjax.selection.backtest.backtest` returns them.
+      units: Of the losses of each task.
     """
     from lensjax.core.text import DASH
     from lensjax.selection.backtest import means
-    from lensjax.selection.metrics import METRICS
+    from lensjax.selection.metrics import LOSSES, METRICS
 
     console, averages = make_console(), means(scores)
     for task in dict.fromkeys(score.task for score in scores):
         budgets = sorted({score.budget for score in scores if score.task == task})
         title = f"{task}: mean over {len(budgets)} budgets, {budgets[0]:,} to {budgets[-1]:,} examples"
+        title += f"; {' and '.join(LOSSES)} in {units[task]}"
         rows = []
         for method in dict.fromkeys(score.method for score in scores):
             values = (averages.get((task, method, metric)) for metric in METRICS)

@@ -98,7 +98,7 @@ def _measure(spec: Path, model: str, sizes: Sequence[int], out: Path, mesh: str 
     from lensjax.core.processes import is_first, start_processes
     from lensjax.tasks.spec import read_spec
     from lensjax.train.ladder import measure_curve
-    from lensjax.train.results import steps_caution
+    from lensjax.train.results import notes, steps_caution
     from lensjax.train.spec import FinetuneSpec
 
     task = read_spec(spec, FinetuneSpec)
@@ -117,13 +117,16 @@ def _measure(spec: Path, model: str, sizes: Sequence[int], out: Path, mesh: str 
         print(f"Wrote {out / 'curves.csv'}")
         if caution := steps_caution(done):
             print(f"Caution: {caution}")
+        for note in notes(done):
+            print(f"Note: {note}")
     if any(result.status == "failed" for result in done):
         sys.exit(1)
 
 
 def _sentence(result: "Result") -> str:
+    from lensjax.train.results import test_sentence
+
     start = f"{result.model}, {result.examples:,} examples, seed {result.seed}"
     if result.status == "failed":
         return f"{start}: failed, {result.error} (--retry tries again)"
-    error = "" if result.standard_error is None else f" ± {result.standard_error:.4f}"
-    return f"{start}: test loss {result.loss:.4f}{error} nats per target token, {result.seconds:,.0f} s"
+    return f"{start}: {test_sentence(result)}, {result.seconds:,.0f} s"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import CurvesFile
+from lensjax.cli.arguments import CurvesFile, UnitName
 from lensjax.cli.console import make_console, make_table
 from lensjax.cli.curves import check_target
 from lensjax.cli.outputs import as_json, output_writer
@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from lensjax.selection.advice import Advice
 
 SHARE = 8  # target over the largest rung, where neither the user nor the file says more
-NEGLIGIBLE = 1e-4  # nats per token of regret
+NEGLIGIBLE = 1e-4  # of regret, in any unit
 
 
 def next_cells(
-    curves: CurvesFile, target: int, max_examples: int | None = None, top: int = 8, json: Path | None = None
+    curves: CurvesFile,
+    target: int,
+    max_examples: int | None = None,
+    top: int = 8,
+    unit: UnitName = None,
+    json: Path | None = None,
 ) -> None:
     """Say which model to fine-tune on how many examples next.
 
@@ -49,7 +54,7 @@ def next_cells(
     from lensjax.curves.sources import read_source
     from lensjax.selection.advice import advise, candidate_points, relative_costs
 
-    table = read_source(curves)
+    table = read_source(curves, unit)
     rungs, larger, max_examples = _rungs(table, target, max_examples)
     if top < 1:
         raise InputError(f"--top is {top}; give 1 or more.")
@@ -109,6 +114,7 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
     return {
         "lensjax": __version__,
         "task": table.task,
+        "unit": table.unit.name,
         "target": target,
         "max_examples": max_examples,
         "cost": "FLOPs per token of an example" if np.isfinite(table.parameters).all() else "examples",
@@ -133,7 +139,7 @@ def _table(record: dict[str, Any], top: int) -> "Table":
         rows.append((str(place), cell["model"], f"{cell['examples']:,}", share, drop, relative))
     title = f"{record['task']}: what to measure next, for a choice at {record['target']:,} examples"
     headings = ("", "model", "examples", "% of FullTuning", "drop in regret", "drop per cost")
-    caption = "FullTuning fine-tunes every model on all examples; regret is in nats per token."
+    caption = f"FullTuning fine-tunes every model on all examples; regret is in {record['unit']}."
     return make_table(title, headings, rows, caption=caption, caption_justify="left")
 
 
@@ -147,13 +153,15 @@ def _sentence(record: dict[str, Any], larger: list[int]) -> str:
             short = len({cell["model"] for cell in cells})
             models = f"{short} model{'s have' if short > 1 else ' has'}"
             return f"{start}: {models} fewer than the two sizes above 0 that a fit needs, and their cells come first."
-    regret = f"the expected regret of choosing {record['choice']} now is {record['expected_regret']:.4f} nats per token"
+    regret = (
+        f"the expected regret of choosing {record['choice']} now is {record['expected_regret']:.4f} {record['unit']}"
+    )
     if not cells:
         raised = f", or raise --max-examples to {larger[0]}" if larger else ""
         return f"Stop{raised}: every model is measured {up_to}, and {regret}."
     if max(cell["expected_drop"] for cell in cells) < NEGLIGIBLE:
         return f"Stop: {regret}, and no single cell {up_to} is expected to lower it by {NEGLIGIBLE}."
     return (
-        f"{start}: that is expected to lower the regret of the choice by {best['expected_drop']:.2g} nats per token "
+        f"{start}: that is expected to lower the regret of the choice by {best['expected_drop']:.2g} {record['unit']} "
         f"for {100 * best['share_of_full_tuning']:.2g} % of FullTuning; or stop: {regret}."
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensjax.cli.arguments import CurvesFile, MethodName
+from lensjax.cli.arguments import CurvesFile, MethodName, UnitName
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.curves import check_target
 from lensjax.cli.outputs import output_writer
@@ -20,6 +20,7 @@ def rank(
     target: int,
     budget: int | None = None,
     method: MethodName = DEFAULT_METHOD,
+    unit: UnitName = None,
     json: Path | None = None,
     csv: Path | None = None,
     html: Path | None = None,
@@ -27,7 +28,7 @@ def rank(
     """Rank models for fine-tuning on all the data, by what choosing each is expected to cost.
 
     Reads fine-tuning curves (one row per model and a column per number of examples, or tidy rows
-    model,examples,loss), uses the sizes up to the budget, and predicts the loss at
+    model,examples,bits_per_byte or model,examples,loss), uses the sizes up to the budget, and predicts the loss at
     the target. The order is by expected regret: the loss above the best model that choosing a model costs on average.
 
     Worked examples
@@ -52,7 +53,7 @@ def rank(
     from lensjax.selection.ranking import rank as rank_models
     from lensjax.selection.records import ranking_csv, ranking_json
 
-    table = read_source(curves)
+    table = read_source(curves, unit)
     if budget is None:
         budget = max((int(size) for size in table.sizes if 0 < size <= target), default=target)
     with progress_bar("Fitting") as progress:
@@ -94,7 +95,7 @@ def print_ranking(ranking: "Ranking") -> None:
     ]
     title = (
         f"{ranking.table.task}: {len(ranking.table.models)} models by {ranking.method}, measured up to "
-        f"{ranking.budget:,} examples, predicted at {ranking.target:,} (nats per token)"
+        f"{ranking.budget:,} examples, predicted at {ranking.target:,} ({ranking.table.unit})"
     )
     predicted = f"predicted {'loss' if ranking.prediction.is_loss else 'score'}"
     headings = ("", "model", "size", f"at {ranking.budget:,}", predicted, "90 % interval", "P(best)", "regret")

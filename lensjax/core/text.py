@@ -57,7 +57,7 @@ def count(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """A loss in nats per token, with three decimals or three significant digits when small or huge."""
+    """A loss, with three decimals or three significant digits when small or huge."""
     if not math.isfinite(value):
         return DASH
     return f"{value:.3f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.3g}".replace("-", "−")
@@ -86,7 +86,7 @@ def percent(probability: float) -> str:
 
 
 def regret(value: float) -> str:
-    """An expected regret in nats per token, never rounded to nothing."""
+    """An expected regret, never rounded to nothing."""
     if 0 < value < 0.0005:
         return f"<{_NBSP}0.001"
     return f"{value:.3f}" if value < 1000 else number(value)

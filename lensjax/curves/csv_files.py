@@ -263,7 +263,7 @@ class _Builder:
         ):
             self.caution = (
                 f"Losses of {listing(lacking[better])} are not known in {units[better]}, so all are compared in "
-                f"{self.unit}, of each model's own tokens: a tokenizer that cuts texts into more tokens looks better."
+                f"{self.unit}, of each model's own tokens, which is lower where a tokenizer cuts a text into more."
             )
         return column
 

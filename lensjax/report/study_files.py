@@ -26,7 +26,7 @@ def write_findings(findings: Findings, out: Path) -> list[Path]:
     Raises:
       InputError: one of them cannot be written.
     """
-    header = ",".join(name for name in Ranked.model_fields if name not in ("baselines", "law")) + "\n"
+    header = ",".join([*(name for name in Ranked.model_fields if name not in ("baselines", "law")), "unit"]) + "\n"
     contents: dict[Path, str | bytes] = {
         out / PAGE: render_study(findings.report, findings.ranking),
         out / REPORT: findings.report.model_dump_json(indent=2) + "\n",

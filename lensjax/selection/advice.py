@@ -61,7 +61,7 @@ class NextPoint:
     Attributes:
       point: the point.
       cost: of measuring it, in the unit of the given costs.
-      drop: expected drop of the regret of the choice, in nats per token; None for a point that is needed before
+      drop: expected drop of the regret of the choice, in the unit of the table; None for a point that is needed before
         anything can be expected of its model.
     """
 
@@ -77,7 +77,7 @@ class Advice:
     Attributes:
       points: the best to measure next first.
       choice: the model of the lowest expected regret, which a ranking puts first; None while points are needed.
-      regret: its expected loss above the best model's, in nats per token; None while points are needed.
+      regret: its expected loss above the best model's, in the unit of the table; None while points are needed.
       regret_error: standard error of `regret`, which is estimated from draws.
     """
 

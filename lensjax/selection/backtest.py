@@ -10,19 +10,26 @@ import numpy as np
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
 from lensjax.selection.methods import METHODS, methods_in_order
-from lensjax.selection.metrics import evaluate
+from lensjax.selection.metrics import LOSSES, evaluate
 
 RATIOS = (8, 16, 32, 64, 128, 256, 512)  # target over budget, as in the rectified-scaling-law paper
 
 
 class Score(NamedTuple):
-    """One cell of a back-test; `budget` in examples, `value` a fraction, nats or log nats by metric."""
+    """One cell of a back-test.
+
+    Attributes:
+      budget: in examples.
+      value: a fraction, a loss, or its log by metric.
+      unit: of a value that is a loss; "" of others.
+    """
 
     task: str
     method: str
     budget: int
     metric: str
     value: float
+    unit: str = ""
 
 
 def backtest(
@@ -64,10 +71,11 @@ def backtest(
     cells = [(table, budget, name) for table in tables for budget in budgets for name in names]
     for done, (table, budget, name) in enumerate(cells):
         progress(done, len(cells))
+        units = dict.fromkeys(LOSSES, table.unit.name)
         prediction = METHODS[name].predict(table.up_to(budget), target)
         for metric, value in evaluate(prediction, table.column(target)).items():
             if np.isfinite(value):
-                scores.append(Score(table.task, name, budget, metric, value))
+                scores.append(Score(table.task, name, budget, metric, value, units.get(metric, "")))
     progress(len(cells), len(cells))
     return scores
 
@@ -88,11 +96,11 @@ def _check(table: CurveTable, target: int, ratios: Sequence[int]) -> None:
 
 
 def to_csv(scores: Iterable[Score]) -> str:
-    """Scores as tidy CSV text with the columns task, method, budget, metric and value."""
+    """Scores as tidy CSV text with the columns task, method, budget, metric, value and unit."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Score._fields)
-    writer.writerows([*score[:-1], f"{score.value:.6g}"] for score in scores)
+    writer.writerows(score._replace(value=f"{score.value:.6g}") for score in scores)  # type: ignore[arg-type]
     return text.getvalue()
 
 

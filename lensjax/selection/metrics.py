@@ -1,4 +1,4 @@
-"""How good a prediction was, once the losses at the target are known. All are fractions, nats or log nats."""
+"""How good a prediction was, once the losses at the target are known: fractions, and errors of losses or their logs."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,6 +7,7 @@ from scipy.stats import pearsonr, rankdata
 from lensjax.selection.prediction import Prediction
 
 METRICS = ("pearson", "relative_accuracy", "spearman", "rmse", "log_rmse", "regret", "coverage90")
+LOSSES = ("rmse", "regret")  # those that are in the unit of the losses
 
 
 def pearson(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
@@ -21,7 +22,7 @@ def spearman(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) 
 
 
 def regret(choice: int, true: Float[np.ndarray, " M"]) -> float:
-    """Loss of the chosen model above the best one's, in nats per token."""
+    """Loss of the chosen model above the best one's, in the unit of the losses."""
     return float(true[choice] - true.min())
 
 
@@ -32,7 +33,7 @@ def relative_accuracy(choice: int, true: Float[np.ndarray, " M"]) -> float:
 
 
 def rmse(predicted: Float[np.ndarray, " M"], true: Float[np.ndarray, " M"]) -> float:
-    """Root mean square error of the loss, in nats per token."""
+    """Root mean square error of the loss, in its unit."""
     return float(np.sqrt(np.mean((predicted - true) ** 2)))
 
 

@@ -21,7 +21,7 @@ class Prediction:
 
     Attributes:
       score: smaller is better; NaN where the method cannot judge the model.
-      is_loss: whether `score` is a predicted test loss at the target (nats per token) or only an order.
+      is_loss: whether `score` is a predicted test loss at the target (in the unit of the table) or only an order.
       lower, upper: ends of the 90 % interval of the loss, where the method gives one.
       draws: joint draws of the losses at the target, where the method has them; NaN for models it cannot judge. Score,
         interval, P(best), regret and order are then all of these draws; see `predict_from`.

@@ -19,15 +19,17 @@ from lensjax.selection.prediction import Prediction
 CLOSE = 0.5  # P(best) of the first choice below which it is too close to call
 SURE = 0.9  # P(best) of the first choice from which on wide intervals leave no doubt about it
 WIDE = 1.2  # factor of widening that is worth a warning
-ASSUMPTIONS = (
-    "The test loss of every model was measured in the same way, on the same test set, in nats per token.",
-    "Larger training sets contain the smaller ones, and the target follows the same distribution.",
+SAME_TEST = "The test loss of every model was measured in the same way, on the same test set, in {unit}."
+OWN_TOKENS = (
+    "Models with different tokenizers are compared by the loss of their own tokens, which is lower where a tokenizer "
+    "cuts a text into more of them; bits per byte would tell which is better."
 )
+NESTED = "Larger training sets contain the smaller ones, and the target follows the same distribution."
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Fitted curves of M models at G sizes, with a 90 % band, in nats per token."""
+    """Fitted curves of M models at G sizes, with a 90 % band, in the table's unit."""
 
     sizes: Int[np.ndarray, " G"]
     loss: Float[np.ndarray, "M G"]
@@ -53,7 +55,7 @@ class Ranking:
       missing: why a method has no prediction, by name.
       probability_best: P(this model has the lowest loss of the eligible ones at the target), where the method knows;
         NaN for models that are not eligible.
-      expected_regret: expected loss above the best eligible candidate if this one is chosen, nats per token; NaN
+      expected_regret: expected loss above the best eligible candidate if this one is chosen, in the table's unit; NaN
         likewise.
       curves: fitted curves from the smallest measured size to the target, where the method fits any.
       parameters: per-model law parameters by name, where the method has any.
@@ -148,7 +150,7 @@ def rank(
         expected_regret=prediction.expected_regret,
         left_out=left_out,
         assumptions=(
-            *ASSUMPTIONS,
+            *_frame(table),
             *(prediction.assumptions or (f"Ranked by {method}: {METHODS[method].summary}.",)),
             *_rule(prediction, seen, target),
         ),
@@ -173,6 +175,12 @@ def _rule(prediction: Prediction, seen: CurveTable, target: int) -> list[str]:
             "measured."
         )
     return said
+
+
+def _frame(table: CurveTable) -> tuple[str, ...]:
+    """What every method assumes of the losses in a table."""
+    own = () if table.unit.any_tokenizer or table.caution else (OWN_TOKENS,)
+    return (SAME_TEST.format(unit=table.unit), *own, NESTED)
 
 
 def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tuple[tuple[str, str], ...]]:
@@ -255,7 +263,7 @@ def _closeness(ranking: Ranking) -> list[str]:
 
 def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     """Reasons to trust the ranking less, most serious first."""
-    warnings = []
+    warnings = [seen.caution] if seen.caution else []
     prediction, choices = ranking.prediction, ranking.choices
     chances, names = ranking.probability_best, seen.models
     warnings += _closeness(ranking)
@@ -282,8 +290,8 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
         if width > spread and not surely:  # errors that models share leave the order as it is
             doubt = "the order may well be wrong" if ranking.is_close else "places below the first may well be wrong"
             warnings.append(
-                f"The typical 90 % interval ({width:.3f} nats wide) is wider than the spread of the predicted "
-                f"losses ({spread:.3f} nats); {doubt}."
+                f"The typical 90 % interval ({width:.3f} {seen.unit} wide) is wider than the spread of the predicted "
+                f"losses ({spread:.3f}); {doubt}."
             )
     if ranking.target > 64 * ranking.budget:
         warnings.append(f"The target lies {ranking.target / ranking.budget:.0f} times beyond the budget.")

@@ -37,8 +37,9 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
     """One flat record per model, best first; None where nothing is known.
 
     Returns:
-      Rank, model, family, parameters, losses in nats per token, probability_best, expected_regret, why it may not be
-      chosen, and the score of each baseline by its name. Models that may not be chosen come last, without a rank.
+      Rank, model, family, parameters, losses in the unit of the table, probability_best, expected_regret, why it
+      may not be chosen, and the score of each baseline by its name. Models that may not be chosen come last, without
+      a rank.
     """
     prediction, measured = ranking.prediction, ranking.table.column(ranking.budget)
 
@@ -66,8 +67,8 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
 
 
 def ranking_csv(ranking: Ranking) -> str:
-    """Records as CSV, one row per model, best first; blank where nothing is known."""
-    rows = records(ranking)
+    """Records as CSV with the unit of losses, one row per model, best first; blank where nothing is known."""
+    rows = [row | {"unit": ranking.table.unit.name} for row in records(ranking)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -85,6 +86,7 @@ def ranking_json(ranking: Ranking) -> str:
     content = {
         "lensjax": __version__,
         "task": ranking.table.task,
+        "unit": ranking.table.unit.name,
         "budget": ranking.budget,
         "target": ranking.target,
         "method": ranking.method,

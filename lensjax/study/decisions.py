@@ -10,7 +10,6 @@ import numpy as np
 
 from lensjax.curves.csv_files import parse_curves
 from lensjax.curves.table import CurveTable
-from lensjax.curves.units import NATS_PER_TOKEN
 from lensjax.measure.measurement import MEASUREMENTS, Records
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, predict_by
@@ -31,9 +30,7 @@ class Verdict:
 def results_table(curves: str, task: str) -> CurveTable | None:
     """The curves of all candidates in the text of a study's curves.csv; None where no loss was measured."""
     rows = csv.DictReader(io.StringIO(curves))
-    return (
-        parse_curves(curves, "the study's curves", task, NATS_PER_TOKEN) if any(row["loss"] for row in rows) else None
-    )
+    return parse_curves(curves, "the study's curves", task) if any(row["loss"] for row in rows) else None
 
 
 def basis(spec: StudySpec, table: CurveTable) -> str:
@@ -78,7 +75,7 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str], 
     regrets = prediction.expected_regret
     chances = dict(zip(table.models, np.nan_to_num(prediction.probability_best).tolist(), strict=True))
     probability, regret = chances[name], float(regrets[best])
-    sentence += f", best with probability {probability:.2f}, expected regret {regret:.4f} nats per token"
+    sentence += f", best with probability {probability:.2f}, expected regret {regret:.4f} {table.unit}"
     losing: tuple[str, ...] = ()
     if spec.eliminate_below is not None:
         least = spec.eliminate_below  # which those that are never chosen do not reach

@@ -50,7 +50,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
       out: Its folder, which another command may be writing to.
 
     Returns:
-      The report, losses in nats per token; `lensjax.report.study_files.write_findings` writes its files.
+      The report; `lensjax.report.study_files.write_findings` writes its files.
 
     Raises:
       InputError: a file of the study cannot be read.
@@ -64,6 +64,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
         lensjax=lensjax.__version__,
         study=spec.name,
         task=spec.task.name,
+        unit=None if table is None else table.unit.name,
         method=spec.method if ranking is None else ranking.method,
         strategy=spec.strategy,
         budget=0 if table is None else _largest(table),
@@ -192,7 +193,7 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
     best = int(ranking.choices[0])
     prediction, method = ranking.prediction, text.method_title(ranking.method)
     if prediction.is_loss:
-        said = f"predicted {text.number(prediction.score[best])} nats per token at {ranking.target:,} examples"
+        said = f"predicted {text.number(prediction.score[best])} {ranking.table.unit} at {ranking.target:,} examples"
         if prediction.lower is not None and prediction.upper is not None:
             ends = text.number(prediction.lower[best]), text.number(prediction.upper[best])
             said += f" (90 % interval {ends[0]} to {ends[1]})"

@@ -1,6 +1,6 @@
 """The report of a study as report.json holds it; `StudyReport.model_json_schema()` is its JSON schema.
 
-Losses are in nats per target token, sizes in training examples. Unknown values are null.
+Losses are in the unit that the report names, sizes in training examples. Unknown values are null.
 """
 
 from typing import Any, Literal
@@ -219,6 +219,7 @@ class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at
       version: Of the format; readers should refuse others.
       lensjax: Version that wrote the report.
       study, task: Their names.
+      unit: What losses and regrets are in, "bits per byte" or "nats per token"; None where nothing was measured.
       method: Name of the method that ranks; the spec's where there is no ranking yet.
       strategy: As in the spec.
       budget: Largest measured size; 0 where nothing was measured.
@@ -236,6 +237,7 @@ class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at
     lensjax: str
     study: str
     task: str
+    unit: str | None
     method: str
     strategy: str
     budget: int

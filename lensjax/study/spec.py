@@ -121,7 +121,7 @@ class StopRule(_Any):
 
     Attributes:
       probability_best: Of the first choice, at least.
-      expected_regret: Of the first choice, in nats per token, at most.
+      expected_regret: Of the first choice, at most, in bits per byte (nats per token where those alone are known).
     """
 
     probability_best: Probability | None = None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, write_files
+from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN
 
 RESULT = "result.json"
 CURVES = "curves.csv"
@@ -102,6 +103,35 @@ class Result(BaseModel):
     def still_learning(self) -> bool:
         """Whether the validation loss was lowest at the very last step, so that more steps might lower it."""
         return 0 < self.steps == self.best_step
+
+
+def test_sentence(result: Result) -> str:
+    """The test loss of a run that succeeded and what else the test showed, with standard errors.
+
+    The loss in the unit that models are compared in comes first: bits per byte where that is known.
+    """
+
+    def value(number: float, error: float | None) -> str:
+        return f"{number:.4f}" if error is None else f"{number:.4f} ± {error:.4f}"
+
+    assert result.loss is not None
+    tokens = f"{value(result.loss, result.standard_error)} {NATS_PER_TOKEN}"
+    if result.bits_per_byte is None:
+        parts = [f"test loss {tokens}"]
+    else:
+        bits = f"{value(result.bits_per_byte, result.bits_per_byte_error)} {BITS_PER_BYTE}"
+        parts = [f"test loss {bits} ({tokens})"]
+    if result.token_accuracy is not None:
+        parts.append(f"token accuracy {value(result.token_accuracy, result.token_accuracy_error)}")
+    if result.exact_match is not None:
+        parts.append(f"exact match {value(result.exact_match, result.exact_match_error)}")
+    return ", ".join(parts)
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What limits what results say, once for each model, in sentences."""
+    found = dict.fromkeys((result.model, result.note) for result in results if result.note)
+    return [f"{model}: {note}" for model, note in found]
 
 
 def read_result(folder: Path) -> Result | None:

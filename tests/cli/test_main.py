@@ -63,7 +63,7 @@ def test_evaluate_writes_tidy_cells(capsys, curves, tmp_path):
     assert status == 0
     assert "relative_accuracy" in out
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    assert list(rows[0]) == ["task", "method", "budget", "metric", "value"]
+    assert list(rows[0]) == ["task", "method", "budget", "metric", "value", "unit"]
     assert {row["task"] for row in rows} == {"curves"}
     assert {row["budget"] for row in rows} == {"12800"}
     assert {"model_size", "sub_tuning", "vanilla_law", "rectified_law", "ats", "joint"} <= {r["method"] for r in rows}

@@ -23,6 +23,7 @@ def report_of(names, ranking=None, *, text="plain", **changes):
         "lensjax": "0.1.0",
         "study": text,
         "task": text,
+        "unit": "bits per byte",
         "method": "joint",
         "strategy": "ladder",
         "budget": RUNGS[-1],

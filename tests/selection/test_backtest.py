@@ -71,10 +71,11 @@ def test_a_method_at_a_budget_sees_nothing_above_it():
 
 
 def test_scores_round_trip_through_csv():
-    scores = [Score("task, one", "ats", 800, "pearson", 0.5), Score("task, one", "ats", 1600, "pearson", 1.0)]
+    scores = [Score("task, one", "ats", 800, "pearson", 0.5), Score("task, one", "ats", 1600, "pearson", 1.0, "bits")]
     rows = list(csv.DictReader(to_csv(scores).splitlines()))
-    assert list(rows[0]) == ["task", "method", "budget", "metric", "value"]
+    assert list(rows[0]) == ["task", "method", "budget", "metric", "value", "unit"]
     assert [float(row["value"]) for row in rows] == [0.5, 1.0]
+    assert [row["unit"] for row in rows] == ["", "bits"]
     assert means(scores) == {("task, one", "ats", "pearson"): 0.75}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
+from lensjax.curves.units import BITS_PER_BYTE
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.results import read_result, write_curves
 
@@ -26,7 +27,7 @@ def test_a_ladder_is_measured_once_and_ranked(prepare, tmp_path):
     candidate, recorder = prepare(sizes, learning_rate=[1e-4, 3e-3], seeds=(0, 1))
     results = list(measure(candidate, sizes, (0, 1), recorder))
     assert [(r.seed, r.examples) for r in results] == [(seed, size) for seed in (0, 1) for size in sizes]
-    losses = {(r.seed, r.examples): r.loss for r in results}
+    losses = {(r.seed, r.examples): r.bits_per_byte for r in results}
     assert losses[0, 0] == losses[1, 0] > losses[0, 200] > losses[0, 400]
     assert losses[0, 200] != losses[1, 200]
     assert all(r.status == "ok" and r.learning_rate in (None, 3e-3) for r in results)
@@ -38,6 +39,7 @@ def test_a_ladder_is_measured_once_and_ranked(prepare, tmp_path):
     assert chosen["validation_losses"]["0.003"] < chosen["validation_losses"]["0.0001"]
 
     table = read_curves(tmp_path / "out" / "curves.csv")
+    assert table.unit == BITS_PER_BYTE
     np.testing.assert_allclose(table.column(400), np.mean([losses[0, 400], losses[1, 400]]))
     np.testing.assert_array_equal(table.seeds, 2)
     assert table.parameters[0] == sum(leaf.size for leaf in jax.tree.leaves(candidate.pretrained().params))

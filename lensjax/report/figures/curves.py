@@ -24,12 +24,12 @@ from lensjax.selection.ranking import Ranking
 
 BANDS = 3
 Points = list[float | None]
-_POINT = "<b>%{text}</b><br>%{x:,.0f} examples<br>loss %{y:.4~g}, "
+_POINT = "<b>%{text}</b><br>%{x:,.0f} examples<br>loss %{y:.4~g} "
 
 
 def curves_figure(ranking: Ranking) -> go.Figure:
     """Measured losses, fitted curves and 90 % bands against the number of examples, both axes logarithmic."""
-    table, curves = ranking.table, ranking.curves
+    table, curves, unit = ranking.table, ranking.curves, ranking.table.unit
     coloured = highlighted_models(ranking)
     grey = [i for i in plotted_models(ranking) if i not in coloured]
     used = (table.sizes > 0) & (table.sizes <= ranking.budget)
@@ -45,11 +45,11 @@ def curves_figure(ranking: Ranking) -> go.Figure:
         if curves is not None:
             x, y, text = _joined((label(ranking, i), curves.sizes, curves.loss[i]) for i in grey)
             line = {"color": GREY, "width": 1}
-            _add(figure, x, y, text, "fitted", mode="lines", line=line, opacity=0.55, **style)
+            _add(figure, x, y, text, f"{unit}, fitted", mode="lines", line=line, opacity=0.55, **style)
         for columns, suffix, what, mode in points:
             x, y, text = _joined((label(ranking, i), table.sizes[columns], table.loss[i, columns]) for i in grey)
             marker, line = {"color": GREY, "size": 4, "symbol": "circle" + suffix}, {"color": GREY, "width": 1}
-            _add(figure, x, y, text, what, mode=mode, marker=marker, line=line, opacity=0.6, **style)
+            _add(figure, x, y, text, f"{unit}, {what}", mode=mode, marker=marker, line=line, opacity=0.6, **style)
 
     for k, i in reversed(list(enumerate(coloured))):
         name, style = label(ranking, i), {"legendgroup": f"model {k}", "showlegend": False}
@@ -57,7 +57,7 @@ def curves_figure(ranking: Ranking) -> go.Figure:
             if k < BANDS:
                 add_band(figure, curves.sizes, curves.lower[i], curves.upper[i], PALETTE[k], **style)
             x, y, line = compact(curves.sizes), compact(curves.loss[i]), {"color": PALETTE[k], "width": 2.2}
-            _add(figure, x, y, name, "fitted", mode="lines", line=line, **style)
+            _add(figure, x, y, name, f"{unit}, fitted", mode="lines", line=line, **style)
         else:
             _add_prediction(figure, ranking, i, k, style)
         for columns, suffix, what, mode in points:
@@ -65,7 +65,7 @@ def curves_figure(ranking: Ranking) -> go.Figure:
             outline = {"width": 1.6 if suffix else 0}
             marker = {"color": PALETTE[k], "size": 8, "symbol": SYMBOLS[k] + suffix, "line": outline}
             line = {"color": PALETTE[k], "width": 1.2}
-            _add(figure, x, y, name, what, mode=mode, marker=marker, line=line, connectgaps=True, **style)
+            _add(figure, x, y, name, f"{unit}, {what}", mode=mode, marker=marker, line=line, connectgaps=True, **style)
 
     for k, i in enumerate(coloured):
         marker = {"color": PALETTE[k], "size": 8, "symbol": SYMBOLS[k]}
@@ -128,7 +128,8 @@ def _add_prediction(figure: go.Figure, ranking: Ranking, i: int, k: int, style: 
         marker = {"color": PALETTE[k], "size": 11, "symbol": "x-thin", "line": {"width": 2.5, "color": PALETTE[k]}}
         error = error_bars([i], prediction.score, prediction.lower, prediction.upper, PALETTE[k])
         x, y = [float(ranking.target)], compact([prediction.score[i]])
-        _add(figure, x, y, label(ranking, i), "predicted", mode="markers", marker=marker, error_y=error, **style)
+        what = f"{ranking.table.unit}, predicted"
+        _add(figure, x, y, label(ranking, i), what, mode="markers", marker=marker, error_y=error, **style)
 
 
 def _curve_axes(figure: go.Figure, ranking: Ranking, shown: Sequence[int]) -> None:
@@ -165,7 +166,7 @@ def _curve_axes(figure: go.Figure, ranking: Ranking, shown: Sequence[int]) -> No
         figure.update_yaxes(
             range=[bottom - margin, top + 2 * margin], tickvals=values, ticktext=[f"{v:g}" for v in values]
         )
-    figure.update_yaxes(type="log", title_text="test loss, nats per token (log scale)")
+    figure.update_yaxes(type="log", title_text=f"test loss, {table.unit} (log scale)")
     extrapolated = {"x0": budget, "x1": target, "fillcolor": MUTED, "opacity": 0.05, "line_width": 0}
     if 0 < budget < target:
         figure.add_vrect(**extrapolated, layer="below")

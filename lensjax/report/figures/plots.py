@@ -52,12 +52,12 @@ def agreement_figure(ranking: Ranking, baseline: str) -> go.Figure:
     shown = plotted_models(ranking)
     if other.is_loss and ranking.prediction.is_loss:
         x, y, what = other.score, ranking.prediction.score, "predicted loss"
-        format_ = ":.4~g"
+        format_, unit = ":.4~g", f" {ranking.table.unit}"
     else:
         x, y = _places(other), _places(ranking.prediction)
-        what, format_ = "rank", ":.0f"
+        what, format_, unit = "rank", ":.0f", ""
     ours = method_title(ranking.method)
-    values = (f"{plotly_text(name)} {what} %{{{axis}{format_}}}" for name, axis in ((title, "x"), (ours, "y")))
+    values = (f"{plotly_text(name)} {what} %{{{axis}{format_}}}{unit}" for name, axis in ((title, "x"), (ours, "y")))
     hover = "<b>%{text}</b><br>" + "<br>".join(values)
     figure = go.Figure(layout=base_layout(height=250, small=True))
     _scatter(figure, ranking, shown, x, y, hover)
@@ -73,14 +73,15 @@ def measured_figure(ranking: Ranking) -> go.Figure:
     """Predicted against measured loss at the target, with 90 % intervals."""
     shown, prediction = plotted_models(ranking), ranking.prediction
     x, y = ranking.table.column(ranking.target), prediction.score
-    hover = "<b>%{text}</b><br>measured %{x:.4~g}<br>predicted %{y:.4~g}"
+    hover = "<b>%{text}</b><br>measured %{x:.4~g}<br>predicted %{y:.4~g} " + ranking.table.unit.name
     figure = go.Figure(layout=base_layout(height=470, small=True))
     _scatter(figure, ranking, shown, x, y, hover, prediction.lower, prediction.upper)
     first = shown[:PLOTTED]
     ends = [x[first], y[first]]
     if prediction.lower is not None and prediction.upper is not None:
         ends += [_most(prediction.lower[first]), _most(prediction.upper[first])]
-    titles = f"measured loss at {count(ranking.target)}", f"predicted loss at {count(ranking.target)}"
+    at = f"loss at {count(ranking.target)}, {ranking.table.unit}"
+    titles = f"measured {at}", f"predicted {at}"
     _square(figure, np.concatenate(ends), *titles)
     return figure
 

@@ -53,6 +53,7 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
     plotted = plotted_models(ranking)
     return {
         "task": text.clean(table.task),
+        "unit": table.unit.name,
         "method": text.method_title(ranking.method),
         "is_loss": ranking.prediction.is_loss,
         "budget": ranking.budget,
@@ -188,9 +189,9 @@ def _curves_plot(ranking: Ranking) -> Plot:
     task, target = text.clean(ranking.table.task, 60), text.count(ranking.target)
     best = ", ".join(text.clean(ranking.table.models[i], 60) for i in highlighted_models(ranking))
     label = (
-        f"Line chart of test loss against training examples on {task}, both on logarithmic scales, with the "
-        f"budget of {text.count(ranking.budget)} and the target of {target} examples marked. In colour, best "
-        f"first: {best or 'none'}. The tables of this page hold the numbers."
+        f"Line chart of test loss in {ranking.table.unit} against training examples on {task}, both on logarithmic "
+        f"scales, with the budget of {text.count(ranking.budget)} and the target of {target} examples marked. In "
+        f"colour, best first: {best or 'none'}. The tables of this page hold the numbers."
     )
     return Plot("curves", "Curves", curves_figure(ranking), label)
 

@@ -117,10 +117,8 @@ def _so_far(report: StudyReport) -> Section:
         (one.name, [one.state, *(text.number(one.losses.get(size, float("nan"))) for size in sizes)])
         for one in report.candidates
     ]
-    note = (
-        "Test loss in nats per token by number of training examples. A ranking needs two candidates with two sizes "
-        "above 0."
-    )
+    in_unit = "" if report.unit is None else f" in {report.unit}"
+    note = f"Test loss{in_unit} by number of training examples. A ranking needs two candidates with two sizes above 0."
     table = DataTable("Test losses so far", ["State", *map(text.count, sizes)], rows)
     return Section("so-far", "Measured so far", [note], tables=[table])
 
