@@ -5,6 +5,7 @@ import itertools
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding
@@ -51,13 +52,7 @@ def encode(tokenizer: "Tokenizer", *, offsets: bool = False, **texts: list[str])
 
 
 def _split_by_offsets(tokenizer: "Tokenizer") -> Split:
-    twin, processor = tokenizer, tokenizer.backend_tokenizer.post_processor
-    if processor is not None and b'"trim_offsets":true' in processor.__getstate__():
-        from tokenizers.processors import TemplateProcessing
-
-        # Offsets without the white space at the ends of a token do not tell a token "a " from "a".
-        twin = copy.deepcopy(tokenizer)
-        twin.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    twin = _with_whole_offsets(tokenizer)
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
 
     def split(texts: list[str], cuts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[Place]]]:
@@ -77,6 +72,33 @@ def _split_by_offsets(tokenizer: "Tokenizer") -> Split:
             yield ids, [find(size) for size in sizes]
 
     return split
+
+
+_twins: "WeakKeyDictionary[Tokenizer, tuple[object, Tokenizer]]" = WeakKeyDictionary()
+
+
+def _with_whole_offsets(tokenizer: "Tokenizer") -> "Tokenizer":
+    """The tokenizer, or where its offsets are without the white space at the ends of tokens, a copy with it.
+
+    Offsets without it do not tell a token "a " from "a". Copies are kept, as a large vocabulary takes a second.
+    """
+    backend = tokenizer.backend_tokenizer
+    if backend.post_processor is None or b'"trim_offsets":true' not in backend.post_processor.__getstate__():
+        return tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
+    state = (
+        len(tokenizer),
+        repr(tokenizer.added_tokens_decoder),
+        *(None if part is None else part.__getstate__() for part in parts),
+    )
+    kept, twin = _twins.get(tokenizer, (None, tokenizer))
+    if kept != state:
+        twin = copy.deepcopy(tokenizer)
+        twin.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+        _twins[tokenizer] = state, twin
+    return twin
 
 
 def _boundary(text: str, size: int, offsets: list[tuple[int, int]]) -> int:

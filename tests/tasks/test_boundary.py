@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from lensjax.tasks import boundary
 from lensjax.tasks.batches import collate
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example
@@ -305,3 +306,15 @@ def test_tokenizers_are_left_as_they_are() -> None:
     before = json.loads(tokenizer.backend_tokenizer.to_str())
     pair(tokenizer, "a ", "b")
     assert json.loads(tokenizer.backend_tokenizer.to_str()) == before
+
+
+def test_a_copy_with_whole_offsets_is_made_once_for_each_state_of_a_tokenizer() -> None:
+    tokenizer = byte_level(regex=False, trim=True)
+    twin = boundary._with_whole_offsets(tokenizer)
+    assert twin is not tokenizer
+    assert boundary._with_whole_offsets(tokenizer) is twin
+    tokenizer.add_tokens(["hola"])
+    assert pair(tokenizer, "a: ", "hola") == (["a", ":", "Ġ"], ["hola", "</s>"])
+    assert boundary._with_whole_offsets(tokenizer) is not twin
+    untrimmed = byte_level(regex=False)
+    assert boundary._with_whole_offsets(untrimmed) is untrimmed
