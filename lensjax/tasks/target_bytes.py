@@ -23,6 +23,10 @@ def target_bytes(
     character that the cut divides does not count, so a cut never makes the loss per byte lower. Of a conversation, the
     texts are those of every learned turn, or for an encoder–decoder that of the last.
 
+    A token may hold the end of the prompt too, such as the space before " hola" where the prompt ends in it. All of its
+    loss counts, and here its bytes of the target alone. Such a model pays for a part of the prompt, which is little
+    once it has learned how prompts end, and gains nothing; were those bytes counted, it would gain by each of them.
+
     Args:
       examples: The examples.
       tokens: The same as tokens.
