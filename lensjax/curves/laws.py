@@ -1,6 +1,6 @@
 """Scaling laws of fine-tuning: test loss L as a function of the number of training examples D.
 
-Every law maps log D to log L, with L in nats per token and D in examples::
+Every law maps log D to log L, with L in any unit and D in examples::
 
     power      L = B / D^β + E
     vanilla    L = (B / D^β + E)^α
@@ -40,10 +40,10 @@ def rectified(log_d: Log, *, log_b: Log, log_d_l: Log, beta: Exponent, log_e: Lo
       log_b: log B.
       log_d_l: log of the pre-learned data size D_l; -inf is D_l = 0, a power law.
       beta: exponent β > 0.
-      log_e: log of the irreducible loss E in nats per token; -inf is E = 0.
+      log_e: log of the irreducible loss E; -inf is E = 0.
 
     Returns:
-      log of the test loss in nats per token, of the broadcast shape of the arguments.
+      log of the test loss in the unit of B and E, of the broadcast shape of the arguments.
     """
     return _log_add(log_b - _log_add(log_d_l, _log_pow(log_d, beta)), log_e)
 
@@ -57,11 +57,11 @@ def vanilla(log_d: Log, *, log_b: Log, beta: Exponent, log_e: Log, alpha: Expone
     """log L of the vanilla law L = (B / D^β + E)^α, infinite at D = 0.
 
     Args:
-      log_d, log_b, beta, log_e: see `rectified`; here the irreducible loss is E^α nats per token.
+      log_d, log_b, beta, log_e: see `rectified`; here the irreducible loss is E^α.
       alpha: outer exponent α > 0.
 
     Returns:
-      log of the test loss in nats per token, of the broadcast shape of the arguments.
+      log of the test loss in the unit of B and E, of the broadcast shape of the arguments.
     """
     return _log_pow(power(log_d, log_b=log_b, beta=beta, log_e=log_e), alpha)
 

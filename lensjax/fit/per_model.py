@@ -58,8 +58,8 @@ class PerModelFit:
     Attributes:
       law: name of the law in `lensjax.curves.laws.LAWS`.
       models: M names, those of the table.
-      parameters: the law's parameters by name (B, D_l or F, beta, E, alpha), with D in examples and L in nats
-        per token; NaN for a model that was not fitted.
+      parameters: the law's parameters by name (B, D_l or F, beta, E, alpha), with D in examples and L in the
+        unit of the table; NaN for a model that was not fitted.
       rmse: root mean square residual of log loss; NaN for a model that was not fitted.
     """
 
@@ -69,7 +69,7 @@ class PerModelFit:
     rmse: Float[np.ndarray, " M"]
 
     def predict(self, examples: ArrayLike) -> Float[np.ndarray, "M ..."]:
-        """Test loss after fine-tuning, in nats per token; NaN for a model that was not fitted.
+        """Test loss after fine-tuning, in the unit of the table; NaN for a model that was not fitted.
 
         Args:
           examples: a number of training examples, for losses of shape (M,), or G of them, for (M, G).

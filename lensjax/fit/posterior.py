@@ -16,7 +16,7 @@ Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard d
 
 @dataclass(frozen=True)
 class Losses:
-    """Predicted test losses of M models at G sizes, in nats per token: medians and central 90 % intervals."""
+    """Predicted test losses of M models at G sizes, in the unit of the table: medians and central 90 % intervals."""
 
     loss: Float[np.ndarray, "M G"]
     lower: Float[np.ndarray, "M G"]
@@ -83,7 +83,7 @@ class CurvePosterior(ABC):
 
     @abstractmethod
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
-        """Joint draws of all models' losses at one size, in nats per token.
+        """Joint draws of all models' losses at one size, in the unit of the table.
 
         Raises:
           InputError: the size is outside the fitted range.
@@ -91,14 +91,14 @@ class CurvePosterior(ABC):
 
     @abstractmethod
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
-        """B, D_l, beta and E of each model's rectified law L = B / (D_l + D^β) + E, in examples and nats per token."""
+        """B, D_l, beta and E of each model's rectified law L = B / (D_l + D^β) + E, of examples and losses in their units."""
 
     def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
         """Probability that each model has the lowest loss at one size."""
         return probability_best(self.sample(examples, draws, seed))
 
     def expected_regret(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
-        """Expected loss above the best model's if this one is chosen, in nats per token."""
+        """Expected loss above the best model's if this one is chosen, in the unit of the table."""
         return expected_regret(self.sample(examples, draws, seed))
 
     def _within(self, examples: int | Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:

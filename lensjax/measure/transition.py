@@ -13,7 +13,7 @@ def residual_transition(n: Float[np.ndarray, " rungs"], test_loss: Float[np.ndar
 
     Args:
       n: Training examples of each rung.
-      test_loss: In nats per token.
+      test_loss: In any unit.
 
     Returns:
       Training examples; None where AtS sees one phase only: it accepts all sizes but the smallest, which it never does.

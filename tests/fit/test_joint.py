@@ -143,8 +143,13 @@ def test_names_of_models_and_families_mean_nothing(task, predicted):
     assert_same(fit_joint(renamed, HORIZON).predict(SIZES), predicted, atol=1e-12)
 
 
-def test_unit_of_loss_carries_over(task, predicted):
-    found = fit_joint(replace(task.table, loss=task.table.loss / np.log(2)), HORIZON).predict(SIZES)
+def test_unit_of_loss_carries_over(task, posterior, predicted):
+    in_bits = fit_joint(replace(task.table, loss=task.table.loss / np.log(2)), HORIZON)
+    law = posterior.law_parameters()
+    for name, values in in_bits.law_parameters().items():
+        expected = law[name] / (np.log(2) if name in ("B", "E") else 1)
+        np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-9, err_msg=name)
+    found = in_bits.predict(SIZES)
     in_nats = replace(found, **{name: value * np.log(2) for name, value in vars(found).items()})
     assert_same(in_nats, predicted)
 

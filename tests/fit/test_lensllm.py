@@ -175,6 +175,13 @@ def test_pretrained_losses_and_needless_residuals_are_not_used(task, hierarchica
     np.testing.assert_array_equal(found.predict(SIZES).loss, hierarchical.predict(SIZES).loss)
 
 
+def test_the_unit_of_losses_scales_b_and_e_alone(task, hierarchical):
+    found = fit_lensllm(replace(task.table, loss=task.table.loss / np.log(2)), HORIZON, variant="hierarchical")
+    for name, values in found.law_parameters().items():
+        expected = hierarchical.law_parameters()[name] / (np.log(2) if name in ("B", "E") else 1)
+        np.testing.assert_allclose(values, expected, rtol=1e-6, err_msg=name)
+
+
 def test_missing_points_and_kernels(task, tied):
     loss = task.table.loss.copy()
     missing = np.random.default_rng(2).random(loss.shape) < 0.3

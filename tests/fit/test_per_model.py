@@ -170,6 +170,20 @@ def test_a_model_is_fitted_by_itself(law):
         np.testing.assert_allclose(alone.predict(10**7)[0], together.predict(10**7)[model], rtol=1e-6)
 
 
+@each_law
+def test_a_constant_on_a_model_s_losses_scales_b_and_e_alone(law):
+    """As between nats per token and bits per byte, whose ratio is the model's own."""
+    loss, log_f = noisy_curves(3, seed=8), {"log_f": np.full(3, 4.0)} if law == "lensllm" else {}
+    constants = np.array([1 / np.log(2) / 4.3, 0.37, 40.0])
+    fit = fit_per_model(table_of(loss), law, **log_f)
+    scaled = fit_per_model(table_of(constants[:, None] * loss), law, **log_f)
+    np.testing.assert_allclose(scaled.rmse, fit.rmse, rtol=1e-6)
+    outer = fit.parameters.get("alpha", 1.0)
+    for name, values in fit.parameters.items():
+        expected = values * constants ** (1 / outer) if name in ("B", "E") else values
+        np.testing.assert_allclose(scaled.parameters[name], expected, rtol=1e-4, atol=1e-9, err_msg=name)
+
+
 @each_free_law
 def test_units_do_not_matter(law):
     loss = noisy_curves(4, seed=8)

@@ -158,7 +158,7 @@ class JointPosterior(CurvePosterior):
         """Numbers of examples with which each model reaches a loss.
 
         Args:
-          loss: in nats per token.
+          loss: in the unit of the table.
 
         Returns:
           Median, optimistic and pessimistic number (5 % and 95 %) of each model: infinite where the loss is not reached
@@ -168,7 +168,7 @@ class JointPosterior(CurvePosterior):
           InputError: `loss` is not a positive number.
         """
         if not (np.isfinite(loss) and loss > 0):
-            raise InputError(f"The loss to reach is {loss}; give a positive number of nats per token.")
+            raise InputError(f"The loss to reach is {loss}; give a positive number, in the unit of the curves.")
         sizes = np.geomspace(self.unit, self.horizon, 4 * _BLOCK)
         losses = self.predict(sizes)
         return np.stack([_first_below(sizes, c, loss) for c in (losses.loss, losses.lower, losses.upper)], axis=1)

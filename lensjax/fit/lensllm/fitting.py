@@ -99,7 +99,7 @@ class LensLLMPosterior(CurvePosterior):
       horizon: largest size that can be asked about.
       variant: which of `VARIANTS` was fitted.
       evidence: log marginal likelihood of the measured log losses, by Laplace's method.
-      law: draws of B, D_l, beta and E of the rectified law, in examples and nats per token.
+      law: draws of B, D_l, beta and E of the rectified law, in examples and the unit of losses.
       noise: draws of the scale of a single run's log loss.
       intercept, slope: draws of a and b.
       times: draws of t; None where kernels were not used.
@@ -118,7 +118,7 @@ class LensLLMPosterior(CurvePosterior):
 
     @property
     def parameters(self) -> dict[str, CredibleInterval]:
-        """B, D_l, beta and E of every model's rectified law, in examples and nats per token."""
+        """B, D_l, beta and E of every model's rectified law, in examples and the unit of losses."""
         return {name: _interval(draws) for name, draws in self.law.items()}
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
