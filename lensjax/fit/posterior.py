@@ -91,7 +91,7 @@ class CurvePosterior(ABC):
 
     @abstractmethod
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
-        """B, D_l, beta and E of each model's rectified law L = B / (D_l + D^β) + E, of examples and losses in their units."""
+        """B, D_l, beta and E of each model's rectified law L = B / (D_l + D^β) + E, for L in the unit of the table."""
 
     def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
         """Probability that each model has the lowest loss at one size."""
