@@ -80,7 +80,13 @@ def resumable() -> Iterator[None]:
 
 
 def print_decision(report: "StudyReport") -> None:
-    """Print the decision of a study in a sentence, after the cautions to read before it is trusted."""
+    """Print what the last tests of a study showed, the cautions to read before it is trusted, and its decision."""
+    from lensjax.study.tested import tested_table
+
+    table = tested_table(report.candidates)
+    if table is not None:
+        rows = [(name, *cells) for name, cells in table.rows]
+        make_console().print(make_table(table.title, ("model", *table.columns), rows, words=("model", "Note")))
     for warning in report.warnings:
         print(f"Caution: {warning}")
     print(report.decision.sentence)

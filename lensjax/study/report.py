@@ -24,6 +24,7 @@ from lensjax.study.folder import study_records
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.study.state import StudyState, read_state
+from lensjax.study.tested import tested
 from lensjax.train.results import curves_csv, steps_caution
 
 
@@ -164,7 +165,8 @@ def _ranked(ranking: Ranking) -> list[schema.Ranked]:
 def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) -> schema.CandidateState:
     """How far a candidate is."""
     name, losses, ineligible = one.name, {}, ""
-    known = next((result for result in state.results if result.model == name), None)
+    results = [result for result in state.results if result.model == name]
+    known = next(iter(results), None)
     if table is not None and name in table.models:
         place = table.models.index(name)
         row, ineligible = table.loss[place], table.ineligible[place]
@@ -179,6 +181,8 @@ def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) 
         parameters=None if known is None else known.size,
         state=dropped or ("measured" if losses else "waiting"),
         losses=losses,
+        tests=tested(results),
+        notes=tuple(dict.fromkeys(result.note for result in results if result.note)),
         ineligible=ineligible or None,
     )
 

@@ -47,6 +47,27 @@ class StudyProgress(Strict):
     ended_by: Literal["rule", "budget", "ladder"] | None
 
 
+class Score(Strict):
+    """A number that a test showed, and its standard error over other draws of the test examples."""
+
+    value: float
+    error: float | None
+
+
+class Tested(Strict):
+    """The tests of a candidate after fine-tuning on a number of examples.
+
+    Attributes:
+      examples: Number of training examples.
+      seeds: Number of runs that succeeded; scores are means over them.
+      scores: Losses and task metrics by name: "nats_per_token", and the others as columns of curves.csv are named.
+    """
+
+    examples: int
+    seeds: int
+    scores: dict[str, Score]
+
+
 class CandidateState(Strict):
     """A candidate.
 
@@ -55,6 +76,8 @@ class CandidateState(Strict):
       family, parameters: Hugging Face model_type and number of parameters.
       state: Measured (as far as the study is), eliminated, failed, or waiting for its first run.
       losses: Test loss by number of training examples, the mean over seeds.
+      tests: The losses in every unit and task metrics, the smallest number of examples first.
+      notes: What limits them.
       ineligible: Why it is measured and shown, but never chosen; None where it may be chosen.
     """
 
@@ -64,6 +87,8 @@ class CandidateState(Strict):
     parameters: int | None
     state: State
     losses: dict[int, float]
+    tests: tuple[Tested, ...] = ()
+    notes: tuple[str, ...] = ()
     ineligible: str | None = None
 
 

@@ -16,8 +16,10 @@ from lensjax.measure.kernel import MeasuredKernel, choose_times
 from lensjax.measure.measurement import Cell, Measured
 from lensjax.measure.rungs import Rung, rung_arrays
 from lensjax.models.heavy_tails import LayerMetrics, TailFit, WeightMetrics
+from lensjax.report.pages.study import render_study
 from lensjax.report.study_files import write_findings
 from lensjax.selection import METHODS, ranking
+from lensjax.selection.records import ranking_csv
 from lensjax.study.folder import evidence_file, open_study, run_folder, runs_folder, write_evidence
 from lensjax.study.journal import Journal
 from lensjax.study.report import collect
@@ -516,3 +518,47 @@ def test_the_schema_has_a_version_and_refuses_others(found):
     for wrong in ({"version": 2}, {"unknown": 1}):
         with pytest.raises(ValidationError):
             StudyReport.model_validate(content | wrong)
+
+
+def comparable(folder, name, size, **fields):
+    """A run with what the test shows besides the loss per token; larger models cut texts into more tokens."""
+    loss = folder.result(name, size).loss
+    bits = loss * (1 + CANDIDATES.index(name))
+    known = {"bits_per_byte": bits, "bits_per_byte_error": 0.0123, "nats_per_example": 9.5, "token_accuracy": 0.75}
+    folder.run(name, size, **{**known, "exact_match": 0.5, "exact_match_error": 0.05, **fields})
+
+
+def test_candidates_are_compared_in_bits_per_byte_where_all_are_known(make, quick):
+    folder = make(**quick)
+    for size in (0, 200, 400):
+        for name in CANDIDATES:
+            comparable(folder, name, size, note="2 targets were cut" if name == "beta" else "")
+    collected = collect(folder.spec, folder.out)
+    report = collected.report
+    assert report.unit == "bits per byte"
+    assert report.decision.sentence.startswith("So far, fine-tune alpha: predicted ")  # gamma by nats per token
+    assert " bits per byte at 6,400 examples" in report.decision.sentence
+    assert report.candidates[2].losses[400] == pytest.approx(3 * folder.result("gamma", 400).loss)
+    last = report.candidates[2].tests[-1]
+    assert (last.examples, last.seeds, last.scores["token_accuracy"].error) == (400, 1, None)
+    assert last.scores["bits_per_byte"].error == 0.0123
+    assert report.candidates[1].notes == ("2 targets were cut",)
+    assert not any("tokenizer" in sentence for sentence in (*report.assumptions, *report.warnings))
+    page = render_study(report, collected.ranking)
+    for said in ("0.500 ± 0.05", "± 0.012", "2 targets were cut", "test loss, bits per byte (log scale)"):
+        assert said in page
+    assert "nats per token" not in page
+    assert ranking_csv(collected.ranking).splitlines()[1].endswith(",bits per byte")
+
+
+def test_where_one_candidate_lacks_bits_per_byte_that_is_said_and_tokens_are_compared(make, quick):
+    folder = make(**quick)
+    for size in (0, 200, 400):
+        for name in CANDIDATES:
+            comparable(folder, name, size, **({"bits_per_byte": None} if name == "beta" else {}))
+    report = folder.report()
+    assert report.unit == "nats per token"
+    assert "fine-tune gamma" in report.decision.sentence
+    assert report.warnings[0].startswith(
+        "Losses of beta are not known in bits per byte, so all are compared in nats per"
+    )

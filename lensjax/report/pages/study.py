@@ -13,6 +13,7 @@ from lensjax.report.pages.sections import shown_section
 from lensjax.selection.methods import METHODS
 from lensjax.selection.ranking import Ranking
 from lensjax.study.schema import LEARNING_RATES, Consumption, Elimination, StudyReport
+from lensjax.study.tested import tested_table
 
 _ENDED = {
     "rule": "ended: the decision is clear",
@@ -55,7 +56,7 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
         "so_far": shown_section(_so_far(report)),
         "rings": [text.clean(section.ring_is) for section in sections if section.rings],
         "sections": [
-            *(shown_section(section, order) for section in sections),
+            *(shown_section(section, order) for section in [*_tested(report), *sections]),
             *map(shown_section, _of_methods(report)),
             shown_section(_cost(report)),
         ],
@@ -121,6 +122,20 @@ def _so_far(report: StudyReport) -> Section:
     note = f"Test loss{in_unit} by number of training examples. A ranking needs two candidates with two sizes above 0."
     table = DataTable("Test losses so far", ["State", *map(text.count, sizes)], rows)
     return Section("so-far", "Measured so far", [note], tables=[table])
+
+
+def _tested(report: StudyReport) -> list[Section]:
+    """Losses in every unit and task metrics of the last test of each candidate."""
+    table = tested_table(report.candidates)
+    if table is None:
+        return []
+    notes = [
+        "Means over seeds, ± their standard error over other draws of the test examples. Bits are per byte of the "
+        "targets’ text, so that models with different tokenizers can be compared; losses per token differ with tokens.",
+        "Token accuracy is the share of target tokens that are most probable after the true ones before them; exact "
+        "match is that of targets that greedy decoding writes to their ends.",
+    ]
+    return [Section("tested", "Test losses and metrics", notes, tables=[table])]
 
 
 def _of_methods(report: StudyReport) -> list[Section]:
