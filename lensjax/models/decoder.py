@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.models.layers import Embedding, LanguageModel, Linear, Stack, both, padding_mask, window_mask
+from lensjax.models.layers import Embedding, LanguageModel, Linear, Stack, both, positions, self_mask, window_mask
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary
 
@@ -36,6 +36,8 @@ class DecoderLM(LanguageModel):
     Raises:
       InputError: the configuration asks for another kind of attention, or for a window whose size it does not give.
     """
+
+    takes_segments = True
 
     def __init__(
         self,
@@ -66,14 +68,13 @@ class DecoderLM(LanguageModel):
         """Logits of the next token at every position of `input_ids`."""
         ids = batch["input_ids"]
         time = ids.shape[1]
-        positions = batch.get("position_ids", jnp.arange(time)[None, :])
         x = self.embed(ids)
         x = x * jnp.asarray(self.embed_scale, x.dtype)
-        padding = padding_mask(batch)
+        mask = self_mask(batch)
         window = self.window if self.window is not None and self.window < time else None
-        masks = padding, padding if window is None else both(padding, window_mask(time, window))
-        length = None if "position_ids" in batch else time
-        angles = [rotary(positions, length) for rotary in self.rotary]
+        masks = mask, mask if window is None else both(mask, window_mask(time, window))
+        length = None if "position_ids" in batch or "segment_ids" in batch else time
+        angles = [rotary(positions(batch), length) for rotary in self.rotary]
         if len(set(self.kinds)) == 1:
             kind = self.kinds[0]
             x = self.layers(x, masks[kind], angles[kind])

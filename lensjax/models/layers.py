@@ -277,8 +277,13 @@ class Stack(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """The end that all models share: a head, which is the embedding itself where `head` is None."""
+    """The end that all models share: a head, which is the embedding itself where `head` is None.
 
+    Attributes:
+      takes_segments: Whether the model keeps examples apart that lie in one row, as `segment_ids` numbers them.
+    """
+
+    takes_segments = False
     embed: Embedding
     head: Linear | None
     mesh: Mesh | None
@@ -292,6 +297,29 @@ class LanguageModel(nnx.Module):
 def padding_mask(batch: Mapping[str, Array], key: str = "attention_mask") -> Bool[Array, "batch 1 1 source"] | None:
     """The positions that may be attended to: those that `attention_mask` marks; None where the batch has no mask."""
     return None if batch.get(key) is None else batch[key][:, None, None, :].astype(bool)
+
+
+def self_mask(batch: Mapping[str, Array]) -> Bool[Array, "batch 1 #time time"] | None:
+    """What the positions of a decoder may attend to, besides causality; None where that is everything.
+
+    It is where `attention_mask` marks, and, in rows that hold several examples, within the segment that `segment_ids`
+    numbers.
+    """
+    segments = batch.get("segment_ids")
+    same = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    return both(padding_mask(batch), same)
+
+
+def positions(batch: Mapping[str, Array]) -> Int[Array, "#batch time"]:
+    """The position of every token: `position_ids`, or its place in the row, or in its segment, and 0 at padding."""
+    if "position_ids" in batch:
+        return batch["position_ids"]
+    places = jnp.arange(batch["input_ids"].shape[1])[None, :]
+    if "segment_ids" not in batch:
+        return places
+    segments = batch["segment_ids"]
+    first = (segments != jnp.roll(segments, 1, axis=1)) & (places > 0)
+    return jnp.where(segments > 0, places - jax.lax.cummax(jnp.where(first, places, 0), axis=1), 0)
 
 
 def window_mask(time: int, window: int) -> Bool[Array, "1 1 time time"]:

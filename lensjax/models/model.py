@@ -43,6 +43,9 @@ class Model:
     `decoder_input_ids` and `decoder_attention_mask`; `jax.jit` and the like need a plain dict. A single example may
     leave out the batch axis. There is no dropout: models compute as in evaluation.
 
+    A row of a decoder-only model may hold several examples, which `segment_ids` numbers from 1 on, with 0 at padding:
+    each attends to itself alone, and its positions begin at 0.
+
     Attributes:
       family: The family that it belongs to.
       config: Its Hugging Face configuration.
@@ -83,6 +86,7 @@ class Model:
             return self.apply(params, _batched(batch))[0]
         arrays = {key: jnp.asarray(value) for key, value in batch.items() if value is not None}
         keys = _ENCODER_DECODER_KEYS if self.family.encoder_decoder else _DECODER_KEYS
+        keys = (*keys, "segment_ids") if self.takes_segments else keys
         if unused := sorted(arrays.keys() - set(keys)):
             raise InputError(
                 f"The batch has {shorten(unused[0])}, of which {self.family.model_type} makes no use; leave it out. It "
@@ -95,6 +99,11 @@ class Model:
                 )
             arrays["decoder_input_ids"] = shift_right(arrays["labels"], *_start_and_padding(self.config))
         return nnx.merge(self.graphdef, params)(arrays)
+
+    @cached_property
+    def takes_segments(self) -> bool:
+        """Whether rows of a batch may hold several examples, numbered by `segment_ids`."""
+        return bool(getattr(nnx.merge(self.graphdef, self.without_params().params), "takes_segments", False))
 
     def token_losses(
         self, params: Params, batch: Batch
@@ -130,9 +139,12 @@ class Model:
             return logits, jnp.asarray(batch["labels"])
         labels = batch.get("labels")
         if labels is None:
-            ids, mask = jnp.asarray(batch["input_ids"]), batch.get("attention_mask")
+            ids, mask = jnp.asarray(batch["input_ids"]), batch.get("attention_mask", batch.get("segment_ids"))
             labels = ids if mask is None else jnp.where(_seen(jnp.asarray(mask)), ids, IGNORED)
         following = jnp.roll(jnp.asarray(labels), -1, axis=1).at[:, -1].set(IGNORED)
+        segments = batch.get("segment_ids")
+        if segments is not None:  # the last token of an example does not predict the first of the next
+            following = jnp.where(segments == jnp.roll(segments, -1, axis=1), following, IGNORED)
         return logits, following  # all of them: a slice of the logits would be a copy
 
     def loss(self, params: Params, batch: Batch, reduction: Reduction = "mean") -> Array:

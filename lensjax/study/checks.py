@@ -14,6 +14,8 @@ from lensjax.core.files import read_json
 from lensjax.core.processes import on_first
 from lensjax.models.family import family_of
 from lensjax.models.hub import find_folder, read_config, read_tokenizer
+from lensjax.models.model import abstract_model
+from lensjax.models.options import make_options
 from lensjax.study.bench import Bench
 from lensjax.study.folder import evidence_cells, evidence_file, read_results, runs_folder
 from lensjax.study.spec import StudySpec
@@ -22,6 +24,7 @@ from lensjax.tasks.tokens import padding_token, tokenise
 from lensjax.train.results import read_result
 from lensjax.train.runs import has_our_tokens, kept_spec
 from lensjax.train.spec import FinetuneSpec
+from lensjax.train.workload import check_packing
 
 _CHECKED = 8  # examples that every tokenizer is tried on
 
@@ -137,5 +140,7 @@ def check_candidates(spec: StudySpec, bench: Bench) -> None:
             encoder_decoder = family_of(config.model_type).encoder_decoder
             tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder)
             padding_token(tokenizer)
+            if spec.finetune_spec(candidate).training.packing:
+                check_packing(abstract_model(config, make_options()))
         except InputError as error:
             raise InputError(f"The candidate {shorten(candidate.name)} cannot be used: {error}") from error

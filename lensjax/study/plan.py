@@ -204,7 +204,7 @@ class _Costs(NamedTuple):
 
     def at_speed_of_steps(self, flops: int) -> float | None:
         """Seconds of other work at the speed of training steps."""
-        long = self.candidate.lengths[1]
+        long = self.candidate.step_shapes[1]
         return None if self.taken is None else flops * self.taken.steps[1] / self.candidate.step_flops(long)
 
 

@@ -6,7 +6,7 @@ on any number of devices, asks for batch s.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,12 +15,15 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from lensjax.models.losses import IGNORED
+from lensjax.tasks.packing import PackedShape, collate_packed, fill_rows
 from lensjax.tasks.task import permutation
 from lensjax.tasks.tokens import Tokens
 
+Packing = tuple[PackedShape | None, PackedShape | None]  # in place of the short and the long shape
 Lengths = tuple[int, ...]  # (tokens of a row,) of decoders, (tokens of a prompt, of a target) of encoder–decoders
 
 _EPOCHS = 1000  # number of the first stream of random bits for epochs
+_TRIED = 64  # steps by which the rows of packed batches are chosen
 PREFETCH = 8  # batches made ahead of the step that takes them
 
 
@@ -71,11 +74,17 @@ def _epoch(plan: BatchPlan, epoch: int) -> list[tuple[bool, Int[np.ndarray, " ro
     return [batches[i] for i in permutation(len(batches), plan.seed, _EPOCHS + 2 * epoch + 1)]
 
 
-def fields(lengths: Lengths) -> dict[str, int]:
+Shape = Lengths | PackedShape
+
+
+def fields(shape: Shape) -> dict[str, int]:
     """Names and lengths of the arrays in a batch.
 
     Padding is at the end of rows, where no token of a decoder looks, so a decoder needs no attention mask.
     """
+    if isinstance(shape, PackedShape):
+        return dict.fromkeys(("input_ids", "labels", "segment_ids"), shape.length)
+    lengths = shape
     if len(lengths) == 1:
         return {"input_ids": lengths[0], "labels": lengths[0]}
     return {"input_ids": lengths[0], "attention_mask": lengths[0], "labels": lengths[1]}
@@ -110,6 +119,39 @@ def _rounded(lengths: Int[np.ndarray, " parts"]) -> Lengths:
     """Up to a multiple of 8 below 128, of 16 below 256, of 32 below 512, and so on."""
     steps = [max(8, 1 << (max(int(length), 1) - 1).bit_length() >> 4) for length in lengths]
     return tuple(-(-int(length) // step) * step for length, step in zip(lengths, steps, strict=True))
+
+
+def choose_packing(
+    needed: Int[np.ndarray, "examples 1"], lengths: tuple[Lengths, Lengths], batch_size: int, multiple: int
+) -> Packing:
+    """The shapes that take the place of the short and the long shape of training batches.
+
+    Each has rows for the batches of 64 steps with the given examples. A batch that does not fit is not packed.
+
+    Args:
+      needed: Lengths of examples, see `lensjax.tasks.batches.example_lengths`.
+      lengths: The short and the long shape.
+      batch_size: Examples of a step.
+      multiple: What the number of rows is a multiple of: devices that they are split over, times parts of a step.
+
+    Returns:
+      Shapes; None where packing would save no tokens.
+    """
+    needed = np.resize(needed, (max(len(needed), 4 * batch_size), 1))
+    plan, (short, long) = BatchPlan(fits(needed, lengths[0]), batch_size, seed=0), lengths
+    rows = [0, 0]
+    for step in range(_TRIED):
+        is_short, examples = plan[step]
+        found = fill_rows(needed[examples, 0], batch_size, long[0])
+        if len(examples) == batch_size and found is not None:  # a few examples left over do not make a shape
+            kind = 0 if is_short or short == long else 1
+            rows[kind] = max(rows[kind], sum(map(bool, found)))
+
+    def shape(most: int, plain: Lengths) -> PackedShape | None:
+        packed = PackedShape(-(-most // multiple) * multiple, long[0])
+        return packed if 0 < packed.rows * packed.length < batch_size * plain[0] else None
+
+    return shape(rows[0], short), shape(rows[0 if short == long else 1], long)
 
 
 def collate(
@@ -147,10 +189,19 @@ def collate(
     return made
 
 
+Rows = Mapping[str, Int[np.ndarray, "rows time"]]
+
+
 def training_batches(
-    tokens: Tokens, plan: BatchPlan, lengths: tuple[Lengths, Lengths], rows: Sequence[int], padding: int, steps: range
-) -> Iterator[dict[str, Int[np.ndarray, "rows time"]]]:
-    """Some rows of the batch of every step, which a thread makes up to `PREFETCH` steps ahead.
+    tokens: Tokens,
+    plan: BatchPlan,
+    lengths: tuple[Lengths, Lengths],
+    rows: Sequence[int],
+    padding: int,
+    steps: range,
+    packing: tuple[tuple[PackedShape, Sequence[int]] | None, ...] = (None, None),
+) -> Iterator[tuple[Shape, Rows]]:
+    """Shape, and some rows, of the batch of every step, which a thread makes up to `PREFETCH` steps ahead.
 
     Args:
       tokens: The examples.
@@ -159,14 +210,24 @@ def training_batches(
       rows: The rows that this process's devices hold.
       padding: Token that fills rows up.
       steps: The steps.
+      packing: Shapes that take the place of the short and the long one, each with the rows that this process's devices
+        hold; None for those that are not packed.
     """
+    used = example_lengths(tokens, encoder_decoder=False)[:, 0]
 
-    def make(step: int) -> dict[str, Int[np.ndarray, "rows time"]]:
+    def make(step: int) -> tuple[Shape, Rows]:
         short, examples = plan[step]
-        return collate(tokens, examples, rows, lengths[0] if short else lengths[1], padding)
+        kind = 0 if short else 1
+        packed = packing[kind]
+        if packed is not None:
+            shape, local = packed
+            held = fill_rows(used[examples], shape.rows, shape.length)
+            if held is not None:
+                return shape, collate_packed(tokens, examples, held, local, shape.length, padding)
+        return lengths[kind], collate(tokens, examples, rows, lengths[kind], padding)
 
     pool = ThreadPoolExecutor(1)  # its thread ends once nobody holds this generator
-    coming: deque[Future[dict[str, Int[np.ndarray, "rows time"]]]] = deque()
+    coming: deque[Future[tuple[Shape, Rows]]] = deque()
     for step in steps:
         coming.append(pool.submit(make, step))
         if len(coming) > PREFETCH:

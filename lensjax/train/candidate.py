@@ -226,6 +226,7 @@ class Candidate(Workload):
             train=tokens.train[run.seed].take(run.examples),
             validation=tokens.validation,
             lengths=tokens.lengths,
+            packing=self.packing,
             evaluation_length=tokens.evaluation_length,
             encoder_decoder=self.abstract.family.encoder_decoder,
             padding=self.padding,

@@ -24,7 +24,8 @@ from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import add_lora, split_trainable
 from lensjax.models.model import Model, Params, abstract_model
 from lensjax.models.options import make_options
-from lensjax.tasks.batches import BatchPlan, Lengths, collate, example_lengths, fits
+from lensjax.tasks.batches import BatchPlan, Lengths, Shape, collate, example_lengths, fits
+from lensjax.tasks.packing import PackedShape, collate_packed, fill_rows
 from lensjax.train.loop import planned_steps
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples
@@ -147,7 +148,7 @@ class AbstractCandidate(Workload):
         super().__init__(spec, examples, mesh)
         training = spec.training
         self._spent: dict[str, float] = {}
-        self._steps: dict[Lengths, jax.stages.Compiled] = {}
+        self._steps: dict[Shape, jax.stages.Compiled] = {}
         with self._measuring("preparing"):
             options = make_options(self.dtype, self.param_dtype, training.remat, training.attention, mesh)
             folder = find_folder(source, what="tokenizer")
@@ -157,8 +158,8 @@ class AbstractCandidate(Workload):
             with tempfile.TemporaryDirectory() as made:  # its files stay readable while they are mapped
                 self.prepare(model, Path(made))
             self.state = state_shapes(model, training, mesh)
-            for lengths in self.lengths:
-                self.step_flops(lengths)
+            for shape in self.step_shapes:
+                self.step_flops(shape)
 
     @property
     def curvature_model(self) -> Model:
@@ -182,7 +183,7 @@ class AbstractCandidate(Workload):
 
     def flops(self, work: Work) -> int:
         """Floating-point operations of a run, as its `Result` will have them."""
-        steps = sum(n * self.step_flops(shape) for n, shape in zip(work.steps, self.lengths, strict=True))
+        steps = sum(n * self.step_flops(shape) for n, shape in zip(work.steps, self.step_shapes, strict=True))
         return steps + self._evaluation(work)
 
     def seconds(self, work: Work, taken: Seconds) -> float:
@@ -190,7 +191,7 @@ class AbstractCandidate(Workload):
         steps = sum(n * each for n, each in zip(work.steps, taken.steps, strict=True))
         return steps + self._evaluation(work) / self.evaluation_flops * taken.evaluation
 
-    def compiled_step(self, shape: Lengths) -> jax.stages.Compiled:
+    def compiled_step(self, shape: Shape) -> jax.stages.Compiled:
         """The compiled program of a training step.
 
         Raises:
@@ -213,7 +214,7 @@ class AbstractCandidate(Workload):
 
     @cached_property
     def memory(self) -> Memory:
-        """Bytes on each device.
+        """Bytes on each device; of a step that is not packed, which a packed one needs less than.
 
         Raises:
           NoRoom: a program does not fit the device.
@@ -240,17 +241,21 @@ class AbstractCandidate(Workload):
         Raises:
           NoRoom: a program does not fit the device.
         """
-        steps, losses = {shape: self.compiled_step(shape) for shape in self.lengths}, self.compiled_losses
+        steps, losses = {shape: self.compiled_step(shape) for shape in self.step_shapes}, self.compiled_losses
         trained, frozen = split_trainable(_made_up(self.abstract.params))
         with self._measuring("compiling"):
             state = jax.block_until_ready(self.programs.start(trained))
         taken = {}
         for shape, step in steps.items():
-            rows = self.rows(shape, self.placement)
+            rows, placement = self.rows(shape, self.placement), self.placement.of(shape)
 
-            def take(step: jax.stages.Compiled = step, rows: Mapping[str, np.ndarray] = rows) -> None:
+            def take(
+                step: jax.stages.Compiled = step,
+                rows: Mapping[str, np.ndarray] = rows,
+                placement: BatchPlacement = placement,
+            ) -> None:
                 nonlocal state
-                state, metrics = step(state, frozen, self.placement.to_devices(rows), 0.0)
+                state, metrics = step(state, frozen, placement.to_devices(rows), 0.0)
                 float(metrics.loss)
 
             taken[shape] = _median_seconds(take)
@@ -259,7 +264,7 @@ class AbstractCandidate(Workload):
         def evaluate() -> None:
             jax.block_until_ready(losses(state.params, frozen, self.evaluation_placement.to_devices(rows)))
 
-        short, long = (taken[shape] for shape in self.lengths)
+        short, long = (taken[shape] for shape in self.step_shapes)
         return Seconds(steps=(short, long), evaluation=_median_seconds(evaluate), **self._spent)
 
     def from_peak(self) -> Seconds | None:
@@ -268,7 +273,7 @@ class AbstractCandidate(Workload):
         if peak is None:
             return None
         speed = UTILISATION * peak * self.mesh.size
-        short, long = (self.step_flops(shape) / speed for shape in self.lengths)
+        short, long = (self.step_flops(shape) / speed for shape in self.step_shapes)
         return Seconds(steps=(short, long), evaluation=self.evaluation_flops / speed)
 
     def _compile(self, program: Any, *arguments: PyTree) -> jax.stages.Compiled:
@@ -289,10 +294,15 @@ class AbstractCandidate(Workload):
         finally:
             self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - began
 
-    def rows(self, shape: Lengths, placement: BatchPlacement) -> Mapping[str, np.ndarray]:
+    def rows(self, shape: Shape, placement: BatchPlacement) -> Mapping[str, np.ndarray]:
         """A batch of training examples that fit a shape."""
         tokens = next(iter(self.tokens.train.values()))
         needed = example_lengths(tokens, self.abstract.family.encoder_decoder)
+        if isinstance(shape, PackedShape):
+            some = np.arange(min(len(tokens), placement.rows))
+            while (held := fill_rows(needed[some, 0], shape.rows, shape.length)) is None:
+                some = some[:-1]
+            return collate_packed(tokens, some, held, placement.of(shape).local_rows(), shape.length, self.padding)
         fitting = np.flatnonzero(fits(needed, shape))[: placement.rows]
         return collate(tokens, fitting, placement.local_rows(), shape, self.padding)
 

@@ -10,7 +10,8 @@ from lensjax.core.errors import InputError
 from lensjax.core.processes import agreed
 from lensjax.core.signals import stop_requested
 from lensjax.models.model import Params
-from lensjax.tasks.batches import BatchPlan, Lengths, example_lengths, fits, training_batches
+from lensjax.tasks.batches import BatchPlan, Lengths, Packing, Shape, example_lengths, fits, training_batches
+from lensjax.tasks.packing import PackedShape
 from lensjax.tasks.tokens import Tokens
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
@@ -56,12 +57,13 @@ class TrainingInputs:
     Attributes:
       train, validation: The examples' tokens.
       lengths: The short and the long shape of training batches.
+      packing: The packed shapes that take their place, if any do.
       evaluation_length: The shape of validation batches.
       encoder_decoder: Whether the model reads prompts with an encoder.
       padding: Token that fills rows up.
       seed: Of the order of examples.
       rate: Peak learning rate.
-      flops: Floating-point operations of a step, by the lengths of its batch.
+      flops: Floating-point operations of a step, by the shape of its batch.
       evaluation_flops: Floating-point operations of a validation batch.
       identity: Values that a checkpoint must have been made with to be resumed.
     """
@@ -74,9 +76,10 @@ class TrainingInputs:
     padding: int
     seed: int
     rate: float
-    flops: Callable[[Lengths], int] = lambda lengths: 0
+    flops: Callable[[Shape], int] = lambda shape: 0
     evaluation_flops: int = 0
     identity: Mapping[str, Any] = field(default_factory=dict)
+    packing: Packing = (None, None)
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,14 @@ def fine_tune(
       InputError: the checkpoint is of another run, or cannot be read or written.
     """
     state = programs.start(params)
-    progress, lengths = Progress(), inputs.lengths
+    progress, lengths, packing = Progress(), inputs.lengths, inputs.packing
     last = checkpoints.record()
     if last is not None:
         step, record = last
         _check_identity(record["identity"], inputs.identity, checkpoints)
         progress = Progress(**record["progress"])
         lengths = _as_lengths(record["lengths"])
+        packing = _as_packing(record.get("packing", (None, None)))
         like = shapes_of(state)
         del state  # for its room
         state, best = checkpoints.restore(step, like, like.params)
@@ -162,13 +166,24 @@ def fine_tune(
     used = needed.sum(axis=1)
     per_validation = inputs.evaluation_flops * validating.batches(len(inputs.validation))
     batches = training_batches(
-        inputs.train, plan, lengths, training.local_rows(), inputs.padding, range(progress.step, steps)
+        inputs.train,
+        plan,
+        lengths,
+        training.local_rows(),
+        inputs.padding,
+        range(progress.step, steps),
+        tuple(None if shape is None else (shape, training.of(shape).local_rows()) for shape in packing),
     )
     observer.begin(progress, steps)
     clock = _Clock()
 
     def save(now: Progress) -> None:
-        record = {"identity": dict(inputs.identity), "progress": asdict(now), "lengths": lengths}
+        record = {
+            "identity": dict(inputs.identity),
+            "progress": asdict(now),
+            "lengths": lengths,
+            "packing": [None if shape is None else (shape.rows, shape.length) for shape in packing],
+        }
         checkpoints.save(now.step, state, best, record)
         clock.saved()
 
@@ -176,16 +191,17 @@ def fine_tune(
     while progress.step < steps and progress.stale < spec.patience:
         step = progress.step
         asked = time.perf_counter()
-        batch = training.to_devices(next(batches))
+        shape, local = next(batches)
+        batch = training.of(shape).to_devices(local)
         waited = time.perf_counter() - asked
         rate = learning_rate(spec, inputs.rate, step, steps)
         state, metrics = programs.step(state, frozen, batch, rate)
-        short, examples = plan[step]
+        _, examples = plan[step]
         progress = replace(
             progress,
             step=step + 1,
             tokens=progress.tokens + int(used[examples].sum()),
-            flops=progress.flops + inputs.flops(lengths[0] if short else lengths[1]),
+            flops=progress.flops + inputs.flops(shape),
             waiting=progress.waiting + waited,
             seconds=progress.seconds + clock.lap(),
         )
@@ -247,6 +263,11 @@ def _check_identity(recorded: Mapping[str, Any], wanted: Mapping[str, Any], chec
 
 def _as_lengths(recorded: Any) -> tuple[Lengths, Lengths]:
     short, long = (tuple(int(length) for length in lengths) for lengths in recorded)
+    return short, long
+
+
+def _as_packing(recorded: Any) -> Packing:
+    short, long = (None if shape is None else PackedShape(*map(int, shape)) for shape in recorded)
     return short, long
 
 

@@ -1,7 +1,7 @@
 """Batches on a mesh: the rows that each process makes, and the arrays over all devices that they become."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lensjax.core.errors import InputError
-from lensjax.tasks.batches import Lengths, fields
+from lensjax.tasks.batches import Shape, fields
+from lensjax.tasks.packing import PackedShape
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class BatchPlacement:
 
     Attributes:
       mesh: The devices.
-      rows: Examples in a batch, over all devices.
+      rows: Rows of a batch, over all devices.
       parts: Number of parts that gradients are accumulated over; with several, arrays have a leading axis for them.
     """
 
@@ -63,11 +64,16 @@ class BatchPlacement:
 
         return {name: place(rows) for name, rows in local.items()}
 
-    def shapes(self, lengths: Lengths) -> dict[str, jax.ShapeDtypeStruct]:
+    def of(self, shape: Shape) -> "BatchPlacement":
+        """How batches of a shape lie: packed ones have rows of their own number."""
+        return replace(self, rows=shape.rows) if isinstance(shape, PackedShape) else self
+
+    def shapes(self, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of the arrays of a batch."""
+        leading = self.of(shape)._leading
         return {
-            name: jax.ShapeDtypeStruct((*self._leading, length), jnp.int32, sharding=self.sharding)
-            for name, length in fields(lengths).items()
+            name: jax.ShapeDtypeStruct((*leading, length), jnp.int32, sharding=self.sharding)
+            for name, length in fields(shape).items()
         }
 
     @property

@@ -14,7 +14,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 _RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (1e-4, 3e-4, 1e-3)}
-_HOW_ONLY = ("checkpoint_every", "remat", "attention", "evaluation_batch_size")  # these do not change the result
+_HOW_ONLY = (
+    "checkpoint_every",
+    "remat",
+    "attention",
+    "evaluation_batch_size",
+    "packing",
+)  # these do not change the result
 
 
 class TrainingSpec(Strict):
@@ -29,6 +35,8 @@ class TrainingSpec(Strict):
       schedule: The schedule after the warm-up: "linear" to 0, "cosine" to 0, or "constant".
       warmup: Share of the steps in which the rate rises from 0.
       batch_size: Examples per step, over all devices.
+      packing: Put several examples of a step into one row, which saves padding; of causal models alone. A step has the
+        same examples as without, and its loss is the same to rounding.
       accumulation: Number of parts in which a step's batch is computed, one after another; it saves memory, not time.
       epochs: Passes over the examples, at most.
       min_steps: Number of steps that small sets may take even if that is more epochs, so that they are not left half
@@ -56,6 +64,7 @@ class TrainingSpec(Strict):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.05
     batch_size: Count = 32
+    packing: bool = False
     accumulation: Count = 1
     epochs: Count = 10
     min_steps: Annotated[int, Field(ge=0)] = 0

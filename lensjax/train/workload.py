@@ -4,11 +4,13 @@ from functools import cache
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from lensjax.core.errors import InputError
 from lensjax.models.lora import split_trainable
 from lensjax.models.model import Model
-from lensjax.tasks.batches import Lengths
+from lensjax.tasks.batches import Lengths, Packing, Shape, choose_packing, example_lengths
 from lensjax.tasks.tokens import padding_token
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples, tokenise_all
@@ -33,7 +35,8 @@ class Workload:
       tokens: The examples as this model's tokens.
       padding: Token that fills rows up.
       programs: Compiled once for each shape of batch.
-      step_flops: Floating-point operations of a training step, given the lengths of its batch.
+      packing: The packed shapes that take the place of `lengths`; None where batches are not packed.
+      step_flops: Floating-point operations of a training step, given the shape of its batch.
       evaluation_flops: Floating-point operations of a batch of evaluation.
       test_flops: Those of the test, of all choices too.
 
@@ -68,9 +71,10 @@ class Workload:
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(pretrained))
         self.tokens = tokenise_all(self.examples, model, self.spec, out)
         self.padding = padding_token(model.tokenizer)
+        self.packing = self._packing() if training.packing else (None, None)
         self.programs = make_programs(self.abstract, training, self.mesh)
         of_step, of_losses = program_flops(self.abstract, training, self.mesh, self.programs)
-        self.step_flops = cache(lambda lengths: of_step(self.placement.shapes(lengths)))
+        self.step_flops = cache(lambda shape: of_step(self.placement.shapes(shape)))
         placement, choices = self.evaluation_placement, self.tokens.choices
         self.evaluation_flops = of_losses(placement.shapes(self.tokens.evaluation_length))
         self.test_flops = placement.batches(len(self.tokens.test)) * self.evaluation_flops
@@ -81,3 +85,25 @@ class Workload:
     def lengths(self) -> tuple[Lengths, Lengths]:
         """The short and the long shape of training batches, which may be the same."""
         return self.tokens.lengths
+
+    @property
+    def step_shapes(self) -> tuple[Shape, Shape]:
+        """The shapes of short and long training batches, packed where that saves tokens."""
+        short, long = (packed or plain for packed, plain in zip(self.packing, self.lengths, strict=True))
+        return short, long
+
+    def _packing(self) -> Packing:
+        check_packing(self.abstract)
+        held_out = [example_lengths(tokens, False) for tokens in (self.tokens.validation, self.tokens.test)]
+        axes, training = self.mesh.shape, self.spec.training
+        multiple = axes["data"] * axes["fsdp"] * training.accumulation
+        return choose_packing(np.concatenate(held_out), self.lengths, training.batch_size, multiple)
+
+
+def check_packing(model: Model) -> None:
+    """Raise InputError if a model cannot keep several examples of a row apart."""
+    if not model.takes_segments:
+        raise InputError(
+            f"training.packing is true, and {model.family.model_type} models cannot keep several examples of a row "
+            "apart; set it to false for this model."
+        )

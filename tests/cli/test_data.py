@@ -180,3 +180,20 @@ def test_characters_are_counted_without_transformers_torch_or_a_device(task: Pat
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("\n[]\n")
+
+
+def test_conversations_are_shown_as_the_model_reads_and_learns_them(
+    run: Run, save_sums: Callable[..., Path], save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    turns = [[{"role": "user", "content": f"w{n} w3"}, {"role": "assistant", "content": f"w{n}"}] for n in range(60)]
+    spec, model = save_sums([{"messages": both} for both in turns], prompt="", target=""), tmp_path / "a.json"
+    folder = save_model({"model_type": "gpt2", "vocab_size": 48}, eos_token="<end>")
+    status, out, _ = run("show", spec, "--model", folder, "--json", model)
+    example = json.loads(model.read_text())["examples"][0]
+    asked = example["text"].split()[1]
+    assert status == 0
+    assert example["text"] == f"User: {asked} w3\n\nAssistant: {asked}<end>"
+    assert [example["text"][first:last] for first, last in example["learned"]] == [f"{asked}<end>"]
+    assert f"'User: {asked} w3\\n\\nAssistant: '\n→ '{asked}<end>'" in out
+    assert "Note: the tokenizer has no chat template" in out
+    assert "--model shows what a model reads" in run("show", spec)[1]

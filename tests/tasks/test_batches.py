@@ -1,5 +1,6 @@
 """Batches: every example once an epoch, few shapes, an order that is a pure function of seed and step."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from lensjax.tasks.batches import (
     BatchPlan,
     choose_lengths,
+    choose_packing,
     collate,
     evaluation_batches,
     example_lengths,
     fits,
     training_batches,
 )
+from lensjax.tasks.packing import PackedShape, collate_packed, fill_rows
 from lensjax.tasks.tokens import Tokens
 
 
@@ -95,8 +98,9 @@ def test_training_batches_are_those_of_the_plan_from_any_step_on(start):
     plan = BatchPlan(fits(needed, lengths[0]), 4, 3)
     made = list(training_batches(tokens, plan, lengths, [1, 3], 0, range(start, 12)))
     assert len(made) == 12 - start
-    for step, batch in enumerate(made, start):
+    for step, (shape, batch) in enumerate(made, start):
         short, examples = plan[step]
+        assert shape == lengths[0 if short else 1]
         expected = collate(tokens, examples, [1, 3], lengths[0 if short else 1], 0)
         assert all(np.array_equal(batch[key], expected[key]) for key in expected)
 
@@ -119,3 +123,60 @@ def test_evaluation_batches_keep_the_order():
     first, second = evaluation_batches(tokens, (8,), 4, range(4), 0)
     assert list(first["input_ids"][:, 0]) == [1, 3, 5, 7]
     assert list(second["input_ids"][:, 0]) == [9, 0, 0, 0]
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 40), st.integers(20, 30))
+def test_rows_hold_every_example_once_or_do_not_fit(lengths, rows, length):
+    lengths = np.array(lengths)
+    held = fill_rows(lengths, rows, length)
+    if held is None:
+        assert lengths.sum() > rows * length / 2 or len(lengths) > rows  # first fit leaves no two rows half empty
+    else:
+        assert len(held) == rows
+        assert sorted(itertools.chain(*held)) == list(range(len(lengths)))
+        assert all(lengths[row].sum() <= length for row in held if row)
+    assert fill_rows(lengths, len(lengths), length) is not None
+
+
+def test_examples_of_a_packed_batch_are_those_of_rows_of_their_own():
+    tokens = make_tokens([2, 1, 3, 4], [3, 1, 2, 5])
+    tokens.learned[3] = False  # in the target of the first example, as a turn of a user
+    examples, held = np.array([3, 0, 2]), [[0], [], [1, 2]]
+    packed = collate_packed(tokens, examples, held, [2, 0, 1], 12, padding=9)
+    alone = collate(tokens, examples, range(3), (12,), padding=9)
+    for row, at, start, number in ((1, 0, 0, 1), (0, 1, 0, 1), (0, 2, 5, 2)):
+        size = int(example_lengths(tokens, False)[examples[at], 0])
+        for name in ("input_ids", "labels"):
+            np.testing.assert_array_equal(packed[name][row, start : start + size], alone[name][at, :size])
+        assert (packed["segment_ids"][row, start : start + size] == number).all()
+    assert (packed["segment_ids"] > 0).sum() == 9 + 5 + 5
+    assert (packed["input_ids"][packed["segment_ids"] == 0] == 9).all()
+    assert (packed["labels"] != -100).sum() == (alone["labels"] != -100).sum() == 3 + 2 + 5 - 1
+
+
+def test_a_shape_is_chosen_where_it_saves_tokens():
+    rng = np.random.default_rng(0)
+    long_tailed = np.minimum(rng.geometric(0.05, (500, 1)) + 5, 120)
+    lengths = choose_lengths([long_tailed])
+    for multiple in (1, 8):
+        for packed, (plain,) in zip(choose_packing(long_tailed, lengths, 32, multiple), lengths, strict=True):
+            assert packed.length == lengths[1][0]
+            assert packed.rows % multiple == 0
+            assert packed.rows * packed.length < 0.8 * 32 * plain
+    assert choose_packing(np.full((50, 1), 30), ((32,), (32,)), 8, 1) == (None, None)
+    assert choose_packing(long_tailed, lengths, 8, 8) == (None, None)  # every device has a row in any case
+
+
+def test_batches_that_do_not_fit_are_not_packed():
+    tokens = make_tokens(range(1, 21), [2] * 20)
+    lengths = choose_lengths([example_lengths(tokens, False)])
+    plan = BatchPlan(fits(example_lengths(tokens, False), lengths[0]), 4, 3)
+    packing = (PackedShape(2, lengths[1][0]), [1]), (PackedShape(2, lengths[1][0]), [1])
+    seen = set()
+    for step, (shape, batch) in enumerate(training_batches(tokens, plan, lengths, [0, 1, 2, 3], 0, range(20), packing)):
+        kind, examples = 0 if plan[step][0] else 1, plan[step][1]
+        held = fill_rows(example_lengths(tokens, False)[examples, 0], 2, lengths[1][0])
+        assert shape == (lengths[kind] if held is None else packing[kind][0])
+        assert ("segment_ids" in batch, len(batch["labels"])) == ((False, 4) if held is None else (True, 1))
+        seen.add(held is None)
+    assert seen == {True, False}

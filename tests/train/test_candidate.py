@@ -9,9 +9,14 @@ import pytest
 import lensjax.models
 from lensjax.cli.main import main
 from lensjax.core.errors import InputError
+from lensjax.tasks.packing import PackedShape
+from lensjax.tasks.spec import read_spec
 from lensjax.train.candidate import Candidate
+from lensjax.train.estimate import AbstractCandidate
 from lensjax.train.prepare import read_examples
 from lensjax.train.recorder import Recorder
+from lensjax.train.runs import open_folder
+from lensjax.train.spec import FinetuneSpec
 
 DEVICE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.\nAnd more.")
 HOST = MemoryError("Unable to allocate 16.0 GiB")
@@ -114,3 +119,32 @@ def test_a_result_says_what_is_not_known_of_cut_targets(make_candidate, make_spe
     assert 0 < found.test_bytes < result.test_bytes
     nats = found.loss * found.test_tokens
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / found.test_bytes)
+
+
+def test_packed_conversations_are_trained_planned_and_described(pretrained, tmp_path):
+    def turn(role, n):
+        return {"role": role, "content": "two " * (8 if n % 6 == 0 else 1) + f"{n}"}
+
+    rows = [[turn(role, n) for role in ("user", "assistant")] for n in range(60)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    training = {"packing": True, "batch_size": 8, "learning_rate": 1e-3, "max_steps": 4, "evaluate_every": 4}
+    fields = {"source": {"files": "chat.jsonl"}, "validation": 12, "test": 12, "training": training}
+    (tmp_path / "chat.yaml").write_text(json.dumps(fields))
+    spec = read_spec(tmp_path / "chat.yaml", FinetuneSpec)
+    examples, mesh = read_examples(spec, [32], [0]), lensjax.models.make_mesh("data=1", jax.devices()[:1])
+    open_folder(tmp_path / "out", spec, examples.digest)
+    candidate = Candidate(spec, str(pretrained("gpt_neox")), "tiny", examples, tmp_path / "out", mesh)
+    result = candidate.make(candidate.planned(32, 0, 1e-3), Recorder(candidate.dtype, 1))
+    assert (result.status, result.steps) == ("ok", 4)
+    assert (
+        result.note == "the tokenizer has no chat template, so conversations are in a plain one (User: … Assistant: …)"
+    )
+    contents = [turn.content for one in examples.test for turn in one.turns if turn.role == "assistant"]
+    assert result.test_bytes == sum(map(len, contents)) > 0
+    plan = AbstractCandidate(spec, str(pretrained("gpt_neox")), examples, mesh)
+    assert plan.step_shapes == candidate.step_shapes
+    shape = next(one for one in plan.step_shapes if isinstance(one, PackedShape))
+    assert plan.flops(plan.work(0, 32)) == result.flops
+    assert plan.rows(shape, plan.placement)["segment_ids"].shape == (shape.rows, shape.length)
+    with pytest.raises(InputError, match=r"training\.packing is true, and t5 models cannot keep several examples"):
+        Candidate(spec, str(pretrained("t5")), "other", examples, tmp_path / "out", mesh)

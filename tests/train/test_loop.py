@@ -9,6 +9,7 @@ import pytest
 
 import lensjax.models
 from lensjax.tasks.batches import BatchPlan, example_lengths, fits, training_batches
+from lensjax.tasks.packing import PackedShape
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import evaluate
 from lensjax.train.loop import Diverged, Stopped, planned_steps
@@ -48,7 +49,7 @@ def torch_losses(torch, folder, trial, steps):
     plan = BatchPlan(fits(example_lengths(run.train, run.encoder_decoder), run.lengths[0]), spec.batch_size, run.seed)
     batches = training_batches(run.train, plan, run.lengths, range(spec.batch_size), run.padding, range(steps))
     found = []
-    for step, batch in enumerate(batches):
+    for step, (_, batch) in enumerate(batches):
         inputs = {name: torch.from_numpy(rows.astype(np.int64)) for name, rows in batch.items()}
         labels = inputs.pop("labels")
         if run.encoder_decoder:
@@ -115,6 +116,22 @@ def test_epochs_and_max_steps_end_training(trial, observer, tmp_path):
     plan = BatchPlan(fits(lengths[:, None], trial.run.lengths[0]), trial.spec.batch_size, trial.run.seed)
     assert progress.tokens == sum(lengths[plan[step][1]].sum() for step in range(7))
     assert 0 <= progress.waiting <= progress.seconds
+
+
+def test_packed_training_is_that_of_rows_of_their_own_and_goes_on_to_the_same_bits(trial, observer, tmp_path):
+    plain, whole, broken = observer(), observer(), observer(stop_at=2)
+    packed = replace(trial.run, packing=(PackedShape(11, trial.run.lengths[1][0]), None))
+    trial.fine_tune(tmp_path / "plain", plain, max_steps=6)
+    best, progress = trial.fine_tune(tmp_path / "whole", whole, packed, max_steps=6)
+    for (_, found), (_, expected) in zip(whole.steps, plain.steps, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert dict(whole.validations) == pytest.approx(dict(plain.validations), rel=1e-5)
+    with pytest.raises(Stopped):
+        trial.fine_tune(tmp_path / "broken", broken, packed, max_steps=6)
+    other = replace(packed, packing=(PackedShape(12, trial.run.lengths[1][0]), None))  # of a command with other rungs
+    again, resumed = trial.fine_tune(tmp_path / "broken", broken, other, max_steps=6)
+    assert replace(resumed, seconds=0, waiting=0) == replace(progress, seconds=0, waiting=0)
+    jax.tree.map(np.testing.assert_array_equal, again, best)
 
 
 def finite(tree):

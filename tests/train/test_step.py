@@ -7,6 +7,7 @@ import pytest
 
 import lensjax.models
 from lensjax.models.lora import add_lora, split_trainable
+from lensjax.tasks.packing import PackedShape, fill_rows
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import make_programs, program_flops, state_shapes
@@ -23,7 +24,24 @@ def make_batch(config, seed=0):
     return {"input_ids": np.where(seen, ids, 0), "attention_mask": seen.astype(np.int32), "labels": labels}
 
 
-def train(model, steps=3, lora=False, **settings):
+def packed(batch):
+    """The examples of a batch in rows of twice the length, and half as many."""
+    tokens = batch["attention_mask"].sum(axis=1)
+    made = {
+        name: np.full((ROWS // 2, 2 * TIME), -100 * (name == "labels"), np.int32) for name in ("labels", "input_ids")
+    }
+    made["segment_ids"] = np.zeros_like(made["labels"])
+    for row, held in enumerate(fill_rows(tokens, ROWS // 2, 2 * TIME)):
+        start = 0
+        for number, example in enumerate(held, 1):
+            for name in ("labels", "input_ids"):
+                made[name][row, start : start + tokens[example]] = batch[name][example, : tokens[example]]
+            made["segment_ids"][row, start : start + tokens[example]] = number
+            start += tokens[example]
+    return made
+
+
+def train(model, steps=3, lora=False, packing=False, **settings):
     """Parameters and losses after some steps at learning rate 0.01."""
     mesh = model.options.mesh
     model = add_lora(model, rank=2) if lora else model
@@ -35,8 +53,9 @@ def train(model, steps=3, lora=False, **settings):
     losses = []
     for step in range(steps):
         batch = make_batch(model.config, step)
-        local = {key: rows[placement.local_rows()] for key, rows in batch.items()}
-        state, metrics = programs.step(state, frozen, placement.to_devices(local), 0.01)
+        batch, lies = (packed(batch), placement.of(PackedShape(ROWS // 2, 2 * TIME))) if packing else (batch, placement)
+        local = {key: rows[lies.local_rows()] for key, rows in batch.items()}
+        state, metrics = programs.step(state, frozen, lies.to_devices(local), 0.01)
         losses.append(float(metrics.loss))
     return state, losses, frozen
 
@@ -81,7 +100,7 @@ def test_accumulation_computes_the_large_batch(make_model, model_type):
 @pytest.mark.eight_devices
 def test_eight_devices_compute_what_one_does(make_model):
     expected, losses, _ = train(make_model("llama", single()))
-    for axes, settings in (("data=2,fsdp=2,tensor=2", {}), ("fsdp=8", {"accumulation": 2})):
+    for axes, settings in (("data=2,fsdp=2,tensor=2", {"packing": True}), ("fsdp=8", {"accumulation": 2})):
         found, sharded, _ = train(make_model("llama", lensjax.models.make_mesh(axes)), **settings)
         np.testing.assert_allclose(sharded, losses, rtol=1e-5)
         assert_same(found.params, expected.params, 2e-5)

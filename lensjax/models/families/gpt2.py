@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -18,7 +17,8 @@ from lensjax.models.layers import (
     Linear,
     Stack,
     check_length,
-    padding_mask,
+    positions,
+    self_mask,
 )
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
@@ -43,6 +43,8 @@ class Block(nnx.Module):
 class GPT2(LanguageModel):
     """Learned positions, blocks with their norms in front, and a head that is usually tied to the embedding."""
 
+    takes_segments = True
+
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
         if config.add_cross_attention or config.scale_attn_by_inverse_layer_idx:
             raise InputError(
@@ -60,12 +62,10 @@ class GPT2(LanguageModel):
 
     def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
         """Logits of the next token at every position of `input_ids`."""
-        ids = batch["input_ids"]
-        if "position_ids" not in batch:
-            check_length(ids.shape[1], self.length)
-        positions = batch.get("position_ids", jnp.arange(ids.shape[1])[None, :])
-        x = self.embed(ids) + self.positions(positions)
-        return self.logits(self.norm(self.layers(x, padding_mask(batch))))
+        if "position_ids" not in batch and "segment_ids" not in batch:
+            check_length(batch["input_ids"].shape[1], self.length)
+        x = self.embed(batch["input_ids"]) + self.positions(positions(batch))
+        return self.logits(self.norm(self.layers(x, self_mask(batch))))
 
 
 def parameter_names(config: Any) -> ParameterNames:

@@ -17,7 +17,8 @@ from lensjax.models.layers import (
     Linear,
     Stack,
     check_length,
-    padding_mask,
+    positions,
+    self_mask,
 )
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
@@ -45,6 +46,8 @@ class Block(nnx.Module):
 class OPT(LanguageModel):
     """Learned positions, embeddings that may be narrower than the blocks, and norms before or (350m) after."""
 
+    takes_segments = True
+
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
         width, embed_width, std = config.hidden_size, config.word_embed_proj_dim, config.init_std
         self.mesh, self.length = options.mesh, config.max_position_embeddings
@@ -61,11 +64,11 @@ class OPT(LanguageModel):
 
     def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
         """Logits of the next token at every position of `input_ids`."""
-        if "position_ids" not in batch:
+        if "position_ids" not in batch and "segment_ids" not in batch:
             check_length(batch["input_ids"].shape[1], self.length)
         x = self.embed(batch["input_ids"])
         x = x if self.project_in is None else self.project_in(x)
-        x = self.layers(x + self.positions(_positions(batch) + _OFFSET), padding_mask(batch))
+        x = self.layers(x + self.positions(_positions(batch) + _OFFSET), self_mask(batch))
         x = x if self.norm is None else self.norm(x)
         return self.logits(x if self.project_out is None else self.project_out(x))
 
@@ -97,10 +100,8 @@ def parameter_names(config: Any) -> ParameterNames:
 
 def _positions(batch: Mapping[str, Array]) -> Int[Array, "#batch time"]:
     """Each token's position, by default how many tokens `attention_mask` marks before it, and −1 at padding."""
-    if "position_ids" in batch:
-        return batch["position_ids"]
-    if "attention_mask" not in batch:
-        return jnp.arange(batch["input_ids"].shape[1])[None, :]
+    if "attention_mask" not in batch or "position_ids" in batch or "segment_ids" in batch:
+        return positions(batch)
     marked = batch["attention_mask"].astype(jnp.int32)
     return jnp.cumsum(marked, axis=1) * marked - 1
 
