@@ -199,12 +199,13 @@ def make_tokenizer() -> Callable[..., Any]:
 
     Other arguments are those of the tokenizer, such as its bos_token and eos_token.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     def make(template: str | None = None, **settings: Any) -> Any:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(
             vocab_size=270, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False

@@ -29,7 +29,7 @@ from lensjax.study.state import StudyState, read_state
 from lensjax.tasks.ready_made import TASKS, write_rows
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
-from lensjax.train.results import Result, curves_csv
+from lensjax.train.results import WRITING, Result, curves_csv
 from lensjax.train.runs import CLAIM
 
 Training = Literal["twelve_epochs", "eight_epochs", "thrice_as_long"]
@@ -150,7 +150,7 @@ def write_results(spec: StudySpec, out: Path, results: Path) -> None:
         runs = {(run.model, run.examples, run.seed): run for run in [*_read_curves(curves, measured), *measured]}
         content = _joined(_read_evidence(told), content, told)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_files({curves: curves_csv([*runs.values()]), told: text})
+        write_files({curves: curves_csv([*runs.values()], spec.task.max_unwritable), told: text})
 
 
 def _read_curves(file: Path, measured: Sequence[Result]) -> list[Result]:
@@ -159,7 +159,8 @@ def _read_curves(file: Path, measured: Sequence[Result]) -> list[Result]:
         return []
     try:
         with file.open(encoding="utf-8", newline="") as rows:
-            known = [Result.model_validate({k: v for k, v in row.items() if v}) for row in csv.DictReader(rows)]
+            cells = ({k: v for k, v in row.items() if v and k not in WRITING} for row in csv.DictReader(rows))
+            known = [Result.model_validate(row) for row in cells]
     except (OSError, ValueError, ValidationError) as error:
         raise InputError(f"Cannot read {file}; remove it, or name another folder with --results.") from error
     if {(run.spec, run.dtype) for run in known} - {(run.spec, run.dtype) for run in measured}:

@@ -89,4 +89,7 @@ def print_decision(report: "StudyReport") -> None:
         make_console().print(make_table(table.title, ("model", *table.columns), rows, words=("model", "Note")))
     for warning in report.warnings:
         print(f"Caution: {warning}")
+    for candidate in report.candidates:
+        if candidate.ineligible:
+            print(f"Not to be chosen: {candidate.name}, as {candidate.ineligible}.")
     print(report.decision.sentence)

@@ -27,7 +27,8 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
     """Show the examples that a task's spec makes of its data.
 
     Prints the number of examples, lengths of prompts and targets (of the first 1000 training examples of seed 0, of
-    validation and of test), the share that is cut, and three training examples as a model sees them.
+    validation and of test), the share that is cut, with a model the shares that its tokenizer cannot write, and three
+    training examples as a model sees them.
 
     Worked examples
 
@@ -48,6 +49,7 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
     from lensjax.train.spec import FinetuneSpec
 
     read = read_spec(spec, FinetuneSpec)
+    read = read.model_copy(update={"source": read.source.pinned()})
     tokenizer, encoder_decoder = (None, False) if model is None else _tokenizer(model)
     task = load_task(read)
     sample = list(itertools.islice(task.shuffled(0), _SAMPLE))
@@ -55,13 +57,22 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
     measured = {name: _measure(examples, read, tokenizer, encoder_decoder) for name, examples in sets.items()}
     shown = sample[:_SHOWN]
     learns, remark = _conversations(shown, task.test, tokenizer, encoder_decoder)
+    writing = None
+    if tokenizer is not None:
+        from lensjax.tasks.writing import examine
+        from lensjax.tasks.writing import sample as judged
+
+        found = examine(judged(task), tokenizer, encoder_decoder=encoder_decoder, model=str(model))
+        writing = found.model_dump(mode="json") | {"ineligible": found.why_not(read.max_unwritable)}
     content = {
         "name": read.name,
         "fields": list(read.fields) or [read.messages or "messages or conversations"],
         "available": {"train": task.available(), "validation": len(task.validation), "test": len(task.test)},
         "fingerprint": {name: fingerprint(sets[name]) for name in ("validation", "test")},
+        "origin": read.source.origin,
         "unit": "characters" if tokenizer is None else "tokens",
         "lengths": {name: _lengths(parts) for name, parts in measured.items()},
+        "writing": writing,
         "examples": [
             {"prompt": example.prompt, "target": example.target, "where": example.where}
             | {part: int(lengths[i]) for part, (lengths, _) in measured["train"].items()}
@@ -166,6 +177,8 @@ def _print(content: dict[str, Any]) -> None:
     console = make_console()
     sizes = ", ".join(f"{name} {size:,}" for name, size in content["available"].items())
     console.print(f"[bold]{escape(content['name'])}[/bold]: {sizes}", soft_wrap=True)
+    if content["origin"]:
+        console.print(f"Source: {content['origin']}", markup=False, soft_wrap=True)
     console.print(f"Fields: {', '.join(content['fields'])}", markup=False, soft_wrap=True)
     unit = content["unit"]
     rows = []
@@ -176,6 +189,17 @@ def _print(content: dict[str, Any]) -> None:
             rows.append((name, part.removesuffix(" length"), *cells, share))
     title = f"Lengths in {unit}" + (" as cut" if unit == "tokens" else "")
     console.print(make_table(title, ("set", "part", *_QUANTILES, "cut"), rows, words=("set", "part")))
+    if content["writing"] is not None:
+        from lensjax.tasks.writing import SHARES, Writing, in_words
+
+        found = Writing.model_validate({k: v for k, v in content["writing"].items() if k != "ineligible"})
+        if not found.is_whole:
+            console.print(make_table("What the tokenizer cannot write", SHARES, [found.shares]))
+        console.print(in_words([found]), soft_wrap=True)
+        if found.examples:
+            console.print(f"Targets: {found.shown}.", markup=False, soft_wrap=True)
+        if why := content["writing"]["ineligible"]:
+            console.print(f"A study would measure it, but never choose it: {why}.", markup=False, soft_wrap=True)
     for example in content["examples"]:
         prompt, target = example["prompt length"], example["target length"]
         console.print(f"\n[bold]{escape(example['where'])}[/bold] (prompt {prompt:,}, target {target:,} {unit})")

@@ -71,7 +71,7 @@ def curve(
 
     $ lensjax curve verses.yaml --model openai-community/gpt2 --max-examples 12800 --out results
 
-    $ lensjax curve verses.yaml --model google-t5/t5-small --max-examples 12800 --out results --seeds 0 1 2
+    $ lensjax curve verses.yaml --model facebook/bart-base --max-examples 12800 --out results --seeds 0 1 2
 
     $ lensjax rank results/curves.csv --target 1638400
 
@@ -114,6 +114,8 @@ def _measure(spec: Path, model: str, sizes: Sequence[int], out: Path, mesh: str 
             if is_first():
                 print(_sentence(result), flush=True)
     if is_first():
+        if done and (found := done[-1].writing) and (why := found.why_not(task.max_unwritable)):
+            print(f"Caution: {done[-1].model} is never to be chosen: {why}.")
         print(f"Wrote {out / 'curves.csv'}")
         if caution := steps_caution(done):
             print(f"Caution: {caution}")

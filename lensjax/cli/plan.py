@@ -21,9 +21,10 @@ def plan(
 ) -> None:
     """Say what a study will cost, before any training.
 
-    Prints for every candidate and rung the steps, tokens, FLOPs of fine-tuning with validation and test, memory on each
-    device as the compiler counts it, and time, from a few steps that are timed here; FLOPs of kernels and of the
-    bound's terms; and what smaller budgets would save. Reads only configuration and tokenizer of the models.
+    Prints what the candidates' tokenizers cannot write, and for every candidate and rung the steps, tokens, FLOPs of
+    fine-tuning with validation and test, memory on each device as the compiler counts it, and time, from a few steps
+    that are timed here; FLOPs of kernels and of the bound's terms; and what smaller budgets would save. Reads only
+    configuration and tokenizer of the models.
 
     Worked examples
 
@@ -62,11 +63,23 @@ def print_plan(plan: "Plan") -> None:
     """
     from rich.markup import escape
 
+    from lensjax.tasks.writing import SHARES, in_words
+
     console = make_console(80)
     console.print(_candidates(plan))
     for one in plan.candidates:
         if one.problem:
             console.print(f"[bold]{escape(one.model)}:[/bold] {escape(one.problem)}", soft_wrap=True)
+    found = {one.model: one.writing for one in plan.candidates if one.writing is not None}
+    if not all(one.is_whole for one in found.values()):
+        rows = [(model, *one.shares) for model, one in found.items()]
+        console.print(_table("What tokenizers cannot write", ("model", *SHARES), rows))
+    if found:
+        console.print(in_words(list(found.values())))
+    for one in plan.candidates:
+        if one.ineligible:
+            said = f"[bold]{escape(one.model)}[/bold] will be measured, but never chosen: {escape(one.ineligible)}."
+            console.print(said, soft_wrap=True)
     if sum(len(one.rungs) for one in plan.candidates) <= SHOWN:
         console.print(_rungs(plan))
     else:

@@ -25,14 +25,14 @@ def init(
 
     $ lensjax study init
 
-    $ lensjax study init verses.yaml --candidates openai-community/gpt2 google-t5/t5-small --data verses.jsonl
+    $ lensjax study init verses.yaml --candidates openai-community/gpt2 facebook/bart-base --data verses.jsonl
     --prompt "English: {en} Spanish:" --target " {es}" --budget 12800
 
     Args:
         out: File to write, which ends in .yaml.
         candidates: Folders of models, relative to that of the file, names on the Hugging Face hub, or pocket:NAME,
             which are part of LensJAX.
-        data: JSONL, CSV or Parquet file of the rows, relative to the folder of the file.
+        data: File of the rows (JSONL, JSON or CSV, also .gz or .zst, or Parquet), relative to the folder of the file.
         prompt: Template of the prompt, with fields of a row in braces.
         target: Template of the text that the model should answer.
         budget: Largest number of training examples of a run.
@@ -102,6 +102,7 @@ def run(
     folder = spec.with_suffix("") if out is None else out
     start_processes()
     from lensjax.report.study_files import write_findings
+    from lensjax.study.folder import pinned
     from lensjax.study.report import collect
     from lensjax.study.runner import cells_left, run_study
 
@@ -115,7 +116,7 @@ def run(
         return
     with resumable():
         run_study(study, folder, launcher=launcher, retry=retry, limit=limit, show=True, say=say)
-    findings = collect(study, folder)
+    findings = collect(pinned(study, folder), folder)
     for path in write_findings(findings, folder):
         say(f"Wrote {path}")
     if is_first():

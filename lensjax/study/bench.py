@@ -25,6 +25,7 @@ from lensjax.study.folder import (
 )
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Example, Task, fingerprint, load_task
+from lensjax.tasks.writing import sample
 from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import Examples, read_examples
@@ -67,6 +68,11 @@ class Bench:
     def task(self) -> Task:
         """The task, as its source has it now."""
         return load_task(self.spec.task)
+
+    @cached_property
+    def sample(self) -> list[Example]:
+        """The examples by which tokenizers are judged."""
+        return sample(self.task)
 
     @cached_property
     def sizes(self) -> list[int]:

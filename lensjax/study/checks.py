@@ -21,6 +21,7 @@ from lensjax.study.folder import evidence_cells, evidence_file, read_results, ru
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Task, fingerprint, fingerprints
 from lensjax.tasks.tokens import padding_token, tokenise
+from lensjax.tasks.writing import Writing, examine
 from lensjax.train.results import read_result
 from lensjax.train.runs import has_our_tokens, kept_spec
 from lensjax.train.spec import FinetuneSpec
@@ -121,16 +122,21 @@ def check_device(spec: StudySpec) -> None:
         )
 
 
-def check_candidates(spec: StudySpec, bench: Bench) -> None:
-    """Make sure, before any weights are read, that every candidate can be fine-tuned on the task.
+def check_candidates(spec: StudySpec, bench: Bench) -> dict[str, Writing]:
+    """Make sure, before any weights are read, that every candidate can be fine-tuned on the task and one be chosen.
 
     Args:
       spec: The study.
       bench: Of the study, which reads a few examples to try tokenizers on.
 
+    Returns:
+      What each candidate's tokenizer cannot write, by the candidates' names.
+
     Raises:
-      InputError: a candidate is missing, its family is not supported, or its tokenizer does not suit the task.
+      InputError: a candidate is missing, its family is not supported, its tokenizer does not suit the task, or none of
+        them can write the targets.
     """
+    found: dict[str, Writing] = {}
     rows = bench.probes(min(_CHECKED, bench.sizes[-1]), spec.seeds[0])
     for candidate in spec.candidates:
         try:
@@ -142,5 +148,15 @@ def check_candidates(spec: StudySpec, bench: Bench) -> None:
             padding_token(tokenizer)
             if spec.finetune_spec(candidate).training.packing:
                 check_packing(abstract_model(config, make_options()))
+            found[candidate.name] = examine(
+                bench.sample, tokenizer, encoder_decoder=encoder_decoder, model=candidate.source
+            )
         except InputError as error:
             raise InputError(f"The candidate {shorten(candidate.name)} cannot be used: {error}") from error
+    reasons = [f"{shorten(name)}: {one.why_not(spec.task.max_unwritable)}" for name, one in found.items()]
+    if all(one.why_not(spec.task.max_unwritable) for one in found.values()):
+        raise InputError(
+            f"No candidate could be chosen ({reasons[0]}; and so on for all {len(reasons)}); add one that writes the "
+            "targets, or raise max_unwritable in the task."
+        )
+    return found

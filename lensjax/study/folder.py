@@ -21,6 +21,7 @@ from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, Records, selectable
 from lensjax.study.journal import Journal
 from lensjax.study.spec import CandidateSpec, StudySpec
+from lensjax.tasks.source import as_source
 from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.results import Result, read_result
 from lensjax.train.runs import MODEL, SEARCH, Run
@@ -49,6 +50,24 @@ def running(spec: StudySpec, out: Path) -> Iterator[Journal]:
 
         on_first(hold)
         yield Journal(out, spec.identity)
+
+
+def pinned(spec: StudySpec, out: Path) -> StudySpec:
+    """A study whose source is what it was when its folder was made, or where there is none, what it is now.
+
+    Raises:
+      InputError: the source cannot be reached.
+    """
+
+    def pin() -> dict[str, Any]:
+        try:
+            kept: object = read_study_folder(out).task.source if out.exists() else None
+        except InputError:  # which opening it says
+            kept = None
+        return spec.task.source.pinned(kept).model_dump(mode="json")
+
+    source = as_source(on_first(pin))
+    return spec.model_copy(update={"task": spec.task.model_copy(update={"source": source})})
 
 
 def open_study(spec: StudySpec, out: Path) -> None:

@@ -32,7 +32,7 @@ candidates:
 
 task:
   source:
-    files: {data}  # JSONL, CSV or Parquet; or tfds: name, or saved: folder of HF datasets
+    files: {data}  # JSONL, JSON, CSV or Parquet; or hub: owner/name, tfds: name, or saved: folder
   # Fields of a row in braces. The loss is on the target's tokens only.
   prompt: {prompt}
   target: {target}

@@ -54,13 +54,15 @@ def make_plan(
     if mesh is not None:
         make_mesh(mesh, devices)
     bench = Bench(spec, Path())
-    check_candidates(spec, bench)
+    writing = check_candidates(spec, bench)
     timing, target = timing and topology is None, spec.target or bench.available
     planner = _Planner(bench, target, devices, topology, mesh, timing)
     candidates = []
     for done, candidate in enumerate(spec.candidates):
         progress(done, len(spec.candidates))
-        candidates.append(planner.candidate(candidate))
+        found = writing[candidate.name]
+        judged = {"writing": found, "ineligible": found.why_not(spec.task.max_unwritable)}
+        candidates.append(planner.candidate(candidate).model_copy(update=judged))
     if not any(one.rungs for one in candidates):
         raise InputError(f"No candidate can be fine-tuned like this; of {candidates[0].model}: {candidates[0].problem}")
     good = [one for one in candidates if not one.problem]

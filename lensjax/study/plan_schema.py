@@ -6,6 +6,7 @@ from pydantic import Field
 
 from lensjax import __version__
 from lensjax.core.specs import Strict
+from lensjax.tasks.writing import Writing
 from lensjax.train.estimate import Memory, Seconds
 
 Basis = Literal["timed", "peak"]
@@ -39,6 +40,8 @@ class CandidatePlan(Strict):
     Attributes:
       model, source: Its name and where it lies.
       problem: Why it cannot be fine-tuned like this, and what would help; "" where nothing is known to be wrong.
+      writing: How many prompts and targets its tokenizer cannot represent.
+      ineligible: Why it will be measured, but never chosen; "" where it may be chosen.
       family, parameters, dtype, mesh: Its Hugging Face model_type, size, type computed in, and devices on each axis.
       lengths: Of the short and long shape of training batches, and of batches of evaluation.
       memory, room: Bytes that it takes of each device, and that each device has.
@@ -54,6 +57,8 @@ class CandidatePlan(Strict):
     model: str
     source: str
     problem: str = ""
+    writing: Writing | None = None
+    ineligible: str = ""
     family: str = ""
     parameters: int | None = None
     dtype: str = ""

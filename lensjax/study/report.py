@@ -57,7 +57,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
       InputError: a file of the study cannot be read.
     """
     state = read_state(spec, out)
-    curves = curves_csv(state.results)
+    curves = curves_csv(state.results, spec.task.max_unwritable)
     table = results_table(curves, spec.task.name)
     measured = study_records(spec, out, state.sizes, table)
     ranking, why = _rank(state, table, evidence_for_methods(measured))
@@ -184,6 +184,7 @@ def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) 
         tests=tested(results),
         notes=tuple(dict.fromkeys(result.note for result in results if result.note)),
         ineligible=ineligible or None,
+        writing=next((run.writing for run in state.results if run.model == name and run.writing), None),
     )
 
 
@@ -252,4 +253,5 @@ def _origin(state: StudyState) -> schema.Origin:
         jax=tuple(sorted({result.jax for result in results})),
         devices=tuple(sorted({f"{result.devices} × {result.device}" for result in results})),
         seeds=state.spec.seeds,
+        data=tuple(sorted({result.origin for result in results} - {""})),
     )

@@ -14,7 +14,7 @@ from lensjax.selection.evidence import Evidence
 from lensjax.study.bench import Bench
 from lensjax.study.checks import check_candidates, check_device, check_results
 from lensjax.study.decisions import basis, decide, evidence_for_methods, rankable, results_table
-from lensjax.study.folder import is_current, read_results, read_searches, run_folder, running, study_records
+from lensjax.study.folder import is_current, pinned, read_results, read_searches, run_folder, running, study_records
 from lensjax.study.journal import Entry, Journal
 from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.spec import StudySpec
@@ -54,6 +54,7 @@ def run_study(
         there is no such launcher, or the device that the spec asks for is missing.
       Stopped: the process was told to end; the same call goes on.
     """
+    spec = pinned(spec, out)
     bench = Bench(spec, out, show=show, retry=retry)
     with ExitStack() as stack:
         launch = stack.enter_context(LAUNCHERS[launcher](bench))  # first: JAX has no threads yet, and Ray may fork
@@ -62,7 +63,9 @@ def run_study(
         if journal.quarantined:
             say(f"{journal.quarantined} damaged lines of the journal were set aside; results on disk replace them.")
         check_results(spec, out, bench.task, retry=retry)
-        check_candidates(spec, bench)
+        for name, writing in check_candidates(spec, bench).items():
+            if why := writing.why_not(spec.task.max_unwritable):
+                say(f"{name} will be measured, but never chosen: {why}.")
         runner = _Runner(bench, journal, launch, limit, say)
         try:
             runner.adaptive() if spec.strategy == "adaptive" else runner.ladder()
@@ -88,6 +91,7 @@ def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]
     Raises:
       InputError: the folder holds another study or results of other data, or the task cannot be read.
     """
+    spec = pinned(spec, out)
     bench = Bench(spec, out)
     cells = [cell for size in bench.sizes for stage in stages(spec, spec.names, size) for cell in stage]
     if not out.exists():
@@ -288,7 +292,7 @@ class _Runner:
 
     def table(self, largest: int | None = None) -> CurveTable | None:
         """The curves so far, up to a number of examples."""
-        found = on_first(lambda: curves_csv(read_results(self.spec, self.out)))
+        found = on_first(lambda: curves_csv(read_results(self.spec, self.out), self.spec.task.max_unwritable))
         table = results_table(found, self.spec.task.name)
         return table if table is None or largest is None else table.up_to(largest)
 
@@ -298,7 +302,7 @@ class _Runner:
 
     def write_curves(self) -> str:
         """The table of all results so far, which `lensjax rank` reads."""
-        text = curves_csv(read_results(self.spec, self.out))
+        text = curves_csv(read_results(self.spec, self.out), self.spec.task.max_unwritable)
         write_files({self.out / CURVES: text})
         return text
 

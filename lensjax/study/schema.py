@@ -10,6 +10,7 @@ from pydantic import create_model
 from lensjax.core.specs import Strict
 from lensjax.measure.measurement import MEASUREMENTS
 from lensjax.selection.methods import METHODS
+from lensjax.tasks.writing import Writing
 
 VERSION: Literal[1] = 1
 
@@ -79,6 +80,7 @@ class CandidateState(Strict):
       tests: The losses in every unit and task metrics, the smallest number of examples first.
       notes: What limits them.
       ineligible: Why it is measured and shown, but never chosen; None where it may be chosen.
+      writing: How many prompts and targets its tokenizer cannot represent; None where that is not known.
     """
 
     name: str
@@ -90,6 +92,7 @@ class CandidateState(Strict):
     tests: tuple[Tested, ...] = ()
     notes: tuple[str, ...] = ()
     ineligible: str | None = None
+    writing: Writing | None = None
 
 
 class Ranked(Strict):
@@ -216,12 +219,13 @@ class PastDecision(Strict):
 
 
 class Origin(Strict):
-    """The origin of the results: versions of packages, devices as "count × kind", and seeds."""
+    """The origin of the results: versions of packages, devices as "count × kind", seeds, and data sets on the hub."""
 
     lensjax: tuple[str, ...]
     jax: tuple[str, ...]
     devices: tuple[str, ...]
     seeds: tuple[int, ...]
+    data: tuple[str, ...] = ()
 
 
 def _findings() -> Any:

@@ -270,7 +270,7 @@ class StudySpec(Strict):
         """A hash of everything that stays the same while budgets, candidates and evidence grow."""
         content = [
             self.name,
-            self.task.model_dump(mode="json", exclude={"source"}),
+            self.task.model_dump(mode="json", exclude={"source", "max_unwritable"}),
             self.training.model_dump(mode="json"),
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Rows with random access, and those of text files: JSONL and CSV."""
+"""Rows with random access, and those of text files: JSONL, JSON and CSV."""
 
 import bisect
 import csv
@@ -6,11 +6,13 @@ import io
 import itertools
 import json
 import mmap
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int
@@ -18,6 +20,7 @@ from jaxtyping import Int
 from lensjax.core.errors import InputError, shorten
 
 _BOM = b"\xef\xbb\xbf"
+_BLANK = re.compile(r"[ \t\n\r]*")
 
 
 class Rows(ABC):
@@ -69,6 +72,10 @@ class Parts(Rows):
 class _Text(Rows):
     """Rows of a text file, parsed when they are asked for; memory holds 24 bytes a row, for its place.
 
+    Args:
+      path: The file that users know.
+      file: Its content, which is mapped.
+
     Attributes:
       path: The file.
       starts, ends: The first byte of each row, and the one after its last.
@@ -80,20 +87,15 @@ class _Text(Rows):
     ends: Int[np.ndarray, " N"]
     lines: Int[np.ndarray, " N"]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                empty = not file.seek(0, io.SEEK_END)
-                self._bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                file.seek(0)
-                places = np.fromiter(self._places(file), dtype=np.dtype((np.int64, 3)))
-        except OSError as error:
-            raise InputError(f"Cannot read {shorten(path, 200)}: {error.strerror}; mend source.files.") from error
-        self.starts, self.ends, self.lines = places.T
+        empty = not file.seek(0, io.SEEK_END)
+        self._bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file.seek(0)
+        self.starts, self.ends, self.lines = np.fromiter(self._places(file), dtype=np.dtype((np.int64, 3))).T
 
     @abstractmethod
-    def _places(self, file: Iterable[bytes]) -> Iterator[tuple[int, int, int]]:
+    def _places(self, file: BinaryIO) -> Iterator[tuple[int, int, int]]:
         """Start, end and first line of every row that is not blank."""
 
     def __len__(self) -> int:
@@ -109,7 +111,7 @@ class _Text(Rows):
 class Jsonl(_Text):
     """One JSON object a line."""
 
-    def _places(self, file: Iterable[bytes]) -> Iterator[tuple[int, int, int]]:
+    def _places(self, file: BinaryIO) -> Iterator[tuple[int, int, int]]:
         start = 0
         for number, line in enumerate(file, 1):
             mark = len(_BOM) if number == 1 and line.startswith(_BOM) else 0
@@ -128,12 +130,65 @@ class Jsonl(_Text):
         return row
 
 
+class Json(Jsonl):
+    """An array of JSON objects; also one object a line, which files of that name hold as well.
+
+    The text is in memory, whole, while it is opened.
+    """
+
+    _is_array = False
+
+    def _places(self, file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+        text = _decode(file.read(), shorten(self.path, 200)).removeprefix(_BOM.decode())
+        self._is_array = text.lstrip().startswith("[")
+        if self._is_array:
+            return self._items(text, len(self._bytes) - len(text.encode()))
+        file.seek(0)
+        return super()._places(file)
+
+    def _items(self, text: str, before: int) -> Iterator[tuple[int, int, int]]:
+        """The objects of an array that follows some bytes."""
+        decode, place, line = json.JSONDecoder().raw_decode, text.index("[") + 1, 1
+        passed = 0  # characters that are counted in `before` and `line`
+        try:
+            place = _skip_blank(text, place)
+            while text[place : place + 1] != "]":
+                _, end = decode(text, place)
+                line += text.count("\n", passed, place)
+                start = before + len(text[passed:place].encode())
+                before, passed = start + len(text[place:end].encode()), end
+                yield start, before, line
+                place = _skip_blank(text, end)
+                if text[place : place + 1] == ",":
+                    place = _skip_blank(text, place + 1)
+                elif text[place : place + 1] != "]":
+                    raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+            if rest := text[place + 1 :].strip():
+                raise ValueError(f"'{shorten(rest)}' follows the array")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{shorten(self.path, 200)} is not JSON ({shorten(error, 100)}); mend it.") from error
+
+    def where(self, i: int) -> str:
+        return f"{shorten(self.path, 200)} item {i + 1}" if self._is_array else super().where(i)
+
+    def __getitem__(self, i: int) -> Mapping[str, object]:
+        try:
+            return super().__getitem__(i)
+        except InputError as error:
+            if self._is_array or i:
+                raise
+            raise InputError(
+                f"{shorten(self.path, 200)} is neither an array of objects nor one object a line; write it as in "
+                '[{"prompt": …, "target": …}, …].'
+            ) from error
+
+
 class Csv(_Text):
     """A header, and rows of as many cells; quoted cells may hold line ends."""
 
     header: list[str]
 
-    def _places(self, file: Iterable[bytes]) -> Iterator[tuple[int, int, int]]:
+    def _places(self, file: BinaryIO) -> Iterator[tuple[int, int, int]]:
         self.header = []
         start, line, taken, where = 0, 1, 0, shorten(self.path, 200)
 
@@ -184,6 +239,11 @@ def _long_cells() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(before)
+
+
+def _skip_blank(text: str, place: int) -> int:
+    blank = _BLANK.match(text, place)
+    return place if blank is None else blank.end()
 
 
 def _decode(content: bytes, where: str) -> str:

@@ -45,6 +45,22 @@ class Source(Strict, ABC):
           InputError: the data are missing or malformed, or lack `train` or a split that the source renames.
         """
 
+    @property
+    def origin(self) -> str:
+        """Where rows that may change come from, as results record it; "" for what lies here."""
+        return ""
+
+    def pinned(self, kept: object = None) -> Self:
+        """This source as what it is now, so that a later command reads the same rows.
+
+        Args:
+          kept: The source of earlier results: where it was the same, it stays what it was.
+
+        Raises:
+          InputError: it cannot be reached.
+        """
+        return self
+
     def relative_to(self, folder: Path) -> Self:
         """This source with its relative paths taken from a folder."""
         return self.model_copy(update={name: _relative_to(folder, value) for name, value in self})
@@ -79,15 +95,20 @@ class NamedSplits(Source):
         """Its name in messages, as in "folder verses"."""
 
     @abstractmethod
-    def find(self, name: str) -> tuple[Rows | None, list[str]]:
-        """The rows of a split by its own name, None where there is none of that name; and the names of all splits."""
+    def find(self, name: str, fields: Collection[str] = ()) -> tuple[Rows | None, list[str]]:
+        """The rows of a split by its own name, None where there is none of that name; and the names of all splits.
+
+        Args:
+          name: The split's own name.
+          fields: See `open`.
+        """
 
     def open(self, split: SplitName, fields: Collection[str] = ()) -> Rows | None:
         renamed = self.splits or {}
         name = renamed.get(split, split)
         if name is None:
             return None
-        rows, names = self.find(name)
+        rows, names = self.find(name, fields)
         if rows is None and (split == "train" or split in renamed):
             raise InputError(
                 f"The {self.title} has no split '{shorten(name)}' but {listing(names)}; name the right one in "
@@ -137,9 +158,11 @@ def _is(names: list[str]) -> str:
 
 
 def _relative_to(folder: Path, value: Any) -> Any:
-    """Paths, also those in lists and values of dicts, taken from a folder."""
+    """Paths, also those in lists, values of dicts and other sources, taken from a folder."""
     if isinstance(value, Path):
         return folder / expanduser(value)  # it keeps a ~ of no user
     if isinstance(value, dict):
         return {key: _relative_to(folder, one) for key, one in value.items()}
+    if isinstance(value, Source):
+        return value.relative_to(folder)
     return [_relative_to(folder, one) for one in value] if isinstance(value, list) else value

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from lensjax.core.errors import shorten
 from lensjax.core.specs import Count, Strict, read_fields, validated
@@ -32,6 +32,8 @@ class TaskSpec(Strict):
       max_target_tokens: Longer targets are cut, after the end-of-text token was added. The target of a conversation is
         all from its first learned turn on, with the turns of others; by default 1024 tokens.
       cut_prompt: The end at which long prompts are cut.
+      max_unwritable: Largest share of targets that a candidate's tokenizer may be unable to write. A candidate beyond
+        it is measured, but never chosen; see `lensjax.tasks.writing`.
     """
 
     name: str = ""
@@ -45,6 +47,7 @@ class TaskSpec(Strict):
     max_prompt_tokens: Count = 512
     max_target_tokens: Count = 128
     cut_prompt: Literal["start", "end"] = "end"
+    max_unwritable: Annotated[float, Field(ge=0, lt=1)] = 0.001
 
     @field_validator("prompt", "target")
     @classmethod

@@ -164,7 +164,7 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
         learned: list[bool] = []
         for example, pair in zip(batch, encode_all(batch), strict=True):
             prompt, target = pair.prompt, pair.target
-            if not target.text:
+            if not target.text and _is_blank(example.target, tokenizer):
                 raise InputError(f"{example.where} has a target without tokens; fill it in or remove the row.")
             if len(target.before) >= spec.max_target_tokens:
                 raise InputError(
@@ -302,6 +302,13 @@ def _apart(tokenizer: "Tokenizer") -> _Encode:
             yield _Pair(prompt, _Encoded(target_before, text, target_after))
 
     return encode_apart
+
+
+def _is_blank(target: str, tokenizer: "Tokenizer") -> bool:
+    """Whether a target holds nothing but special tokens; one that a tokenizer has no token for is not blank."""
+    for token in tokenizer.all_special_tokens:
+        target = target.replace(token, "")
+    return not target.strip()
 
 
 def _end(tokenizer: "Tokenizer") -> int:

@@ -196,7 +196,7 @@ class Candidate(Workload):
         if is_first():
             make_folder(run.folder)
             write_result(run.folder, result)
-            write_curves(self.out)
+            write_curves(self.out, self.spec.max_unwritable)
             if result.status == "ok":
                 shutil.rmtree(run.checkpoints, ignore_errors=True)
         wait_for_all("result")
@@ -269,10 +269,12 @@ class Candidate(Workload):
             devices=self.mesh.size,
             spec=self.examples.digest,
             data=self.fingerprint(run),
+            origin=self.examples.origin,
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
             error=error,
             note="" if test is None else _note(test, self.tokens),
+            writing=self.tokens.writing,
         )
 
 

@@ -19,7 +19,7 @@ from lensjax.train.prepare import FIRST_RUNG, Examples, read_examples
 from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import CURVES, Result, write_curves
-from lensjax.train.runs import CLAIM, SPEC, Run, known_result, open_folder
+from lensjax.train.runs import CLAIM, SPEC, Run, known_result, open_folder, pinned
 from lensjax.train.search import choose_rate, result_of_search
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.trackers import check_trackers
@@ -165,11 +165,12 @@ def measure_curve(
     if min(sizes, default=-1) < 0 or min(seeds, default=-1) < 0:
         raise InputError("Numbers of examples and seeds are whole numbers from 0 up; give at least one of each.")
     check_trackers(trackers)
+    spec = pinned(spec, Path(out))
     examples = read_examples(spec, sizes, seeds)
     curve = Curve(spec, str(source), name, examples, Path(out), mesh=mesh, trackers=trackers, show=show)
     for seed, size in itertools.product(seeds, sizes):
         yield curve.measure(size, seed, save_model=save_models, retry=retry)
-    on_first(lambda: str(write_curves(Path(out))))
+    on_first(lambda: str(write_curves(Path(out), spec.max_unwritable)))
 
 
 def measure(
@@ -198,7 +199,7 @@ def measure(
             known = known_result(candidate.examples, run, retry, save_models)
             known = known or result_of_search(candidate, run, save_models)
             yield known or candidate.make(run, recorder, save_model=save_models)
-    on_first(lambda: str(write_curves(candidate.out)))
+    on_first(lambda: str(write_curves(candidate.out, candidate.spec.max_unwritable)))
 
 
 def check_name(name: str) -> None:

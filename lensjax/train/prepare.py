@@ -20,6 +20,7 @@ from lensjax.tasks.choices import Choices, choice_facts, wrong_choices
 from lensjax.tasks.target_bytes import target_bytes
 from lensjax.tasks.task import Example, fingerprint, fingerprints, load_task
 from lensjax.tasks.tokens import TOKENS_VERSION, Tokens, tokenise
+from lensjax.tasks.writing import Writing, examine, sample
 from lensjax.train.spec import FinetuneSpec
 
 FIRST_RUNG = 200  # training examples of the ladder's first step above 0
@@ -37,6 +38,8 @@ class Examples:
       digest: Hash of the spec with the validation and test sets.
       fingerprints: Hashes of the first n training examples, by seed and n.
       search: Number of examples of seed 0 that a learning rate is chosen on; 0 if there is only one.
+      origin: Where rows that may change come from; see `lensjax.tasks.source.Source.origin`.
+      sample: The examples by which a tokenizer is judged; () in other processes.
     """
 
     train: Mapping[int, Sequence[Example]]
@@ -45,6 +48,8 @@ class Examples:
     digest: str
     fingerprints: Mapping[int, Mapping[int, str]]
     search: int
+    origin: str = ""
+    sample: Sequence[Example] = ()
 
     def fingerprint(self, seed: int, size: int) -> str:
         """Hash of the first `size` training examples of a seed."""
@@ -61,6 +66,7 @@ class TokenSets:
       lengths: The short and the long shape of training batches.
       evaluation_length: The shape of validation and test batches.
       test_bytes: Bytes of the test targets' texts, as `target_bytes` counts them.
+      writing: What the tokenizer cannot write.
       remark: See `lensjax.tasks.chat.chat_remark`.
       choices: The choices beside the targets of the test set; None without any.
     """
@@ -71,6 +77,7 @@ class TokenSets:
     lengths: tuple[Lengths, Lengths]
     evaluation_length: Lengths
     test_bytes: Int[np.ndarray, " N"]
+    writing: Writing
     remark: str = ""
     choices: Choices | None = None
 
@@ -88,10 +95,12 @@ def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]
     """
     train: dict[int, list[Example]] = {}
     held_out: dict[str, Sequence[Example]] = {}
+    judged: list[Example] = []
 
     def read() -> dict[str, Any]:
         task = load_task(spec)
         held_out.update(validation=task.validation, test=task.test)
+        judged.extend(sample(task))
         several = len(spec.training.learning_rates) > 1 and max(sizes) > 0
         search = (FIRST_RUNG if task.available(FIRST_RUNG) == FIRST_RUNG else max(sizes)) if several else 0
         largest = dict.fromkeys(seeds, max(sizes))
@@ -100,12 +109,12 @@ def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]
         train.update({seed: task.train(seed, size) for seed, size in largest.items()})
         prints = [[seed, [*fingerprints(rows, {*sizes, search}).items()]] for seed, rows in train.items()]
         digest = spec.digest(fingerprint([*task.validation, *task.test]))
-        return {"digest": digest, "prints": prints, "search": search}
+        return {"digest": digest, "prints": prints, "search": search, "origin": spec.source.origin}
 
     said = on_first(read)
     known = {seed: dict(prints) for seed, prints in said["prints"]}
     sets = held_out.get("validation", ()), held_out.get("test", ())
-    return Examples(train, *sets, said["digest"], known, said["search"])
+    return Examples(train, *sets, said["digest"], known, said["search"], said["origin"], judged)
 
 
 def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path) -> TokenSets:
@@ -118,7 +127,8 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
       out: Folder of results, in which tokens are kept.
 
     Raises:
-      InputError: see `lensjax.tasks.tokens.tokenise`; or a row is longer than the model can take.
+      InputError: see `lensjax.tasks.tokens.tokenise` and `lensjax.tasks.writing.examine`; or a row is longer than the
+        model can take.
     """
     encoder_decoder = model.family.encoder_decoder
 
@@ -167,6 +177,12 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
         choices = Choices(
             others, fitting, np.array(facts["examples"]), np.array(facts["bytes"]), np.array(facts["same"], bool)
         )
+
+    def judge() -> dict[str, Any]:
+        name = str(model.folder or model.family.model_type)
+        found = examine(examples.sample, model.tokenizer, encoder_decoder=encoder_decoder, model=name)
+        return found.model_dump(mode="json")
+
     return TokenSets(
         train=dict(zip(examples.fingerprints, train, strict=True)),
         validation=validation,
@@ -174,6 +190,7 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
         lengths=lengths,
         evaluation_length=evaluation,
         test_bytes=np.array(counts, np.int64),
+        writing=Writing.model_validate(on_first(judge)),
         remark=remark,
         choices=choices,
     )

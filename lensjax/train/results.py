@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, write_files
 from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN
+from lensjax.tasks.writing import Writing
 
 RESULT = "result.json"
+WRITING = ("unwritable", "ineligible")  # columns of curves.csv that are made of `Result.writing`
 CURVES = "curves.csv"
 METRICS = (  # each has a column for its error
     "bits_per_byte",
@@ -25,7 +27,7 @@ METRICS = (  # each has a column for its error
 
 
 class Result(BaseModel):
-    """One point of a curve: the columns of curves.csv, in this order.
+    """One point of a curve: the columns of curves.csv, in this order, but for `writing`.
 
     Attributes:
       model, family, size: The model's name, Hugging Face model_type, and number of parameters.
@@ -51,9 +53,11 @@ class Result(BaseModel):
       seconds: Time of training, validation and test, with the compilation of programs that were not cached.
       device, devices: Kind and number of devices.
       spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
+      origin: The data set on the hub that examples come from, and its commit; "" for files.
       lensjax, jax: Versions.
       note: How conversations are rendered, unless the tokenizer's own template does all, and why metrics are not known,
         if test targets or choices were cut.
+      writing: What the tokenizer cannot write; None if an earlier version made the result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,10 +98,12 @@ class Result(BaseModel):
     devices: int = 1
     spec: str = ""
     data: str = ""
+    origin: str = ""
     lensjax: str = ""
     jax: str = ""
     error: str = ""
     note: str = ""
+    writing: Writing | None = None
 
     @property
     def still_learning(self) -> bool:
@@ -158,10 +164,14 @@ def write_result(folder: Path, result: Result) -> None:
     write_files({folder / RESULT: result.model_dump_json(indent=2) + "\n"})
 
 
-def write_curves(folder: Path) -> Path:
+def write_curves(folder: Path, max_unwritable: float) -> Path:
     """Collect the results of all runs of all models in a folder, as curves.csv that `lensjax rank` reads.
 
     Several commands may do so at once.
+
+    Args:
+      folder: The folder.
+      max_unwritable: See `curves_csv`.
 
     Returns:
       The path of curves.csv.
@@ -172,7 +182,7 @@ def write_curves(folder: Path) -> Path:
     path = folder / CURVES
     with locked(folder / LOCK):
         results = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
-        write_files({path: curves_csv([result for result in results if result is not None])})
+        write_files({path: curves_csv([one for one in results if one is not None], max_unwritable)})
     return path
 
 
@@ -191,12 +201,22 @@ def steps_caution(results: Sequence[Result]) -> str | None:
     )
 
 
-def curves_csv(results: Sequence[Result]) -> str:
-    """Results as tidy CSV text with a column for every field, by model, seed and number of examples."""
+def curves_csv(results: Sequence[Result], max_unwritable: float) -> str:
+    """Results as tidy CSV text with a column for every field, by model, seed and number of examples.
+
+    Of `writing`, there is the share of targets that cannot be written (`unwritable`), and why the model may not be
+    chosen for that (`ineligible`).
+
+    Args:
+      results: The results.
+      max_unwritable: Largest share of targets that a model may be unable to write and still be chosen.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Result.model_fields)
+    writer.writerow([*(name for name in Result.model_fields if name != "writing"), *WRITING])
     for result in sorted(results, key=lambda r: (r.model, r.seed, r.examples)):
-        cells = result.model_dump().values()
+        cells = [*result.model_dump(exclude={"writing"}).values()]
+        found = result.writing
+        cells += [None, ""] if found is None else [found.unwritable, found.why_not(max_unwritable)]
         writer.writerow(["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in cells])
     return text.getvalue()

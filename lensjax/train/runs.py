@@ -11,6 +11,7 @@ from typing import Any
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, is_leftover, locked, make_folder, read_json, write_files
 from lensjax.core.processes import on_first
+from lensjax.tasks.source import as_source
 from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.prepare import Examples
 from lensjax.train.results import Result, read_result
@@ -45,6 +46,24 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of checkpoints, which goes when the run has ended well."""
         return self.folder / "checkpoints"
+
+
+def pinned(spec: FinetuneSpec, out: Path) -> FinetuneSpec:
+    """A spec whose source is what it was for the runs in a folder, or where there are none, what it is now.
+
+    Raises:
+      InputError: the source cannot be reached.
+    """
+
+    def pin() -> dict[str, Any]:
+        made = (read_json(out / SPEC) or {}).get("spec")
+        try:
+            kept = as_source(made.get("source")) if isinstance(made, dict) else None
+        except ValueError:  # of another version
+            kept = None
+        return spec.source.pinned(kept).model_dump(mode="json")
+
+    return spec.model_copy(update={"source": as_source(on_first(pin))})
 
 
 def open_folder(out: Path, spec: FinetuneSpec, digest: str) -> None:

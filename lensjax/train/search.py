@@ -96,7 +96,7 @@ def result_of_search(candidate: Candidate, run: Run, save_model: bool) -> Result
         log = searched.folder / LOG
         write_files({run.folder / LOG: log.read_text(encoding="utf-8")} if log.exists() else {})
         write_result(run.folder, result)
-        write_curves(candidate.out)
+        write_curves(candidate.out, candidate.spec.max_unwritable)
         return result.model_dump(mode="json")
 
     taken = on_first(take)

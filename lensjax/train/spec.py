@@ -123,7 +123,8 @@ class FinetuneSpec(TaskSpec):
 
     def deciding(self) -> dict[str, Any]:
         """The fields that a result depends on."""
-        fields = self.model_dump(mode="json", exclude={"source": True, "name": True, "training": set(_HOW_ONLY)})
+        neither = dict.fromkeys(("source", "name", "max_unwritable"), True)
+        fields = self.model_dump(mode="json", exclude={**neither, "training": set(_HOW_ONLY)})
         if self.choices is None:
             del fields["choices"]  # so that results from before there were choices count
         return fields

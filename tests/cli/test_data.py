@@ -114,6 +114,9 @@ def test_tokens(family: str, run: Run, task: Path, tmp_path: Path, save_model: C
     first = loaded.train(0, 1)[0]
     assert content["examples"][0]["target length"] == min(len(first.target.split()) + 1, 4)
     assert f"{targets['cut']:.1%}" in out
+    found = content["writing"]
+    assert (found["rows"], found["unknown_prompts"], found["unknown_targets"]) == (90, 90, 0)  # "say" is unknown
+    assert "What the tokenizer cannot write" in out
 
 
 def test_a_task_that_is_too_small_for_a_sample(run: Run, task: Path) -> None:

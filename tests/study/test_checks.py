@@ -1,17 +1,21 @@
 """Results in a study's folder, written as runs and kernels write them, against the data and settings of now."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import normalizers
 
 from lensjax.core.errors import InputError
 from lensjax.measure.measurement import Cell
-from lensjax.study.checks import check_results
+from lensjax.study.bench import Bench
+from lensjax.study.checks import check_candidates, check_results
 from lensjax.study.folder import evidence_cells, evidence_file, is_current, run_folder, runs_folder
 from lensjax.study.spec import read_study
 from lensjax.tasks.task import fingerprint, load_task
 from lensjax.tasks.tokens import TOKENS_VERSION
+from lensjax.tasks.writing import Writing
 from lensjax.train.results import Result, write_result
 from lensjax.train.runs import open_folder
 
@@ -188,3 +192,24 @@ def test_what_is_measured_at_a_model_that_was_trained_otherwise_is_not_current(
     assert all(is_current(spec, out, cell) for cell in cells)
     slower = read(write_study, tmp_path, tiny_models, {"batch_size": 4})
     assert [cell for cell in cells if not is_current(slower, out, cell)] == [Cell("ntk", "slow", 200)]
+
+
+def test_a_candidate_that_cannot_write_the_targets_is_told_of_and_one_must(
+    write_study, tmp_path, tiny_models, make_tokenizer
+):
+    (good,), lossy = tiny_models("gpt2"), tmp_path / "lossy"
+    shutil.copytree(good, lossy)
+    tokenizer = make_tokenizer(pad_token="<pad>", bos_token="<s>")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save_pretrained(lossy)
+    spec = read_study(write_study(tmp_path, candidates=[good, str(lossy)], target_text="{letters} J"))
+    found = check_candidates(spec, Bench(spec, tmp_path / "out"))
+    rows = 4000
+    assert found["gpt2"] == Writing(rows=rows)
+    assert (found["lossy"].changed_targets, found["lossy"].unknown_targets) == (rows, 0)
+    two = spec.candidates[1], spec.candidates[1].model_copy(update={"name": "other"})
+    spec = spec.model_copy(update={"candidates": two})
+    with pytest.raises(InputError, match=r"No candidate could be chosen \(lossy: it cannot write 100 % of the 4,000"):
+        check_candidates(spec, Bench(spec, tmp_path / "out"))
+    task = spec.task.model_copy(update={"max_unwritable": 0.999})
+    assert spec.model_copy(update={"task": task}).identity == spec.identity

@@ -1,6 +1,7 @@
 """Reports of studies at every stage, from folders as `lensjax run` leaves them."""
 
 import csv
+import html
 import json
 from dataclasses import asdict
 
@@ -26,6 +27,7 @@ from lensjax.study.report import collect
 from lensjax.study.schema import Elimination, StudyReport
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.tokens import TOKENS_VERSION
+from lensjax.tasks.writing import Writing
 from lensjax.train.results import Result, write_result
 from lensjax.train.runs import SEARCH
 
@@ -205,6 +207,34 @@ def test_a_decision_so_far_says_what_is_left(make, quick):
         f"{second.model} at {second.predicted:.3f}, with 2 cells left."
     )
     assert (report.progress.done, report.progress.left, report.progress.ended_by) == (10, 2, None)
+
+
+def test_a_candidate_that_cannot_write_the_answers_is_shown_and_not_chosen(make, quick):
+    folder = make(**quick)
+    lost = Writing(rows=40, unknown_targets=2, changed_targets=4, examples=(("día", "d<unk>a"),))
+    for size in (0, *RUNGS):
+        folder.rungs(size, names=CANDIDATES[:2])
+        folder.run("gamma", size, writing=lost)  # whose losses are the lowest
+    findings = collect(folder.spec, folder.out)
+    report = findings.report
+    why = "it cannot write 10 % of the 40 targets looked at, more than 0.1 %: 'día' is read back as 'd<unk>a'"
+    assert [candidate.ineligible for candidate in report.candidates] == [None, None, why]
+    assert report.candidates[2].writing == lost
+    assert [(row.model, row.rank, row.ineligible) for row in report.ranking] == [
+        ("beta", 1, None),
+        ("alpha", 2, None),
+        ("gamma", None, why),
+    ]
+    assert report.decision.model == "beta"
+    write_findings(findings, folder.out)
+    page = html.unescape((folder.out / "report.html").read_text())
+    assert "Answers that models can write" in page
+    assert f"I{why[1:]}." in page
+    assert "2 ranked, 1 not to be chosen" in page
+    with (folder.out / "ranking.csv").open(newline="") as rows:
+        assert [row["ineligible"] for row in csv.DictReader(rows)] == ["", "", why]
+    lenient = folder.spec.task.model_copy(update={"max_unwritable": 0.1})
+    assert collect(folder.spec.model_copy(update={"task": lenient}), folder.out).report.decision.model == "gamma"
 
 
 def test_a_method_that_predicts_no_loss(make, quick):

@@ -17,6 +17,7 @@ from lensjax.tasks.batches import collate
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example
 from lensjax.tasks.tokens import Tokens, padding_token, tokenise
+from lensjax.tasks.writing import Writing, examine
 
 SPEC = TaskSpec(name="t", source={"files": {"train": ["none.jsonl"]}}, target="{a}", max_target_tokens=512)
 CORPUS = ["English: hello there Spanish: hola amigo", "a b a b () \n\n é語 語é (la", "yes no hola. Answer:\nyes"] * 9
@@ -134,6 +135,28 @@ def width(tokenizer: Any, ids: list[int]) -> int:
     if not tokenizer.is_fast or "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):
         return sum(map(len, tokens))
     return sum(1 if token in BYTES else len(token.replace("▁", " ").encode()) for token in tokens)
+
+
+@pytest.mark.parametrize("encoder_decoder", [False, True])
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_what_loses_nothing_can_write_everything(name: str, encoder_decoder: bool) -> None:
+    texts = [
+        "hola",
+        "  hola  la",
+        'día ñ\n\n{"a": [1]}',
+        "\n\n  語é😀  b",
+        "cafe\u0301 n",
+        "a , b . don't",
+        "<s>hola",
+        "h</s>",
+    ]
+    rows = [
+        Example(prompt, target, "row") for prompt in ("", "Spanish: ", "é\n(", "<s>e") for target in [*texts, "\u0301a"]
+    ]
+    found = examine(rows, made(name), encoder_decoder=encoder_decoder, model="mine")
+    assert found == Writing(rows=len(rows))
+    assert found.is_whole
+    assert found.why_not(0.0) == ""
 
 
 parts = st.text(st.sampled_from("ahol é語ñ\n(:😀"), max_size=12)

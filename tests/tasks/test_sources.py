@@ -1,6 +1,7 @@
 """Rows of JSONL, CSV, Parquet and of folders that HF datasets saved."""
 
 import csv
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
+from lensjax.tasks import formats
 from lensjax.tasks.rows import Rows
 from lensjax.tasks.sources.files import Files
 from lensjax.tasks.sources.saved import Saved
@@ -117,6 +119,50 @@ def test_nothing_but_empty_files(tmp_path: Path) -> None:
     assert len(opened(written(tmp_path, "a.csv", "a,b\n"))) == 0
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_objects(indent: int | None, tmp_path: Path) -> None:
+    many = [{"a": "é\n語 ]},{[", "b": [{}, 1.5, None]}, {}, *ROWS]
+    rows = opened(written(tmp_path, "a.json", "\ufeff \n" + json.dumps(many, ensure_ascii=False, indent=indent) + "\n"))
+    assert [rows[i] for i in reversed(range(len(rows)))] == many[::-1]
+    assert rows.where(1) == f"{tmp_path / 'a.json'} item 2"
+    assert len(opened(written(tmp_path, "none.json", " [ ] "))) == 0
+    bad = opened(written(tmp_path, "bad.json", '[{"a": 1}, 3]'))
+    with pytest.raises(InputError, match=r"bad\.json item 2 is not a JSON object; write it as in"):
+        bad[1]
+
+
+def test_one_object_a_line_may_be_called_json(tmp_path: Path) -> None:
+    rows = opened(written(tmp_path, "a.json", '{"a": 1}\n{"a": 2}\n{"a"\n'))
+    assert [rows[i] for i in range(2)] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(InputError, match=r"a\.json line 3 is not JSON"):
+        rows[2]
+    with pytest.raises(InputError, match=r"b\.json is neither an array of objects nor one object a line; write it as"):
+        opened(written(tmp_path, "b.json", '{\n "data": []\n}'))[0]
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_compressed_files_are_read_as_they_were(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+
+    def compressed(text: str) -> bytes:
+        return (
+            gzip.compress(text.encode()) if ending == "gz" else pa.Codec("zstd").compress(text.encode(), asbytes=True)
+        )
+
+    monkeypatch.setattr(formats, "_PIECE", 7)
+    lines = [json.dumps(row) + "\n" for row in ROWS]
+    parts = compressed(lines[0]) + compressed("".join(lines[1:]))  # as tools write that append to a file
+    kinds = {
+        "jsonl": parts,
+        "JSON": compressed(json.dumps(ROWS)),
+        "csv": compressed("en,es\none,uno\ntwo,dos\nthree,tres"),
+    }
+    for kind, content in kinds.items():
+        rows = opened(written(tmp_path, f"a.{kind}.{ending}", content))
+        assert [dict(rows[i]) for i in range(len(rows))] == ROWS
+        assert str(tmp_path / f"a.{kind}.{ending}") in rows.where(2)
+
+
 def test_a_split_that_files_do_not_name(tmp_path: Path) -> None:
     source = Files(files={"train": [tmp_path / "none"], "test": []})
     assert source.open("validation") is None
@@ -181,7 +227,25 @@ BAD: dict[str, tuple[str, str | bytes | None, str]] = {
     "repeated": ("a.csv", "a,b, a\n", r"a\.csv line 1 heads two columns 'a'; rename one"),
     "no header": ("a.csv", "\n\n", r"a\.csv is empty; it needs a header row such as 'prompt,target'"),
     "latin": ("a.csv", b"a\nx\n\xe9\n", r"a\.csv line 3 is not UTF-8 text; save the file in UTF-8"),
-    "kind": ("a.xlsx", "", r"a\.xlsx is of an unknown kind \('\.xlsx'\); give a \.jsonl, \.csv or \.parquet"),
+    "kind": (
+        "a.xlsx",
+        "",
+        r"a\.xlsx is of an unknown kind \('\.xlsx'\); give a \.jsonl, \.json, \.csv \(each also as ",
+    ),
+    "compressed kind": ("a.xlsx.gz", "", r"a\.xlsx\.gz is of an unknown kind \('\.xlsx\.gz'\); give a"),
+    "compressed parquet": ("a.parquet.zst", "", r"a\.parquet\.zst is Parquet in zstd; write it out and give that\."),
+    "not gzip": ("a.jsonl.gz", "{}", r"a\.jsonl\.gz is not whole in gzip \(.*\); write it again\."),
+    "cut gzip": ("a.csv.gz", gzip.compress(b"a\n1\n" * 99)[:-9], r"a\.csv\.gz is not whole in gzip \(Truncated"),
+    "not zstd": ("a.json.zst", "[]", r"a\.json\.zst is not whole in zstd \(.*\); write it again\."),
+    "no gzip": ("a.csv.gz", None, r"Cannot read .*a\.csv\.gz: No such file or directory; mend source\.files"),
+    "cut array": (
+        "a.json",
+        '[{"a": 1},\n{"a"',
+        r"a\.json is not JSON \(Expecting ':' .* line 2 column 5 .*\); mend it",
+    ),
+    "two arrays": ("a.json", "[{}] [{}]", r"a\.json is not JSON \('\[\{\}\]' follows the array\); mend it"),
+    "no comma": ("a.json", "[{} {}]", r"a\.json is not JSON \(Expecting ',' or '\]': .*\); mend it"),
+    "latin json": ("a.json", b'["\xe9"]', r"a\.json is not UTF-8 text; save the file in UTF-8"),
     "no kind": ("rows", "", r"rows is of an unknown kind \(''\)"),
     "no jsonl": ("a.jsonl", None, r"Cannot read .*a\.jsonl: No such file or directory; mend source\.files"),
     "no csv": ("a.csv", None, r"Cannot read .*a\.csv: No such file"),
@@ -202,7 +266,7 @@ def test_bad_files_are_named_in_one_sentence(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    for kind in ("jsonl", "csv", "parquet"):
+    for kind in ("jsonl", "csv", "json", "csv.gz", "parquet"):
         (tmp_path / f"a.{kind}").mkdir()
         with pytest.raises(InputError, match=rf"Cannot read .*a\.{kind}: .*; mend source\.files\."):
             opened(tmp_path / f"a.{kind}")

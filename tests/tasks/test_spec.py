@@ -1,6 +1,7 @@
 """Specs of tasks, and what their users are told of mistakes."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lensjax.tasks.sources.files import Files
 from lensjax.tasks.sources.saved import Saved
 from lensjax.tasks.sources.tfds import Tfds
 from lensjax.tasks.spec import TaskSpec, read_spec, template_fields, template_pieces
+from lensjax.tasks.task import load_task
 
 WHOLE = """
 source:
@@ -67,6 +69,26 @@ def test_paths_of_other_sources_are_taken_from_the_folder_of_the_spec(tmp_path: 
     assert nobody.source.files == {"train": [tmp_path / "~no.body" / "x.csv"]}
 
 
+def test_each_set_may_have_a_source_of_its_own(tmp_path: Path, save_jsonl: Callable[..., Path]) -> None:
+    save_jsonl("all.jsonl", ({"a": n} for n in range(30)))
+    (tmp_path / "dev.json").write_text('[{"a": 3}, {"a": 40}, {"a": 41}]')
+    text = "source: {train: {files: all.jsonl}, validation: {files: dev.json}, test: {files: {train: all.jsonl}}}\n"
+    spec = read_spec(write(tmp_path, text + "target: '{a}'\nvalidation: 2\ntest: 10"), TaskSpec)
+    assert spec.source.validation.files == {"train": [tmp_path / "dev.json"]}
+    assert TaskSpec.model_validate(spec.model_dump(mode="json")) == spec
+    task = load_task(spec)
+    validation, test = ({int(example.target) for example in sets} for sets in (task.validation, task.test))
+    assert validation <= {3, 40, 41}
+    assert not validation & test
+    assert {int(example.target) for example in task.shuffled(0)} == set(range(30)) - validation - test
+    only = read_spec(
+        write(tmp_path, "source: {train: {files: all.jsonl}}\ntarget: '{a}'\nvalidation: 4\ntest: 5"), TaskSpec
+    )
+    assert load_task(only).available() == 21
+    assert spec.source.origin == ""
+    assert spec.source.pinned() == spec.source
+
+
 @pytest.mark.parametrize("name", ["verses", "verses/plain", "verses:1.0.0", "verses/en-es:1.*.*"])
 def test_names_of_tfds(name: str) -> None:
     assert Tfds(tfds=name).tfds == name
@@ -117,6 +139,18 @@ BAD = {
     "number as field": (GOOD + "3: 3", "the field|3.*should be strings|keys"),
     "two sources": ("source: {files: a.csv, saved: b}\ntarget: '{a}'", "source: give one of .* not files and saved"),
     "none of them": ("source: {}\ntarget: '{a}'", "not none of them"),
+    "files without their source": (
+        "source: {train: a.csv, test: b.csv}\ntarget: '{a}'",
+        r"source: train is a source, as in train: \{files: train\.jsonl\}",
+    ),
+    "no name on the hub": (
+        "source: {hub: a/b/c}\ntarget: '{a}'",
+        "hub.*write the name of a data set on the hub as owner",
+    ),
+    "two splits to train on": (
+        "source: {hub: a/b, split: c, splits: {train: d}}\ntarget: '{a}'",
+        "split and splits.train name two splits to train on; leave one out",
+    ),
     "no source at all": ("source:\ntarget: '{a}'", "source is empty: input should be"),
     "no train": ("source: {files: {test: a.csv}}\ntarget: '{a}'", "names no train files; add files: {train: …}"),
     "unknown split": (

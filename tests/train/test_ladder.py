@@ -105,7 +105,7 @@ def test_a_damaged_result_is_named(tmp_path):
     assert read_result(run) is None
     (run / "result.json").write_text('{"model": "tiny"')
     with pytest.raises(InputError, match=r"result.json is not a result; remove it"):
-        write_curves(tmp_path)
+        write_curves(tmp_path, 0.0)
 
 
 def test_the_order_of_examples_depends_on_no_other_rung_or_seed(prepare):

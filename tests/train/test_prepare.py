@@ -5,6 +5,7 @@ import pytest
 
 import lensjax.models
 from lensjax.tasks.tokens import Tokens
+from lensjax.tasks.writing import Writing
 from lensjax.train import prepare
 from lensjax.train.prepare import read_examples, tokenise_all
 
@@ -26,6 +27,7 @@ def test_tokens_are_made_once_and_what_killed_commands_left_is_removed(make_spec
     before = made(tmp_path)
     assert len(before) == 4
     assert [len(tokens) for tokens in first.train.values()] == [200, 200]
+    assert first.writing == Writing(rows=len(examples.sample))
     others = tmp_path / "tokens" / ".lensjax-of-another-task-x7.part"
     for folder in (*(tmp_path / "tokens" / f".lensjax-{name}-x7.part" for name in before), others):
         folder.mkdir()

@@ -1,6 +1,8 @@
 import json
 
-from lensjax.train.results import METRICS, Result, read_result, steps_caution, write_result
+from lensjax.curves.csv_files import parse_curves
+from lensjax.tasks.writing import Writing
+from lensjax.train.results import METRICS, Result, curves_csv, read_result, steps_caution, write_result
 
 
 def run(examples, steps=10, best_step=10, **changed):
@@ -36,3 +38,17 @@ def test_results_from_before_metrics_are_read(tmp_path):
     del fields["test_bytes"], fields["note"]
     path.write_text(json.dumps(fields))
     assert read_result(tmp_path) == run(200)
+
+
+def test_curves_say_which_model_cannot_write_its_targets(tmp_path):
+    writing = Writing(rows=50, changed_targets=2, unknown_targets=1, examples=(("día,\n", "d<unk>a,"),))
+    write_result(tmp_path, run(200, writing=writing))
+    known = read_result(tmp_path)
+    assert known.writing == writing
+    whole = known.model_copy(update={"model": "b", "writing": Writing(rows=50)})
+    results = [run(100), known, whole, whole.model_copy(update={"model": "c", "writing": None})]
+    table = parse_curves(curves_csv(results, 0.03), "curves", "toy")
+    assert table.models == ("a", "b", "c")
+    why = "it cannot write 4 % of the 50 targets looked at, more than 3 %: 'día,\\n' is read back as 'd<unk>a,'"
+    assert table.ineligible == (why, "", "")
+    assert parse_curves(curves_csv(results, 0.04), "curves", "toy").eligible.all()

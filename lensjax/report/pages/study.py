@@ -14,6 +14,7 @@ from lensjax.selection.methods import METHODS
 from lensjax.selection.ranking import Ranking
 from lensjax.study.schema import LEARNING_RATES, Consumption, Elimination, StudyReport
 from lensjax.study.tested import tested_table
+from lensjax.tasks.writing import SHARES, in_words
 
 _ENDED = {
     "rule": "ended: the decision is clear",
@@ -56,7 +57,7 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
         "so_far": shown_section(_so_far(report)),
         "rings": [text.clean(section.ring_is) for section in sections if section.rings],
         "sections": [
-            *(shown_section(section, order) for section in [*_tested(report), *sections]),
+            *(shown_section(section, order) for section in [*_answers(report), *_tested(report), *sections]),
             *map(shown_section, _of_methods(report)),
             shown_section(_cost(report)),
         ],
@@ -138,6 +139,19 @@ def _tested(report: StudyReport) -> list[Section]:
     return [Section("tested", "Test losses and metrics", notes, tables=[table])]
 
 
+def _answers(report: StudyReport) -> list[Section]:
+    """What the candidates' tokenizers cannot write, where that is known."""
+    found = {one.name: one.writing for one in report.candidates if one.writing is not None}
+    if not found:
+        return []
+    notes = [in_words(list(found.values()))]
+    notes += [f"{name}: {one.shown}." for name, one in found.items() if one.examples]
+    rows = [(name, one.shares) for name, one in found.items()]
+    table = DataTable("Texts that tokenizers cannot write", [name.capitalize() for name in SHARES], rows)
+    whole = all(one.is_whole for one in found.values())
+    return [Section("answers", "Answers that models can write", notes, tables=[] if whole else [table])]
+
+
 def _of_methods(report: StudyReport) -> list[Section]:
     """Sections of the methods that have findings of their own."""
     shown = ((name, method.show) for name, method in METHODS.items())
@@ -189,6 +203,7 @@ def _origin(report: StudyReport) -> list[tuple[str, str]]:
     pairs = [
         ("measured with", ", ".join([*(f"LensJAX {v}" for v in origin.lensjax), *(f"jax {v}" for v in origin.jax)])),
         ("devices", ", ".join(origin.devices)),
+        ("data", ", ".join(origin.data)),
         ("seeds", ", ".join(map(str, origin.seeds))),
     ]
     return [(name, text.clean(value)) for name, value in pairs if value]

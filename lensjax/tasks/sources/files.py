@@ -1,15 +1,13 @@
-"""Rows of JSONL, CSV and Parquet files."""
+"""Rows of files: JSONL, JSON, CSV, also compressed, and Parquet."""
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from lensjax.core.errors import InputError, listing, one_line, shorten
-from lensjax.tasks.arrow import ArrowRows
-from lensjax.tasks.rows import Csv, Jsonl, Parts, Rows
+from lensjax.tasks.formats import open_rows
+from lensjax.tasks.rows import Parts, Rows
 from lensjax.tasks.source import SOURCES, Source, SplitName
 
 
@@ -18,14 +16,14 @@ class Files(Source):
     """Files on disk.
 
     Attributes:
-      files: JSONL, CSV or Parquet files of each split; a text or list alone is `train`.
+      files: Files of each split, of the formats in `lensjax.tasks.formats`; a text or list alone is `train`.
     """
 
     files: dict[SplitName, list[Path]]
 
     def open(self, split: SplitName, fields: Collection[str] = ()) -> Rows | None:
         paths = self.files.get(split)
-        return Parts([_open(path, fields) for path in paths]) if paths else None
+        return Parts([open_rows(path, fields) for path in paths]) if paths else None
 
     @model_validator(mode="before")
     @classmethod
@@ -48,38 +46,3 @@ class Files(Source):
         if not self.files.get("train"):
             raise ValueError("files names no train files; add files: {train: …}")
         return self
-
-
-def _open(path: Path, fields: Collection[str]) -> Rows:
-    kind = path.suffix.lower()
-    if kind == ".jsonl":
-        return Jsonl(path)
-    if kind == ".csv":
-        return Csv(path)
-    if kind == ".parquet":
-        return _open_parquet(path, fields)
-    raise InputError(
-        f"{shorten(path, 200)} is of an unknown kind ('{shorten(path.suffix)}'); give a .jsonl, .csv or .parquet file."
-    )
-
-
-def _open_parquet(path: Path, fields: Collection[str]) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    where = shorten(path, 200)
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            names = file.schema_arrow.names
-            for field in fields:
-                if field not in names:
-                    raise InputError(
-                        f"{where} has no column '{shorten(field)}' but {listing(names)}; mend the template or the file."
-                    )
-            table = file.read(columns=list(fields) or None)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else one_line(error)
-        raise InputError(f"Cannot read {where}: {why}; mend source.files.") from error
-    except pa.ArrowException as error:
-        raise InputError(f"{where} is not a whole Parquet file ({one_line(error)}); write it again.") from error
-    return ArrowRows(table, where)

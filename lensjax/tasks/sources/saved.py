@@ -1,6 +1,7 @@
 """Rows of data sets that `save_to_disk` of HF datasets wrote, read without that library."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Saved(NamedSplits):
     def title(self) -> str:
         return f"folder {shorten(self.saved, 200)}"
 
-    def find(self, name: str) -> tuple[Rows | None, list[str]]:
+    def find(self, name: str, fields: Collection[str] = ()) -> tuple[Rows | None, list[str]]:
         several = self.saved / "dataset_dict.json"
         if several.is_file():
             names = _read_json(several, "splits")

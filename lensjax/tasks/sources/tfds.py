@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Tfds(NamedSplits):
     def title(self) -> str:
         return f"TFDS data set {shorten(self.tfds, 200)}"
 
-    def find(self, name: str) -> tuple[Rows | None, list[str]]:
+    def find(self, name: str, fields: Collection[str] = ()) -> tuple[Rows | None, list[str]]:
         # This looks for files alone: no code of the builder is imported, and no network asked.
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core import read_only_builder

@@ -1,0 +1,100 @@
+"""Files of rows in every format that tasks read, by the endings of their names."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from lensjax.core.errors import InputError, listing, one_line, shorten
+from lensjax.tasks.arrow import ArrowRows
+from lensjax.tasks.rows import Csv, Json, Jsonl, Rows
+
+TEXTS = {".jsonl": Jsonl, ".ndjson": Jsonl, ".json": Json, ".csv": Csv}
+PARQUET = ".parquet"
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+FORMATS = ".jsonl, .json, .csv (each also as .gz or .zst) or .parquet"
+_PIECE = 1 << 20
+
+
+def open_rows(
+    path: Path, fields: Collection[str] = (), mend: str = "mend source.files", name: str | None = None
+) -> Rows:
+    """The rows of a file.
+
+    Args:
+      path: The file. A compressed one is written out to a temporary file, which is gone when nobody reads it any more.
+      fields: Names of the fields of a row that must be read; by default all.
+      mend: What to do where it cannot be read, for messages.
+      name: Of a Parquet file in messages; by default its path.
+
+    Raises:
+      InputError: the file is missing, damaged, or of another format.
+    """
+    ending = path.suffix.lower()
+    if ending in COMPRESSED:
+        inner = Path(path.stem).suffix.lower()
+        if inner in TEXTS:
+            with _written_out(path, COMPRESSED[ending], mend) as file:
+                return TEXTS[inner](path, file)
+        if inner == PARQUET:
+            raise InputError(f"{shorten(path, 200)} is Parquet in {COMPRESSED[ending]}; write it out and give that.")
+    elif ending in TEXTS:
+        try:
+            with path.open("rb") as file:
+                return TEXTS[ending](path, file)
+        except OSError as error:
+            raise InputError(f"Cannot read {shorten(path, 200)}: {error.strerror}; {mend}.") from error
+    elif ending == PARQUET:
+        return _open_parquet(path, fields, mend, name or shorten(path, 200))
+    raise InputError(
+        f"{shorten(path, 200)} is of an unknown kind ('{shorten(''.join(path.suffixes[-2:]))}'); give a {FORMATS} file."
+    )
+
+
+@contextmanager
+def _written_out(path: Path, compression: str, mend: str) -> Iterator[BinaryIO]:
+    """The content of a compressed file, in a temporary file without a name."""
+    import pyarrow as pa
+
+    where = shorten(path, 200)
+    with tempfile.TemporaryFile() as file:
+        try:
+            with path.open("rb") as raw, pa.CompressedInputStream(raw, compression) as stream:
+                while piece := stream.read(_PIECE):
+                    file.write(piece)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise InputError(
+                    f"{where} takes more room than {tempfile.gettempdir()} has, where it is written out; make room, or "
+                    "name another folder in TMPDIR."
+                ) from error
+            if error.errno:
+                why = os.strerror(error.errno)
+                raise InputError(f"Cannot read {where}: {why}; {mend}.") from error
+            raise InputError(f"{where} is not whole in {compression} ({one_line(error)}); write it again.") from error
+        file.seek(0)
+        yield cast(BinaryIO, file)
+
+
+def _open_parquet(path: Path, fields: Collection[str], mend: str, where: str) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            names = file.schema_arrow.names
+            for field in fields:
+                if field not in names:
+                    raise InputError(
+                        f"{where} has no column '{shorten(field)}' but {listing(names)}; mend the template or the file."
+                    )
+            table = file.read(columns=list(fields) or None)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else one_line(error)
+        raise InputError(f"Cannot read {where}: {why}; {mend}.") from error
+    except pa.ArrowException as error:
+        raise InputError(f"{where} is not a whole Parquet file ({one_line(error)}); write it again.") from error
+    return ArrowRows(table, where)
