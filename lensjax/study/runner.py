@@ -294,7 +294,7 @@ class _Runner:
         """The curves so far, up to a number of examples."""
         found = on_first(lambda: curves_csv(read_results(self.spec, self.out), self.spec.task.max_unwritable))
         table = results_table(found, self.spec.task.name)
-        return table if table is None or largest is None else table.up_to(largest)
+        return None if table is None else table.up_to(self.target if largest is None else min(largest, self.target))
 
     def evidence(self, table: CurveTable) -> Evidence:
         """What was measured besides curves."""
