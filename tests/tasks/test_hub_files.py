@@ -14,6 +14,9 @@ import pytest
 from huggingface_hub import constants
 
 from lensjax.core.errors import InputError
+from lensjax.study.folder import open_study
+from lensjax.study.folder import pinned as pinned_study
+from lensjax.study.spec import StudySpec
 from lensjax.tasks import hub_files
 from lensjax.tasks.hub_files import CONVERTED, sort_files
 from lensjax.tasks.sources.hub import Hub
@@ -176,6 +179,19 @@ def test_the_commit_of_the_first_time_is_kept(verses: Server, tmp_path: Path) ->
     other = spec.model_copy(update={"source": Hub(hub="our/verses", revision="main")})
     assert pinned(other, tmp_path).source.commit == NEW  # which asks for something else
     assert len(load_task(task({"hub": "our/verses", "revision": OLD})).rows) == 40
+
+
+def test_a_study_keeps_the_commit_of_its_first_run(verses: Server, tmp_path: Path) -> None:
+    content = {"name": "mine", "candidates": ["a/b", "c/d"], "task": task({"hub": "our/verses"}), "budget": 400}
+    spec = StudySpec.model_validate(content)
+    first = pinned_study(spec, tmp_path / "study")
+    assert first.identity == spec.identity
+    open_study(first, tmp_path / "study")
+    verses.add("our/verses", NEW, {"train.parquet": parquet(range(900, 990))})
+    forget()
+    assert pinned_study(spec, tmp_path / "study") == first
+    assert first.task.source.commit == OLD
+    assert pinned_study(spec, tmp_path / "new").task.source.commit == NEW
 
 
 def test_what_was_read_once_is_read_without_the_hub(verses: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lensjax.core.errors import InputError
 from lensjax.tasks import writing
+from lensjax.tasks.conversations import Turn
+from lensjax.tasks.target_bytes import target_bytes
 from lensjax.tasks.task import Example, load_task
 from lensjax.tasks.tokens import tokenise
 from lensjax.tasks.writing import Writing, examine, in_words, sample
@@ -116,6 +118,15 @@ def test_the_reason_has_three_examples_short_and_escaped() -> None:
     )
 
 
+def test_a_conversation_is_written_where_every_learned_turn_is() -> None:
+    turns = [Turn("user", "día"), Turn("assistant", "{", True), Turn("user", "one"), Turn("assistant", "two", True)]
+    rows = [Example("User: {", "two", "row", tuple(turns[start:])) for start in (0, 2)]
+    found = examine(rows, unigram(), encoder_decoder=False, model="mine")
+    assert (found.unknown_targets, found.changed_targets, found.examples) == (1, 1, (("{", "<unk>"),))
+    assert examine(rows, unigram(), encoder_decoder=True, model="mine").changed_targets == 0  # which learns the last
+    assert found.unknown_prompts == 2
+
+
 def test_where_every_target_is_unknown_the_model_is_refused() -> None:
     message = (
         r"tokenizer of org/mine can write none of the 2 targets looked at \('一二三' is read back as '<unk>', '語'"
@@ -148,4 +159,7 @@ def test_a_target_of_which_nothing_is_left_is_the_end_alone(make_spec: Any, save
     for encoder_decoder in (True, False):
         tokens = tokenise(examples("一二三", "one"), tokenizer, make_spec(), encoder_decoder=encoder_decoder)
         assert tokens.target(0).tolist() == [tokenizer.eos_token_id]
+        # Its loss is over the bytes of the text as it is written, so that it gains nothing.
+        bytes_ = target_bytes(examples("一二三", "one"), tokens, tokenizer, encoder_decoder=encoder_decoder)
+        assert bytes_ == [9, 3]
     assert examine(examples("一", "one"), tokenizer, encoder_decoder=True, model="mine").examples == (("一", ""),)
