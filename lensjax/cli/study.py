@@ -33,13 +33,13 @@ def init(
         candidates: Folders of models, relative to that of the file, names on the Hugging Face hub, or pocket:NAME,
             which are part of LensJAX.
         data: File of the rows (JSONL, JSON or CSV, also .gz or .zst, or Parquet), relative to the folder of the file.
-        prompt: Template of the prompt, with fields of a row in braces.
-        target: Template of the text that the model should answer.
+        prompt: Template of the prompt, with fields of a row in braces; rows that hold conversations need none.
+        target: Template of the text that the model should answer; rows that hold conversations need none.
         budget: Largest number of training examples of a run.
         full: Number of examples that the winner will be trained on; by default all of the data.
     """
     from lensjax.core.files import check_writable, write_files
-    from lensjax.study.init import new_study
+    from lensjax.study.init import holds_conversations, new_study
 
     if out.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"The study's file would be {out}; give a name that ends in .yaml.")
@@ -48,9 +48,10 @@ def init(
     check_writable([out])
     candidates = candidates or tuple(_ask("Models, separated by spaces", "--candidates").split())
     data = data or _ask("File of the rows", "--data").strip()
-    prompt = _ask("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
-    target = target or _ask("Target, with fields of a row in braces", "--target")
-    text = new_study(out, candidates, data, prompt, target, budget, full)
+    if prompt is not None or target or not holds_conversations(out, data):
+        prompt = _ask("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
+        target = target or _ask("Target, with fields of a row in braces", "--target")
+    text = new_study(out, candidates, data, prompt or "", target, budget, full)
     write_files({out: text})
     print(f"Wrote {out}; see what it will cost with: lensjax plan {out}")
 

@@ -12,6 +12,8 @@ from lensjax.measure.measurement import selectable
 from lensjax.models.hub import local_folder, read_config
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.study.spec import read_study
+from lensjax.tasks.conversations import FIELDS
+from lensjax.tasks.source import as_source
 from lensjax.tasks.task import TooFewExamples, load_task
 from lensjax.train.prepare import FIRST_RUNG
 
@@ -33,13 +35,11 @@ candidates:
 task:
   source:
     files: {data}  # JSONL, JSON, CSV or Parquet; or hub: owner/name, tfds: name, or saved: folder
-  # Fields of a row in braces. The loss is on the target's tokens only.
-  prompt: {prompt}
-  target: {target}
+{templates}
   validation: {held_out}  # examples that decide when to stop training
   test: {held_out}  # examples that losses are reported on
   max_prompt_tokens: 512
-  max_target_tokens: 128
+  max_target_tokens: {target_tokens}
 
 training:
   method: full  # or lora
@@ -66,6 +66,30 @@ strategy: ladder  # or adaptive: always the run that promises most for its cost
 """
 
 
+_TEMPLATES = """\
+  # Fields of a row in braces. The loss is on the target's tokens only.
+  prompt: {prompt}
+  target: {target}"""
+_CHAT = """\
+  # Rows hold conversations, in messages or conversations (or messages: FIELD); each model's chat template renders them.
+  # The loss is on the turns of assistants only."""
+
+
+def holds_conversations(file: Path, data: str) -> bool:
+    """Whether rows of a file hold conversations, so that a study of them needs no templates.
+
+    Args:
+      file: Where the study will be written.
+      data: File of the rows, relative to the folder of that.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    source = as_source({"files": str(file.absolute().parent / os.path.expanduser(data))})
+    rows = source.open("train")
+    return bool(rows) and any(isinstance(rows[0].get(field), (list, Mapping)) for field in FIELDS)
+
+
 def new_study(
     file: Path,
     candidates: Sequence[str],
@@ -84,7 +108,7 @@ def new_study(
       file: Where it will be written; relative paths are from its folder.
       candidates: Folders, hub ids or pocket:NAME of models.
       data: File of the rows.
-      prompt, target: Templates.
+      prompt, target: Templates; "" where rows hold conversations.
       budget: Largest number of training examples of a run.
       full: Number of examples that the winner will be trained on; by default all.
 
@@ -101,8 +125,8 @@ def new_study(
     contents = {
         "file": file.name,
         "folder": file.stem,
-        "prompt": _quoted(prompt),
-        "target": _quoted(target),
+        "templates": _TEMPLATES.format(prompt=_quoted(prompt), target=_quoted(target)) if target else _CHAT,
+        "target_tokens": 128 if target else 1024,
         "budget": budget,
         "full": f"target: {full}" if full is not None else "# target: 100000",
         "evidence": "\n".join(_evidence_lines()),

@@ -41,6 +41,15 @@ def test_what_init_writes_is_a_study(folder, capsys):
     assert read_study(folder / "mine.yaml").stop_when.probability_best == 0.95
 
 
+def test_init_needs_no_templates_for_conversations(folder):
+    turns = [[{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": f"{-n}"}] for n in range(3000)]
+    rows = "".join(json.dumps({"messages": both}) + "\n" for both in turns)
+    (folder / "chat.jsonl").write_text(rows)
+    main(["study", "init", "chat.yaml", "--data", "chat.jsonl", "--candidates", "org/one", "org/two"])
+    task = read_study(folder / "chat.yaml").task
+    assert (task.is_chat, task.messages, task.max_target_tokens) == (True, None, 1024)
+
+
 def test_init_says_what_is_missing_or_wrong(folder, fails):
     init = ("study", "init", "mine.yaml", "--data", "rows.jsonl", "--prompt", "{a}")
     assert "--candidates is missing; give it, or answer on a terminal" in fails(*init, "--target", "{b}")
