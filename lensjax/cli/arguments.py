@@ -48,7 +48,7 @@ Mesh = Annotated[
 FunctionalName = Annotated[str, choice_of("lensjax.measure.functionals:FUNCTIONALS")]
 LauncherName = Annotated[str, choice_of("lensjax.study.launching:LAUNCHERS")]
 UnitName = Annotated[
-    Literal["bits_per_byte", "nats_per_token", "nats_per_example"] | None,
+    Literal["bits_per_byte", "nats_per_token", "nats_per_example", "errors_per_example"] | None,
     arg(
         help="Unit of losses: the column to read, of a file with a row per measurement, or what losses are in, of one "
         "with a row per model. By default bits per byte where all losses are known in them, and else nats per token."

@@ -71,6 +71,7 @@ def print_ranking(ranking: "Ranking") -> None:
     from rich.markup import escape
 
     from lensjax.core.text import DASH, count
+    from lensjax.selection.ranking import OWN_TOKENS
     from lensjax.selection.records import COMPARED, ranks, records
 
     def cell(value: float | None, form: str) -> str:
@@ -107,6 +108,8 @@ def print_ranking(ranking: "Ranking") -> None:
         console.print(f"[bold]Not to be chosen:[/bold] {escape(model)}, as {escape(reason)}.", soft_wrap=True)
     for model, reason in ranking.left_out:
         console.print(f"Left out: {escape(model)} ({reason}).", soft_wrap=True)
+    if OWN_TOKENS in ranking.assumptions:
+        console.print(OWN_TOKENS, soft_wrap=True)
     for warning in ranking.warnings:
         console.print(f"[bold]Caution:[/bold] {escape(warning)}", soft_wrap=True)
     choices = [

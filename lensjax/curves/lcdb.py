@@ -15,6 +15,7 @@ import numpy as np
 from lensjax.core.errors import InputError, shorten
 from lensjax.curves.public import VARIABLE
 from lensjax.curves.table import CurveTable, curve_table
+from lensjax.curves.units import ERRORS_PER_EXAMPLE
 
 FILE = "curves.csv.gz"
 COLUMNS = ("dataset", "learner", "anchor", "test")
@@ -57,4 +58,4 @@ def _table(task: str, rates: dict[str, dict[int, float]]) -> CurveTable:
     learners = sorted(rates)
     sizes = sorted({anchor for curve in rates.values() for anchor in curve})
     loss = [[rates[learner].get(size, np.nan) for size in sizes] for learner in learners]
-    return curve_table(learners, sizes, loss, task=task)
+    return curve_table(learners, sizes, loss, task=task, unit=ERRORS_PER_EXAMPLE)

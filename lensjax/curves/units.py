@@ -33,10 +33,11 @@ class Unit:
 NATS_PER_TOKEN = Unit("nats per token", "loss", any_tokenizer=False)
 BITS_PER_BYTE = Unit("bits per byte", "bits_per_byte", any_tokenizer=True)
 NATS_PER_EXAMPLE = Unit("nats per example", "nats_per_example", any_tokenizer=True)
+ERRORS_PER_EXAMPLE = Unit("errors per example", "errors_per_example", any_tokenizer=True)
 
 # By key; where a file has several, the first one is read that all its losses are known in.
 UNITS: Mapping[str, Unit] = MappingProxyType(
-    {unit.key: unit for unit in (BITS_PER_BYTE, NATS_PER_TOKEN, NATS_PER_EXAMPLE)}
+    {unit.key: unit for unit in (BITS_PER_BYTE, NATS_PER_TOKEN, NATS_PER_EXAMPLE, ERRORS_PER_EXAMPLE)}
 )
 
 

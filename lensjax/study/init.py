@@ -62,7 +62,7 @@ evidence:
 method: {method}
 strategy: ladder  # or adaptive: always the run that promises most for its cost
 # eliminate_below: 0.01  # P(best) under which a candidate is measured no further
-# stop_when: {{probability_best: 0.95, expected_regret: 0.005}}  # either is enough
+# stop_when: {{probability_best: 0.95, expected_regret: 0.005}}  # either is enough; regret in bits per byte
 """
 
 

@@ -1,5 +1,8 @@
+from typing import get_args
+
 import pytest
 
+from lensjax.cli.arguments import UnitName
 from lensjax.core.errors import InputError
 from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN, UNITS, one_unit, unit_named
 
@@ -8,6 +11,10 @@ from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN, UNITS, one_unit,
 def test_units_are_found_by_name_and_key(name):
     assert unit_named(name) == BITS_PER_BYTE == UNITS[BITS_PER_BYTE.key]
     assert f"1.2 {BITS_PER_BYTE}" == "1.2 bits per byte"
+
+
+def test_the_command_line_takes_every_unit():
+    assert set(get_args(get_args(get_args(UnitName)[0])[0])) == set(UNITS)
 
 
 def test_losses_of_different_units_are_not_put_together():
