@@ -10,6 +10,7 @@ import pytest
 from lensjax.cli.main import main
 from lensjax.core.registry import Registry
 from lensjax.curves.simulated import simulated
+from lensjax.selection.ranking import OWN_TOKENS
 
 
 def run(capsys, *arguments):
@@ -47,13 +48,20 @@ def test_rank_prints_a_table_and_writes_every_format(capsys, curves, tmp_path):
     regrets = [float(row["expected_regret"]) for row in rows]
     assert regrets == sorted(regrets)
     assert "sub_tuning would choose" in out
+    assert "(nats per token)" in out
+    assert f"\n{OWN_TOKENS}\n" in out
+    assert {content["unit"], *(row["unit"] for row in rows)} == {"nats per token"}
+    assert content["assumptions"][1] == OWN_TOKENS
     assert outputs["html"].read_text().lstrip().lower().startswith("<!doctype html>")
 
 
 def test_the_budget_is_the_largest_measured_size_by_default(capsys, curves, tmp_path):
     path = tmp_path / "r.json"
-    status, *_ = run(capsys, "rank", curves, "--target", 20000, "--method", "sub_tuning", "--json", path)
+    flags = ["--method", "sub_tuning", "--unit", "bits_per_byte", "--json", path]
+    status, out, _ = run(capsys, "rank", curves, "--target", 20000, *flags)
     assert status == 0
+    assert "(bits per byte)" in out
+    assert OWN_TOKENS not in out
     assert json.loads(path.read_text())["budget"] == 12800
 
 
