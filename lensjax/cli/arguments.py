@@ -54,6 +54,13 @@ UnitName = Annotated[
         "with a row per model. By default bits per byte where all losses are known in them, and else nats per token."
     ),
 ]
+MetricName = Annotated[
+    Literal["exact_match", "token_accuracy", "choice_accuracy", "choice_accuracy_per_byte"] | None,
+    arg(
+        help="Rank by this column of a file with a row per measurement, more being better: predicted from the loss, to "
+        "which the measurements link it. By default the loss ranks."
+    ),
+]
 MethodName = Annotated[str, choice_of("lensjax.selection.methods:METHODS")]
 TaskName = Annotated[str, Positional, choice_of("lensjax.tasks.ready_made:TASKS")]
 Precision = Literal["float32", "float64", "bfloat16"]

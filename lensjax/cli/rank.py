@@ -1,15 +1,17 @@
 """`lensjax rank`: an order of models from their fine-tuning curves."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import CurvesFile, MethodName, UnitName
+from lensjax.cli.arguments import CurvesFile, MethodName, MetricName, UnitName
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.curves import check_target
 from lensjax.cli.outputs import output_writer
 from lensjax.selection.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lensjax.selection.ranking import Ranking
 
 SHOWN = 40  # rows of the table
@@ -21,6 +23,7 @@ def rank(
     budget: int | None = None,
     method: MethodName = DEFAULT_METHOD,
     unit: UnitName = None,
+    metric: MetricName = None,
     json: Path | None = None,
     csv: Path | None = None,
     html: Path | None = None,
@@ -37,6 +40,8 @@ def rank(
 
     $ lensjax rank curves.csv --budget 12800 --target 1638400 --html report.html --json ranking.json
 
+    $ lensjax rank results/curves.csv --target 51200 --metric exact_match
+
     $ lensjax rank rectified:flan --budget 12800 --target 1638400 --method ats
 
     Args:
@@ -49,6 +54,7 @@ def rank(
     """
     write = output_writer(json, csv, html, reads=[curves])
     check_target(target)
+    from lensjax.curves.metrics import metric_named
     from lensjax.curves.sources import read_source
     from lensjax.selection.ranking import rank as rank_models
     from lensjax.selection.records import ranking_csv, ranking_json
@@ -57,7 +63,8 @@ def rank(
     if budget is None:
         budget = max((int(size) for size in table.sizes if 0 < size <= target), default=target)
     with progress_bar("Fitting") as progress:
-        ranking = rank_models(table, budget, target, method, progress)
+        asked = None if metric is None else metric_named(metric)
+        ranking = rank_models(table, budget, target, method, progress, metric=asked)
     print_ranking(ranking)
     write(lambda: ranking_json(ranking), lambda: ranking_csv(ranking), lambda: _page(ranking))
 
@@ -78,8 +85,15 @@ def print_ranking(ranking: "Ranking") -> None:
         return DASH if value is None else format(value, form)
 
     rows = records(ranking)
+    by, shown = ranking.metric, rows[:SHOWN]
     others = {name: prediction for name, prediction in ranking.baselines.items() if name in COMPARED}
-    places = [ranks(prediction, ties="ordinal") for prediction in others.values()]
+    beside = others if by is None else {}  # those order by loss
+    places = [ranks(prediction, ties="ordinal") for prediction in beside.values()]
+
+    def interval(row: "Mapping[str, Any]", start: str = "") -> str:
+        low, high = row[f"{start}lower90"], row[f"{start}upper90"]
+        return DASH if low is None else f"{low:.3f}–{high:.3f}"
+
     cells = [
         (
             DASH if row["rank"] is None else str(row["rank"]),
@@ -87,21 +101,26 @@ def print_ranking(ranking: "Ranking") -> None:
             DASH if row["parameters"] is None else count(row["parameters"]),
             cell(row["loss_at_budget"], ".3f"),
             cell(row["predicted"], ".3f"),
-            DASH if row["lower90"] is None else f"{row['lower90']:.3f}–{row['upper90']:.3f}",
+            interval(row),
+            *(() if by is None else (cell(row["metric_at_budget"], ".3f"), cell(row["metric_predicted"], ".3f"))),
+            *(() if by is None else (interval(row, "metric_"),)),
             cell(row["probability_best"], ".2f"),
             cell(row["expected_regret"], ".3f"),
             *(cell(place[i], "d") for place in places),
         )
-        for row, i in zip(rows[:SHOWN], ranking.order, strict=False)
+        for row, i in zip(shown, ranking.order, strict=False)
     ]
     title = (
         f"{ranking.table.task}: {len(ranking.table.models)} models by {ranking.method}, measured up to "
-        f"{ranking.budget:,} examples, predicted at {ranking.target:,} ({ranking.table.unit})"
+        f"{ranking.budget:,} examples, predicted at {ranking.target:,} ({ranking.table.unit}"
+        f"{'' if by is None else f', in order of {by.metric}'})"
     )
     predicted = f"predicted {'loss' if ranking.prediction.is_loss else 'score'}"
-    headings = ("", "model", "size", f"at {ranking.budget:,}", predicted, "90 % interval", "P(best)", "regret")
+    at_budget = f"at {ranking.budget:,}"
+    of_metric = () if by is None else (f"{by.metric} {at_budget}", f"predicted {by.metric}", "90 % interval")
+    headings = ("", "model", "size", at_budget, predicted, "90 % interval", *of_metric, "P(best)", "regret")
     console = make_console()
-    console.print(make_table(title, (*headings, *(f"{name} rank" for name in others)), cells))
+    console.print(make_table(title, (*headings, *(f"{name} rank" for name in beside)), cells))
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more; write them all with --csv, --json or --html.")
     for model, reason in ranking.ineligible:

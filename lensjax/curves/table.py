@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import write_files
-from lensjax.curves.metrics import ENDS, Shares
+from lensjax.curves.metrics import ENDS, Metric, Shares
 from lensjax.curves.units import NATS_PER_TOKEN, Unit
 
 MAX_EXAMPLES = 10**15
@@ -84,6 +84,12 @@ class CurveTable:
         """Loss of every model at one size; NaN where not measured."""
         place = np.flatnonzero(self.sizes == examples)
         return self.loss[:, place[0]] if place.size else np.full(len(self.models), np.nan)
+
+    def metric_column(self, metric: Metric, examples: int) -> Float[np.ndarray, " M"]:
+        """A metric of every model at one size; NaN where not measured."""
+        place = np.flatnonzero(self.sizes == examples)
+        shares = self.metrics.get(metric.column)
+        return np.full(len(self.models), np.nan) if shares is None or not place.size else shares.value[:, place[0]]
 
     def up_to(self, budget: int) -> "CurveTable":
         """The table without sizes above `budget` examples."""

@@ -30,8 +30,8 @@ _SURE = 3.0  # standard errors by which the metric must rise as the loss falls
 _UNKNOWN_N = 500  # examples of a test set that nothing tells the size of
 _FEWEST = 4  # points
 # Of a, log b, logit λ, log ρ, log ω, logit c: means and standard deviations.
-_MEAN = np.array([0.0, np.log(3.0), 0.0, np.log(1e-3), np.log(0.3), logit(0.1)])
-_SD = np.array([4.0, 1.0, 1.5, 2.0, 1.0, 1.5])
+_MEAN = np.array([0.0, np.log(3.0), 0.0, np.log(1e-3), np.log(0.2), logit(0.1)])
+_SD = np.array([4.0, 1.0, 1.5, 2.0, 0.7, 1.5])
 _DEGREES = 5.0  # of freedom of the proposals
 
 

@@ -55,6 +55,11 @@ class MetricPrediction:
         ends = {name: np.quantile(draws, (0.5, 0.05, 0.95)) for name, draws in parts.items()}
         return {name: Interval(value=v, lower=low, upper=up) for name, (v, low, up) in ends.items()}
 
+    def content(self) -> dict[str, Any]:
+        """The link for JSON."""
+        numbers = {name: interval.model_dump() for name, interval in self.summary().items()}
+        return {"points": self.points, "loss_scale": self.link.scale, **numbers}
+
     @property
     def assumptions(self) -> tuple[str, ...]:
         """Sentences on what the second step assumes."""
@@ -108,9 +113,8 @@ def predict_metric(table: CurveTable, target: int, metric: Metric, prediction: P
     score, lower, upper = np.quantile(draws, (0.5, 0.05, 0.95), axis=0)
     several: dict[str, Any] = {} if prediction.draws is None else {"lower": lower, "upper": upper, "draws": draws}
     wrong = Prediction(score, eligible=prediction.eligible, **several)
-    at = np.flatnonzero(table.sizes == target)
-    measured = 1 - shares.value[:, at[0]] if at.size else np.full(len(judged), np.nan)
-    return MetricPrediction(metric, as_measured(wrong, measured), link, int(used.sum()))
+    wrong = as_measured(wrong, 1 - table.metric_column(metric, target))
+    return MetricPrediction(metric, wrong, link, int(used.sum()))
 
 
 def _draws(link: Link, losses: Float[np.ndarray, "S M"]) -> Float[np.ndarray, "S M"]:

@@ -9,8 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.curves.metrics import Metric
 from lensjax.curves.table import CurveTable
+from lensjax.fit.link import NotLinked
 from lensjax.fit.posterior import CurvePosterior
+from lensjax.selection.by_metric import MetricPrediction, predict_metric
 from lensjax.selection.choices import check_choices
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS, judges_none, methods_in_order
@@ -57,6 +60,8 @@ class Ranking:
         NaN for models that are not eligible.
       expected_regret: expected loss above the best eligible candidate if this one is chosen, in the table's unit; NaN
         likewise.
+      metric: the metric that models are ranked by, as predicted of the losses. Order, P(best) and expected regret are
+        then of it, and regrets shares. None where models are ranked by loss.
       curves: fitted curves from the smallest measured size to the target, where the method fits any.
       parameters: per-model law parameters by name, where the method has any.
       left_out: (model, why) of candidates that could not be ranked.
@@ -74,6 +79,7 @@ class Ranking:
     missing: dict[str, str] = field(default_factory=dict)
     probability_best: Float[np.ndarray, " M"] | None = None
     expected_regret: Float[np.ndarray, " M"] | None = None
+    metric: MetricPrediction | None = None
     curves: Curves | None = None
     parameters: dict[str, Float[np.ndarray, " M"]] = field(default_factory=dict)
     left_out: tuple[tuple[str, str], ...] = ()
@@ -85,6 +91,11 @@ class Ranking:
         """(model, why) of those that are measured and shown, but never chosen."""
         pairs = ((self.table.models[i], self.table.ineligible[i]) for i in self.order)
         return tuple((model, why) for model, why in pairs if why)
+
+    @property
+    def regret_unit(self) -> str:
+        """What regrets are in, in words."""
+        return self.table.unit.name if self.metric is None else f"of {self.metric.metric}"
 
     @property
     def is_close(self) -> bool:
@@ -106,6 +117,7 @@ def rank(
     *,
     evidence: Evidence | None = None,
     otherwise: str | None = None,
+    metric: Metric | None = None,
 ) -> Ranking:
     """Rank the models of a table for fine-tuning on `target` examples, by least expected regret.
 
@@ -117,6 +129,8 @@ def rank(
       progress: called with (methods done, methods in all).
       evidence: measured values besides curves. Methods that need more are left out.
       otherwise: the method that ranks where `method` lacks evidence.
+      metric: rank by this metric instead of the loss. Where losses do not tell it, a warning says so, and the loss
+        ranks.
 
     Returns:
       All models with two sizes above 0 within the budget, in order, and what every method predicts of them. Models that
@@ -124,7 +138,8 @@ def rank(
 
     Raises:
       InputError: budget, target or method make no sense for this table, fewer than two models have two sizes above 0
-        within the budget, none of these is eligible, or the method that ranks lacks evidence or can judge none of them.
+        within the budget, none of these is eligible, or the method that ranks lacks evidence or can judge none of them;
+        or the table does not hold the metric, or the method predicts no losses to tell it from.
     """
     METHODS.check(method)
     seen, left_out = _within(table, budget, target)
@@ -137,26 +152,34 @@ def rank(
     if method in missing:
         raise InputError(f"The method {method} cannot rank: {missing[method]}")
     prediction = predictions.pop(method)
+    linked, unlinked = None, ""
+    if metric is not None:
+        try:
+            linked = predict_metric(seen, target, metric, prediction)
+        except NotLinked as error:
+            unlinked = f"{error} Models are ranked by loss."
+    ruling = prediction if linked is None else linked.wrong
     ranking = Ranking(
         table=table.select([table.models.index(model) for model in seen.models]),
         budget=budget,
         target=target,
         method=method,
         prediction=prediction,
-        order=prediction.order,
+        order=ruling.order,
         baselines=predictions,
         missing=missing,
-        probability_best=prediction.probability_best,
-        expected_regret=prediction.expected_regret,
+        probability_best=ruling.probability_best,
+        expected_regret=ruling.expected_regret,
+        metric=linked,
         left_out=left_out,
         assumptions=(
             *_frame(table),
             *(prediction.assumptions or (f"Ranked by {method}: {METHODS[method].summary}.",)),
-            *_rule(prediction, seen, target),
+            *(_rule(prediction, seen, target) if linked is None else linked.assumptions),
         ),
         **({} if prediction.posterior is None else _asked_of(prediction.posterior, prediction, seen, target)),
     )
-    return replace(ranking, warnings=find_warnings(ranking, seen))
+    return replace(ranking, warnings=(*filter(None, [unlinked]), *find_warnings(ranking, seen)))
 
 
 def _rule(prediction: Prediction, seen: CurveTable, target: int) -> list[str]:

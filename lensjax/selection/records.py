@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from lensjax import __version__
+from lensjax.selection.by_metric import MetricPrediction
 from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Ranking
 
@@ -37,16 +38,12 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
     """One flat record per model, best first; None where nothing is known.
 
     Returns:
-      Rank, model, family, parameters, losses in the unit of the table, probability_best, expected_regret, why it
-      may not be chosen, and the score of each baseline by its name. Models that may not be chosen come last, without
-      a rank.
+      Rank, model, family, parameters, losses in the unit of the table, what is known of the metric where one ranks,
+      probability_best, expected_regret, why it may not be chosen, and the score of each baseline by its name. Models
+      that may not be chosen come last, without a rank.
     """
     prediction, measured = ranking.prediction, ranking.table.column(ranking.budget)
-
-    def at(values: np.ndarray | None, i: int) -> float | None:
-        return None if values is None or not math.isfinite(values[i]) else float(values[i])
-
-    rows = []
+    at, rows = _at, []
     for place, i in enumerate(ranking.order, start=1):
         why = ranking.table.ineligible[i]
         row = {
@@ -58,12 +55,27 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
             "predicted": at(prediction.score, i),
             "lower90": at(prediction.lower, i),
             "upper90": at(prediction.upper, i),
+            **({} if ranking.metric is None else _of_metric(ranking, ranking.metric, i)),
             "probability_best": at(ranking.probability_best, i),
             "expected_regret": at(ranking.expected_regret, i),
             "ineligible": why or None,
         }
         rows.append(row | {name: at(other.score, i) for name, other in ranking.baselines.items()})
     return rows
+
+
+def _at(values: np.ndarray | None, i: int) -> float | None:
+    return None if values is None or not math.isfinite(values[i]) else float(values[i])
+
+
+def _of_metric(ranking: Ranking, metric: MetricPrediction, i: int) -> dict[str, float | None]:
+    """What is known of a model's metric."""
+    return {
+        "metric_at_budget": _at(ranking.table.metric_column(metric.metric, ranking.budget), i),
+        "metric_predicted": _at(metric.score, i),
+        "metric_lower90": _at(metric.lower, i),
+        "metric_upper90": _at(metric.upper, i),
+    }
 
 
 def ranking_csv(ranking: Ranking) -> str:
@@ -91,6 +103,8 @@ def ranking_json(ranking: Ranking) -> str:
         "target": ranking.target,
         "method": ranking.method,
         "predicts_loss": ranking.prediction.is_loss,
+        "ranked_by": "loss" if ranking.metric is None else ranking.metric.metric.column,
+        "link": None if ranking.metric is None else ranking.metric.content(),
         "too_close_to_call": ranking.is_close,
         "models": models,
         "left_out": [{"model": model, "reason": reason} for model, reason in ranking.left_out],

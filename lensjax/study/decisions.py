@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import parse_curves
+from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import MEASUREMENTS, Records
+from lensjax.selection.by_metric import predict_metric
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, predict_by
+from lensjax.selection.prediction import Prediction
 from lensjax.study.spec import StudySpec
 
 
@@ -35,7 +39,7 @@ def results_table(curves: str, task: str) -> CurveTable | None:
 
 def basis(spec: StudySpec, table: CurveTable) -> str:
     """A hash of everything that a decision depends on."""
-    rules = spec.model_dump_json(include={"eliminate_below", "stop_when", "target", "method"})
+    rules = spec.model_dump_json(include={"eliminate_below", "stop_when", "target", "method", "metric"})
     return hashlib.sha256((rules + table.to_csv("tidy")).encode()).hexdigest()[:16]
 
 
@@ -65,17 +69,18 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str], 
       evidence: Measurements besides curves.
     """
     method, prediction = predict_by(spec.method, table, target, evidence, otherwise=DEFAULT_METHOD)
+    prediction, unit, remark = _ruling(spec, table, target, prediction)
     best = int(prediction.order[0])
     name = table.models[best]
     sentence = f"After {int(table.sizes.max()):,} examples: {name} first"
     if prediction.probability_best is None or prediction.expected_regret is None:
         ruled = spec.eliminate_below is not None or spec.stop_when is not None
         without = ", without the probabilities that eliminating and stopping need" if ruled else ""
-        return Verdict(f"{sentence} by {method}{without}.", name)
+        return Verdict(f"{sentence} by {method}{without}.{remark}", name)
     regrets = prediction.expected_regret
     chances = dict(zip(table.models, np.nan_to_num(prediction.probability_best).tolist(), strict=True))
     probability, regret = chances[name], float(regrets[best])
-    sentence += f", best with probability {probability:.2f}, expected regret {regret:.4f} {table.unit}"
+    sentence += f", best with probability {probability:.2f}, expected regret {regret:.4f} {unit}"
     losing: tuple[str, ...] = ()
     if spec.eliminate_below is not None:
         least = spec.eliminate_below  # which those that are never chosen do not reach
@@ -89,4 +94,16 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str], 
         sentence += f"; eliminated: {', '.join(f'{one} (P(best) {chances[one]:.2g})' for one in losing)}"
     if stop:
         sentence += "; the decision is clear"
-    return Verdict(sentence + ".", name, chances, losing, stop)
+    return Verdict(f"{sentence}.{remark}", name, chances, losing, stop)
+
+
+def _ruling(spec: StudySpec, table: CurveTable, target: int, losses: Prediction) -> tuple[Prediction, str, str]:
+    """The prediction that decides, of losses or of the study's metric, its unit, and why losses do if they do."""
+    unit = table.unit.name
+    if spec.metric is None:
+        return losses, unit, ""
+    metric = METRICS[spec.metric]
+    try:
+        return predict_metric(table, target, metric, losses).wrong, f"of {metric}", ""
+    except InputError as error:
+        return losses, unit, f" {error} The loss decides."

@@ -11,6 +11,7 @@ import numpy as np
 import lensjax
 from lensjax.core import text
 from lensjax.core.errors import InputError, listing
+from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import MEASUREMENTS
 from lensjax.selection.evidence import Evidence
@@ -100,7 +101,15 @@ def _rank(state: StudyState, table: CurveTable | None, evidence: Evidence) -> tu
         return None, "nothing was measured so far"
     method = state.spec.method
     try:
-        ranking = rank(seen, _largest(seen), state.target, method, evidence=evidence, otherwise=DEFAULT_METHOD)
+        ranking = rank(
+            seen,
+            _largest(seen),
+            state.target,
+            method,
+            evidence=evidence,
+            otherwise=DEFAULT_METHOD,
+            metric=None if state.spec.metric is None else METRICS[state.spec.metric],
+        )
     except InputError as error:
         return None, str(error)
     left_out, warnings = tuple(_left_out(state, ranking).items()), (*_cautions(state, ranking), *ranking.warnings)
@@ -204,11 +213,17 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
             said += f" (90 % interval {ends[0]} to {ends[1]})"
     else:
         said = f"{method} ranks it first of {len(names)} for {ranking.target:,} examples"
+    if ranking.metric is not None:
+        by = ranking.metric
+        said = f"predicted {by.metric} {text.number(by.score[best])} at {ranking.target:,} examples"
+        if by.lower is not None and by.upper is not None:
+            said += f" (90 % interval {text.number(by.lower[best])} to {text.number(by.upper[best])})"
     if len(names) == 1:
         said += ", the only candidate that may be chosen"
     elif ranking.probability_best is not None:
         said += f", best of {len(names)} with probability {_probability(ranking.probability_best[best])}"
-    second = float(prediction.score[ranking.choices[1]]) if len(names) > 1 else np.nan
+    scores = prediction.score if ranking.metric is None else ranking.metric.score
+    second = float(scores[ranking.choices[1]]) if len(names) > 1 else np.nan
     if np.isfinite(second):
         said += f"; second {names[1]}" + (f" at {text.number(second)}" if prediction.is_loss else "")
     start = f"Fine-tune {names[0]}: " if final else f"So far, fine-tune {names[0]}: "

@@ -103,7 +103,8 @@ class Ranked(Strict):
       model, family, parameters: The candidate.
       loss_at_budget: Loss at the largest measured size.
       predicted, lower90, upper90: The method's score, with its 90 % interval where it is a predicted loss.
-      probability_best: Probability that it has the lowest loss of all that may be chosen, at the target.
+      metric_at_budget, metric_predicted, metric_lower90, metric_upper90: The same of the study's metric, if that ranks.
+      probability_best: Probability that it has the lowest loss, or the highest metric, of all that may be chosen.
       expected_regret: Expected regret of choosing it.
       ineligible: Why it may not be chosen; None where it may.
       baselines: Scores by other methods' names; lower is better.
@@ -118,6 +119,10 @@ class Ranked(Strict):
     predicted: float | None
     lower90: float | None
     upper90: float | None
+    metric_at_budget: float | None = None
+    metric_predicted: float | None = None
+    metric_lower90: float | None = None
+    metric_upper90: float | None = None
     probability_best: float | None
     expected_regret: float | None
     ineligible: str | None = None

@@ -141,6 +141,7 @@ class StudySpec(Strict):
       seeds: Of the choice and order of training examples; losses are averaged over them.
       evidence: Measurements besides curves, by name: true, false, or settings.
       method: Name of the selection method that ranks the candidates.
+      metric: Task metric that candidates are ranked by, as predicted from the loss, in place of the loss.
       strategy: "ladder" measures all candidates on one rung before the next, "adaptive" always the run that promises
         the largest drop of regret for its cost.
       eliminate_below: Candidates whose P(best) falls below this are measured no further.
@@ -159,6 +160,7 @@ class StudySpec(Strict):
     seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = (0,)
     evidence: EvidenceSettings = EvidenceSettings()  # type: ignore[valid-type]  # its fields come from the registry
     method: str = DEFAULT_METHOD
+    metric: Literal["exact_match", "token_accuracy", "choice_accuracy", "choice_accuracy_per_byte"] | None = None
     strategy: Literal["ladder", "adaptive"] = "ladder"
     eliminate_below: Probability | None = None
     stop_when: StopRule | None = None

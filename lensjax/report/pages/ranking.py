@@ -20,6 +20,7 @@ from lensjax.report.figures.plots import (
 )
 from lensjax.report.pages.html import Name, Plot, render
 from lensjax.report.pages.sections import shown_table
+from lensjax.selection.by_metric import MetricPrediction
 from lensjax.selection.ranking import Ranking
 from lensjax.selection.records import COMPARED, ranks
 
@@ -56,6 +57,8 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "unit": table.unit.name,
         "method": text.method_title(ranking.method),
         "is_loss": ranking.prediction.is_loss,
+        "metric": None if ranking.metric is None else ranking.metric.metric.name,
+        "regret_unit": ranking.regret_unit,
         "budget": ranking.budget,
         "target": ranking.target,
         "ratio": text.count(ranking.target / ranking.budget) if 0 < ranking.budget < ranking.target else "",
@@ -135,6 +138,7 @@ def _rows(
                 "score": text.number(score) if prediction.is_loss else text.significant(score),
                 "interval": text.interval(lower[i], upper[i]),
                 "whisker": _whisker(scale, lower[i], score, upper[i]),
+                "metric": None if ranking.metric is None else _metric_cells(ranking, ranking.metric, i),
                 "probability": text.percent(best[i]),
                 "regret": text.regret(regret[i]),
                 "at_target": text.number(at_target[i]),
@@ -142,6 +146,13 @@ def _rows(
             }
         )
     return rows[: len(ranking.choices)], rows[len(ranking.choices) :]
+
+
+def _metric_cells(ranking: Ranking, metric: MetricPrediction, i: int) -> tuple[str, str, str]:
+    """A model's metric as measured at the budget, as predicted, and the ends of its interval."""
+    measured = ranking.table.metric_column(metric.metric, ranking.budget)[i]
+    ends = (np.nan if end is None else end[i] for end in (metric.lower, metric.upper))
+    return text.number(measured), text.number(metric.score[i]), text.interval(*ends)
 
 
 def _scale(ranking: Ranking) -> Scale:
