@@ -54,7 +54,7 @@ def test_exact_match_is_greedy_decoding(family, tiny_config, tmp_path):
     for row in range(0, rows, 5):  # some differ in another place than the last
         targets[row] = [(targets[row][0] + 1) % 96, *targets[row][1:]]
     expected = [decoded == target for decoded, target in zip(greedy, targets, strict=True)]
-    assert 0.1 < np.mean(expected) < 0.9
+    assert 0.05 < np.mean(expected) < 0.95
 
     ids = [token for prompt, target in zip(prompts, targets, strict=True) for token in (*prompt, *target)]
     ends = np.cumsum([PROMPT + len(target) for target in targets])
