@@ -73,6 +73,17 @@ class MetricPrediction:
         )
 
 
+def check_metric(table: CurveTable, metric: Metric) -> None:
+    """Raise InputError if a table does not hold a metric."""
+    task = shorten(table.task)
+    if metric.column not in table.metrics:
+        held = " or ".join(table.metrics) or "none"
+        raise InputError(
+            f"The curves of task '{task}' do not hold {metric.name} (metrics there are: {held}); give a tidy CSV with "
+            f"a column {metric.column}, as `lensjax curve` writes it, or rank by loss."
+        )
+
+
 def predict_metric(table: CurveTable, target: int, metric: Metric, prediction: Prediction) -> MetricPrediction:
     """The metric at the target, of a prediction of losses; what was measured there is taken as measured.
 
@@ -86,13 +97,7 @@ def predict_metric(table: CurveTable, target: int, metric: Metric, prediction: P
       NotLinked: The measured losses do not tell the metric; the sentence says why.
       InputError: The table does not hold the metric, or the prediction is of no losses.
     """
-    task = shorten(table.task)
-    if metric.column not in table.metrics:
-        held = " or ".join(table.metrics) or "none"
-        raise InputError(
-            f"The curves of task '{task}' do not hold {metric.name} (metrics there are: {held}); give a tidy CSV with "
-            f"a column {metric.column}, as `lensjax curve` writes it, or rank by loss."
-        )
+    check_metric(table, metric)
     if not prediction.is_loss:
         raise InputError(
             f"Ranking by {metric.name} takes a method that predicts losses, which the metric is linked to; choose "

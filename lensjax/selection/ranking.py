@@ -13,7 +13,7 @@ from lensjax.curves.metrics import Metric
 from lensjax.curves.table import CurveTable
 from lensjax.fit.link import NotLinked
 from lensjax.fit.posterior import CurvePosterior
-from lensjax.selection.by_metric import MetricPrediction, predict_metric
+from lensjax.selection.by_metric import MetricPrediction, check_metric, predict_metric
 from lensjax.selection.choices import check_choices
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS, judges_none, methods_in_order
@@ -143,6 +143,8 @@ def rank(
     """
     METHODS.check(method)
     seen, left_out = _within(table, budget, target)
+    if metric is not None:
+        check_metric(seen, metric)
     predictions, missing = _predict_all(seen, target, evidence or Evidence(), progress)
     for name in (method, otherwise):
         if name in predictions and predictions[name].choice is None:

@@ -1,10 +1,12 @@
 """Decisions from curves, with posteriors that are known."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from lensjax.curves.metrics import Shares
 from lensjax.curves.simulated import simulated
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import METHODS, Method
@@ -13,6 +15,7 @@ from lensjax.study import decisions
 from lensjax.study.spec import StopRule
 
 TABLE = simulated(models=3).up_to(3200)
+LEVEL = 1 + 0.01 * np.random.default_rng(0).standard_normal((100, 3))
 LOSSES = np.array([[1.0, 2.0, 3.0]] * 8 + [[1.0, 3.0, 2.0]] * 2)
 
 
@@ -20,8 +23,15 @@ LOSSES = np.array([[1.0, 2.0, 3.0]] * 8 + [[1.0, 3.0, 2.0]] * 2)
 def rules(monkeypatch):
     """Rules of a study whose models have `LOSSES`; makes a table say which of them may not be chosen."""
     draws = Prediction(LOSSES.mean(axis=0), draws=LOSSES)
-    monkeypatch.setattr(METHODS, "_entries", {"known": Method("known", "", lambda table, target, evidence: draws)})
-    return SimpleNamespace(method="known", eliminate_below=0.1, stop_when=StopRule(expected_regret=0.01))
+    monkeypatch.setattr(
+        METHODS,
+        "_entries",
+        {
+            "known": Method("known", "", lambda table, target, evidence: draws),
+            "nlp_metrics": METHODS["nlp_metrics"],
+        },
+    )
+    return SimpleNamespace(method="known", eliminate_below=0.1, stop_when=StopRule(expected_regret=0.01), metric=None)
 
 
 def test_a_candidate_that_may_not_be_chosen_is_eliminated_and_another_one_first(rules):
@@ -52,3 +62,17 @@ def test_the_first_is_the_method_s_whether_it_knows_probabilities_or_not(rules):
     METHODS.register("joint")(METHODS["known"])
     verdict = decisions.decide(rules, TABLE, 6400, [], Evidence())
     assert verdict.choice == TABLE.models[0]
+
+
+def test_a_metric_decides_where_losses_tell_it(rules):
+    rules.metric = "exact_match"
+    verdict = decisions.decide(rules, TABLE, 6400, [], Evidence())
+    assert "The curves of task 'simulated' do not hold exact match" in verdict.decision
+    assert verdict.decision.endswith(" The loss decides.")
+    share = 1 / (1 + TABLE.loss**3 * np.array([[3.0], [1.0], [1.0]]))  # at one loss, the first model has less
+    table = replace(TABLE, metrics={"exact_match": Shares(share, np.full_like(share, 0.01))})
+    METHODS.register("level")(Method("level", "", lambda table, target, evidence: Prediction(np.ones(3), draws=LEVEL)))
+    rules.method = "level"
+    verdict = decisions.decide(rules, table, 6400, [], Evidence())
+    assert verdict.choice != TABLE.models[0]
+    assert " of exact match" in verdict.decision
