@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, create_model, field_validator, model_
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.specs import Count, Strict, read_fields, validated
+from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.measure.kinds.finetune import FinetunedLoss
 from lensjax.measure.measurement import FINETUNE, Cell, Measurement, selectable
@@ -206,6 +207,8 @@ class StudySpec(Strict):
         for measurement, what in METHODS[self.method].needs.items():
             if measurement not in self.measurements:
                 raise ValueError(f"the method {self.method} needs {what}; set evidence.{measurement} to true")
+        if self.metric is not None and METRICS[self.metric].by_chance and self.task.choices is None:
+            raise ValueError(f"the metric {self.metric} needs answers to choose from; give task.choices")
         largest = self.budget.examples
         if self.target is not None and largest is not None and self.target < largest:
             raise ValueError(f"the target of {self.target} examples is below the budget of {largest}")

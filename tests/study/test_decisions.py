@@ -15,7 +15,7 @@ from lensjax.study import decisions
 from lensjax.study.spec import StopRule
 
 TABLE = simulated(models=3).up_to(3200)
-LEVEL = 1 + 0.01 * np.random.default_rng(0).standard_normal((100, 3))
+LEVEL = 3 + 0.01 * np.random.default_rng(0).standard_normal((100, 3))
 LOSSES = np.array([[1.0, 2.0, 3.0]] * 8 + [[1.0, 3.0, 2.0]] * 2)
 
 
@@ -69,9 +69,9 @@ def test_a_metric_decides_where_losses_tell_it(rules):
     verdict = decisions.decide(rules, TABLE, 6400, [], Evidence())
     assert "The curves of task 'simulated' do not hold exact match" in verdict.decision
     assert verdict.decision.endswith(" The loss decides.")
-    share = 1 / (1 + TABLE.loss**3 * np.array([[3.0], [1.0], [1.0]]))  # at one loss, the first model has less
-    table = replace(TABLE, metrics={"exact_match": Shares(share, np.full_like(share, 0.01))})
-    METHODS.register("level")(Method("level", "", lambda table, target, evidence: Prediction(np.ones(3), draws=LEVEL)))
+    share = 1 / (1 + (TABLE.loss / 3) ** 3 * np.array([[3.0], [1.0], [1.0]]))  # at one loss, the first model has less
+    table = replace(TABLE, metrics={"exact_match": Shares(share, np.sqrt(share * (1 - share) / 2000))})
+    METHODS.register("level")(Method("level", "", lambda table, target, evidence: Prediction(LEVEL[0], draws=LEVEL)))
     rules.method = "level"
     verdict = decisions.decide(rules, table, 6400, [], Evidence())
     assert verdict.choice != TABLE.models[0]

@@ -113,7 +113,9 @@ def test_the_whole_spec_survives_json(write):
         ({"budget": {}}, r"budget: give examples, flops or hours"),
         ({"budget": None}, r"the field budget is missing"),
         ({"target": 800}, r"the target of 800 examples is below the budget of 1600"),
-        ({"method": "guess"}, r"method is 'guess': choose from .*joint, lensllm"),
+        ({"metric": "bleu"}, r"metric is 'bleu': input should be 'exact_match'"),
+        ({"metric": "choice_accuracy"}, r"the metric choice_accuracy needs answers to choose from; give task.choices"),
+        ({"method": "guess"}, r"method is 'guess': choose from .*joint, .*lensllm"),
         ({"method": "lensllm", "evidence": {"ntk": False}}, r"the method lensllm needs kernels; set evidence.ntk"),
         (
             {"evidence": {"ntk": {"examples": 201, "along_ladder": True}}},
