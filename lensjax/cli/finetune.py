@@ -126,9 +126,9 @@ def _measure(spec: Path, model: str, sizes: Sequence[int], out: Path, mesh: str 
 
 
 def _sentence(result: "Result") -> str:
-    from lensjax.train.results import test_sentence
+    from lensjax.train.results import result_sentence
 
     start = f"{result.model}, {result.examples:,} examples, seed {result.seed}"
     if result.status == "failed":
         return f"{start}: failed, {result.error} (--retry tries again)"
-    return f"{start}: {test_sentence(result)}, {result.seconds:,.0f} s"
+    return f"{start}: {result_sentence(result)}, {result.seconds:,.0f} s"

@@ -21,12 +21,13 @@ A text in the column "ineligible" says why a model is shown, but never chosen.
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.loss_columns import choose_losses
 from lensjax.curves.metrics import ENDS, METRICS, Shares
 from lensjax.curves.table import (
     MAX_EXAMPLES,
@@ -38,9 +39,8 @@ from lensjax.curves.table import (
     CurveTable,
     duplicates,
 )
-from lensjax.curves.units import NATS_PER_TOKEN, UNITS, Unit, unit_named
+from lensjax.curves.units import NATS_PER_TOKEN, Unit, unit_named
 
-_LOSS = NATS_PER_TOKEN.column
 _Row = tuple[int, list[str]]
 
 
@@ -161,7 +161,8 @@ def _read_tidy(builder: "_Builder", header: str, columns: list[str], rows: Itera
     if UNIT_COLUMN in at:
         for line, cells in measured:
             builder.name_unit(line, cells[at[UNIT_COLUMN]])
-    column = builder.choose_column(header, at, measured)
+    chosen = choose_losses(header, at, [cells for _, cells in measured], builder.unit, builder.asked)
+    column, builder.unit, builder.caution = chosen
     sizes = set()
     for line, cells in measured:
         model = cells[at["model"]].strip()
@@ -229,43 +230,6 @@ class _Builder:
                 "units are not comparable: give all rows in one."
             )
         self.unit = unit
-
-    def choose_column(self, header: str, at: dict[str, int], rows: Sequence[_Row]) -> str:
-        """The column of a tidy file that losses are read from, and so their unit."""
-        units = {unit.column: unit for unit in UNITS.values() if unit.column in at}
-        if self.unit is not None and _LOSS in units:
-            units[_LOSS] = self.unit
-        if self.asked is not None:
-            units = {column: unit for column, unit in units.items() if unit == self.asked}
-        if not units:
-            others = " or ".join(unit.column for unit in UNITS.values() if unit.column != _LOSS)
-            raise InputError(
-                f"{header} names no column of losses; name it '{_LOSS}' where they are in nats per token, or {others}."
-                if self.asked is None
-                else f"{header} names no column of losses in {self.asked}; name it '{self.asked.column}'."
-            )
-        with_losses = [cells for _, cells in rows if any(cells[at[column]].strip() for column in units)]
-        lacking = {
-            column: list(
-                dict.fromkeys(cells[at["model"]].strip() for cells in with_losses if not cells[at[column]].strip())
-            )
-            for column in units
-        }
-        column = next(
-            (column for column in units if not lacking[column]), _LOSS if _LOSS in units else next(iter(units))
-        )
-        self.unit = units[column]
-        better = next(iter(units))
-        if (
-            not self.unit.any_tokenizer
-            and units[better].any_tokenizer
-            and any(c[at[better]].strip() for c in with_losses)
-        ):
-            self.caution = (
-                f"Losses of {listing(lacking[better])} are not known in {units[better]}, so all are compared in "
-                f"{self.unit}, of each model's own tokens, which is lower where a tokenizer cuts a text into more."
-            )
-        return column
 
     def add(self, line: int, model: str, size: int, cell: str, seed: str = "", column: str = "loss") -> None:
         if not cell.strip():

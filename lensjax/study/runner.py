@@ -18,7 +18,7 @@ from lensjax.study.folder import is_current, pinned, read_results, read_searches
 from lensjax.study.journal import Entry, Journal
 from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.spec import StudySpec
-from lensjax.train.results import CURVES, curves_csv, read_result, test_sentence
+from lensjax.train.results import CURVES, curves_csv, read_result, result_sentence
 
 
 class LimitReached(Exception):
@@ -313,6 +313,6 @@ class _Runner:
         loss = ""
         if cell.kind == FINETUNE:
             folder = run_folder(self.out, self.spec.candidate(cell.model), cell)
-            result = on_first(lambda: None if (found := read_result(folder)) is None else test_sentence(found))
+            result = on_first(lambda: None if (found := read_result(folder)) is None else result_sentence(found))
             loss = "" if result is None else f"{result}, "
         return f"{cell}: {loss}{entry.seconds:,.0f} s"

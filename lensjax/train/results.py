@@ -111,7 +111,7 @@ class Result(BaseModel):
         return 0 < self.steps == self.best_step
 
 
-def test_sentence(result: Result) -> str:
+def result_sentence(result: Result) -> str:
     """The test loss of a run that succeeded and what else the test showed, with standard errors.
 
     The loss in the unit that models are compared in comes first: bits per byte where that is known.

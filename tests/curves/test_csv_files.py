@@ -200,6 +200,13 @@ b,400,,,
         assert (asked.unit, asked.caution) == (BITS_PER_BYTE, "")
         np.testing.assert_array_equal(asked.loss, [[1.5, 1.0], [NAN, NAN]])
 
+    @pytest.mark.parametrize(("size", "amiss"), [("1000", False), ("995", False), ("900", True), ("", False)])
+    def test_losses_of_different_texts_are_told_of(self, file, size, amiss):
+        rows = f"a,200,1.5,1000\na,400,1.2,1000\nb,200,1.4,{size}\n"
+        caution = read_curves(file("model,examples,bits_per_byte,test_bytes\n" + rows)).caution
+        assert ("those of a are of 1,000 bytes of the test targets, those of b of 900" in caution) == amiss
+        assert amiss or not caution
+
     def test_the_unit_of_a_wide_file_may_be_given(self, file):
         assert read_curves(file(WIDE), unit=BITS_PER_BYTE).unit == BITS_PER_BYTE
 

@@ -2,7 +2,16 @@ import json
 
 from lensjax.curves.csv_files import parse_curves
 from lensjax.tasks.writing import Writing
-from lensjax.train.results import METRICS, Result, curves_csv, read_result, steps_caution, write_result
+from lensjax.train.results import (
+    METRICS,
+    Result,
+    curves_csv,
+    notes,
+    read_result,
+    result_sentence,
+    steps_caution,
+    write_result,
+)
 
 
 def run(examples, steps=10, best_step=10, **changed):
@@ -27,6 +36,18 @@ def test_runs_that_ended_while_still_learning_are_told_of():
     found = steps_caution([untrained, stopped, failed, run(400), run(200), run(200), run(800, 20, 15)])
     assert found.startswith("In 2 of 4 runs, the smallest of 200 examples, the validation loss was lowest at the last")
     assert "raise min_steps" in found
+
+
+def test_what_a_test_showed_is_said_in_the_unit_that_models_are_compared_in():
+    assert result_sentence(run(200)) == "test loss 1.0000 nats per token"
+    known = {"standard_error": 0.02, "bits_per_byte": 0.5, "bits_per_byte_error": 0.01, "token_accuracy": 0.75}
+    assert result_sentence(run(200, exact_match=0.25, exact_match_error=0.03, **known)) == (
+        "test loss 0.5000 ± 0.0100 bits per byte (1.0000 ± 0.0200 nats per token), token accuracy 0.7500, "
+        "exact match 0.2500 ± 0.0300"
+    )
+    assert notes([run(200, note="2 targets were cut"), run(400, note="2 targets were cut"), run(800)]) == [
+        "a: 2 targets were cut"
+    ]
 
 
 def test_results_from_before_metrics_are_read(tmp_path):
