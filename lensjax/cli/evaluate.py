@@ -45,14 +45,16 @@ def evaluate(
     if not curves:
         raise InputError("No file of curves is named; give one or more.")
     from lensjax.curves.sources import read_source
-    from lensjax.selection.backtest import backtest, to_csv
+    from lensjax.selection.backtest import LEAST_RATIO, backtest, to_csv
 
     try:
         divisors = sorted({int(ratio) for ratio in ratios.split(",")})
     except ValueError:
         divisors = [0]
-    if divisors[0] < 1:
-        raise InputError(f"--ratios is '{ratios}'; give whole numbers from 1 up, separated by commas, as in 8,16,32.")
+    if divisors[0] < LEAST_RATIO:
+        raise InputError(
+            f"--ratios is '{ratios}'; give whole numbers from {LEAST_RATIO} up, separated by commas, as in 8,16,32."
+        )
     tables = [read_source(source, unit) for source in curves]
     with progress_bar("Evaluating") as progress:
         scores = backtest(tables, target, divisors, progress=progress)

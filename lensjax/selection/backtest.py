@@ -13,6 +13,7 @@ from lensjax.selection.methods import METHODS, methods_in_order
 from lensjax.selection.metrics import LOSSES, evaluate
 
 RATIOS = (8, 16, 32, 64, 128, 256, 512)  # target over budget, as in the rectified-scaling-law paper
+LEAST_RATIO = 2
 
 
 class Score(NamedTuple):
@@ -52,7 +53,7 @@ def backtest(
       A score per task, method, budget and metric that applies to the method.
 
     Raises:
-      InputError: a task is repeated or was not measured at the target, or a budget holds fewer than two sizes.
+      InputError: a task is repeated or was not measured at the target, or a budget holds fewer than two sizes or all.
     """
     known = methods_in_order()
     names = [name for name in known if not METHODS[name].needs] if methods is None else list(methods)
@@ -82,6 +83,8 @@ def backtest(
 
 def _check(table: CurveTable, target: int, ratios: Sequence[int]) -> None:
     task = shorten(table.task)
+    if min(ratios) < LEAST_RATIO:
+        raise InputError(f"A ratio of {min(ratios)} shows methods the losses to predict; give {LEAST_RATIO} or more.")
     if np.isfinite(table.column(target)).sum() < 2:
         raise InputError(
             f"Task '{task}' has fewer than two models measured at the target of {target} examples; choose one "
@@ -90,7 +93,11 @@ def _check(table: CurveTable, target: int, ratios: Sequence[int]) -> None:
     short = [ratio for ratio in ratios if (table.up_to(target // ratio).points() >= 2).sum() < 2]
     if short:
         few = f"fewer than two models with two sizes from 1 to {target // min(short)} examples"
-        enough = [size for size in table.sizes if size <= target and (table.up_to(size).points() >= 2).sum() >= 2]
+        enough = [
+            size
+            for size in table.sizes
+            if size <= target // LEAST_RATIO and (table.up_to(size).points() >= 2).sum() >= 2
+        ]
         mend = f"give ratios of at most {target // int(enough[0])}" if enough else "measure more sizes below the target"
         raise InputError(f"Task '{task}' has {few}; {mend}.")
 

@@ -281,7 +281,7 @@ def _closeness(ranking: Ranking) -> list[str]:
         said.append(
             f"{shorten(ranking.table.models[likeliest], 100)} is the likeliest to be best, with probability "
             f"{chances[likeliest]:.2f}, and yet {name} comes first: where it is not the best it is not as far from it "
-            f"(expected regret {regrets[first]:.3g} against {regrets[likeliest]:.3g})."
+            f"(expected regret {regrets[first]:.3g} against {regrets[likeliest]:.3g} {ranking.table.unit})."
         )
     return said
 

@@ -127,6 +127,7 @@ def test_bad_curves_exit_with_2_one_sentence_and_no_file(capsys, tmp_path, kind)
         ("evaluate", "--target", 1638400),
         ("evaluate", "simulated", "--target", 5),
         ("evaluate", "simulated", "--target", 1638400, "--ratios", "8,x"),
+        ("evaluate", "simulated", "--target", 1638400, "--ratios", "1,8"),
         ("evaluate", "simulated", "simulated", "--target", 1638400),
     ],
 )

@@ -86,7 +86,9 @@ def test_bad_input_is_one_sentence():
     with pytest.raises(InputError, match=r"to 204 examples; give ratios of at most 4096\."):
         backtest([table], TARGET, [8, 8000])
     with pytest.raises(InputError, match="measure more sizes below the target"):
-        backtest([table], 200, [1])
+        backtest([table], 400, [2])
+    with pytest.raises(InputError, match="ratio of 1 shows methods the losses"):
+        backtest([table], TARGET, [1, 8])
     with pytest.raises(InputError, match="given twice"):
         backtest([table, table], TARGET)
     with pytest.raises(InputError, match="no method nope"):

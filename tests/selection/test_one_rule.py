@@ -124,10 +124,10 @@ def cheaply():
 
 
 @settings(max_examples=EXAMPLES)
-@given(tables())
-def test_nothing_contradicts_anything_else(table):
+@given(tables(), st.integers(0, 9))
+def test_nothing_contradicts_anything_else(table, number):
     with cheaply():
-        check(table)
+        check(table, page=number == 0)  # which takes ten times as long as all the rest
 
 
 A, B = (5, 5, 5, 1, 1), (4, 3.8, 3.6, 3.4, 3.2)
@@ -153,7 +153,7 @@ def test_nothing_contradicts_anything_else_by_the_joint_fit_of_random_tables(tab
         check(table)
 
 
-def check(table: CurveTable) -> None:
+def check(table: CurveTable, page: bool = True) -> None:
     """Rank a table, and compare everything that is told of it."""
     seen = table.select(table.points() >= 2)
     if len(seen.models) < 2 or not seen.eligible.any():
@@ -230,10 +230,14 @@ def check(table: CurveTable) -> None:
     assert [row["model"] for row in csv.DictReader(ranking_csv(ranking).splitlines())] == [
         row["model"] for row in content["models"]
     ]
-    page = render_ranking(ranking)
-    shown = re.findall(r'<th scope="row" class="model">.*?(m\d+)', page.partition('<table class="ranking">')[2])
+    if not page:
+        return
+    written = render_ranking(ranking)
+    shown = re.findall(r'<th scope="row" class="model">.*?(m\d+)', written.partition('<table class="ranking">')[2])
     assert shown[: len(names)] == [names[i] for i in ranking.order]
-    title = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", "", page.partition("<h1>")[2].partition("</h1>")[0])))
+    title = re.sub(
+        r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", "", written.partition("<h1>")[2].partition("</h1>")[0]))
+    )
     headline = f"Too close to call: {names[first]} leads" if ranking.is_close else f"Fine-tune {names[first]}"
     assert title == headline
 
