@@ -72,6 +72,7 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
         "origin": read.source.origin,
         "unit": "characters" if tokenizer is None else "tokens",
         "lengths": {name: _lengths(parts) for name, parts in measured.items()},
+        "choices": _choices(task.test),
         "writing": writing,
         "examples": [
             {"prompt": example.prompt, "target": example.target, "where": example.where}
@@ -169,6 +170,14 @@ def _lengths(parts: "dict[str, tuple[np.ndarray, np.ndarray | None]]") -> dict[s
     return rows
 
 
+def _choices(test: "Sequence[Example]") -> dict[str, int] | None:
+    """How many answers there are to choose from, and the rows that scoring them adds to those of the test."""
+    counts = [len(example.choices) for example in test]
+    if not any(counts):
+        return None
+    return {"fewest": min(counts), "most": max(counts), "rows": sum(counts) - len(counts)}
+
+
 def _print(content: dict[str, Any]) -> None:
     from rich.markup import escape
 
@@ -180,6 +189,13 @@ def _print(content: dict[str, Any]) -> None:
     if content["origin"]:
         console.print(f"Source: {content['origin']}", markup=False, soft_wrap=True)
     console.print(f"Fields: {', '.join(content['fields'])}", markup=False, soft_wrap=True)
+    if content["choices"] is not None:
+        fewest, most, more = content["choices"].values()
+        few = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        tested = content["available"]["test"]
+        console.print(
+            f"Choices: {few}; scoring them adds {more:,} rows to the {tested:,} of every test", soft_wrap=True
+        )
     unit = content["unit"]
     rows = []
     for name, parts in content["lengths"].items():

@@ -93,6 +93,17 @@ def test_characters(run: Run, task: Path, tmp_path: Path) -> None:
         assert f"{example.prompt!r}\n→ {example.target!r}\n" in out
 
 
+def test_choices_are_counted(run: Run, tmp_path: Path) -> None:
+    rows = [{"n": n, "kind": "even" if n % 2 == 0 else "odd", "all": ["even", "odd", "none"]} for n in range(90)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "kinds.yaml"
+    path.write_text(SPEC.replace("{words}", "{n}", 1).replace("{words}", "{kind}") + "choices: all\n")
+    status, out, err = run("show", path, "--json", tmp_path / "data.json")
+    assert (status, err) == (0, "")
+    assert "Choices: 3; scoring them adds 60 rows to the 30 of every test" in out
+    assert json.loads((tmp_path / "data.json").read_text())["choices"] == {"fewest": 3, "most": 3, "rows": 60}
+
+
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_tokens(family: str, run: Run, task: Path, tmp_path: Path, save_model: Callable[..., Path]) -> None:
     model = save_model(
