@@ -73,7 +73,9 @@ def print_plan(plan: "Plan") -> None:
     found = {one.model: one.writing for one in plan.candidates if one.writing is not None}
     if not all(one.is_whole for one in found.values()):
         rows = [(model, *one.shares) for model, one in found.items()]
-        console.print(_table("What tokenizers cannot write", ("model", *SHARES), rows))
+        console.print(
+            _table("What tokenizers cannot write", ("model", *(name.replace(" ", "\n") for name in SHARES)), rows)
+        )
     if found:
         console.print(in_words(list(found.values())))
     for one in plan.candidates:

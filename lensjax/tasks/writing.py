@@ -183,8 +183,8 @@ class _Reader:
         backs = self._tokenizer.batch_decode(encoded, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         found = {}
         for one, ids, back in zip(different, encoded, backs, strict=True):
-            plain = self._plain(back)
-            found[one] = _Text(one, plain, self._plain(one) != plain, not self._unknown.isdisjoint(ids))
+            written, read = self._plain(one), self._plain(back)
+            found[one] = _Text(written, read, written != read, not self._unknown.isdisjoint(ids))
         return found
 
     def _plain(self, written: str) -> str:
