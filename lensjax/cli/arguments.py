@@ -63,5 +63,16 @@ MetricName = Annotated[
 ]
 MethodName = Annotated[str, choice_of("lensjax.selection.methods:METHODS")]
 TaskName = Annotated[str, Positional, choice_of("lensjax.tasks.ready_made:TASKS")]
+MaxParameters = Annotated[
+    str | None,
+    arg(metavar="N", help="Most parameters of a model to choose, as in 1.5B; larger ones are shown, but never chosen."),
+]
+SmallestWithin = Annotated[
+    float | None,
+    arg(
+        metavar="LOSS",
+        help="Choose the smallest model whose expected loss is no more than this above that of the best.",
+    ),
+]
 Precision = Literal["float32", "float64", "bfloat16"]
 DType = Literal["float32", "bfloat16", "float16", "float64"]

@@ -91,5 +91,7 @@ def print_decision(report: "StudyReport") -> None:
         print(f"Caution: {warning}")
     for candidate in report.candidates:
         if candidate.ineligible:
-            print(f"Not to be chosen: {candidate.name}, as {candidate.ineligible}.")
-    print(report.decision.sentence)
+            how = "Not measured" if candidate.state == "refused" else "Not to be chosen"
+            print(f"{how}: {candidate.name}, as {candidate.ineligible}.")
+    for sentence in (*report.decision.because, report.decision.sentence):
+        print(sentence)

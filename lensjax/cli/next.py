@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import CurvesFile, UnitName
+from lensjax.cli.arguments import CurvesFile, MaxParameters, SmallestWithin, UnitName
 from lensjax.cli.console import make_console, make_table
-from lensjax.cli.curves import check_target
+from lensjax.cli.curves import check_target, preference, within_size
 from lensjax.cli.outputs import as_json, output_writer
 from lensjax.core.errors import InputError, shorten
 
@@ -25,6 +25,8 @@ def next_cells(
     max_examples: int | None = None,
     top: int = 8,
     unit: UnitName = None,
+    max_parameters: MaxParameters = None,
+    smallest_within: SmallestWithin = None,
     json: Path | None = None,
 ) -> None:
     """Say which model to fine-tune on how many examples next.
@@ -54,19 +56,20 @@ def next_cells(
     from lensjax.curves.sources import read_source
     from lensjax.selection.advice import advise, candidate_points, relative_costs
 
-    table = read_source(curves, unit)
+    prefer, table = preference(smallest_within), within_size(read_source(curves, unit), max_parameters)
     rungs, larger, max_examples = _rungs(table, target, max_examples)
     if top < 1:
         raise InputError(f"--top is {top}; give 1 or more.")
     costs = relative_costs(table, candidate_points(table, rungs))
     with Console(stderr=True).status("Fitting"):
-        advice = advise(table, target, costs)
+        advice = advise(table, target, costs, prefer=prefer)
     record, console = _record(table, target, max_examples, advice), make_console(120)
     if advice.points:
         console.print(_table(record, top))
     for model, why in record["ineligible"].items():
         console.print(f"Not to be chosen, nor measured further: {model}, as {why}.", markup=False, soft_wrap=True)
-    console.print(_sentence(record, larger), markup=False, soft_wrap=True)
+    for sentence in filter(None, (record["why"], _sentence(record, larger))):
+        console.print(sentence, markup=False, soft_wrap=True)
     write(lambda: as_json(record))
 
 
@@ -119,6 +122,7 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
         "max_examples": max_examples,
         "cost": "FLOPs per token of an example" if np.isfinite(table.parameters).all() else "examples",
         "choice": advice.choice,
+        "why": advice.why or None,
         "ineligible": {model: why for model, why in zip(table.models, table.ineligible, strict=True) if why},
         "expected_regret": advice.regret,
         "expected_regret_error": advice.regret_error,

@@ -79,9 +79,10 @@ def print_plan(plan: "Plan") -> None:
     if found:
         console.print(in_words(list(found.values())))
     for one in plan.candidates:
-        if one.ineligible:
+        if one.ineligible and not one.problem:
             said = f"[bold]{escape(one.model)}[/bold] will be measured, but never chosen: {escape(one.ineligible)}."
             console.print(said, soft_wrap=True)
+    console.print(_inference(plan))
     if sum(len(one.rungs) for one in plan.candidates) <= SHOWN:
         console.print(_rungs(plan))
     else:
@@ -110,6 +111,20 @@ def _candidates(plan: "Plan") -> "Table":
     device = plan.topology or plan.device
     title = f"{plan.study}: candidates on {device}, {plan.devices} device{'s' * (plan.devices > 1)}"
     return _table(title, ("model", "size", "memory", "long step", "FLOPs", "time"), rows)
+
+
+def _inference(plan: "Plan") -> "Table":
+    """What every candidate costs once it is deployed."""
+    from rich import filesize
+
+    from lensjax.core.text import count
+
+    costs = [(one.model, one.inference) for one in plan.candidates if one.inference is not None]
+    rows = [
+        (model, count(cost.parameters), filesize.decimal(cost.memory), count(cost.flops_per_token))
+        for model, cost in costs
+    ]
+    return _table("At inference", ("model", "parameters", "memory", "FLOPs per token"), rows)
 
 
 def _rungs(plan: "Plan") -> "Table":

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import CurvesFile, MethodName, MetricName, UnitName
+from lensjax.cli.arguments import CurvesFile, MaxParameters, MethodName, MetricName, SmallestWithin, UnitName
 from lensjax.cli.console import make_console, make_table, progress_bar
-from lensjax.cli.curves import check_target
+from lensjax.cli.curves import check_target, preference, within_size
 from lensjax.cli.outputs import output_writer
 from lensjax.selection.methods import DEFAULT_METHOD
 
@@ -24,6 +24,8 @@ def rank(
     method: MethodName = DEFAULT_METHOD,
     unit: UnitName = None,
     metric: MetricName = None,
+    max_parameters: MaxParameters = None,
+    smallest_within: SmallestWithin = None,
     json: Path | None = None,
     csv: Path | None = None,
     html: Path | None = None,
@@ -44,6 +46,8 @@ def rank(
 
     $ lensjax rank rectified:flan --budget 12800 --target 1638400 --method ats
 
+    $ lensjax rank curves.csv --target 1638400 --max-parameters 1.5B --smallest-within 0.02
+
     Args:
         target: Number of training examples to predict the loss for.
         budget: Largest number of training examples to look at; by default the largest measured up to the target.
@@ -59,12 +63,12 @@ def rank(
     from lensjax.selection.ranking import rank as rank_models
     from lensjax.selection.records import ranking_csv, ranking_json
 
-    table = read_source(curves, unit)
+    prefer, table = preference(smallest_within), within_size(read_source(curves, unit), max_parameters)
     if budget is None:
         budget = max((int(size) for size in table.sizes if 0 < size <= target), default=target)
     with progress_bar("Fitting") as progress:
         asked = None if metric is None else metric_named(metric)
-        ranking = rank_models(table, budget, target, method, progress, metric=asked)
+        ranking = rank_models(table, budget, target, method, progress, metric=asked, prefer=prefer)
     print_ranking(ranking)
     write(lambda: ranking_json(ranking), lambda: ranking_csv(ranking), lambda: _page(ranking))
 
@@ -80,6 +84,7 @@ def print_ranking(ranking: "Ranking") -> None:
     from lensjax.core.text import DASH, count
     from lensjax.selection.ranking import OWN_TOKENS
     from lensjax.selection.records import COMPARED, ranks, records
+    from lensjax.selection.untuned import gain_sentence
 
     def cell(value: float | None, form: str) -> str:
         return DASH if value is None else format(value, form)
@@ -99,6 +104,7 @@ def print_ranking(ranking: "Ranking") -> None:
             DASH if row["rank"] is None else str(row["rank"]),
             row["model"],
             DASH if row["parameters"] is None else count(row["parameters"]),
+            *([cell(row["loss_untuned"], ".3f")] if ranking.untuned is not None else []),
             cell(row["loss_at_budget"], ".3f"),
             cell(row["predicted"], ".3f"),
             interval(row),
@@ -116,9 +122,9 @@ def print_ranking(ranking: "Ranking") -> None:
         f"{'' if by is None else f', in order of {by.metric}'})"
     )
     predicted = f"predicted {'loss' if ranking.prediction.is_loss else 'score'}"
-    at_budget = f"at {ranking.budget:,}"
+    at_budget, before = f"at {ranking.budget:,}", ["untuned"] if ranking.untuned is not None else []
     of_metric = () if by is None else (f"{by.metric} {at_budget}", f"predicted {by.metric}", "90 % interval")
-    headings = ("", "model", "size", at_budget, predicted, "90 % interval", *of_metric, "P(best)", "regret")
+    headings = ("", "model", "size", *before, at_budget, predicted, "90 % interval", *of_metric, "P(best)", "regret")
     console = make_console()
     console.print(make_table(title, (*headings, *(f"{name} rank" for name in beside)), cells))
     if len(rows) > SHOWN:
@@ -136,8 +142,15 @@ def print_ranking(ranking: "Ranking") -> None:
         for name, prediction in others.items()
         if (choice := prediction.choice) is not None
     ]
-    best = f"Too close to call: {rows[0]['model']} leads" if ranking.is_close else f"Choose {rows[0]['model']}"
-    console.print(escape(f"{best}; {', '.join(choices)}."), soft_wrap=True)
+    told = (
+        ranking.why,
+        "" if ranking.untuned is None else gain_sentence(ranking.table, ranking.untuned, ranking.choice),
+    )
+    for sentence in filter(None, told):
+        console.print(escape(sentence), soft_wrap=True)
+    chosen = ranking.table.models[ranking.choice]
+    best = f"Too close to call: {chosen} leads" if ranking.is_close else f"Choose {chosen}"
+    console.print(escape("; ".join([best, *filter(None, [", ".join(choices)])]) + "."), soft_wrap=True)
 
 
 def _page(ranking: "Ranking") -> str:

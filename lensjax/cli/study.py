@@ -122,6 +122,6 @@ def run(
         say(f"Wrote {path}")
     if is_first():
         print_decision(findings.report)
-    usable = sum(candidate.state != "failed" for candidate in findings.report.candidates)
+    usable = sum(candidate.state not in ("failed", "refused") for candidate in findings.report.candidates)
     if findings.report.decision.model is None and usable < 2:  # and so there will be none
         sys.exit(1)

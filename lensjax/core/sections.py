@@ -72,6 +72,47 @@ class DotPlot:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A point of a plot of value against cost.
+
+    Attributes:
+      name: Of a model.
+      place: In the ranking, from 0, which gives it its colour; None for a grey one.
+      x, y: Cost and value.
+      lower, upper: Ends of an interval of y; NaN where there is none.
+      on_front: Whether no other point is better in one and as good in the other.
+    """
+
+    name: str
+    place: int | None
+    x: float
+    y: float
+    lower: float
+    upper: float
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class FrontPlot:
+    """Values against costs, of which x is logarithmic and low is good, with a step along the Pareto front.
+
+    Attributes:
+      id, title, note: See `LinePlot`.
+      x_title, y_title: Of the axes.
+      points: One at least.
+      chosen: Name of the point that is ringed; "" for none.
+    """
+
+    id: str
+    title: str
+    x_title: str
+    y_title: str
+    points: Sequence[Point]
+    chosen: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class DataTable:
     """A table with a name and some cells in each row.
 
@@ -104,7 +145,7 @@ class Section:
     id: str
     title: str
     paragraphs: Sequence[str] = ()
-    plots: Sequence[LinePlot | DotPlot] = ()
+    plots: Sequence[LinePlot | DotPlot | FrontPlot] = ()
     tables: Sequence[DataTable] = ()
     rings: Mapping[str, int] = field(default_factory=dict)
     ring_is: str = ""

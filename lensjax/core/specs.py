@@ -1,11 +1,13 @@
 """YAML files that users write, read into Pydantic models; errors name the field."""
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
 from lensjax.core import text
 from lensjax.core.errors import InputError, one_line, shorten
@@ -14,6 +16,35 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Fields = TypeVar("Fields", bound=BaseModel)
 
 _MERGE = "tag:yaml.org,2002:merge"  # <<, which may be there several times
+_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15}
+
+
+def quantity(value: Any) -> float:
+    """A positive number, also of a text with a prefix such as 124M, 1.5B, 2 G or 1e9.
+
+    Raises:
+      ValueError: it is none.
+    """
+    found = re.fullmatch(r"\s*([\d.]+(?:e[+-]?\d+)?)\s*([kmgbtp]?)\s*", str(value), re.IGNORECASE)
+    try:
+        number = math.nan if found is None or isinstance(value, bool) else float(found[1]) * _PREFIXES[found[2].lower()]
+    except ValueError:  # as of 1.2.3
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError("give a positive number, such as 500M, 1.5B or 2e9")
+    return number
+
+
+def _plain_number(value: Any) -> Any:
+    """The number that a text without a unit stands for, as YAML reads 8e9 as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Quantity = Annotated[float, BeforeValidator(quantity)]
+Bytes = Annotated[ByteSize, BeforeValidator(_plain_number), Field(gt=0)]  # as in 8 GB, 500 MiB
 
 
 class Strict(BaseModel):

@@ -85,6 +85,11 @@ def percent(probability: float) -> str:
     return f"{100 * probability:.0f}{_NBSP}%"
 
 
+def probability(value: float) -> str:
+    """A probability in a sentence, as in "with probability 0.83"; never certain or impossible."""
+    return "over 0.99" if value > 0.99 else "under 0.01" if value < 0.01 else f"{value:.2f}"
+
+
 def regret(value: float) -> str:
     """An expected regret, never rounded to nothing."""
     if 0 < value < 0.0005:

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from lensjax.core.flops import matmul_flops
 from lensjax.core.specs import Strict
-from lensjax.models.layers import Attention
+from lensjax.models.layers import Attention, Embedding
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import as_dtype, make_options
 
@@ -26,11 +26,13 @@ class InferenceCost(Strict):
         memory of the serving program come on top.
       flops_per_token: Operations of the matrix products of one pass over a context, divided by its tokens. Attention
         counts in full, as if every token saw the whole context.
+      context: Tokens of a prompt and its answer; fewer than asked for where a model has not learned as many positions.
     """
 
     parameters: int
     memory: int
     flops_per_token: float
+    context: int
 
 
 def inference_cost(
@@ -51,6 +53,7 @@ def inference_cost(
       InputError: the configuration is of a model that LensJAX does not have, or the type is not one of models.
     """
     model, itemsize = abstract_model(config, make_options()), as_dtype(dtype).itemsize
+    prompt, answer = _held(model, prompt, answer)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     values = batch * _cached_values(model, prompt, answer)
     flops = matmul_flops(model.apply, model.params, _batch(model, prompt, answer))
@@ -58,7 +61,23 @@ def inference_cost(
         parameters=parameters,
         memory=itemsize * (parameters + values),
         flops_per_token=flops / (prompt + answer),
+        context=prompt + answer,
     )
+
+
+def _held(model: Model, prompt: int, answer: int) -> tuple[int, int]:
+    """As many tokens of the prompt and of the answer as the model has learned positions for, in proportion."""
+    nodes = (node for _, node in nnx.iter_graph(nnx.merge(model.graphdef, model.params)))
+    learned = (node for node in nodes if isinstance(getattr(node, "positions", None), Embedding))
+    positions = min((node.length for node in learned), default=None)
+    if positions is None:
+        return prompt, answer
+    if model.family.encoder_decoder:
+        return min(prompt, positions), min(answer, positions)
+    if prompt + answer <= positions:
+        return prompt, answer
+    part = min(max(1, round(positions * prompt / (prompt + answer))), positions - 1)
+    return part, positions - part
 
 
 def _batch(model: Model, prompt: int, answer: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -34,6 +34,7 @@ from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
 from lensjax.fit.linalg import float64_on_cpu
+from lensjax.selection.cheaper import Preference, choice_sentence, costs_of
 from lensjax.selection.choices import check_choices
 from lensjax.selection.methods import DEFAULT_METHOD, predict_by
 from lensjax.selection.prediction import Prediction
@@ -76,15 +77,18 @@ class Advice:
 
     Attributes:
       points: the best to measure next first.
-      choice: the model of the lowest expected regret, which a ranking puts first; None while points are needed.
+      choice: the model of the lowest expected regret, which a ranking puts first, or a cheaper one that is preferred;
+        None while points are needed.
       regret: its expected loss above the best model's, in the unit of the table; None while points are needed.
       regret_error: standard error of `regret`, which is estimated from draws.
+      why: why a cheaper model is the choice, or none is, in a sentence; "" where none is preferred.
     """
 
     points: tuple[NextPoint, ...]
     choice: str | None = None
     regret: float | None = None
     regret_error: float | None = None
+    why: str = ""
 
     def batch(self, cost: float) -> tuple[NextPoint, ...]:
         """Points to measure before the next fit: each model's best, in order, while `cost` lasts; one at least.
@@ -122,6 +126,7 @@ def advise(
     target: int,
     costs: Mapping[Point, float],
     prediction: Prediction | None = None,
+    prefer: Preference | None = None,
 ) -> Advice:
     """Order points by the expected drop in regret per cost, if one more is measured and the choice is made then.
 
@@ -134,13 +139,15 @@ def advise(
       target: number of training examples for which a model is to be chosen.
       costs: of the points that could be measured, in any unit.
       prediction: of the table up to `target`, whose choice is the choice now; the default method's if not given.
+      prefer: choose a cheaper model than the best, if it is nearly as good. Points are chosen to find the best one.
 
     Returns:
       The points in order, best first, and the choice as it is now.
 
     Raises:
       InputError: there are fewer than two models, none may be chosen, a point is of none of them, smaller than
-        all that was measured or above the target, a cost is not a positive number, or a model cannot come to two sizes.
+        all that was measured or above the target, a cost is not a positive number, a model cannot come to two sizes, or
+        the smallest model is preferred and sizes are not known.
     """
     _check(table, target, costs)
     table = table.up_to(target)
@@ -152,11 +159,15 @@ def advise(
         _, prediction = predict_by(DEFAULT_METHOD, table, target)
     points = list(costs)
     value = dict(zip(points, _drops_of(table, target, points, prediction), strict=True)) if points else {}
-    choice = int(prediction.order[0])
+    choice, why = int(prediction.order[0]), ""
+    if prefer is not None:
+        cheaper = prefer.among(prediction, costs_of(table))
+        choice, why = cheaper.choice, choice_sentence(table, cheaper, costs_of(table))
     points.sort(key=lambda point: (-value[point] / costs[point], costs[point]))
     return Advice(
         points=tuple(NextPoint(point, costs[point], value[point]) for point in points),
         choice=table.models[choice],
+        why=why,
         **_regret(prediction, choice),
     )
 

@@ -1,12 +1,12 @@
 """Rankings: candidates in order of their predicted loss, with all that methods know of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.curves.metrics import Metric
@@ -14,10 +14,12 @@ from lensjax.curves.table import CurveTable
 from lensjax.fit.link import NotLinked
 from lensjax.fit.posterior import CurvePosterior
 from lensjax.selection.by_metric import MetricPrediction, check_metric, predict_metric
+from lensjax.selection.cheaper import Cheaper, CostName, Costs, Preference, choice_sentence, costs_of, on_front, regrets
 from lensjax.selection.choices import check_choices
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS, judges_none, methods_in_order
 from lensjax.selection.prediction import Prediction
+from lensjax.selection.untuned import Untuned, untuned, untuned_warnings
 
 CLOSE = 0.5  # P(best) of the first choice below which it is too close to call
 SURE = 0.9  # P(best) of the first choice from which on wide intervals leave no doubt about it
@@ -64,6 +66,9 @@ class Ranking:
         then of it, and regrets shares. None where models are ranked by loss.
       curves: fitted curves from the smallest measured size to the target, where the method fits any.
       parameters: per-model law parameters by name, where the method has any.
+      costs: of models at inference by kind; NaN where unknown.
+      cheaper: which model is the cheapest of those nearly as good as the best, where a margin was asked for.
+      untuned: losses before fine-tuning and what is gained over them, where they were measured.
       left_out: (model, why) of candidates that could not be ranked.
       warnings: sentences a user must read before trusting the ranking.
       assumptions: sentences saying what the method assumed and how it was fitted.
@@ -82,6 +87,9 @@ class Ranking:
     metric: MetricPrediction | None = None
     curves: Curves | None = None
     parameters: dict[str, Float[np.ndarray, " M"]] = field(default_factory=dict)
+    costs: Costs = field(default_factory=dict)
+    cheaper: Cheaper | None = None
+    untuned: Untuned | None = None
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
@@ -99,13 +107,43 @@ class Ranking:
 
     @property
     def is_close(self) -> bool:
-        """Whether the first choice is more likely not to be the best than to be it, as far as the method knows."""
-        return self.probability_best is not None and bool(self.probability_best[self.order[0]] < CLOSE)
+        """Whether the choice is more likely not to be the best than to be it, as far as the method knows.
+
+        Where a cheaper model is preferred, being within the margin of the best is enough.
+        """
+        chances = self.probability_best if self.cheaper is None else self.cheaper.probability
+        return chances is not None and bool(chances[self.choice] < CLOSE)
 
     @property
     def choices(self) -> Int[np.ndarray, " N"]:
         """Positions of the models that may be chosen, best first."""
         return self.order[self.table.eligible[self.order]]
+
+    @property
+    def choice(self) -> int:
+        """Position of the model to choose: the first of the order, or a cheaper one that is nearly as good."""
+        return int(self.order[0]) if self.cheaper is None else self.cheaper.choice
+
+    @property
+    def why(self) -> str:
+        """Why a cheaper model is the choice, or none is, in a sentence; "" where none is preferred."""
+        if self.cheaper is None:
+            return ""
+        return choice_sentence(self.table, self.cheaper, self.costs, self.regret_unit)
+
+    @property
+    def shown_cost(self) -> CostName | None:
+        """The cost that losses are shown against: the preferred one, or FLOPs, or parameters; None if none is known."""
+        preferred: tuple[CostName, ...] = () if self.cheaper is None else (self.cheaper.by,)
+        names: tuple[CostName, ...] = (*preferred, "flops_per_token", "parameters")
+        return next((name for name in names if name in self.costs and np.isfinite(self.costs[name]).any()), None)
+
+    @property
+    def front(self) -> Bool[np.ndarray, " M"]:
+        """Which models are on the Pareto front of that cost and expected loss; none where either is not known."""
+        if self.shown_cost is None or not self.prediction.is_loss:
+            return np.zeros(len(self.table.models), bool)
+        return on_front(self.costs[self.shown_cost], regrets(self.prediction))
 
 
 def rank(
@@ -118,6 +156,8 @@ def rank(
     evidence: Evidence | None = None,
     otherwise: str | None = None,
     metric: Metric | None = None,
+    prefer: Preference | None = None,
+    costs: Mapping[CostName, Mapping[str, float]] | None = None,
 ) -> Ranking:
     """Rank the models of a table for fine-tuning on `target` examples, by least expected regret.
 
@@ -131,6 +171,8 @@ def rank(
       otherwise: the method that ranks where `method` lacks evidence.
       metric: rank by this metric instead of the loss. Where losses do not tell it, a warning says so, and the loss
         ranks.
+      prefer: choose a cheaper model than the best, if it is nearly as good; the order stays as it is.
+      costs: of models at inference, by kind and name of the model, besides the table's numbers of parameters.
 
     Returns:
       All models with two sizes above 0 within the budget, in order, and what every method predicts of them. Models that
@@ -139,7 +181,8 @@ def rank(
     Raises:
       InputError: budget, target or method make no sense for this table, fewer than two models have two sizes above 0
         within the budget, none of these is eligible, or the method that ranks lacks evidence or can judge none of them;
-        or the table does not hold the metric, or the method predicts no losses to tell it from.
+        or the table does not hold the metric, or the method predicts no losses to tell it from; or a cheaper model is
+        preferred and losses or costs are not known.
     """
     METHODS.check(method)
     seen, left_out = _within(table, budget, target)
@@ -181,6 +224,9 @@ def rank(
         ),
         **({} if prediction.posterior is None else _asked_of(prediction.posterior, prediction, seen, target)),
     )
+    known = costs_of(seen, costs)
+    cheaper = None if prefer is None else prefer.among(ruling, known)
+    ranking = replace(ranking, costs=known, cheaper=cheaper, untuned=untuned(seen, prediction))
     return replace(ranking, warnings=(*filter(None, [unlinked]), *find_warnings(ranking, seen)))
 
 
@@ -270,7 +316,13 @@ def _closeness(ranking: Ranking) -> list[str]:
         return []
     said, first = [], choices[0]
     name = shorten(ranking.table.models[first], 100)
-    if ranking.is_close:
+    cheaper = ranking.cheaper
+    if ranking.is_close and cheaper is not None and cheaper.probability is not None:
+        chosen, chance = shorten(ranking.table.models[cheaper.choice], 100), cheaper.probability[cheaper.choice]
+        said.append(
+            f"Too close to call: {chosen} is within {cheaper.margin:g} of the best with probability {chance:.2f}."
+        )
+    elif ranking.is_close:
         rivals = int((np.cumsum(np.sort(chances[choices])[::-1]) < SURE).sum()) + 1
         said.append(
             f"Too close to call: {name} is best with probability {chances[first]:.2f}, and it takes {rivals} models to "
@@ -322,4 +374,5 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
         warnings.append(f"The target lies {ranking.target / ranking.budget:.0f} times beyond the budget.")
     if len(judged) < len(choices):
         warnings.append(f"{ranking.method} cannot judge {len(choices) - len(judged)} models; they come last.")
+    warnings += untuned_warnings(seen, ranking.untuned, ranking.choice)
     return tuple(warnings)

@@ -39,10 +39,12 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
 
     Returns:
       Rank, model, family, parameters, losses in the unit of the table, what is known of the metric where one ranks,
-      probability_best, expected_regret, why it may not be chosen, and the score of each baseline by its name. Models
-      that may not be chosen come last, without a rank.
+      probability_best, expected_regret, why it may not be chosen, costs, whether it is on the Pareto front of loss and
+      cost, what fine-tuning gains over the model before, and the score of each baseline by its name. Models that may
+      not be chosen come last, without a rank.
     """
     prediction, measured = ranking.prediction, ranking.table.column(ranking.budget)
+    cheaper, before, front = ranking.cheaper, ranking.untuned, ranking.front
     at, rows = _at, []
     for place, i in enumerate(ranking.order, start=1):
         why = ranking.table.ineligible[i]
@@ -59,6 +61,15 @@ def records(ranking: Ranking) -> list[dict[str, Any]]:
             "probability_best": at(ranking.probability_best, i),
             "expected_regret": at(ranking.expected_regret, i),
             "ineligible": why or None,
+            "memory": at(ranking.costs.get("memory"), i),
+            "flops_per_token": at(ranking.costs.get("flops_per_token"), i),
+            "on_front": bool(front[i]),
+            "probability_within": at(None if cheaper is None else cheaper.probability, i),
+            "loss_untuned": at(None if before is None else before.loss, i),
+            "gain": at(None if before is None else before.gain, i),
+            "gain_lower90": at(None if before is None else before.lower, i),
+            "gain_upper90": at(None if before is None else before.upper, i),
+            "probability_gain": at(None if before is None else before.probability, i),
         }
         rows.append(row | {name: at(other.score, i) for name, other in ranking.baselines.items()})
     return rows
@@ -90,7 +101,7 @@ def ranking_csv(ranking: Ranking) -> str:
 
 def ranking_json(ranking: Ranking) -> str:
     """Everything that a program may need of a ranking: records with fitted laws, and what frames them."""
-    laws = ranking.parameters
+    laws, before = ranking.parameters, ranking.untuned
     models = [
         row | {"law": {name: float(values[i]) for name, values in laws.items()} or None}
         for row, i in zip(records(ranking), ranking.order, strict=True)
@@ -106,6 +117,10 @@ def ranking_json(ranking: Ranking) -> str:
         "ranked_by": "loss" if ranking.metric is None else ranking.metric.metric.column,
         "link": None if ranking.metric is None else ranking.metric.content(),
         "too_close_to_call": ranking.is_close,
+        "choice": ranking.table.models[ranking.choice],
+        "why": ranking.why or None,
+        "front_of": ranking.shown_cost,
+        "best_untuned": None if before is None or before.best is None else ranking.table.models[before.best],
         "models": models,
         "left_out": [{"model": model, "reason": reason} for model, reason in ranking.left_out],
         "warnings": list(ranking.warnings),

@@ -23,7 +23,7 @@ def study_cost(state: StudyState) -> schema.Cost:
     runs = {name: _Runs(name, state) for name in spec.names}
     known = [name for name in spec.names if runs[name].largest]
     full, saved = None, None
-    if known and set(spec.names) <= {*known, *state.failed}:
+    if known and set(spec.names) <= {*known, *state.failed, *state.refused}:
         flops = round(sum(runs[name].take("flops", state.target) for name in known))
         full = _consumption(flops, {name: runs[name].take("seconds", state.target) for name in known}, state.results)
         saved = 1 - total.flops / full.flops if full.flops else None

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import MEASUREMENTS, Records
 from lensjax.selection.by_metric import predict_metric
+from lensjax.selection.cheaper import CostName, costs_of
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, predict_by
 from lensjax.selection.prediction import Prediction
@@ -39,7 +40,7 @@ def results_table(curves: str, task: str) -> CurveTable | None:
 
 def basis(spec: StudySpec, table: CurveTable) -> str:
     """A hash of everything that a decision depends on."""
-    rules = spec.model_dump_json(include={"eliminate_below", "stop_when", "target", "method", "metric"})
+    rules = spec.model_dump_json(include={"eliminate_below", "stop_when", "target", "method", "metric", "prefer"})
     return hashlib.sha256((rules + table.to_csv("tidy")).encode()).hexdigest()[:16]
 
 
@@ -56,10 +57,19 @@ def evidence_for_methods(records: Records) -> Evidence:
     return Evidence({name: kind.for_methods(records) for name, kind in MEASUREMENTS.items()})
 
 
-def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str], evidence: Evidence) -> Verdict:
+def decide(
+    spec: StudySpec,
+    table: CurveTable,
+    target: int,
+    out: Sequence[str],
+    evidence: Evidence,
+    costs: Mapping[CostName, Mapping[str, float]] | None = None,
+) -> Verdict:
     """Apply the study's rules to the curves so far.
 
-    The first choice is that of a ranking by the study's method: the candidate of least expected regret.
+    The first choice is that of a ranking by the study's method: the candidate of least expected regret, or a cheaper
+    one within the margin that the study prefers it by. Rules then are about P(within the margin of the best), and
+    about regret beyond the margin.
 
     Args:
       spec: The study, with its rules.
@@ -67,20 +77,26 @@ def decide(spec: StudySpec, table: CurveTable, target: int, out: Sequence[str], 
       target: Training examples that candidates are compared at.
       out: Candidates that are measured no further already.
       evidence: Measurements besides curves.
+      costs: See `lensjax.selection.ranking.rank`.
     """
     method, prediction = predict_by(spec.method, table, target, evidence, otherwise=DEFAULT_METHOD)
     prediction, unit, remark = _ruling(spec, table, target, prediction)
-    best = int(prediction.order[0])
+    best, what = int(prediction.order[0]), "best"
+    likely, regrets = prediction.probability_best, prediction.expected_regret
+    if spec.prefer is not None and prediction.is_loss:
+        cheaper = spec.prefer.preference.among(prediction, costs_of(table, costs))
+        best, likely, regrets = cheaper.choice, cheaper.probability, cheaper.shortfall
+        what = f"within {spec.prefer.smallest_within:g} of the best"
     name = table.models[best]
     sentence = f"After {int(table.sizes.max()):,} examples: {name} first"
-    if prediction.probability_best is None or prediction.expected_regret is None:
+    if likely is None or regrets is None:
         ruled = spec.eliminate_below is not None or spec.stop_when is not None
         without = ", without the probabilities that eliminating and stopping need" if ruled else ""
         return Verdict(f"{sentence} by {method}{without}.{remark}", name)
-    regrets = prediction.expected_regret
-    chances = dict(zip(table.models, np.nan_to_num(prediction.probability_best).tolist(), strict=True))
+    chances = dict(zip(table.models, np.nan_to_num(likely).tolist(), strict=True))
     probability, regret = chances[name], float(regrets[best])
-    sentence += f", best with probability {probability:.2f}, expected regret {regret:.4f} {unit}"
+    further = "" if spec.prefer is None else " beyond that"
+    sentence += f", {what} with probability {probability:.2f}, expected regret{further} {regret:.4f} {unit}"
     losing: tuple[str, ...] = ()
     if spec.eliminate_below is not None:
         least = spec.eliminate_below  # which those that are never chosen do not reach

@@ -29,6 +29,8 @@ _TEXT = """\
 # Folders of models, relative to this file, names on the Hugging Face hub, or pocket:NAME, which are part of LensJAX.
 # One that is to be trained otherwise:
 #   - {{source: org/model, name: mine, training: {{batch_size: 8, remat: full}}}}
+# One model may be there twice, as here with adapters, called model+lora8:
+#   - {{source: org/model, training: {{method: lora, lora_rank: 8}}}}
 candidates:
 {candidates}
 
@@ -61,6 +63,9 @@ evidence:
 # Method that ranks, beside which the others are shown: {methods}.
 method: {method}
 strategy: ladder  # or adaptive: always the run that promises most for its cost
+# What the chosen model may cost at inference; candidates that cost more are not measured.
+# constraints: {{parameters: 1.5B, memory: 8 GB, flops_per_token: 2e9, batch: 1, context: 2048, dtype: bfloat16}}
+# prefer: {{smallest_within: 0.02}}  # the smallest model whose expected loss is no more than this above the best one's
 # eliminate_below: 0.01  # P(best) under which a candidate is measured no further
 # stop_when: {{probability_best: 0.95, expected_regret: 0.005}}  # either is enough; regret in bits per byte
 """

@@ -1,7 +1,7 @@
 """The cost of a study before any training: operations, memory, hours, and the savings of smaller budgets."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,12 @@ from lensjax.core.devices import device_memory, topology_devices
 from lensjax.core.errors import InputError, shorten
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.measure.probes import probe_batch
+from lensjax.models.inference import InferenceCost
 from lensjax.models.sharding import make_mesh
 from lensjax.study.bench import Bench
 from lensjax.study.checks import check_candidates, check_device
+from lensjax.study.constraints import Constraints
+from lensjax.study.inference import candidates_costs, check_some_left, refused, too_costly
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, Seconds
@@ -56,12 +59,15 @@ def make_plan(
     bench = Bench(spec, Path())
     writing = check_candidates(spec, bench)
     timing, target = timing and topology is None, spec.target or bench.available
-    planner = _Planner(bench, target, devices, topology, mesh, timing)
+    costs = candidates_costs(spec)
+    check_some_left(spec, costs)
+    planner = _Planner(bench, target, devices, topology, mesh, timing, costs)
     candidates = []
     for done, candidate in enumerate(spec.candidates):
         progress(done, len(spec.candidates))
         found = writing[candidate.name]
-        judged = {"writing": found, "ineligible": found.why_not(spec.task.max_unwritable)}
+        reasons = found.why_not(spec.task.max_unwritable), too_costly(spec, costs).get(candidate.name, "")
+        judged = {"writing": found, "ineligible": "; ".join(filter(None, reasons))}
         candidates.append(planner.candidate(candidate).model_copy(update=judged))
     if not any(one.rungs for one in candidates):
         raise InputError(f"No candidate can be fine-tuned like this; of {candidates[0].model}: {candidates[0].problem}")
@@ -101,6 +107,7 @@ class _Planner:
     topology: str | None
     mesh: str | None
     timing: bool
+    costs: Mapping[str, InferenceCost]
     notes: dict[str, None] = field(default_factory=dict)  # in order, each once
     counted: dict[str, str] = field(default_factory=dict)  # candidates whose evidence is planned for, by source
 
@@ -110,7 +117,10 @@ class _Planner:
 
     def candidate(self, candidate: CandidateSpec) -> CandidatePlan:
         """The cost of a candidate, or why it cannot be fine-tuned."""
-        known = CandidatePlan(model=candidate.name, source=candidate.source)
+        cost, why = self.costs[candidate.name], refused(self.spec, self.costs).get(candidate.name)
+        known = CandidatePlan(model=candidate.name, source=candidate.source, inference=cost)
+        if why is not None:
+            return known.model_copy(update={"parameters": cost.parameters, "problem": f"It is not measured: {why}."})
         try:
             return self._planned(candidate, known)
         except InputError as error:
@@ -263,6 +273,9 @@ def _too_large(needed: str, spec: FinetuneSpec, mesh: Mesh) -> str:
 
 def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Iterable[str]:
     """What the numbers of a plan leave out."""
+    rules = spec.constraints or Constraints()
+    usage = rules.usage(sum(rules.lengths(spec.task)))
+    yield f"Costs at inference are those of {usage}: memory of weights, keys and values, FLOPs of matrix products."
     yield "FLOPs are those of matrix products, of all epochs and min_steps; early stopping makes them fewer."
     if basis == "timed":
         yield "Hours are those of steps timed here, with compiling, and without reading weights."

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from lensjax import __version__
 from lensjax.core.specs import Strict
+from lensjax.models.inference import InferenceCost
 from lensjax.tasks.writing import Writing
 from lensjax.train.estimate import Memory, Seconds
 
@@ -43,6 +44,7 @@ class CandidatePlan(Strict):
       writing: How many prompts and targets its tokenizer cannot represent.
       ineligible: Why it will be measured, but never chosen; "" where it may be chosen.
       family, parameters, dtype, mesh: Its Hugging Face model_type, size, type computed in, and devices on each axis.
+      inference: What the model costs once it is deployed, as the study's `constraints` say.
       lengths: Of the short and long shape of training batches, and of batches of evaluation.
       memory, room: Bytes that it takes of each device, and that each device has.
       each: How long its programs take.
@@ -63,6 +65,7 @@ class CandidatePlan(Strict):
     parameters: int | None = None
     dtype: str = ""
     mesh: dict[str, int] = Field(default_factory=dict)
+    inference: InferenceCost | None = None
     lengths: tuple[tuple[int, ...], ...] = ()
     memory: Memory | None = None
     room: int | None = None

@@ -1,7 +1,7 @@
 """The report of a study, while it runs or after."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.selection.ranking import Ranking, rank
 from lensjax.selection.records import records
+from lensjax.selection.untuned import gain_sentence
 from lensjax.study import schema
 from lensjax.study.cost import study_cost
 from lensjax.study.decisions import evidence_for_methods, results_table
 from lensjax.study.folder import study_records
+from lensjax.study.inference import costs_by_name
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.study.state import StudyState, read_state
@@ -60,6 +62,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     state = read_state(spec, out)
     curves = curves_csv(state.results, spec.task.max_unwritable)
     table = results_table(curves, spec.task.name)
+    table = None if table is None else table.barring(state.barred)
     measured = study_records(spec, out, state.sizes, table)
     ranking, why = _rank(state, table, evidence_for_methods(measured))
     report = StudyReport(
@@ -109,6 +112,8 @@ def _rank(state: StudyState, table: CurveTable | None, evidence: Evidence) -> tu
             evidence=evidence,
             otherwise=DEFAULT_METHOD,
             metric=None if state.spec.metric is None else METRICS[state.spec.metric],
+            prefer=None if state.spec.prefer is None else state.spec.prefer.preference,
+            costs=costs_by_name(state.costs),
         )
     except InputError as error:
         return None, str(error)
@@ -129,18 +134,18 @@ def _findings(ranking: Ranking | None) -> dict[str, Any]:
 
 def _cautions(state: StudyState, ranking: Ranking) -> list[str]:
     """Doubts about the first choice."""
-    first, asked = ranking.table.models[ranking.order[0]], state.spec.method
-    cautions = []
+    first, asked = ranking.table.models[ranking.choice], state.spec.method
+    cautions, how = [], "comes first" if ranking.choice == ranking.order[0] else "is chosen"
     if asked != ranking.method:
         ours, theirs = text.method_title(ranking.method), text.method_title(asked)
         cautions.append(f"{ours} ranks, as {theirs} could not be fitted: {ranking.missing[asked]}")
     if first in state.failed:
-        cautions.append(f"{first} comes first, and a run of it failed: {state.failed[first].error.rstrip('.')}.")
+        cautions.append(f"{first} {how}, and a run of it failed: {state.failed[first].error.rstrip('.')}.")
     if first in state.eliminated:
-        cautions.append(f"{first} comes first, and was eliminated after {state.eliminated[first]:,} examples.")
+        cautions.append(f"{first} {how}, and was eliminated after {state.eliminated[first]:,} examples.")
     clear = next((entry.choice for entry in reversed(state.journal) if entry.stop), "")
     if state.ended_by == "rule" and clear not in ("", first):
-        cautions.append(f"Measuring ended as {clear} was clearly first, and {first} comes first by what is known now.")
+        cautions.append(f"Measuring ended as {clear} was clearly first, and {first} {how} by what is known now.")
     if caution := steps_caution(state.results):
         cautions.append(caution)
     return cautions
@@ -158,7 +163,9 @@ def _left_out(state: StudyState, ranking: Ranking) -> dict[str, str]:
     for name in state.spec.names:
         if name not in ranking.table.models:
             failed = state.failed.get(name)
-            left[name] = f"failed: {failed.error}" if failed else known.get(name, "nothing was measured yet")
+            refused = state.refused.get(name)
+            otherwise = f"not measured, as {refused}" if refused else "nothing was measured yet"
+            left[name] = f"failed: {failed.error}" if failed else known.get(name, otherwise)
     return left
 
 
@@ -173,22 +180,26 @@ def _ranked(ranking: Ranking) -> list[schema.Ranked]:
 
 def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) -> schema.CandidateState:
     """How far a candidate is."""
-    name, losses, ineligible = one.name, {}, ""
-    results = [result for result in state.results if result.model == name]
+    name, losses, ineligible = one.name, {}, state.barred.get(one.name, "")
+    results, cost = [result for result in state.results if result.model == name], state.costs.get(name)
     known = next(iter(results), None)
     if table is not None and name in table.models:
         place = table.models.index(name)
         row, ineligible = table.loss[place], table.ineligible[place]
         losses = {int(size): float(loss) for size, loss in zip(table.sizes, row, strict=True) if np.isfinite(loss)}
-    dropped: schema.State | None = (
-        "failed" if name in state.failed else "eliminated" if name in state.eliminated else None
+    states: tuple[tuple[schema.State, Container[str]], ...] = (
+        ("failed", state.failed),
+        ("eliminated", state.eliminated),
+        ("refused", state.refused),
     )
+    dropped = next((dropped for dropped, names in states if name in names), None)
     return schema.CandidateState(
         name=name,
         source=one.source,
         family=None if known is None else known.family,
-        parameters=None if known is None else known.size,
+        parameters=known.size if known is not None else cost.parameters if cost is not None else None,
         state=dropped or ("measured" if losses else "waiting"),
+        inference=cost,
         losses=losses,
         tests=tested(results),
         notes=tuple(dict.fromkeys(result.note for result in results if result.note)),
@@ -204,7 +215,7 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
     if ranking is None:
         return schema.Decision(sentence=_undecided(state, why), model=None, final=final)
     names = [text.clean(ranking.table.models[i], 100) for i in ranking.choices]
-    best = int(ranking.choices[0])
+    best, cheaper = ranking.choice, ranking.cheaper
     prediction, method = ranking.prediction, text.method_title(ranking.method)
     if prediction.is_loss:
         said = f"predicted {text.number(prediction.score[best])} {ranking.table.unit} at {ranking.target:,} examples"
@@ -220,18 +231,35 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
             said += f" (90 % interval {text.number(by.lower[best])} to {text.number(by.upper[best])})"
     if len(names) == 1:
         said += ", the only candidate that may be chosen"
+    elif cheaper is not None and best != cheaper.best:
+        said += f", within {cheaper.margin:g} of the best of {len(names)}"
+        if cheaper.probability is not None:
+            said += f" with probability {text.probability(cheaper.probability[best])}"
     elif ranking.probability_best is not None:
-        said += f", best of {len(names)} with probability {_probability(ranking.probability_best[best])}"
+        said += f", best of {len(names)} with probability {text.probability(ranking.probability_best[best])}"
+    other, place = (1, "second ") if best == ranking.choices[0] else (0, "the best, ")
     scores = prediction.score if ranking.metric is None else ranking.metric.score
-    second = float(scores[ranking.choices[1]]) if len(names) > 1 else np.nan
-    if np.isfinite(second):
-        said += f"; second {names[1]}" + (f" at {text.number(second)}" if prediction.is_loss else "")
-    start = f"Fine-tune {names[0]}: " if final else f"So far, fine-tune {names[0]}: "
+    score = float(scores[ranking.choices[other]]) if len(names) > 1 else np.nan
+    if np.isfinite(score):
+        said += f"; {place}{names[other]}{',' * (not other)}"
+        said += f" at {text.number(score)}" if prediction.is_loss else ""
+    chosen = text.clean(ranking.table.models[best], 100)
+    start = f"Fine-tune {chosen}: " if final else f"So far, fine-tune {chosen}: "
     if ranking.is_close:
-        start = f"Too close to call: {names[0]} leads, "
+        start = f"Too close to call: {chosen} leads, "
     left = "" if not progress.left else f", with {_cells(progress.left)} left"
     sentence = f"{start}{said}{left}."
-    return schema.Decision(sentence=sentence, model=ranking.table.models[best], final=final, close=ranking.is_close)
+    reasons = (
+        ranking.why,
+        "" if ranking.untuned is None else gain_sentence(ranking.table, ranking.untuned, best),
+    )
+    return schema.Decision(
+        sentence=sentence,
+        model=ranking.table.models[best],
+        because=tuple(filter(None, reasons)),
+        final=final,
+        close=ranking.is_close,
+    )
 
 
 def _undecided(state: StudyState, why: str) -> str:
@@ -255,10 +283,6 @@ def _are(count: int) -> str:
 
 def _cells(count: int) -> str:
     return f"{count:,} cell{'s' if count != 1 else ''}"
-
-
-def _probability(value: float) -> str:
-    return "over 0.99" if value > 0.99 else "under 0.01" if value < 0.01 else f"{value:.2f}"
 
 
 def _origin(state: StudyState) -> schema.Origin:

@@ -15,6 +15,15 @@ from lensjax.study.bench import Bench
 from lensjax.study.checks import check_candidates, check_device, check_results
 from lensjax.study.decisions import basis, decide, evidence_for_methods, rankable, results_table
 from lensjax.study.folder import is_current, pinned, read_results, read_searches, run_folder, running, study_records
+from lensjax.study.inference import (
+    Costs,
+    candidates_costs,
+    check_some_left,
+    costs_by_name,
+    refused,
+    too_costly,
+    write_costs,
+)
 from lensjax.study.journal import Entry, Journal
 from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.spec import StudySpec
@@ -63,10 +72,18 @@ def run_study(
         if journal.quarantined:
             say(f"{journal.quarantined} damaged lines of the journal were set aside; results on disk replace them.")
         check_results(spec, out, bench.task, retry=retry)
-        for name, writing in check_candidates(spec, bench).items():
-            if why := writing.why_not(spec.task.max_unwritable):
-                say(f"{name} will be measured, but never chosen: {why}.")
-        runner = _Runner(bench, journal, launch, limit, say)
+        writing = check_candidates(spec, bench)
+        costs = candidates_costs(spec)
+        check_some_left(spec, costs)
+        on_first(lambda: write_costs(out, costs))
+        costly, unmeasured = too_costly(spec, costs), refused(spec, costs)
+        for name in spec.names:
+            reasons = writing[name].why_not(spec.task.max_unwritable), costly.get(name, "")
+            if name in unmeasured:
+                say(f"{name} is not measured: {unmeasured[name]}.")
+            elif any(reasons):
+                say(f"{name} will be measured, but never chosen: {'; '.join(filter(None, reasons))}.")
+        runner = _Runner(bench, journal, launch, limit, say, costs)
         try:
             runner.adaptive() if spec.strategy == "adaptive" else runner.ladder()
         except LimitReached:
@@ -93,7 +110,12 @@ def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]
     """
     spec = pinned(spec, out)
     bench = Bench(spec, out)
-    cells = [cell for size in bench.sizes for stage in stages(spec, spec.names, size) for cell in stage]
+    names = spec.names
+    if spec.constraints is not None:
+        costs = candidates_costs(spec)
+        check_some_left(spec, costs)
+        names = [name for name in names if name not in refused(spec, costs)]
+    cells = [cell for size in bench.sizes for stage in stages(spec, names, size) for cell in stage]
     if not out.exists():
         return cells
     with running(spec, out) as journal:
@@ -112,10 +134,18 @@ class _Runner:
     """One command's run of a study. Of several processes all take the same steps, and the first one writes."""
 
     def __init__(
-        self, bench: Bench, journal: Journal, launch: Launch, limit: int | None, say: Callable[[str], None]
+        self,
+        bench: Bench,
+        journal: Journal,
+        launch: Launch,
+        limit: int | None,
+        say: Callable[[str], None],
+        costs: Costs | None = None,
     ) -> None:
         self.bench, self.spec, self.out = bench, bench.spec, bench.out
         self.journal, self.launch, self.limit, self.say = journal, launch, limit, say
+        self.costs = costs or {}
+        self.refused = set(refused(self.spec, self.costs))
         self.forgiven = len(journal.entries) if bench.retry else 0  # failures before this do not count
         self.computed = 0
         self.target = self.spec.target or bench.available
@@ -204,7 +234,7 @@ class _Runner:
     @property
     def left(self) -> list[str]:
         """Candidates that are still measured."""
-        gone = self.failed | self.eliminated
+        gone = self.failed | self.eliminated | self.refused
         return [name for name in self.spec.names if name not in gone]
 
     def is_clear(self, table: CurveTable) -> bool:
@@ -213,7 +243,8 @@ class _Runner:
         entry = next((e for e in self.journal.entries if e.decision and e.basis == known), None)
         if entry is None:
             gone = sorted(self.failed | self.eliminated)
-            verdict = on_first(lambda: asdict(decide(self.spec, table, self.target, gone, self.evidence(table))))
+            costs = costs_by_name(self.costs)
+            verdict = on_first(lambda: asdict(decide(self.spec, table, self.target, gone, self.evidence(table), costs)))
             entry = self.journal.add(basis=known, **verdict)
             self.say(entry.decision)
         self.eliminated |= set(entry.eliminated)
@@ -291,10 +322,13 @@ class _Runner:
         return fixed + (run - fixed) * size / largest + evidence
 
     def table(self, largest: int | None = None) -> CurveTable | None:
-        """The curves so far, up to a number of examples."""
+        """The curves so far, up to a number of examples; candidates that cost too much are not eligible."""
         found = on_first(lambda: curves_csv(read_results(self.spec, self.out), self.spec.task.max_unwritable))
         table = results_table(found, self.spec.task.name)
-        return None if table is None else table.up_to(self.target if largest is None else min(largest, self.target))
+        if table is None:
+            return None
+        table = table.barring(too_costly(self.spec, self.costs))
+        return table.up_to(self.target if largest is None else min(largest, self.target))
 
     def evidence(self, table: CurveTable) -> Evidence:
         """What was measured besides curves."""

@@ -9,12 +9,13 @@ from pydantic import create_model
 
 from lensjax.core.specs import Strict
 from lensjax.measure.measurement import MEASUREMENTS
+from lensjax.models.inference import InferenceCost
 from lensjax.selection.methods import METHODS
 from lensjax.tasks.writing import Writing
 
 VERSION: Literal[1] = 1
 
-State = Literal["measured", "eliminated", "failed", "waiting"]
+State = Literal["measured", "eliminated", "failed", "refused", "waiting"]
 LEARNING_RATES = "learning_rates"  # runs that only the choice of a learning rate needed, among the kinds of spending
 
 
@@ -24,12 +25,15 @@ class Decision(Strict):
     Attributes:
       sentence: In words; where there is no ranking yet, how far the study is.
       model: The candidate to fine-tune; None where there is no ranking yet.
+      because: Sentences on why a smaller candidate than the best is chosen, where one is preferred, and on what
+        fine-tuning gains.
       final: Whether measuring has ended.
       close: Whether it is too close to call: the candidate is more likely not to be the best than to be it.
     """
 
     sentence: str
     model: str | None
+    because: tuple[str, ...] = ()
     final: bool
     close: bool = False
 
@@ -75,7 +79,9 @@ class CandidateState(Strict):
     Attributes:
       name, source: As in the spec.
       family, parameters: Hugging Face model_type and number of parameters.
-      state: Measured (as far as the study is), eliminated, failed, or waiting for its first run.
+      state: Measured (as far as the study is), eliminated, failed, refused by a constraint before it was measured, or
+        waiting for its first run.
+      inference: Cost of the model once it is deployed; None in folders of earlier versions.
       losses: Test loss by number of training examples, the mean over seeds.
       tests: The losses in every unit and task metrics, the smallest number of examples first.
       notes: What limits them.
@@ -88,6 +94,7 @@ class CandidateState(Strict):
     family: str | None
     parameters: int | None
     state: State
+    inference: InferenceCost | None = None
     losses: dict[int, float]
     tests: tuple[Tested, ...] = ()
     notes: tuple[str, ...] = ()
@@ -107,6 +114,12 @@ class Ranked(Strict):
       probability_best: Probability that it has the lowest loss, or the highest metric, of all that may be chosen.
       expected_regret: Expected regret of choosing it.
       ineligible: Why it may not be chosen; None where it may.
+      memory, flops_per_token: Its cost at inference, besides its parameters.
+      on_front: Whether no other candidate has a lower expected loss without costing more.
+      probability_within: Probability that its loss is within the preferred margin of the best, where there is one.
+      loss_untuned: Loss before fine-tuning, with the same prompts.
+      gain, gain_lower90, gain_upper90: What fine-tuning on the target's examples gains over that.
+      probability_gain: Probability that it gains anything.
       baselines: Scores by other methods' names; lower is better.
       law: Parameters of the fitted law by their names, where the method has one.
     """
@@ -126,6 +139,15 @@ class Ranked(Strict):
     probability_best: float | None
     expected_regret: float | None
     ineligible: str | None = None
+    memory: float | None = None
+    flops_per_token: float | None = None
+    on_front: bool = False
+    probability_within: float | None = None
+    loss_untuned: float | None = None
+    gain: float | None = None
+    gain_lower90: float | None = None
+    gain_upper90: float | None = None
+    probability_gain: float | None = None
     baselines: dict[str, float | None]
     law: dict[str, float]
 
@@ -169,7 +191,7 @@ class Cost(Strict):
       spent: By candidate and kind of work.
       total: The sum.
       full_tuning: Cost of fine-tuning every candidate on the target's examples, in proportion to its largest run; None
-        until all have one, but for those that failed before.
+        until all have one, but for those that failed before or were refused.
       full_tuning_of: Candidates in full_tuning and ladder_flops: those with a run on some examples.
       share_saved: 1 − FLOPs spent / FLOPs of full_tuning, negative where more was spent; None where it is unknown.
       ladder_flops: FLOPs of every run of the ladder, measured or in proportion.

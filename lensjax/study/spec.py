@@ -16,6 +16,7 @@ from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.measure.kinds.finetune import FinetunedLoss
 from lensjax.measure.measurement import FINETUNE, Cell, Measurement, selectable
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
+from lensjax.study.constraints import Constraints, Prefer
 from lensjax.tasks.spec import TaskSpec, read_spec
 from lensjax.train.ladder import check_name, model_name, rungs
 from lensjax.train.prepare import FIRST_RUNG
@@ -147,6 +148,9 @@ class StudySpec(Strict):
         the largest drop of regret for its cost.
       eliminate_below: Candidates whose P(best) falls below this are measured no further.
       stop_when: When measuring ends before the budget.
+      constraints: Largest cost of the chosen model at inference.
+      prefer: Choose a cheaper model than the best, if it is nearly as good. P(best) then is P(within the margin of the
+        best) in `eliminate_below` and `stop_when`, and regret counts beyond the margin.
       keep_models: Keep every fine-tuned model.
       device: To compute on; the study is refused where JAX has another.
       resources: Resources of a cell on a Ray cluster.
@@ -165,6 +169,8 @@ class StudySpec(Strict):
     strategy: Literal["ladder", "adaptive"] = "ladder"
     eliminate_below: Probability | None = None
     stop_when: StopRule | None = None
+    constraints: Constraints | None = None
+    prefer: Prefer | None = None
     keep_models: bool = False
     device: Literal["any", "cpu", "gpu", "tpu"] = "any"
     resources: Resources = Resources()

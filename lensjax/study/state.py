@@ -8,6 +8,7 @@ from lensjax.core.errors import InputError
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.study import schema
 from lensjax.study.folder import read_results
+from lensjax.study.inference import Costs, read_costs, refused, too_costly
 from lensjax.study.journal import QUARANTINE, Entry, Journal
 from lensjax.study.runner import has_ended, stages
 from lensjax.study.spec import StudySpec
@@ -33,6 +34,7 @@ class StudyState:
       sizes, target: Rungs of the ladder and the target, in training examples.
       failures: Cells whose last try failed, with that entry.
       eliminated: Candidates that are measured no further, with the largest rung that had been measured then.
+      costs: Of candidates at inference; none in folders of earlier versions.
       pending: Cells that are left; None where the strategy chooses them as it goes.
       ended_by: See `schema.StudyProgress`.
       damage: Faults of the journal, in sentences.
@@ -46,6 +48,7 @@ class StudyState:
     target: int
     failures: dict[Cell, Entry]
     eliminated: dict[str, int]
+    costs: Costs
     pending: Sequence[Cell] | None
     ended_by: str | None
     damage: Sequence[str]
@@ -59,6 +62,16 @@ class StudyState:
     def failed(self) -> dict[str, Entry]:
         """Candidates that are measured no further because a run failed, and how it failed."""
         return {cell.model: entry for cell, entry in self.failures.items() if cell.kind == FINETUNE}
+
+    @property
+    def barred(self) -> dict[str, str]:
+        """Candidates that exceed the constraints, and how: they are shown, if they were measured, but never chosen."""
+        return too_costly(self.spec, self.costs)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Those of them that are not measured."""
+        return refused(self.spec, self.costs)
 
     @property
     def progress(self) -> schema.StudyProgress:
@@ -91,7 +104,8 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
     last = {entry.cell: entry for entry in journal.entries if entry.cell is not None}
     failures = {cell: entry for cell, entry in last.items() if entry.status == "failed"}
     eliminated = _eliminated(journal.entries)
-    gone = {cell.model for cell in failures if cell.kind == FINETUNE} | set(eliminated)
+    costs = read_costs(out)
+    gone = {cell.model for cell in failures if cell.kind == FINETUNE} | set(eliminated) | set(refused(spec, costs))
     left = [name for name in spec.names if name not in gone]
     ended_by = _ended(journal.entries)
     pending: list[Cell] | None = []
@@ -114,6 +128,7 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
         target=spec.target or available,
         failures=failures,
         eliminated=eliminated,
+        costs=costs,
         pending=pending,
         ended_by=ended_by,
         damage=damage,

@@ -34,6 +34,7 @@ def curves(tmp_path):
 def test_rank_prints_a_table_and_writes_every_format(capsys, curves, tmp_path):
     outputs = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html")}
     flags = [part for kind, path in outputs.items() for part in (f"--{kind}", path)]
+    flags += ["--smallest-within", "0.05"]
     status, out, _ = run(capsys, "rank", curves, "--budget", 12800, "--target", 1638400, *flags)
     assert status == 0
     assert "P(best)" in out
@@ -42,9 +43,15 @@ def test_rank_prints_a_table_and_writes_every_format(capsys, curves, tmp_path):
     assert [model["model"] for model in content["models"]] == [row["model"] for row in rows]
     assert [row["rank"] for row in rows] == [str(i) for i in range(1, 9)]
     assert content["models"][0]["lower90"] < content["models"][0]["predicted"] < content["models"][0]["upper90"]
-    first = rows[0]["model"]
-    assert content["too_close_to_call"] == (float(rows[0]["probability_best"]) < 0.5)
-    assert f"Too close to call: {first} leads; ats would choose" in out
+    best, chosen = content["models"][0], next(row for row in content["models"] if row["model"] == content["choice"])
+    assert chosen["parameters"] <= best["parameters"]
+    assert chosen["expected_regret"] - best["expected_regret"] <= 0.05
+    assert chosen["on_front"]
+    assert 0 < chosen["probability_best"] <= chosen["probability_within"] <= 1
+    assert content["why"] in out.replace("\n", " ")
+    assert content["too_close_to_call"] == (chosen["probability_within"] < 0.5)
+    told = "Too close to call: {} leads" if content["too_close_to_call"] else "Choose {}"
+    assert f"{told.format(content['choice'])}; ats would choose" in out
     regrets = [float(row["expected_regret"]) for row in rows]
     assert regrets == sorted(regrets)
     assert "sub_tuning would choose" in out

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lensjax.cli.main import main
+from lensjax.core.text import count
 from lensjax.curves.simulated import simulated as simulated_curves
 from lensjax.curves.table import curve_table
 
@@ -48,6 +49,31 @@ def test_the_best_cells_are_shown_and_all_are_written(capsys, curves, tmp_path):
         f"choice by {best['expected_drop']:.2g} nats per token for {100 * share:.2g} % of FullTuning; or stop: the "
         f"expected regret of choosing {found['choice']} now is "
         f"{found['expected_regret']:.4f} nats per token."
+    )
+
+
+def test_the_choice_may_be_limited_in_size(capsys, curves, fails):
+    sizes = dict(zip((table := simulated_curves(seed=1, models=6, sizes=RUNGS)).models, table.parameters, strict=True))
+    limit = sorted(sizes.values())[2]
+    wishes = ["--max-parameters", f"{limit:.0f}", "--smallest-within", 10]
+    out = advised(capsys, curves, "--target", TARGET, *wishes)
+    smallest = min(sizes, key=sizes.get)
+    assert f"expected regret of choosing {smallest} now" in out
+    assert f"{smallest} ({count(sizes[smallest])} parameters) is the smallest that is expected to be within 10" in out
+    assert out.count("Not to be chosen, nor measured further") == 3
+    for name, size in sizes.items():
+        assert (f"{name}, as it has {count(size)} parameters, and at most {count(limit)} are allowed." in out) == (
+            size > limit
+        )
+    wrong = "--max-parameters is many; give a positive number, such as 500M, 1.5B or 2e9."
+    assert wrong in fails("next", curves, "--target", TARGET, "--max-parameters", "many")
+    wrong = "--smallest-within: The margin of loss to give up is 0.0; give a positive number"
+    assert wrong in fails("rank", curves, "--target", TARGET, "--smallest-within", 0)
+    curves.write_text(curve_table(["a", "b"], RUNGS, np.ones((2, 4))).to_csv())
+    wrong = "Task 'curves' gives no model's number of parameters; add a column size, or leave --max-parameters out."
+    assert wrong in fails("rank", curves, "--target", TARGET, "--max-parameters", "1.5B")
+    assert "parameters are not known, by which the smallest" in fails(
+        "rank", curves, "--target", TARGET, "--smallest-within", 1
     )
 
 

@@ -31,6 +31,14 @@ def test_grouped_heads_and_windows_keep_fewer_keys(tiny_config, dtype):
     assert short.memory == size * (short.parameters + each)
 
 
+@pytest.mark.parametrize(("family", "context"), [("gpt2", 64), ("opt", 64), ("bart", 64 + 50), ("llama", 250)])
+def test_contexts_end_where_learned_positions_do(tiny_config, family, context):
+    cost = inference_cost(tiny_config(family), 200, 50)
+    assert cost.context == context
+    prompt = 64 if family == "bart" else round(0.8 * context)
+    assert inference_cost(tiny_config(family), prompt, context - prompt) == cost
+
+
 @pytest.mark.parametrize("family", ["t5", "bart", "switch_transformers"])
 def test_encoder_decoders_keep_keys_of_both_sides(tiny_config, family):
     config = tiny_config(family)

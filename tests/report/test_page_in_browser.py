@@ -1,9 +1,14 @@
 """The page in a real browser: it draws, answers the mouse, fetches nothing, fits a phone and paper."""
 
+import itertools
 import re
 import time
+from dataclasses import replace
 
 import pytest
+
+from lensjax.selection.cheaper import costs_of
+from lensjax.selection.untuned import untuned
 
 pytestmark = pytest.mark.browser
 
@@ -113,11 +118,23 @@ def test_the_policy_stops_a_script_that_got_in(browser, make_ranking):
 @pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile"])
 def test_a_phone_scrolls_down_only(browser, make_ranking, hostile_names, hostile):
     names = hostile_names + tuple("x" * n for n in (200, 201)) if hostile else 30
-    browser.open(make_ranking(names, families=names if hostile else None), width=390, height=844, mobile=True)
+    ranking = make_ranking(names, families=names if hostile else None)
+    known = {"costs": costs_of(ranking.table), "untuned": untuned(ranking.table, ranking.prediction)}
+    browser.open(replace(ranking, **known), width=390, height=844, mobile=True)
     assert browser.run("return document.scrollingElement.scrollWidth") <= 390
     browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.run("return document.scrollingElement.scrollWidth") <= 390
     assert browser.run("return document.querySelector('#curves .main-svg').getBoundingClientRect().width") <= 390
+    texts = browser.run(
+        """
+        const kinds = ":is(.legendtext, .xtick text, .ytick text, .xtitle)";
+        const texts = document.querySelectorAll("#loss-and-cost-plot " + kinds);
+        return [...texts].map(t => t.getBoundingClientRect()).map(b => [b.left, b.right, b.top, b.bottom]);
+        """
+    )
+    assert len(texts) > 12
+    for one, other in itertools.combinations(texts, 2):
+        assert one[1] <= other[0] or other[1] <= one[0] or one[3] <= other[2] or other[3] <= one[2]
     assert browser.errors() == []
 
 

@@ -12,6 +12,7 @@ from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import METHODS, Method
 from lensjax.selection.prediction import Prediction
 from lensjax.study import decisions
+from lensjax.study.constraints import Prefer
 from lensjax.study.spec import StopRule
 
 TABLE = simulated(models=3).up_to(3200)
@@ -31,7 +32,8 @@ def rules(monkeypatch):
             "nlp_metrics": METHODS["nlp_metrics"],
         },
     )
-    return SimpleNamespace(method="known", eliminate_below=0.1, stop_when=StopRule(expected_regret=0.01), metric=None)
+    stop = StopRule(expected_regret=0.01)
+    return SimpleNamespace(method="known", eliminate_below=0.1, stop_when=stop, metric=None, prefer=None)
 
 
 def test_a_candidate_that_may_not_be_chosen_is_eliminated_and_another_one_first(rules):
@@ -42,6 +44,19 @@ def test_a_candidate_that_may_not_be_chosen_is_eliminated_and_another_one_first(
     verdict = decisions.decide(rules, TABLE.barring({names[0]: "it is too large"}), 6400, [], Evidence())
     assert f"{names[1]} first, best with probability 0.80, expected regret 0.2000" in verdict.decision
     assert (verdict.eliminated, verdict.stop) == ((names[0],), False)
+
+
+def test_rules_are_about_the_margin_where_a_smaller_model_is_preferred(rules):
+    rules.prefer = Prefer(smallest_within=1.25, by="memory")
+    costs = {"memory": dict(zip(TABLE.models, (3e9, 2e9, 1e9), strict=True))}
+    verdict = decisions.decide(rules, TABLE, 6400, [], Evidence(), costs)
+    first = (
+        f"{TABLE.models[1]} first, within 1.25 of the best with probability 0.80, expected regret beyond that 0.1500"
+    )
+    assert first in verdict.decision
+    assert (verdict.eliminated, verdict.stop) == ((), False)  # 0.2 of the third model's draws are within the margin
+    rules.stop_when = StopRule(probability_best=0.7)
+    assert decisions.decide(rules, TABLE, 6400, [], Evidence(), costs).stop
 
 
 def test_a_table_without_one_that_may_be_chosen_cannot_be_ranked():

@@ -22,6 +22,7 @@ from lensjax.measure.rungs import rung_flops
 from lensjax.models.hub import read_config
 from lensjax.models.lora import add_lora, split_trainable
 from lensjax.study import plan
+from lensjax.study.constraints import Constraints
 from lensjax.study.plan import make_plan
 from lensjax.study.plan_schema import Plan
 from lensjax.study.spec import read_study
@@ -140,6 +141,28 @@ def test_totals_add_up(study, planned):
         f"At most {text.flops(row.flops)}; {text.share(row.share)} of fine-tuning every candidate on all 3,200 "
         "examples."
     )
+
+
+@pytest.mark.parametrize("violated", ["refuse", "measure"])
+def test_what_costs_too_much_at_inference_is_told(study, planned, violated):
+    small, large = sorted(planned.candidates, key=lambda one: one.parameters)
+    assert (small.inference.parameters, small.ineligible) == (small.parameters, "")
+    limits = Constraints(memory=large.inference.memory - 1, violated=violated)
+    constrained = study.model_copy(update={"constraints": limits})
+    context, most = large.inference.context, large.inference.memory - 1
+    why = (
+        f"it takes {most + 1:,} bytes of memory at inference with a context of {context} tokens in bfloat16, and at "
+        f"most {most:,} bytes are allowed"
+    )
+    if violated == "refuse":
+        with pytest.raises(InputError, match=f"The constraints leave {small.model} to choose from ") as error:
+            make_plan(constrained, timing=False)
+        assert f"({large.model}: {why}); raise a limit" in str(error.value)
+        assert str(error.value).endswith("or set constraints.violated to measure.")
+    else:
+        found = make_plan(constrained, timing=False)
+        assert {one.model: one.ineligible for one in found.candidates} == {small.model: "", large.model: why}
+        assert found.budgets == planned.budgets
 
 
 def test_a_rung_whose_model_is_kept_takes_the_search_s_run_if_it_is_the_first(study):

@@ -17,11 +17,13 @@ from lensjax.measure.kernel import MeasuredKernel, choose_times
 from lensjax.measure.measurement import Cell, Measured
 from lensjax.measure.rungs import Rung, rung_arrays
 from lensjax.models.heavy_tails import LayerMetrics, TailFit, WeightMetrics
+from lensjax.models.inference import InferenceCost
 from lensjax.report.pages.study import render_study
 from lensjax.report.study_files import write_findings
 from lensjax.selection import METHODS, ranking
 from lensjax.selection.records import ranking_csv
 from lensjax.study.folder import evidence_file, open_study, run_folder, runs_folder, write_evidence
+from lensjax.study.inference import write_costs
 from lensjax.study.journal import Journal
 from lensjax.study.report import collect
 from lensjax.study.schema import Elimination, StudyReport
@@ -243,6 +245,41 @@ def test_a_method_that_predicts_no_loss(make, quick):
     assert folder.report().decision.sentence == (
         "Fine-tune gamma: ModelSize ranks it first of 3 for 6,400 examples; second beta."
     )
+
+
+@pytest.mark.parametrize("violated", ["refuse", "measure"])
+def test_what_costs_too_much_is_not_chosen_and_a_smaller_one_may_be(make, quick, violated):
+    limits = {"parameters": "2.5M", "violated": violated}
+    folder = make(**quick, constraints=limits, prefer={"smallest_within": 0.5, "by": "flops_per_token"})
+    costs = {
+        name: {"parameters": 10**6 * (k + 1), "memory": 10**7, "flops_per_token": 2e6 * (k + 1), "context": 640}
+        for k, name in enumerate(CANDIDATES)
+    }
+    write_costs(folder.out, {name: InferenceCost(**cost) for name, cost in costs.items()})
+    folder.rungs(0, *RUNGS, names=CANDIDATES if violated == "measure" else CANDIDATES[:2])
+    findings = collect(folder.spec, folder.out)
+    report, why = findings.report, "it has 3M parameters, and at most 2.5M are allowed"
+    states = {one.name: (one.state, one.ineligible) for one in report.candidates}
+    assert states["gamma"] == ("measured" if violated == "measure" else "refused", why)
+    assert report.left_out == ({} if violated == "measure" else {"gamma": f"not measured, as {why}"})
+    assert [(row.model, row.rank) for row in report.ranking][:2] == [("beta", 1), ("alpha", 2)]
+    assert [row.on_front for row in report.ranking][:2] == [True, True]
+    assert report.cost.share_saved is not None
+    assert report.decision.model == "alpha"
+    beta, alpha = report.ranking[:2]
+    assert report.decision.sentence == (
+        f"Fine-tune alpha: predicted {alpha.predicted:.3f} nats per token at 6,400 examples, within 0.5 of the best of "
+        f"2; the best, beta, at {beta.predicted:.3f}."
+    )
+    assert report.decision.because == (
+        "alpha (2M FLOPs per token) is the smallest that is expected to be within 0.5 nats per token of the "
+        f"best, beta (4M FLOPs per token): it gives up {alpha.predicted - beta.predicted:.2g}.",
+        f"Fine-tuning alpha is predicted to gain {5 - alpha.predicted:.3f} nats per token over itself untuned.",
+    )
+    page = write_findings(findings, folder.out)[0].read_text()
+    assert "Loss and cost" in page
+    assert "Is fine-tuning worth it?" in page
+    assert page.count(why[:1].upper() + why[1:]) == (violated == "measure")
 
 
 def test_failures_say_what_to_do_and_drop_out(make, quick):

@@ -122,12 +122,13 @@ def test_other_evidence_is_measured_anew(finished, tmp_path):
 
 
 def test_limits_and_dry_runs(write_study, tmp_path):
-    spec = read_study(write_study(tmp_path, "gpt2", "opt"))
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", "t5", constraints={"parameters": "40k"}))
     left = cells_left(spec, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert left == [Cell("finetune", name, size) for size in (0, 200, 400) for name in ("gpt2", "opt")]
     said = []
     assert ran(run_study(spec, tmp_path / "out", limit=2, say=said.append)) == left[:2]
+    assert said[0] == "t5 is not measured: it has 46.7k parameters, and at most 40k are allowed."
     assert said[-1] == "Stopped after 2 cells; the same command goes on."
     assert cells_left(spec, tmp_path / "out") == left[2:]
     assert ran(run_study(spec, tmp_path / "out", limit=4)) == left

@@ -19,7 +19,8 @@ from lensjax.report.figures.plots import (
     plotted_models,
 )
 from lensjax.report.pages.html import Name, Plot, render
-from lensjax.report.pages.sections import shown_table
+from lensjax.report.pages.sections import shown_section, shown_table
+from lensjax.report.pages.tradeoffs import tradeoffs
 from lensjax.selection.by_metric import MetricPrediction
 from lensjax.selection.ranking import Ranking
 from lensjax.selection.records import COMPARED, ranks
@@ -64,8 +65,8 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "ratio": text.count(ranking.target / ranking.budget) if 0 < ranking.budget < ranking.target else "",
         "rungs": len(measured),
         "smallest": int(measured[0]) if len(measured) else 0,
-        "chosen": rows[0] if rows and rows[0]["rank"] else None,
-        "runner_up": rows[1] if len(rows) > 1 and rows[1]["rank"] else None,
+        **_leaders(ranking, rows),
+        "tradeoffs": [shown_section(section) for section in tradeoffs(ranking)],
         "ranked": sum(1 for row in rows if row["rank"]),
         "total": len(ranking.choices),
         "ineligible": [(Name.of(model), text.clean(why)) for model, why in ranking.ineligible],
@@ -94,6 +95,20 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "parameters": _parameters(ranking),
         "assumptions": [text.clean(sentence) for sentence in ranking.assumptions],
         "left_out": [(Name.of(model), text.clean(why)) for model, why in ranking.left_out],
+    }
+
+
+def _leaders(ranking: Ranking, rows: list[dict[str, object]]) -> dict[str, object]:
+    """The row of the chosen model, that of the best other one, and why it is not the best where it is not."""
+    judged = [row for row in rows if row["rank"]]
+    place = ranking.order.tolist().index(ranking.choice)
+    chosen = judged[place] if place < len(judged) else None
+    others = [row for row in judged if row is not chosen]
+    return {
+        "chosen": chosen,
+        "runner_up": others[0] if others else None,
+        "is_best": place == 0,
+        "because": text.clean(ranking.why),
     }
 
 
@@ -190,7 +205,7 @@ def _whisker(scale: Scale, lower: float, score: float, upper: float) -> dict[str
 def _compared(ranking: Ranking, models: list[Name]) -> list[dict[str, object]]:
     """First choices of the plain methods of the literature, beside that of the ranking."""
     return [
-        {"method": text.method_title(name), "name": models[choice], "same": choice == int(ranking.order[0])}
+        {"method": text.method_title(name), "name": models[choice], "same": choice == ranking.choice}
         for name in COMPARED
         if name in ranking.baselines and (choice := ranking.baselines[name].choice) is not None
     ]

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from lensjax.core import text
-from lensjax.core.sections import DataTable, DotPlot, LinePlot, Section
-from lensjax.report.figures.sections import dot_figure, line_figure
+from lensjax.core.sections import DataTable, DotPlot, FrontPlot, LinePlot, Section
+from lensjax.report.figures.sections import dot_figure, front_figure, line_figure
 from lensjax.report.pages.html import Name, Plot, render
 
 
@@ -26,12 +26,14 @@ def shown_section(section: Section, order: Sequence[str] = ()) -> dict[str, Any]
     }
 
 
-def shown_plot(plot: LinePlot | DotPlot, order: Sequence[str] = ()) -> Plot:
+def shown_plot(plot: LinePlot | DotPlot | FrontPlot, order: Sequence[str] = ()) -> Plot:
     """A plot for the macro `plot_box`; see `shown_section`."""
     if isinstance(plot, LinePlot):
         places = _places(order)
         lines = sorted(plot.lines, key=lambda line: places.get(line.model or line.name, len(places)))
         figure = line_figure(replace(plot, lines=lines))
+    elif isinstance(plot, FrontPlot):
+        figure = front_figure(plot)
     else:
         figure = dot_figure(plot)
     title, note = text.clean(plot.title), text.clean(plot.note)

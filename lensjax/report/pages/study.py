@@ -33,7 +33,7 @@ def render_study(report: StudyReport, ranking: Ranking | None) -> str:
       ranking: The same ranking as in the report, with fitted curves; None where the report has none.
     """
     # These parts frame a ranking, and are needed without one too.
-    shown: dict[str, Any] = {"compared": [], "assumptions": [], "has_curves": False}
+    shown: dict[str, Any] = {"compared": [], "assumptions": [], "has_curves": False, "because": ""}
     sections = [section for _, kind in MEASUREMENTS.items() for section in kind.show(report)]
     if ranking is not None:
         shown = ranking_context(ranking)
@@ -98,7 +98,7 @@ def _facts(report: StudyReport) -> list[tuple[str, str]]:
     states = [candidate.state for candidate in report.candidates]
     barred = sum(row.ineligible is not None for row in report.ranking)
     not_chosen = [f"{barred} not to be chosen"] if barred else []
-    dropped = (f"{states.count(state)} {state}" for state in ("eliminated", "failed") if state in states)
+    dropped = (f"{states.count(state)} {state}" for state in ("eliminated", "failed", "refused") if state in states)
     spent = _amount(cost.total)
     if cost.full_tuning is not None and cost.full_tuning.flops:
         spent += f", {text.share(cost.total.flops / cost.full_tuning.flops)} of FullTuning"

@@ -1,0 +1,87 @@
+"""The costs of a study's candidates at inference, in a file of its folder, and the candidates that cost too much."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lensjax.core.errors import InputError, listing
+from lensjax.core.files import read_json, write_files
+from lensjax.models.hub import find_folder, read_config
+from lensjax.models.inference import InferenceCost, inference_cost
+from lensjax.selection.cheaper import COSTS, CostName
+from lensjax.study.constraints import Constraints
+from lensjax.study.spec import StudySpec
+
+INFERENCE = "inference.json"
+
+Costs = Mapping[str, InferenceCost]  # by candidate
+
+
+def candidates_costs(spec: StudySpec) -> dict[str, InferenceCost]:
+    """The costs of all candidates, from their configurations; adapters are merged, so one model costs the same twice.
+
+    Raises:
+      InputError: a candidate is missing, or of a family that is not supported.
+    """
+    rules = spec.constraints or Constraints()
+    of_source: dict[str, InferenceCost] = {}
+    for source in dict.fromkeys(candidate.source for candidate in spec.candidates):
+        config = read_config(find_folder(source, what="config"))
+        lengths = rules.lengths(spec.task)
+        of_source[source] = inference_cost(config, *lengths, batch=rules.batch, dtype=rules.dtype)
+    return {candidate.name: of_source[candidate.source] for candidate in spec.candidates}
+
+
+def write_costs(out: Path, costs: Costs) -> None:
+    """Keep costs in a study's folder, so that a report does not need the models.
+
+    Raises:
+      InputError: the folder is missing or not writable, or the disk is full.
+    """
+    content = {name: cost.model_dump() for name, cost in costs.items()}
+    write_files({out / INFERENCE: json.dumps(content, indent=2, ensure_ascii=False) + "\n"})
+
+
+def read_costs(out: Path) -> dict[str, InferenceCost]:
+    """The costs in a study's folder; none where an earlier version began it.
+
+    Raises:
+      InputError: they cannot be read.
+    """
+    path = out / INFERENCE
+    try:
+        return {name: InferenceCost.model_validate(cost) for name, cost in (read_json(path) or {}).items()}
+    except ValidationError as error:
+        raise InputError(f"{path} does not hold costs of models; remove it, and run the study again.") from error
+
+
+def costs_by_name(costs: Costs) -> dict[CostName, dict[str, float]]:
+    """Costs by kind, then by candidate, as `lensjax.selection.ranking.rank` takes them."""
+    return {name: {model: getattr(cost, name) for model, cost in costs.items()} for name in COSTS} if costs else {}
+
+
+def too_costly(spec: StudySpec, costs: Costs) -> dict[str, str]:
+    """The candidates that exceed the study's constraints, and how, in a sentence without its full stop."""
+    if spec.constraints is None:
+        return {}
+    reasons = {name: spec.constraints.exceeded(costs[name]) for name in spec.names if name in costs}
+    return {name: why for name, why in reasons.items() if why}
+
+
+def refused(spec: StudySpec, costs: Costs) -> dict[str, str]:
+    """The candidates that are not measured because they exceed the constraints, and how."""
+    return too_costly(spec, costs) if spec.constraints is not None and spec.constraints.violated == "refuse" else {}
+
+
+def check_some_left(spec: StudySpec, costs: Costs) -> None:
+    """Raise InputError where constraints leave nothing to choose from."""
+    barred, least = too_costly(spec, costs), 1 if not refused(spec, costs) else 2
+    left = [name for name in spec.names if name not in barred]
+    if barred and len(left) < least:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(barred.items())[:3])
+        raise InputError(
+            f"The constraints leave {listing(left) or 'no candidate'} to choose from ({reasons}); raise a limit, or "
+            f"add smaller candidates{', or set constraints.violated to measure' if len(left) == 1 else ''}."
+        )
