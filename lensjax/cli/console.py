@@ -81,12 +81,14 @@ def resumable() -> Iterator[None]:
 
 def print_decision(report: "StudyReport") -> None:
     """Print what the last tests of a study showed, the cautions to read before it is trusted, and its decision."""
-    from lensjax.study.tested import tested_table
+    from lensjax.study.tested import tested_notes, tested_table
 
     table = tested_table(report.candidates)
     if table is not None:
         rows = [(name, *cells) for name, cells in table.rows]
-        make_console().print(make_table(table.title, ("model", *table.columns), rows, words=("model", "Note")))
+        make_console().print(make_table(table.title, ("model", *table.columns), rows))
+    for note in tested_notes(report.candidates):
+        print(f"Note: {note}")
     for warning in report.warnings:
         print(f"Caution: {warning}")
     for candidate in report.candidates:

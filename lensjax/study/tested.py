@@ -9,6 +9,8 @@ from lensjax.curves.units import NATS_PER_TOKEN
 from lensjax.study.schema import CandidateState, Score, Tested
 from lensjax.train.results import METRICS, Result
 
+_SHOWN = (METRICS[0], NATS_PER_TOKEN.key, *METRICS[1:])
+
 
 def tested(results: Sequence[Result]) -> tuple[Tested, ...]:
     """What the tests of a candidate showed, by number of training examples.
@@ -39,26 +41,16 @@ def tested(results: Sequence[Result]) -> tuple[Tested, ...]:
 
 def tested_table(candidates: Sequence[CandidateState]) -> DataTable | None:
     """The last test of each candidate, after its largest number of examples; None where nothing is tested yet."""
-    last = [(one, one.tests[-1]) for one in candidates if one.tests]
-    names = [name for name in (*METRICS, NATS_PER_TOKEN.key) if any(name in test.scores for _, test in last)]
-    has_notes = any(one.notes for one, _ in last)
-    rows = [
-        (
-            one.name,
-            [
-                f"{test.examples:,}",
-                *(_said(test.scores.get(name)) for name in names),
-                *(["; ".join(one.notes)] if has_notes else []),
-            ],
-        )
-        for one, test in last
-    ]
-    columns = ["Examples", *(_title(name) for name in names), *(["Note"] if has_notes else [])]
-    return DataTable("Tests after the largest rung of each candidate", columns, rows, words=("Note",)) if rows else None
+    last = [(one.name, one.tests[-1]) for one in candidates if one.tests]
+    names = [name for name in _SHOWN if any(name in test.scores for _, test in last)]
+    rows = [(name, [f"{test.examples:,}", *(_said(test.scores.get(one)) for one in names)]) for name, test in last]
+    columns = ["Examples", *(name[:1].upper() + name[1:].replace("_", " ") for name in names)]
+    return DataTable("Tests after the largest rung of each candidate", columns, rows) if rows else None
 
 
-def _title(name: str) -> str:
-    return name[:1].upper() + name[1:].replace("_", " ")
+def tested_notes(candidates: Sequence[CandidateState]) -> list[str]:
+    """What limits the tests of candidates, in sentences."""
+    return [f"{one.name}: {note}." for one in candidates for note in one.notes]
 
 
 def _said(score: Score | None) -> str:

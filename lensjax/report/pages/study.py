@@ -13,7 +13,7 @@ from lensjax.report.pages.sections import shown_section
 from lensjax.selection.methods import METHODS
 from lensjax.selection.ranking import Ranking
 from lensjax.study.schema import LEARNING_RATES, Consumption, Elimination, StudyReport
-from lensjax.study.tested import tested_table
+from lensjax.study.tested import tested_notes, tested_table
 from lensjax.tasks.writing import SHARES, in_words
 
 _ENDED = {
@@ -136,6 +136,7 @@ def _tested(report: StudyReport) -> list[Section]:
         "Token accuracy is the share of target tokens that are most probable after the true ones before them; exact "
         "match is that of targets that greedy decoding writes to their ends.",
     ]
+    notes += tested_notes(report.candidates)
     return [Section("tested", "Test losses and metrics", notes, tables=[table])]
 
 
