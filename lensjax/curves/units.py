@@ -51,22 +51,3 @@ def unit_named(name: str) -> Unit:
     if key not in UNITS:
         raise InputError(f"There is no unit '{shorten(name)}'; choose one of {', '.join(UNITS)}.")
     return UNITS[key]
-
-
-def one_unit(units: Mapping[str, Unit]) -> Unit:
-    """The unit that losses of several places share.
-
-    Args:
-      units: By the name of the place, one or more.
-
-    Raises:
-      InputError: they differ.
-    """
-    (first, unit), *others = units.items()
-    for name, other in others:
-        if other != unit:
-            raise InputError(
-                f"The losses of {shorten(first)} are in {unit}, those of {shorten(name)} in {other}, and losses of "
-                "different units are not comparable; give both in one unit."
-            )
-    return unit

@@ -4,7 +4,7 @@ import pytest
 
 from lensjax.cli.arguments import UnitName
 from lensjax.core.errors import InputError
-from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN, UNITS, one_unit, unit_named
+from lensjax.curves.units import BITS_PER_BYTE, UNITS, unit_named
 
 
 @pytest.mark.parametrize("name", ["bits per byte", "bits_per_byte", " Bits  per byte "])
@@ -17,7 +17,6 @@ def test_the_command_line_takes_every_unit():
     assert set(get_args(get_args(get_args(UnitName)[0])[0])) == set(UNITS)
 
 
-def test_losses_of_different_units_are_not_put_together():
-    assert one_unit({"a": BITS_PER_BYTE, "b": BITS_PER_BYTE}) == BITS_PER_BYTE
-    with pytest.raises(InputError, match="of a are in bits per byte, those of b in nats per token, and losses of diff"):
-        one_unit({"a": BITS_PER_BYTE, "b": NATS_PER_TOKEN})
+def test_there_is_no_other():
+    with pytest.raises(InputError, match="There is no unit 'shannons'; choose one of bits_per_byte, nats_per_token, "):
+        unit_named("shannons")
