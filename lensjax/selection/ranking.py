@@ -333,7 +333,7 @@ def _closeness(ranking: Ranking) -> list[str]:
         said.append(
             f"{shorten(ranking.table.models[likeliest], 100)} is the likeliest to be best, with probability "
             f"{chances[likeliest]:.2f}, and yet {name} comes first: where it is not the best it is not as far from it "
-            f"(expected regret {regrets[first]:.3g} against {regrets[likeliest]:.3g} {ranking.table.unit})."
+            f"(expected regret {regrets[first]:.3g} against {regrets[likeliest]:.3g} {ranking.regret_unit})."
         )
     return said
 
@@ -357,7 +357,7 @@ def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     if predicted.any() and prediction.widening > WIDE:
         warnings.append(
             "The fit to smaller sizes predicts losses at the largest less well than it claims; "
-            f"intervals are {prediction.widening:.1f} times as wide as modelled, and the order may still be wrong."
+            f"intervals are {prediction.widening:.1f} times as wide as modelled."
         )
     judged = prediction.score[choices][np.isfinite(prediction.score[choices])]
     if prediction.lower is not None and prediction.upper is not None:

@@ -37,7 +37,7 @@ EXAMPLES = int(os.environ.get("LENSJAX_EXAMPLES", "10"))
 FITS = EXAMPLES // 40  # tables that the joint fit is tried on
 TARGET = 51_200
 KINDS = ("power", "flat", "noisy", "drop", "jump", "rising", "diverged")
-RULES = SimpleNamespace(method="joint", eliminate_below=0.05, stop_when=StopRule(probability_best=0.8))
+RULES = SimpleNamespace(method="joint", metric=None, eliminate_below=0.05, stop_when=StopRule(probability_best=0.8))
 ENDED = SimpleNamespace(progress=SimpleNamespace(ended_by="rule", left=0))
 
 
