@@ -549,7 +549,8 @@ def test_lensllm_ranks_where_it_is_asked_to(complete, found):
     ranked = collect(spec, complete.out)
     assert ranked.ranking.prediction.widening == 1.0  # the joint fit's intervals alone are widened
     tied = found.report.lensllm.ablation[0].predicted
-    assert {row.model: row.predicted for row in ranked.report.ranking} == pytest.approx(tied)
+    predicted = {row.model: row.predicted for row in ranked.report.ranking}  # medians of draws
+    assert predicted == pytest.approx(tied, rel=3e-3)
     assert [row.model for row in ranked.report.ranking] == sorted(tied, key=tied.get)
     assert "joint" in ranked.report.ranking[0].baselines
     assert sum(row.probability_best for row in ranked.report.ranking) == pytest.approx(1)
