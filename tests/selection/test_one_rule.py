@@ -31,13 +31,13 @@ from lensjax.selection.ranking import CLOSE, rank
 from lensjax.selection.records import ranking_csv, ranking_json
 from lensjax.study.decisions import decide
 from lensjax.study.report import _decision
-from lensjax.study.spec import StopRule
+from lensjax.study.spec import StopRule, StudySpec
 
 EXAMPLES = int(os.environ.get("LENSJAX_EXAMPLES", "10"))
 FITS = EXAMPLES // 40  # tables that the joint fit is tried on
 TARGET = 51_200
 KINDS = ("power", "flat", "noisy", "drop", "jump", "rising", "diverged")
-RULES = SimpleNamespace(method="joint", metric=None, eliminate_below=0.05, stop_when=StopRule(probability_best=0.8))
+RULES = StudySpec.model_construct(eliminate_below=0.05, stop_when=StopRule(probability_best=0.8))
 ENDED = SimpleNamespace(progress=SimpleNamespace(ended_by="rule", left=0))
 
 
