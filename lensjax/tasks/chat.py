@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 _MARK = "\ue000{}\ue001"  # of Unicode's private use, in which nobody writes template text
-_TODAY = "2024-07-26"  # in templates that write the date, so that texts are the same on every day
+_TODAY = date(2024, 7, 26)  # in templates that write the date, so that texts are the same on every day
 _DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
@@ -126,11 +127,9 @@ class ChatFormat:
         formats = sorted({found for _, found in _DATE.findall(template)})
         if "strftime_now" not in template:
             return template
-        from datetime import date
-
-        dates = {form: date.fromisoformat(_TODAY).strftime(form) for form in formats}
-        macro = f"{{%- macro strftime_now(form) -%}}{{{{ {dates!r}.get(form, {_TODAY!r}) }}}}{{%- endmacro -%}}"
-        return macro + template
+        dates = {form: _TODAY.strftime(form) for form in formats}
+        pinned = f"{{{{ {dates!r}.get(form, {str(_TODAY)!r}) }}}}"
+        return f"{{%- macro strftime_now(form) -%}}{pinned}{{%- endmacro %}}{{{{ '' }}}}{template}"
 
     def _apply(self, turns: Sequence[Turn]) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
