@@ -5,10 +5,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 PyTree: TypeAlias = Any  # a nested container of arrays, which Python's types cannot say
 Params = dict[str, Any]  # a model's parameters: nested dicts of arrays
 Batch = Mapping[str, Any]  # arrays by name, each with a leading axis of examples
+
+
+def numeric(tree: PyTree) -> PyTree:
+    """The tree with dicts in place of mappings that JAX does not know, and None in place of leaves such as texts.
+
+    What JAX can trace is kept: numbers, arrays of numbers, and keys of random numbers.
+    """
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {key: numeric(value) for key, value in x.items()}
+        dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+        return x if any(jnp.issubdtype(dtype, kind) for kind in (np.number, np.bool_, jax.dtypes.extended)) else None
+
+    return jax.tree.map(leaf, tree)
 
 
 def path_name(path: Sequence[Any]) -> str:

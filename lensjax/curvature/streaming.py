@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from lensjax.core.errors import InputError
-from lensjax.core.pytrees import PyTree, path_name
+from lensjax.core.pytrees import PyTree, numeric, path_name
 from lensjax.curvature.jaxpr.program import Function, Program, traced_program
 
 Layout = tuple[NamedSharding | None, ...]
@@ -68,9 +68,10 @@ class Shares:
     def __init__(self, data: PyTree) -> None:
         self.batches: Iterable[PyTree] = data.batches if isinstance(data, Batches) else [data]
         if isinstance(data, Batches):
-            weights = np.array([data.weight(batch) for batch in data.batches], np.float64)
+            weights = np.array([data.weight(numeric(batch)) for batch in data.batches], np.float64)
         else:
-            weights = np.array([0.0 if any(0 in np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)) else 1.0])
+            empty = any(0 in np.shape(leaf)[:1] for leaf in jax.tree.leaves(numeric(data)))
+            weights = np.array([0.0 if empty else 1.0])
         if not (weights.sum() > 0 and np.all(weights >= 0)):
             raise InputError("The data hold no examples, or none with a weight; give batches that hold some.")
         self.shares = weights / weights.sum()
@@ -80,7 +81,7 @@ class Shares:
         """Number, share and batch, where the share is not 0."""
         for number, (share, batch) in enumerate(zip(self.shares, self.batches, strict=True)):
             if share > 0:
-                yield number, float(share), batch
+                yield number, float(share), numeric(batch)
 
     def each(self, compute: Callable[[PyTree], tuple[Array, PyTree]]) -> Iterator[tuple[float, Array, PyTree]]:
         """Share of every batch, with the value and the part that are computed of it.
@@ -106,7 +107,7 @@ class Shares:
 
 def scanned_layers(f: Function, params: PyTree, batch: PyTree) -> tuple[int | None, ...]:
     """The length of every leaf's leading axis if a scan in f(params, batch) slices it, or None."""
-    program, _ = traced_program(f, params, batch)
+    program, _ = traced_program(f, params, numeric(batch))
     return tuple(program.uses.scanned.get(number) for number in range(program.parameters))
 
 

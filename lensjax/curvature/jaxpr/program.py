@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jaxtyping import Array
 
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
@@ -41,6 +42,22 @@ class Program:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the leaves of the function's value."""
         return tuple(aval(atom).shape for atom in self.jaxpr.outvars)
+
+    @cached_property
+    def joined(self) -> "Program":
+        """The program whose value is one vector: all that this one gives, flattened in the order of its leaves."""
+
+        def call(captured: list[Array], *flat: Array) -> Array:
+            values = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*flat)
+            return jnp.concatenate([jnp.ravel(value) for value in values])
+
+        shapes = [[var.aval for var in some] for some in (self.jaxpr.constvars, self.jaxpr.invars)]
+        made = jax.make_jaxpr(call)(shapes[0], *shapes[1])
+        if made.consts:
+            raise InputError("The function gives several arrays beside constants of its own; join them in one array.")
+        count = len(shapes[0])
+        jaxpr = made.jaxpr.replace(constvars=made.jaxpr.invars[:count], invars=made.jaxpr.invars[count:])
+        return Program(jaxpr, jax.tree.structure(0), self.parameters)
 
     @cached_property
     def uses(self) -> LinearUses:

@@ -22,11 +22,12 @@ from jaxtyping import Array
 
 from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
-from lensjax.core.pytrees import PyTree, path_name
+from lensjax.core.pytrees import PyTree, numeric, path_name
 from lensjax.curvature.compiling import exact_options
 from lensjax.curvature.jaxpr.program import Function, traced_program
 from lensjax.curvature.ntk.contract import TAIL, Factor, Output, constrain, contract
 from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, Portion, make_factors, make_parts
+from lensjax.curvature.ntk.inputs import automatic_axes, count_examples, kind, on_host, one_after_another
 from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import check_params, layout
 
@@ -54,9 +55,10 @@ def ntk(
     parameters over which these are contracted; every process gets the whole kernel.
 
     Args:
-      f: (params, example) → array; the example is one of xs, without its leading axis.
+      f: (params, example) → array; the example is one of xs, without its leading axis. A pytree of several arrays
+        counts as one vector: all of them flattened, in the order of its leaves.
       params: Pytree of floating-point arrays.
-      xs, ys: Pytrees of arrays with a leading axis of N, and of M, examples.
+      xs, ys: Pytrees of arrays with a leading axis of N, and of M, examples; f gets None for texts and the like.
       output: "trace" sums over outputs, "diagonal" keeps each output with itself, "full" all pairs of outputs.
       factors: "bfloat16" rounds the factors of gradients, which halves memory; sums stay in float32.
       memory_limit: Bytes that may be used on a device besides parameters, examples and the result; by default half of
@@ -72,7 +74,21 @@ def ntk(
       InputError: parameters are not floating-point numbers, xs and ys do not match, f is not finite for an example, or
         the memory does not suffice.
     """
-    job = _prepare(f, params, xs, ys, factors, memory_limit)
+    with automatic_axes(params) as params:
+        job = _prepare(f, params, xs, ys, factors, memory_limit)
+        return _computed(job, params, output, symmetric=ys is None, by_parameter=by_parameter, progress=progress)
+
+
+def _computed(
+    job: "_Job",
+    params: PyTree,
+    output: Output,
+    *,
+    symmetric: bool,
+    by_parameter: bool,
+    progress: Callable[[int, int], None] | None,
+) -> PyTree:
+    """The kernel that `ntk` returns."""
     kernel, done = _Kernel(params, job.plan, output, by_parameter=by_parameter), 0
     for part in job.parts:
         for piece in range(part.pieces):
@@ -88,7 +104,7 @@ def ntk(
                 block = _contract(gradients, *job.contraction(part, leaf, gradients, output))
                 kernel.add(leaf, piece * part.size if part.stacked else 0, np.asarray(block))
             del held
-    return kernel.result(symmetric=ys is None)
+    return kernel.result(symmetric=symmetric)
 
 
 def ntk_flops(
@@ -111,7 +127,12 @@ def ntk_flops(
     Raises:
       InputError: see `ntk`.
     """
-    job = _prepare(f, params, xs, ys, factors, memory_limit)
+    with automatic_axes(params) as params:
+        return _flops(_prepare(f, params, xs, ys, factors, memory_limit), params, output)
+
+
+def _flops(job: "_Job", params: PyTree, output: Output) -> int:
+    """What `ntk_flops` counts."""
     total, some, zero = 0, job.examples_of(0), jnp.asarray(0)
     for part in job.parts:
         static = job.plan, part, job.dtype, job.mesh
@@ -138,7 +159,8 @@ def ntk_vp(f: Function, params: PyTree, xs: PyTree, batch_size: int | None = Non
     Raises:
       InputError: the arrays of xs do not have a leading axis of the same length.
     """
-    n = _examples(xs, "xs")
+    xs = numeric(xs)
+    n = count_examples(xs, "xs")
 
     def values(params: PyTree, examples: PyTree) -> Array:
         return jax.vmap(f, in_axes=(None, 0))(params, examples)
@@ -151,7 +173,7 @@ def ntk_vp(f: Function, params: PyTree, xs: PyTree, batch_size: int | None = Non
         return LinearOperator(jax.jit(lambda v: push(*pull(v))), like)
     batches = -(-n // batch_size)
     rows = np.minimum(np.arange(batches * batch_size), n - 1).reshape(batches, batch_size)
-    stacked = jax.tree.map(lambda x: np.asarray(x)[rows], xs)
+    stacked = jax.tree.map(lambda x: on_host(x)[rows], xs)
 
     @jax.jit
     def product(v: Array) -> Array:
@@ -212,17 +234,18 @@ def _prepare(
     Raises:
       InputError: see `ntk`.
     """
-    n, m = _examples(xs, "xs"), 0 if ys is None else _examples(ys, "ys")
-    if ys is not None and jax.tree.map(_one, xs) != jax.tree.map(_one, ys):
+    xs, ys = numeric(xs), numeric(ys)
+    n, m = count_examples(xs, "xs"), 0 if ys is None else count_examples(ys, "ys")
+    if ys is not None and jax.tree.map(kind, xs) != jax.tree.map(kind, ys):
         raise InputError("xs and ys hold examples of different shapes or types; give both the same fields and lengths.")
     check_params(params)
     mesh = next((s.mesh for s in layout(params) if s is not None and isinstance(s.mesh, Mesh)), None)
     limit = _free_memory() if memory_limit is None else memory_limit
     dtype = None if factors == "exact" else "bfloat16"
-    program, captured = traced_program(f, params, jax.tree.map(lambda x: x[0], xs))
-    plan = ContractionPlan(program, None if dtype is None else 2)
+    program, captured = traced_program(f, params, jax.tree.map(lambda x: on_host(x)[0], xs))
+    plan = ContractionPlan(program if len(program.shapes) == 1 else program.joined, None if dtype is None else 2)
     parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size)
-    examples = jax.tree.map(np.asarray, xs) if ys is None else jax.tree.map(lambda x, y: np.concatenate([x, y]), xs, ys)
+    examples = jax.tree.map(on_host, xs) if ys is None else jax.tree.map(one_after_another, xs, ys)
     chunk_bytes = min(int(limit * (1 - _HELD)), _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]))
     return _Job(plan, captured, parts, (n, m), examples, batch, -(-(n + m) // batch), chunk_bytes, dtype, mesh)
 
@@ -369,17 +392,6 @@ def _free_memory() -> int:
     if stats and "bytes_limit" in stats:
         return int(0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _examples(xs: PyTree, name: str) -> int:
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(np.asarray, jax.tree.leaves(xs))}
-    if len(sizes) != 1 or 0 in sizes:
-        raise InputError(f"The arrays of {name} need a leading axis of examples, of the same length in all.")
-    return int(sizes.pop())
-
-
-def _one(x: PyTree) -> tuple[Any, ...]:
-    return np.shape(x)[1:], np.asarray(x).dtype.name
 
 
 def _check_finite(values: Array, start: int, n: int) -> None:

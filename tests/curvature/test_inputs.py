@@ -1,0 +1,111 @@
+"""Examples of every kind, functions of several outputs, and parameters on any mesh: right kernels and products."""
+
+from collections import UserDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lensjax.curvature.hvp import hvp_fn, quadratic_form
+from lensjax.curvature.ntk import ntk, ntk_flops, ntk_vp
+
+N, WIDTH = 5, 8
+W = np.random.default_rng(0).normal(size=(WIDTH, 3)).astype(np.float32)
+X = np.random.default_rng(1).normal(size=(N, WIDTH)).astype(np.float32)
+
+
+def dense(f, params, xs):
+    """The sum over outputs of all products of gradients."""
+    examples = [jax.tree.map(lambda x, i=i: x[i], xs) for i in range(N)]
+
+    def flat(p, x):
+        return jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(f(p, x))])
+
+    rows = [np.asarray(jax.jacrev(flat)(params, x)).reshape(-1, np.size(params)) for x in examples]
+    return np.array([[np.sum(a * b) for b in rows] for a in rows])
+
+
+def values(p, b):
+    return jnp.tanh(b["x"] @ p)
+
+
+@pytest.mark.parametrize("kind", ["mapping", "text", "several kinds", "nested"])
+def test_what_cannot_be_traced_is_left_out(kind):
+    examples = {
+        "mapping": UserDict(x=X),
+        "text": {"x": X, "name": np.array(["a", "b", "c", "d", "e"])},
+        "several kinds": {"x": X, "rows": np.array([{}, 1, None, "d", 2.5], dtype=object)},
+        "nested": UserDict(x=X, other=UserDict(y=X, text=list("abcde"))),
+    }[kind]
+    expected = dense(values, W, {"x": X})
+    np.testing.assert_allclose(ntk(values, W, examples), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ntk(values, W, examples, examples), expected, rtol=1e-5, atol=1e-5)
+    ones = np.ones((N, 3), np.float32)
+    np.testing.assert_allclose(
+        ntk_vp(values, W, examples)(ones), ntk_vp(values, W, {"x": X}, 2)(ones), rtol=1e-5, atol=1e-5
+    )
+
+    def total(p, b):
+        return jnp.sum(values(p, b) ** 2)
+
+    np.testing.assert_allclose(hvp_fn(total, W, examples)(W), hvp_fn(total, W, {"x": X})(W), rtol=1e-6)
+
+
+def test_keys_of_random_numbers_are_examples():
+    def noisy(p, b):
+        return jnp.tanh(b["x"] @ p + jax.random.normal(b["key"], (3,)))
+
+    xs = {"x": X, "key": jax.random.split(jax.random.key(0), N)}
+    expected = dense(noisy, W, xs)
+    np.testing.assert_allclose(ntk(noisy, W, xs), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ntk(noisy, W, xs, xs), expected, rtol=1e-5, atol=1e-5)
+    ones = np.ones((N, 3), np.float32)
+    np.testing.assert_allclose(ntk_vp(noisy, W, xs, 2)(ones), ntk_vp(noisy, W, xs)(ones), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["trace", "diagonal", "full"])
+def test_several_outputs_count_as_one_vector(output):
+    scale = jnp.arange(1.0, 4.0)  # captured
+
+    def several(p, x):
+        return {"b": jnp.sin(x @ p).sum(), "a": (x @ p * scale).reshape(3, 1)}
+
+    def one(p, x):
+        made = several(p, x)
+        return jnp.concatenate([made["a"].ravel(), made["b"][None]])
+
+    found = ntk(several, W, X, output=output)
+    np.testing.assert_allclose(found, ntk(one, W, X, output=output), rtol=1e-5, atol=1e-5)
+    if output == "trace":
+        np.testing.assert_allclose(found, dense(several, W, X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("spec", [P(), P("data")])
+@pytest.mark.parametrize("entered", [False, True])
+def test_axes_of_meshes_may_be_explicit(spec, entered):
+    mesh = jax.make_mesh((8,), ("data",))
+    assert mesh.axis_types == (AxisType.Explicit,)
+    params = jax.device_put(W, NamedSharding(mesh, spec))
+    examples = np.concatenate([X, X[:3]])
+
+    def f(p, x):
+        return jnp.tanh(x @ p)
+
+    expected = ntk(f, W, examples)
+
+    def check():
+        xs = jax.device_put(examples, NamedSharding(mesh, P("data")))
+        np.testing.assert_allclose(ntk(f, params, xs), expected, rtol=1e-5, atol=1e-5)
+        assert ntk_flops(f, params, xs) > 0
+        form = quadratic_form(lambda p, b: f(p, b).sum(-1), params, xs, params)
+        np.testing.assert_allclose(form, quadratic_form(lambda p, b: f(p, b).sum(-1), W, examples, W), rtol=1e-4)
+
+    if entered:
+        with jax.set_mesh(mesh):
+            check()
+    else:
+        check()
