@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import ValidationError
 
@@ -75,11 +76,13 @@ def refused(spec: StudySpec, costs: Costs) -> dict[str, str]:
     return too_costly(spec, costs) if spec.constraints is not None and spec.constraints.violated == "refuse" else {}
 
 
-def check_some_left(spec: StudySpec, costs: Costs) -> None:
-    """Raise InputError where constraints leave nothing to choose from."""
-    barred, least = too_costly(spec, costs), 1 if not refused(spec, costs) else 2
-    left = [name for name in spec.names if name not in barred]
-    if barred and len(left) < least:
+def check_some_left(spec: StudySpec, costs: Costs, unwritable: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raise InputError where constraints leave nothing to choose from, given who cannot write the targets, and why."""
+    costly, least = too_costly(spec, costs), 1 if not refused(spec, costs) else 2
+    measured = [name for name in spec.names if name not in costly]
+    left = [name for name in measured if not unwritable.get(name)]
+    if costly and (len(measured) < least or not left):
+        barred = costly | {name: unwritable[name] for name in measured if name not in left}
         reasons = "; ".join(f"{name}: {why}" for name, why in list(barred.items())[:3])
         raise InputError(
             f"The constraints leave {listing(left) or 'no candidate'} to choose from ({reasons}); raise a limit, or "

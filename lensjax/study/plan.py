@@ -60,14 +60,14 @@ def make_plan(
     writing = check_candidates(spec, bench)
     timing, target = timing and topology is None, spec.target or bench.available
     costs = candidates_costs(spec)
-    check_some_left(spec, costs)
+    unwritable = {name: found.why_not(spec.task.max_unwritable) for name, found in writing.items()}
+    check_some_left(spec, costs, unwritable)
     planner = _Planner(bench, target, devices, topology, mesh, timing, costs)
     candidates = []
     for done, candidate in enumerate(spec.candidates):
         progress(done, len(spec.candidates))
-        found = writing[candidate.name]
-        reasons = found.why_not(spec.task.max_unwritable), too_costly(spec, costs).get(candidate.name, "")
-        judged = {"writing": found, "ineligible": "; ".join(filter(None, reasons))}
+        reasons = unwritable[candidate.name], too_costly(spec, costs).get(candidate.name, "")
+        judged = {"writing": writing[candidate.name], "ineligible": "; ".join(filter(None, reasons))}
         candidates.append(planner.candidate(candidate).model_copy(update=judged))
     if not any(one.rungs for one in candidates):
         raise InputError(f"No candidate can be fine-tuned like this; of {candidates[0].model}: {candidates[0].problem}")

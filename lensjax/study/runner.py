@@ -74,11 +74,12 @@ def run_study(
         check_results(spec, out, bench.task, retry=retry)
         writing = check_candidates(spec, bench)
         costs = candidates_costs(spec)
-        check_some_left(spec, costs)
+        unwritable = {name: found.why_not(spec.task.max_unwritable) for name, found in writing.items()}
+        check_some_left(spec, costs, unwritable)
         on_first(lambda: write_costs(out, costs))
         costly, unmeasured = too_costly(spec, costs), refused(spec, costs)
         for name in spec.names:
-            reasons = writing[name].why_not(spec.task.max_unwritable), costly.get(name, "")
+            reasons = unwritable[name], costly.get(name, "")
             if name in unmeasured:
                 say(f"{name} is not measured: {unmeasured[name]}.")
             elif any(reasons):

@@ -11,7 +11,9 @@ from lensjax.core.errors import InputError
 from lensjax.measure.measurement import Cell
 from lensjax.study.bench import Bench
 from lensjax.study.checks import check_candidates, check_results
+from lensjax.study.constraints import Constraints
 from lensjax.study.folder import evidence_cells, evidence_file, is_current, run_folder, runs_folder
+from lensjax.study.inference import candidates_costs, check_some_left
 from lensjax.study.spec import read_study
 from lensjax.tasks.task import fingerprint, load_task
 from lensjax.tasks.tokens import TOKENS_VERSION
@@ -207,6 +209,16 @@ def test_a_candidate_that_cannot_write_the_targets_is_told_of_and_one_must(
     rows = 4000
     assert found["gpt2"] == Writing(rows=rows)
     assert (found["lossy"].changed_targets, found["lossy"].unknown_targets) == (rows, 0)
+    (size, _), limits = (cost.parameters for cost in candidates_costs(spec).values()), {"violated": "measure"}
+    fits = spec.model_copy(update={"constraints": Constraints.model_validate({"parameters": size, **limits})})
+    check_some_left(fits, candidates_costs(spec), {"lossy": "it cannot write"})
+    costs = candidates_costs(spec)
+    costs["gpt2"] = costs["gpt2"].model_copy(update={"parameters": size + 1})
+    check_some_left(fits, costs)
+    with pytest.raises(
+        InputError, match=r"no candidate to choose from \(gpt2: .*; lossy: it cannot write\); raise"
+    ):
+        check_some_left(fits, costs, {"lossy": "it cannot write"})
     two = spec.candidates[1], spec.candidates[1].model_copy(update={"name": "other"})
     spec = spec.model_copy(update={"candidates": two})
     with pytest.raises(InputError, match=r"No candidate could be chosen \(lossy: it cannot write 100 % of the 4,000"):
