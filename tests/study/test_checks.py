@@ -215,9 +215,7 @@ def test_a_candidate_that_cannot_write_the_targets_is_told_of_and_one_must(
     costs = candidates_costs(spec)
     costs["gpt2"] = costs["gpt2"].model_copy(update={"parameters": size + 1})
     check_some_left(fits, costs)
-    with pytest.raises(
-        InputError, match=r"no candidate to choose from \(gpt2: .*; lossy: it cannot write\); raise"
-    ):
+    with pytest.raises(InputError, match=r"no candidate to choose from \(gpt2: .*; lossy: it cannot write\); raise"):
         check_some_left(fits, costs, {"lossy": "it cannot write"})
     two = spec.candidates[1], spec.candidates[1].model_copy(update={"name": "other"})
     spec = spec.model_copy(update={"candidates": two})
