@@ -30,8 +30,8 @@ from tables import figure, report
 from lensjax.core.errors import InputError
 from lensjax.core.files import write_files
 from lensjax.fit.lensllm.fitting import VARIANTS, Variant
+from lensjax.fit.lines import FIRST
 from lensjax.measure.transition import residual_transition
-from lensjax.selection.methods.ats import FIRST
 from lensjax.selection.metrics import pearson
 from lensjax.tasks.ready_made import TASKS
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from lensjax.core.errors import InputError
 from lensjax.curvature.phases import check_rungs
-from lensjax.selection.methods.ats import FIRST, accepted
+from lensjax.fit.lines import FIRST, accepted
 
 
 def residual_transition(n: Float[np.ndarray, " rungs"], test_loss: Float[np.ndarray, " rungs"]) -> int | None:

@@ -31,9 +31,10 @@ from jaxtyping import Bool, Float
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
+from lensjax.fit.joint.recent import joint_fit
 from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.stacked.posterior import StackedPosterior
 from lensjax.selection.cheaper import Preference, choice_sentence, costs_of
 from lensjax.selection.choices import check_choices
 from lensjax.selection.methods import DEFAULT_METHOD, predict_by
@@ -175,7 +176,7 @@ def advise(
 def _drops_of(table: CurveTable, target: int, points: Sequence[Point], prediction: Prediction) -> list[float]:
     """Expected drop of the regret of the choice by measuring each point."""
     fitted = prediction.posterior
-    posterior = fitted if isinstance(fitted, JointPosterior) else fit_joint(table, target)
+    posterior = fitted if isinstance(fitted, JointPosterior | StackedPosterior) else joint_fit(table, target)
     # Padded, as every number of points is compiled anew.
     padded = max(_BLOCK, 1 << max(0, len(points) - 1).bit_length())
     model, examples = np.zeros(padded, int), np.full(padded, target)

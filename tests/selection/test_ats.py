@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensjax.curves.table import curve_table
-from lensjax.selection.methods.ats import accepted, ats
+from lensjax.fit.lines import accepted
+from lensjax.selection.methods.ats import ats
 from lensjax.selection.methods.last_three import last_three
 
 SIZES = 200 * 2 ** np.arange(8)

@@ -47,3 +47,21 @@ def test_joint_gives_intervals_around_its_prediction():
 
 def test_every_method_has_a_summary():
     assert all(method.summary and method.name == name for name, method in METHODS.items())
+
+
+def test_successive_halving_drops_the_worse_half_at_every_rung():
+    # "late" would win at the largest size but is dropped before it; "gap" is compared by what was measured before
+    models = ["late", "steady", "good", "gap", "bad"]
+    loss = [
+        [5.0, 5.0, 4.9, 0.1],
+        [3.0, 2.8, 2.6, 2.4],
+        [3.1, 2.7, 2.5, 2.3],
+        [3.2, 2.9, NAN, 2.0],
+        [9.0, 8.0, 7.0, 6.0],
+    ]
+    table = curve_table([*models, "none"], [100, 200, 400, 800], [*loss, [NAN] * 4])
+    prediction = METHODS["successive_halving"].predict(table, 1600)
+    assert not prediction.is_loss
+    order = [models[i] for i in np.argsort(prediction.score)[:5]]
+    assert order == ["good", "steady", "gap", "late", "bad"]
+    assert np.isnan(prediction.score[5])

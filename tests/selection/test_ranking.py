@@ -7,7 +7,7 @@ import pytest
 from lensjax.core.errors import InputError
 from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
-from lensjax.selection import METHODS
+from lensjax.selection import DEFAULT_METHOD, METHODS
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.ranking import find_warnings, rank
 from lensjax.selection.records import ranking_json, records
@@ -23,7 +23,7 @@ def ranking():
 
 def test_order_is_by_expected_regret_and_everything_is_there(ranking):
     assert (np.diff(ranking.expected_regret[ranking.order]) >= 0).all()
-    assert set(ranking.baselines) == set(METHODS) - {"joint", "lensllm", "nlp_metrics"}
+    assert set(ranking.baselines) == set(METHODS) - {DEFAULT_METHOD, "lensllm", "nlp_metrics"}
     assert set(ranking.missing) == {"lensllm", "nlp_metrics"}  # which need more than curves
     assert ranking.probability_best.sum() == pytest.approx(1)
     assert (ranking.expected_regret >= 0).all()
@@ -113,7 +113,7 @@ def test_wide_intervals_do_not_put_a_clear_order_in_doubt():
     assert "wider than the spread" not in " ".join(sure)
 
 
-@pytest.mark.parametrize("method", ["joint", "ats"])
+@pytest.mark.parametrize("method", [DEFAULT_METHOD, "ats"])
 def test_what_was_measured_at_the_target_is_taken_as_measured(method):
     loss = TABLE.up_to(12_800).loss.copy()
     loss[2, -1] *= 0.5
@@ -124,10 +124,10 @@ def test_what_was_measured_at_the_target_is_taken_as_measured(method):
     assert found.order[0] == 2
     assert found.prediction.score[3] != loss[3, -2]  # which is predicted
     assert any("7 of 8 models were measured at the target itself" in said for said in found.assumptions)
-    if method == "joint":
+    if method == DEFAULT_METHOD:
         assert found.probability_best[2] == 1
         assert (found.prediction.lower == found.prediction.upper).tolist() == known.tolist()
-        everything = METHODS["joint"].predict(TABLE.up_to(12_800), 12_800)
+        everything = METHODS[DEFAULT_METHOD].predict(TABLE.up_to(12_800), 12_800)
         np.testing.assert_array_equal(everything.order, np.argsort(TABLE.column(12_800)))
 
 

@@ -20,7 +20,7 @@ from lensjax.models.heavy_tails import LayerMetrics, TailFit, WeightMetrics
 from lensjax.models.inference import InferenceCost
 from lensjax.report.pages.study import render_study
 from lensjax.report.study_files import write_findings
-from lensjax.selection import METHODS, ranking
+from lensjax.selection import DEFAULT_METHOD, METHODS, ranking
 from lensjax.selection.records import ranking_csv
 from lensjax.study.folder import evidence_file, open_study, run_folder, runs_folder, write_evidence
 from lensjax.study.inference import write_costs
@@ -482,7 +482,7 @@ def test_the_whole_of_it(complete, found):
     )
     assert "(90 % interval " in report.decision.sentence
     assert "best of 3 with probability " in report.decision.sentence
-    assert set(first.baselines) == set(METHODS) - {"joint"}
+    assert set(first.baselines) == set(METHODS) - {DEFAULT_METHOD}
     scores = {row.model: row.baselines["nlp_metrics"] for row in report.ranking}
     assert scores == {"alpha": 4.0, "beta": 5.0, "gamma": 6.0}
     assert report.decision.final

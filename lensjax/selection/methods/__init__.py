@@ -69,7 +69,7 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry("method", __name__, "lensjax.methods")
-DEFAULT_METHOD = "joint"
+DEFAULT_METHOD = "stacked"
 
 
 def register(name: str, summary: str, **settings: Any) -> "Callable[[Function], Method]":

@@ -4,7 +4,7 @@ import numpy as np
 
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST
-from lensjax.fit.joint.fitting import fit_joint
+from lensjax.fit.joint.recent import joint_fit
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import register
 from lensjax.selection.prediction import Prediction, predict_from
@@ -27,6 +27,6 @@ def joint(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
     points = table.points()
     if not (points >= FEWEST).any():
         return Prediction(np.full(len(table.models), np.nan))
-    posterior = fit_joint(table.select(points >= FEWEST), target)
+    posterior = joint_fit(table.select(points >= FEWEST), target)
     cautions = (UNCHECKED,) if points.max() <= FEWEST else ()
     return predict_from(posterior, target, table, assumptions=ASSUMPTIONS, cautions=cautions)

@@ -1,0 +1,77 @@
+"""Weights and widths of a stack: what other tasks taught, changed by what a table's own back-test says.
+
+The components say how much further each curve falls beyond its largest measured size. The back-test leaves out the
+largest sizes of every model and compares what each component says of the last with what was measured there. With e_c
+the log root mean square error of a component less the joint fit's, n errors in all, and p points of a typical model,
+
+    log w_c / w_0 = a_c + f max(0, log2(5.5 / p)) [c tells no slopes apart] - η n / (n + 10) e_c,
+    log τ = t + κ log z,
+
+where z² is the mean square of the joint fit's errors in its own standard deviations, shrunk to 1 by six of size 1. So
+where a curve has few points, a common slope counts more. The numbers a, f, η, t, κ and ζ (see `StackedPosterior`) are
+learned on other tasks by
+
+    python experiments/decisions/run.py --learn-all
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+COMPONENTS = ("joint", "last_three", "ats", "common", "none")
+ALIKE = np.array([False, False, True, True])  # of the components but the joint fit: those that tell no slopes apart
+ENOUGH = 5.5  # points that tell slopes apart
+MANY = 10  # errors that weigh as much as what other tasks taught
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a table of M models before weighing components.
+
+    Attributes:
+      points: that a typical model was measured at.
+      worse: log error of each component in the back-test, less the joint fit's.
+      surprise: log z, of the joint fit's errors in its own standard deviations.
+      errors: how many were made.
+    """
+
+    points: float
+    worse: Float[np.ndarray, " C"]
+    surprise: float
+    errors: int
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What other tasks taught; see the formulas at the top of the module.
+
+    Attributes:
+      log_odds: a, of the components but the joint fit.
+      few_points: f.
+      trust: η.
+      log_width, surprise: t and κ.
+      disagreement: ζ of `StackedPosterior`.
+    """
+
+    log_odds: tuple[float, ...]
+    few_points: float
+    trust: float
+    log_width: float
+    surprise: float
+    disagreement: float
+
+    def weights(self, record: Record) -> Float[np.ndarray, " C"]:
+        """Weights of all components."""
+        few = max(0.0, float(np.log2(ENOUGH / record.points)))
+        log_odds = np.concatenate([[0.0], np.asarray(self.log_odds) + self.few_points * few * ALIKE])
+        log_odds -= self.trust * record.errors / (record.errors + MANY) * record.worse
+        odds: Float[np.ndarray, " C"] = np.exp(log_odds - log_odds.max())
+        return odds / odds.sum()
+
+    def width(self, record: Record) -> float:
+        """The factor τ."""
+        return float(np.exp(self.log_width + self.surprise * record.surprise))
+
+
+LEARNED = Learned((-0.7, -1.4, -0.3, -4.0), 2.0, 1.0, 0.15, 0.3, 1.1)

@@ -1,0 +1,141 @@
+"""The joint posterior with its medians stacked: averaged with those of simpler methods, and its widths recalibrated.
+
+Beyond each model's largest measured size D_i, the median log loss is the joint fit's level there less a weighted mean
+of the falls that the components predict (see `lensjax.fit.stacked.weights`),
+
+    m_i(D) = m_i(D_i) - w_0 fall_0i(D) - Σ_c w_c rate_ci log2(D / D_i),
+
+and deviations from the median are the joint fit's times
+
+    s_i(D) = √(τ² + ζ² Σ_c w_c (fall_ci - mean)² / sd_i²),
+
+so that they are wider where components disagree, and models' errors stay as correlated as the joint fit has them. That
+is a map of each model's log loss at each size, so that quantiles, draws and moments are all of one distribution.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from lensjax.curves.table import curve_table
+from lensjax.fit.joint.posterior import JointMoments, JointPosterior
+from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.per_model import fit_per_model
+from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
+
+
+def pool(
+    falls: Float[np.ndarray, " components *points"],
+    log_sd: Float[np.ndarray, " *points"],
+    weights: Float[np.ndarray, " components"],
+    width: float,
+    disagreement: float,
+) -> tuple[Float[np.ndarray, " *points"], Float[np.ndarray, " *points"]]:
+    """The weighted mean of falls, and the factor s of deviations from the median; see the top of the module."""
+    mean = np.tensordot(weights, falls, 1)
+    spread = np.tensordot(weights, (falls - mean) ** 2, 1)
+    return mean, np.sqrt(width**2 + disagreement**2 * spread / log_sd**2)
+
+
+@dataclass(frozen=True)
+class StackedPosterior(CurvePosterior):
+    """Posterior over the curves of M models; made by `lensjax.fit.stacked.weights.stack`.
+
+    Attributes:
+      joint: the joint fit.
+      last: largest measured size of each model, in examples.
+      weights: of the joint fit, and of C simpler components.
+      rates: fall of log loss per octave of the latter.
+      width: τ.
+      disagreement: ζ.
+    """
+
+    joint: JointPosterior
+    last: Float[np.ndarray, " M"]
+    weights: Float[np.ndarray, " C+1"]
+    rates: Float[np.ndarray, "C M"]
+    width: float
+    disagreement: float
+
+    @property
+    def models(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the models."""
+        return self.joint.models
+
+    @property
+    def unit(self) -> int:  # type: ignore[override]
+        """Smallest measured size."""
+        return self.joint.unit
+
+    @property
+    def horizon(self) -> int:  # type: ignore[override]
+        """Largest size that can be asked about."""
+        return self.joint.horizon
+
+    @property
+    def widening(self) -> float:  # type: ignore[override]
+        """Factor by which predictions are wider than modelled, where components agree."""
+        return self.joint.widening * self.width
+
+    @property
+    def centre(self) -> float:
+        """Log loss that is taken off `moments`."""
+        return self.joint.centre
+
+    def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
+        """See `CurvePosterior.predict`."""
+        losses = self.joint.predict(examples)
+        middle = np.log(losses.loss)
+        stacked, scale = self._map(np.atleast_1d(np.asarray(examples, dtype=np.float64)), losses)
+        return Losses(*(np.exp(stacked + scale * (np.log(part) - middle)) for part in losses.parts))
+
+    def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
+        """See `CurvePosterior.sample`."""
+        losses = self.joint.predict(examples)
+        stacked, scale = self._map(np.array([float(examples)]), losses)
+        away = np.log(self.joint.sample(examples, draws, seed)) - np.log(losses.loss[:, 0])
+        drawn: Float[np.ndarray, "draws M"] = np.exp(stacked[:, 0] + scale[:, 0] * away)
+        return drawn
+
+    def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
+        """See `JointPosterior.moments`."""
+        joint = self.joint.moments(target, model, examples)
+        sizes, place = np.unique(np.append(target, examples), return_inverse=True)
+        losses = self.joint.predict(sizes)
+        middle = np.log(losses.loss) - self.centre
+        stacked, scale = self._map(sizes.astype(np.float64), losses)
+        stacked = stacked - self.centre
+        at_target, at_points = (slice(None), place[0]), (model, place[1:])
+        mean, points = np.asarray(joint.target_mean), np.asarray(joint.point_mean)
+        with float64_on_cpu():
+            return JointMoments(
+                target_mean=jnp.asarray(stacked[at_target] + scale[at_target] * (mean - middle[at_target])),
+                target_variance=joint.target_variance * scale[at_target] ** 2,
+                point_mean=jnp.asarray(stacked[at_points] + scale[at_points] * (points - middle[at_points])),
+                point_variance=joint.point_variance * scale[at_points] ** 2,
+                covariance=joint.covariance * scale[at_points][:, None] * scale[at_target],
+            )
+
+    def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
+        """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""
+        sizes = np.unique(np.geomspace(self.unit, self.horizon, 16).round().astype(np.int64))
+        return fit_per_model(curve_table(self.models, sizes, self.predict(sizes).loss), "rectified").parameters
+
+    def _map(
+        self, sizes: Float[np.ndarray, " G"], losses: Losses
+    ) -> tuple[Float[np.ndarray, "M G"], Float[np.ndarray, "M G"]]:
+        """Stacked median log losses, and the factor of deviations from them; `losses` are the joint fit's."""
+        middle, octaves = np.log(losses.loss), np.maximum(np.log2(sizes / self.last[:, None]), 0)
+        level = self._level()[:, None]
+        joint = np.where(octaves > 0, level - middle, 0.0)
+        falls = np.concatenate([joint[None], self.rates[:, :, None] * octaves])
+        mean, scale = pool(falls, losses.log_sd, self.weights, self.width, self.disagreement)
+        return np.where(octaves > 0, level - mean, middle), scale
+
+    def _level(self) -> Float[np.ndarray, " M"]:
+        """Median log loss of the joint fit at each model's largest measured size."""
+        sizes, place = np.unique(self.last, return_inverse=True)
+        level: Float[np.ndarray, " M"] = np.log(self.joint.predict(sizes).loss[np.arange(len(place)), place])
+        return level
