@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lensjax.curves.public import VARIABLE
+from lensjax.fit.stacked.learned import COMPONENTS, Learned, Record
+from lensjax.fit.stacked.weights import Falls
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "decisions"
+START = Learned((-0.7, -1.4, -0.3, -4.0), 2.0, 1.0, 0.15, 0.3, 1.1)
+
+
+@pytest.fixture(scope="module")
+def experiment(imported):
+    with imported(FOLDER, "cases", "evidence", "judging", "report", "run") as modules:
+        yield modules
+
+
+def made_up(experiment, task, seed, right="joint", models=4):
+    """Evidence of a case in which one component is right and the others are off by .3 in log loss."""
+    rng = np.random.default_rng(seed)
+    octaves, level = np.full(models, 6.0), rng.normal(0, 0.1, models)
+    fall = 0.1 * octaves + rng.normal(0, 0.3, (len(COMPONENTS), models))
+    truth = np.exp(level - fall[COMPONENTS.index(right)] + rng.normal(0, 0.03, models))
+    draws = level - fall[0] + rng.normal(0, 0.1, (400, models))
+    record = Record(8.0, np.zeros(len(COMPONENTS)), 0.0, 0)
+    scores = np.array([np.exp(level - fall[1]), np.full(models, np.nan)])
+    ahead = Falls(level, octaves, fall, np.full(models, 0.1))
+    return experiment["evidence"].Evidence(task, "sets of 5", f"{task}-{seed}", truth, draws, scores, ahead, record)
+
+
+def test_cases_see_nothing_above_their_budget(experiment, monkeypatch, tmp_path):
+    monkeypatch.setenv(VARIABLE, str(tmp_path))  # without public curves the zoo and the simulations are left
+    cases = experiment["cases"].all_cases(1, 1, 1, 9)
+    assert {one.task for one in cases} == {"zoo", "simulated"}
+    assert len({one.name for one in cases}) == len(cases) > 40
+    for one in cases:
+        assert one.table.sizes.max() <= one.target / 4
+        assert len(one.table.models) == len(one.truth) >= 3
+        assert np.isfinite(one.truth).all()
+
+
+def test_evidence_is_computed_once(experiment, tmp_path, monkeypatch):
+    cases, evidence = experiment["cases"], experiment["evidence"]
+    (one,) = [c for c in cases.made(12) if len(c.table.models) <= 8 and 5 <= len(c.table.sizes) <= 8][:1]
+    (first,) = evidence.gather([one], tmp_path)
+    monkeypatch.setattr(evidence, "_compute", lambda *_: pytest.fail("computed again"))
+    (again,) = evidence.gather([one], tmp_path)
+    np.testing.assert_array_equal(first.draws, again.draws)
+    np.testing.assert_array_equal(first.record.worse, again.record.worse)
+    assert first.draws.shape == (evidence.DRAWS, len(one.truth))
+    np.testing.assert_allclose(np.median(first.draws, axis=0), first.ahead.level - first.ahead.fall[0], atol=0.05)
+
+
+def test_verdicts_are_what_their_names_say(experiment):
+    judging = experiment["judging"]
+    one = made_up(experiment, "flan", 0)
+    found = judging.by_draws("joint", one, one.draws)
+    losses = np.exp(one.draws)
+    pairs = np.abs(losses[:, None] - losses[None]).mean(axis=(0, 1))
+    crps = np.mean(np.abs(losses - one.truth).mean(axis=0) - pairs / 2) / np.ptp(one.truth)
+    assert found.crps == pytest.approx(crps)
+    wins = (np.argmin(one.draws, axis=1) == np.argmin(one.truth)).sum()
+    assert found.log_score == pytest.approx(np.log((wins + 0.5) / (400 + 2)))
+    assert sum(found.claimed) == pytest.approx(1)
+    assert list(found.inside) == sorted(found.inside)
+    line, *rest = judging.by_scores(one)
+    assert not rest  # the other judges no model
+    choice = np.argmin(one.scores[0])
+    assert line.regret == one.truth[choice] - one.truth.min()
+
+
+def test_learning_finds_the_component_that_is_right_and_narrows_what_is_too_wide(experiment):
+    judging = experiment["judging"]
+    cases = [made_up(experiment, task, seed, "last_three") for task in ("a", "b") for seed in range(12)]
+    learned = judging.learn(cases, steps=80)
+    before, after = (one.weights(cases[0].record)[1] for one in (START, learned))
+    assert after > before + 0.1
+    assert learned.log_width < START.log_width or learned.disagreement < START.disagreement
+
+
+def test_the_experiment_writes_what_its_readme_names(experiment, tmp_path, monkeypatch):
+    run = experiment["run"]
+    every = [made_up(experiment, task, seed) for task in ("flan", "zoo") for seed in range(3)]
+    monkeypatch.setattr(run, "all_cases", lambda *_: every)
+    monkeypatch.setattr(run, "gather", lambda cases, cache: iter(cases))
+    monkeypatch.setattr(run, "STEPS", 3)
+    run.main(tmp_path, tmp_path, learn_all=True)
+    numbers = json.loads((tmp_path / "learned.json").read_text())
+    assert set(numbers) == {"without flan", "without zoo", "of all", "shipped"}
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("\n| stacked |") >= 3
+    assert "### zoo: sets of 5 and 8" in text
+    rows = (tmp_path / "verdicts.csv").read_text().splitlines()
+    assert len(rows) == 1 + 6 * 3
+    assert all(row.count(",") == rows[0].count(",") for row in rows)
+    assert (tmp_path / "reliability.svg").stat().st_size > 1000
