@@ -26,7 +26,8 @@ def made_up(experiment, task, seed, right="joint", models=4):
     truth = np.exp(level - fall[COMPONENTS.index(right)] + rng.normal(0, 0.03, models))
     draws = level - fall[0] + rng.normal(0, 0.1, (400, models))
     record = Record(8.0, np.zeros(len(COMPONENTS)), 0.0, 0)
-    scores = np.array([np.exp(level - fall[1]), np.full(models, np.nan)])
+    scores = np.full((len(experiment["evidence"].BASELINES), models), np.nan)
+    scores[0] = np.exp(level - fall[1])
     ahead = Falls(level, octaves, fall, np.full(models, 0.1))
     return experiment["evidence"].Evidence(task, "sets of 5", f"{task}-{seed}", truth, draws, scores, ahead, record)
 
@@ -67,7 +68,7 @@ def test_verdicts_are_what_their_names_say(experiment):
     assert sum(found.claimed) == pytest.approx(1)
     assert list(found.inside) == sorted(found.inside)
     line, *rest = judging.by_scores(one)
-    assert not rest  # the other judges no model
+    assert not rest  # the others judge no model
     choice = np.argmin(one.scores[0])
     assert line.regret == one.truth[choice] - one.truth.min()
 
