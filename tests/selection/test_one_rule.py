@@ -24,7 +24,7 @@ from lensjax.report.pages.ranking import render_ranking
 from lensjax.selection import ranking as rankings
 from lensjax.selection.advice import advise
 from lensjax.selection.evidence import Evidence
-from lensjax.selection.methods import METHODS, Method
+from lensjax.selection.methods import DEFAULT_METHOD, METHODS, Method
 from lensjax.selection.metrics import evaluate
 from lensjax.selection.prediction import CEILING, predict_from
 from lensjax.selection.ranking import CLOSE, rank
@@ -34,7 +34,7 @@ from lensjax.study.report import _decision
 from lensjax.study.spec import StopRule, StudySpec
 
 EXAMPLES = int(os.environ.get("LENSJAX_EXAMPLES", "10"))
-FITS = EXAMPLES // 40  # tables that the joint fit is tried on
+FITS = EXAMPLES // 40  # tables that the default method is tried on
 TARGET = 51_200
 KINDS = ("power", "flat", "noisy", "drop", "jump", "rising", "diverged")
 RULES = StudySpec.model_construct(eliminate_below=0.05, stop_when=StopRule(probability_best=0.8))
@@ -113,14 +113,14 @@ def cheap(table: CurveTable, target: int, evidence: Evidence) -> object:
 def few_methods(default: Method | None = None):
     """The default method, or another by its name, beside two plain ones."""
     with pytest.MonkeyPatch.context() as patch:
-        entries = {name: METHODS[name] for name in ("ats", "sub_tuning", "joint")}
-        patch.setattr(METHODS, "_entries", entries | ({} if default is None else {"joint": default}))
+        entries = {name: METHODS[name] for name in ("ats", "sub_tuning", DEFAULT_METHOD)}
+        patch.setattr(METHODS, "_entries", entries | ({} if default is None else {DEFAULT_METHOD: default}))
         patch.setattr(rankings, "methods_in_order", lambda: list(entries))
         yield
 
 
 def cheaply():
-    return few_methods(Method("joint", "cheap draws", cheap))
+    return few_methods(Method(DEFAULT_METHOD, "cheap draws", cheap))
 
 
 @settings(max_examples=EXAMPLES)
@@ -139,7 +139,7 @@ HOPELESS = [[0.5, 0.3, 0.21], [0.48, 0.31, 0.2], [0.5, 0.33, 0.22], [1.5, 1.3, 1
 
 
 @pytest.mark.parametrize("losses", [[A, B], DROPS, HOPELESS], ids=["two", "a drop among five", "a hopeless one"])
-def test_nothing_contradicts_anything_else_by_the_joint_fit(losses):
+def test_nothing_contradicts_anything_else_by_the_default_method(losses):
     sizes = 200 * 2 ** np.arange(len(losses[0]))
     with few_methods():
         check(curve_table([f"m{i}" for i in range(len(losses))], sizes, losses))
@@ -148,7 +148,7 @@ def test_nothing_contradicts_anything_else_by_the_joint_fit(losses):
 @pytest.mark.skipif(FITS < 1, reason="takes minutes; LENSJAX_EXAMPLES=2000 asks for it")
 @settings(max_examples=max(FITS, 1))
 @given(tables())
-def test_nothing_contradicts_anything_else_by_the_joint_fit_of_random_tables(table):
+def test_nothing_contradicts_anything_else_by_the_default_method_of_random_tables(table):
     with few_methods():
         check(table)
 

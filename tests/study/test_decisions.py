@@ -9,7 +9,7 @@ import pytest
 from lensjax.curves.metrics import Shares
 from lensjax.curves.simulated import simulated
 from lensjax.selection.evidence import Evidence
-from lensjax.selection.methods import METHODS, Method
+from lensjax.selection.methods import DEFAULT_METHOD, METHODS, Method
 from lensjax.selection.prediction import Prediction
 from lensjax.study import decisions
 from lensjax.study.constraints import Prefer
@@ -74,7 +74,7 @@ def test_the_first_is_the_method_s_whether_it_knows_probabilities_or_not(rules):
     assert verdict.decision.endswith("first by ordered, without the probabilities that eliminating and stopping need.")
     assert (verdict.eliminated, verdict.stop) == ((), False)
     rules.method = "nlp_metrics"  # which knows nothing here: the default method decides, as it does in a report
-    METHODS.register("joint")(METHODS["known"])
+    METHODS.register(DEFAULT_METHOD)(METHODS["known"])
     verdict = decisions.decide(rules, TABLE, 6400, [], Evidence())
     assert verdict.choice == TABLE.models[0]
 
