@@ -13,8 +13,8 @@ from lensjax.fit.stacked.learned import Learned
 from lensjax.fit.stacked.posterior import pool
 
 WIDTHS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
-STEPS = 120  # evaluations of the objective when learning
-TAUGHT_BY = 40  # cases of each task at most
+STEPS = 60  # evaluations of the objective when learning
+TAUGHT_BY = 20  # cases of each task at most
 PER_CHOICE = 4.0  # weight of relative accuracy in what is learned
 DOF = 4.0
 PULL = 0.05  # to the start: there are few tasks
