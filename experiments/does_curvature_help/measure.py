@@ -22,7 +22,7 @@ from lensjax.measure.kinds.ntk import kernel_drifts, kernels, residuals
 from lensjax.measure.kinds.weights import weight_scores
 from lensjax.measure.measurement import Cell
 from lensjax.models.pocket import SCHEME, bundled
-from lensjax.study.folder import read_evidence, read_results, read_searches, running, runs_folder
+from lensjax.study.folder import read_evidence, read_results, read_searches, running, runs_folder, study_records
 from lensjax.study.runner import run_study
 from lensjax.study.spec import CandidateSpec, StudySpec, read_study
 from lensjax.study.state import StudyState, read_state
@@ -99,7 +99,7 @@ def study_content(asked: Asked) -> dict[str, Any]:
 
 def evidence(state: StudyState, out: Path) -> dict[str, Any]:
     """What was measured besides curves, small enough to be kept: of kernels the modes, of Hessians the sums."""
-    records = state.records(None)
+    records = study_records(state.spec, state.out, state.sizes, None)
     modes = residuals(records)
     spec, searches = state.spec, {}
     for candidate in spec.candidates:
