@@ -1,6 +1,6 @@
 """How fast fine-tuning is, beside Hugging Face's Trainer; how long it waits for batches; how many programs it compiles.
 
-    python benchmarks/finetune.py [--parts trainer input ladder gpu] [--quick] [--out FILE]
+    python benchmarks/finetune.py [--parts trainer input ladder packing gpu] [--quick] [--out FILE]
 
 Every part runs in a fresh process, all but `gpu` on the CPU. Only the parts named are measured anew; the others stay
 in the file, each with the machine and the versions that it was measured with. Contenders take turns, so that other
@@ -9,6 +9,7 @@ work on the machine slows all of them alike. Without torch and accelerate, `trai
 
 import contextlib
 import io
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 import hf_trainer
 import jax
+import numpy as np
 import tyro
 from parts import RATIO, Json, Promise, Stopwatch, compared, run_parts, timed, use_cpu
 from spelling import RATE, SEED, candidate_on, numbers
@@ -28,13 +30,14 @@ from transformers import GPT2Config, LlamaConfig
 
 from lensjax.core.devices import peak_flops
 from lensjax.models.lora import split_trainable
+from lensjax.tasks.batches import Packing
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.loop import Progress, TrainingInputs, fine_tune
 from lensjax.train.recorder import Recorder
 
-Part = Literal["trainer", "input", "ladder", "gpu"]
+Part = Literal["trainer", "input", "ladder", "packing", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers", "lensjax")
 COLUMNS = {
     "median s": "median_s",
@@ -53,6 +56,9 @@ NOTES = {
     "input": "`waiting` is the time in which the next batch was not on the device yet, of the time of training and "
     "validating, once compiled; the task is to spell out numbers",
     "ladder": "programs compiled for one model by every rung of a ladder, one after another, with validation and test",
+    "packing": "an epoch of `fine_tune` with its validation, once compiled, on conversations whose answers have "
+    "log-normal lengths (median 24 words, 200 at most); both have the same examples in every step; tokens per second "
+    "are those of examples, without padding; `shapes` are those of short and long batches",
     "gpu": "bfloat16 from float32 parameters; the peer compiles its model with torch.compile; `utilisation` is the "
     "share of the device's published peak that the matrix products of a step take, attention counted in full",
 }
@@ -72,6 +78,9 @@ class Plan:
     waits_examples: int
     largest: int  # rung
     rung_steps: int
+    medium: Mapping[str, Any]  # what is larger in the other model of `packing`
+    packed: Mapping[str, tuple[int, int]]  # examples and batch sizes of `packing`
+    longest: int  # words of its answers
     gpu_shape: tuple[int, int]
     gpu_steps: int
 
@@ -87,6 +96,9 @@ FULL = Plan(
     waits_examples=2000,
     largest=12_800,
     rung_steps=30,
+    medium={"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4},
+    packed={"small": (1024, 32), "medium": (256, 32)},
+    longest=200,
     gpu_shape=(16, 1024),
     gpu_steps=20,
 )
@@ -101,20 +113,23 @@ QUICK = Plan(  # whose parts have programs in common
     waits_examples=400,
     largest=400,
     rung_steps=4,
+    medium={},
+    packed={"small": (32, 16), "medium": (32, 16)},
+    longest=40,
     gpu_shape=(2, 64),
     gpu_steps=2,
 )
 
 
 def benchmark(
-    parts: tuple[Part, ...] = ("trainer", "input", "ladder", "gpu"),
+    parts: tuple[Part, ...] = ("trainer", "input", "ladder", "packing", "gpu"),
     quick: bool = False,
     out: Path = Path("benchmarks/results/finetune.json"),
 ) -> None:
     """Measure, print a table, and write JSON.
 
     Args:
-        parts: What is measured: trainer, input and ladder on the CPU, and, where JAX has one, training on a GPU.
+        parts: What is measured: trainer, input, ladder and packing on the CPU, and, if JAX has one, training on a GPU.
         quick: Only try the script on tiny models; one process does all parts, and the numbers mean nothing.
         out: File to write.
     """
@@ -208,6 +223,43 @@ def ladder(plan: Plan) -> Json:
         }
 
 
+def packing(plan: Plan) -> Json:
+    """Times of an epoch on conversations of all lengths, with and without packing, by the same programs."""
+    use_cpu()
+    found: Json = {}
+    for name, config in (("small", small_config(plan)), ("medium", small_config(plan, **plan.medium))):
+        examples, batch_size = plan.packed[name]
+        held_out = {"validation": 2 * batch_size, "test": 2 * batch_size}
+        rows, steps = conversations(examples + 4 * batch_size, plan.longest), examples // batch_size
+        with candidate_on(config, rows, steps, batch_size, examples, held_out, packing=True) as candidate:
+            kinds = {"unpacked": (None, None), "packed": candidate.packing}
+            (tokens,) = {train(candidate, Steps(0, 0), kind).tokens for kind in kinds.values()}  # which compiles too
+            contenders = {of: partial(epoch, candidate, kind) for of, kind in kinds.items()}
+            times = compared(contenders, plan.repeats)
+            for of, shapes in (("unpacked", candidate.lengths), ("packed", candidate.step_shapes)):
+                times[of]["tokens_per_second"] = tokens / times[of]["median_s"]
+                times[of]["shapes"] = [list(candidate.placement.shapes(shape)["input_ids"].shape) for shape in shapes]
+            found[name] = {"parameters": candidate.parameters, "batch_size": batch_size, "steps": steps, **times}
+    return found
+
+
+def epoch(candidate: Candidate, packing: Packing) -> float:
+    """Seconds of an epoch."""
+    return train(candidate, Steps(0, 0), packing).seconds
+
+
+def conversations(count: int, longest: int) -> list[dict[str, Any]]:
+    """Questions, and answers of very different lengths, in words."""
+    names = numbers(count)
+    words = np.exp(np.random.default_rng(SEED).normal(np.log(24), 1.0, count)).clip(1, longest).astype(int)
+
+    def turns(row: Mapping[str, str], length: int) -> list[dict[str, str]]:
+        answer = " ".join(itertools.islice(itertools.cycle(row["words"].split()), int(length)))
+        return [{"role": "user", "content": row["number"]}, {"role": "assistant", "content": answer}]
+
+    return [{"messages": turns(row, length)} for row, length in zip(names, words, strict=True)]
+
+
 @contextlib.contextmanager
 def prepared(config: Any, plan: Plan, shape: tuple[int, int], **training: Any) -> Iterator[Candidate]:
     """A candidate whose examples all take a row of the given shape, half of it the prompt."""
@@ -234,7 +286,7 @@ class Steps(Stopwatch):
         pass
 
 
-def train(candidate: Candidate, observer: Any) -> Progress:
+def train(candidate: Candidate, observer: Any, packing: Packing = (None, None)) -> Progress:
     """Train with the loop that users train with."""
     trained, frozen = split_trainable(candidate.pretrained().params)
     tokens, training = candidate.tokens, candidate.spec.training
@@ -245,6 +297,7 @@ def train(candidate: Candidate, observer: Any) -> Progress:
         evaluation_length=tokens.evaluation_length,
         encoder_decoder=False,
         padding=candidate.padding,
+        packing=packing,
         seed=SEED,
         rate=RATE,
     )
@@ -284,9 +337,9 @@ def gpt2_config(plan: Plan, tokens: int) -> Any:
     return GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **settings)
 
 
-def small_config(plan: Plan) -> Any:
+def small_config(plan: Plan, **changes: Any) -> Any:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaConfig(vocab_size=512, bos_token_id=0, eos_token_id=0, **heads, **plan.small)
+    return LlamaConfig(vocab_size=512, bos_token_id=0, eos_token_id=0, **heads, **{**plan.small, **changes})
 
 
 def targets(parts: Mapping[str, Json]) -> list[Promise]:
@@ -300,6 +353,12 @@ def targets(parts: Mapping[str, Json]) -> list[Promise]:
     if "input" in parts:
         shares = ((model, parts["input"][model]["share"]) for model in ("gpt2", "small"))
         promised += [(f"share of the time of {model} spent waiting", 0.05, share) for model, share in shares]
+    if "packing" in parts:
+        found = parts["packing"]
+        promised += [
+            (f"an epoch of {model}, packed, over one unpacked", 1.0, found[model]["packed"]["ratio_within_turns"])
+            for model in ("small", "medium")
+        ]
     if "ladder" in parts:
         promised.append(("programs compiled by a ladder", 3, parts["ladder"]["programs_in_all"]))
     return promised
@@ -309,6 +368,7 @@ MEASURES: Mapping[Part, Callable[[Plan], Json | None]] = {
     "trainer": trainer,
     "input": waiting,
     "ladder": ladder,
+    "packing": packing,
     "gpu": gpu,
 }
 

@@ -24,7 +24,7 @@ SEED = 0
 @contextlib.contextmanager
 def candidate_on(
     config: Any,
-    rows: list[dict[str, str]],
+    rows: list[dict[str, Any]],
     steps: int,
     batch_size: int,
     examples: int | list[int],
@@ -34,7 +34,9 @@ def candidate_on(
     """A candidate with random weights, on one device, and the task of those rows, all in a folder that goes away."""
     held_out = {"validation": batch_size, "test": batch_size}
     how = {"batch_size": batch_size, "max_steps": steps, "epochs": 1000, "learning_rate": RATE, "patience": 1000}
-    content = {"source": {"files": "rows.jsonl"}, "prompt": "{number}:", "target": " {words}", **held_out}
+    content = {"source": {"files": "rows.jsonl"}, **held_out}
+    if "messages" not in rows[0]:
+        content |= {"prompt": "{number}:", "target": " {words}"}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
