@@ -43,7 +43,7 @@ TRAINING = {  # the same for all models
     "eight_epochs": SHARED | {"epochs": 8, "patience": 2},  # which leaves small sets half learned
     "thrice_as_long": SHARED | {"epochs": 12, "min_steps": 4800, "patience": 12},  # through plateaus
 }
-HELD_OUT = {"validation": 500, "test": 2000}  # examples
+HELD_OUT = (500, 2000)  # examples for validation and test
 CURVATURE: dict[Curvature, dict[str, dict[str, Any]]] = {
     "of_the_code": {"ntk": {"functional": "loss"}, "hessian": {"block": "joint"}},
     "of_the_theorem": {"ntk": {"functional": "label_logits"}, "hessian": {"block": "diagonal", "positive_steps": 16}},
@@ -61,6 +61,7 @@ class Asked(NamedTuple):
     seeds: tuple[int, ...]
     training: Training
     curvature: Curvature
+    held_out: tuple[int, int] | None = None
 
     @property
     def out(self) -> Path:
@@ -81,7 +82,7 @@ def study_content(asked: Asked) -> dict[str, Any]:
             "prompt": packaged.prompt,
             "target": packaged.target,
             **({} if packaged.choices is None else {"choices": list(packaged.choices)}),
-            **HELD_OUT,
+            **dict(zip(("validation", "test"), asked.held_out or HELD_OUT, strict=True)),
             "max_prompt_tokens": packaged.max_prompt_tokens,
             "max_target_tokens": packaged.max_target_tokens,
         },
@@ -102,6 +103,8 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
     records = study_records(state.spec, state.out, state.sizes, None)
     modes = residuals(records)
     spec, searches = state.spec, {}
+    records = study_records(spec, out, state.sizes, None)
+    modes = residuals(records)
     for candidate in spec.candidates:
         if rejected := read_searches(out, candidate, state.results):
             searches[candidate.name] = sum(run.flops for run in rejected)
@@ -224,6 +227,7 @@ def main(
     seeds: tuple[int, ...] = (0,),
     training: Training = "twelve_epochs",
     curvature: Curvature = "of_the_code",
+    held_out: tuple[int, int] | None = None,
     folder: Path | None = None,
     results: Path | None = None,
 ) -> None:
@@ -240,6 +244,7 @@ def main(
         curvature: The kernel of the loss, and what all blocks of the Hessian do together to each layer, as in LensLLM's
             code; or the kernel of the labels' logits, and the positive part of each layer's own block, as in its
             theorem.
+        held_out: Numbers of examples for validation and for test; by default 500 and 2,000.
         folder: Where data, studies and runs are kept; by default build beside this file.
         results: Where TASK.csv and TASK.json are written; by default results, or a folder in it for other training or
             curvature.
@@ -252,7 +257,7 @@ def main(
     for task in tasks:
         if not (folder / f"{task}.jsonl").exists():
             write_rows(task, folder)
-        asked = Asked(task, models, folder, largest, seeds, training, curvature)
+        asked = Asked(task, models, folder, largest, seeds, training, curvature, held_out)
         spec = study(asked._replace(largest=max(largest, *sizes, 0)))
         if sizes:
             for candidate in spec.candidates:

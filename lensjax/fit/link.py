@@ -26,7 +26,7 @@ DRAWS = 4000
 _ROUNDS, _EACH = 6, 800  # of importance sampling, and proposals of each
 _CHAINS, _BURN = 400, 15  # of Metropolis' algorithm, and steps before draws are kept
 _NEWTON = 12  # steps to an offset
-_SURE = 3.0  # standard errors by which the metric must rise as the loss falls
+_SURE = 2.0  # standard errors by which the metric must rise as the loss falls
 _UNKNOWN_N = 500  # examples of a test set that nothing tells the size of
 _FEWEST = 4  # points
 # Of a, log b, logit λ, log ρ, log ω, logit c: means and standard deviations.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ TITLE = "spelling, 6 models to 6,400"
 
 @pytest.fixture(scope="module")
 def experiment(imported: Any) -> Any:
-    with imported(FOLDER, "evidence", "tables", "analyse", "measure") as modules:
+    with imported(FOLDER, "evidence", "tables", "analyse", "measure", "metrics") as modules:
         yield modules
 
 
@@ -231,7 +232,7 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     measure = experiment["measure"]
-    monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 20})
+    monkeypatch.setattr(measure, "HELD_OUT", (20, 20))
     monkeypatch.setitem(measure.TRAINING, "twelve_epochs", {"learning_rate": [1e-3, 3e-3], "max_steps": 3})
     monkeypatch.setattr(measure, "PROBES", 3)
     how = {"models": ("gpt2-0.2m", "llama-0.3m"), "folder": tmp_path / "build", "results": tmp_path / "results"}
@@ -275,13 +276,13 @@ def test_measuring_leaves_curves_and_evidence_and_goes_on(
     measure.main(tasks=("spelling",), largest=400, sizes=(300,), **elsewhere)
     again = read_curves(tmp_path / "results" / "spelling.csv")
     np.testing.assert_array_equal(again.loss, joined.loss)  # a run that fails takes nothing from the others
-    monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 30})
+    monkeypatch.setattr(measure, "HELD_OUT", (20, 30))
     elsewhere["folder"] = tmp_path / "another"
     with pytest.raises(InputError, match=r"spelling\.csv holds runs of other settings or test examples; name another"):
         measure.main(tasks=("spelling",), largest=400, sizes=(0,), **elsewhere)
     other = after | {"pretrained": after["pretrained"] | {"opt-0.5m": "of other weights"}}
     (tmp_path / "results" / "spelling.json").write_text(json.dumps(other), encoding="utf-8")
-    monkeypatch.setattr(measure, "HELD_OUT", {"validation": 20, "test": 20})
+    monkeypatch.setattr(measure, "HELD_OUT", (20, 20))
     elsewhere["folder"] = tmp_path / "elsewhere"
     with pytest.raises(
         InputError, match=r"spelling\.json holds measurements of another opt-0\.5m; name another folder"
@@ -336,3 +337,25 @@ def test_what_the_demo_chooses_is_best_on_the_full_ladder_or_nearly() -> None:
     chosen = rank(table, demo["budget"], demo["target"]).order[0]
     full = table.column(demo["target"])
     assert full[chosen] <= full.min() + 0.02  # nats per token
+
+
+def test_metrics_are_compared_with_losses_and_predicted(experiment: Any, tmp_path: Path) -> None:
+    lines = ["model,examples,loss,bits_per_byte,exact_match,exact_match_error,token_accuracy,token_accuracy_error"]
+    for i, model in enumerate(MODELS[:3]):
+        for size in (200, 400, 800):
+            loss = (5 + i) * size**-0.25
+            match = 1 / (1 + loss**3)
+            lines.append(f"{model},{size},{2 * loss},{loss},{match},{np.sqrt(match * (1 - match) / 2000)},0,0")
+    (tmp_path / "made.csv").write_text("\n".join(lines) + "\n")
+    experiment["metrics"].main(tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "| exact match | 200 | 3 | +1.00 | m0 | m0 | 0.000 ± " in report
+    row = re.search(r"\| exact match \| 400 \| 800 \| (.*) \|", report)
+    assert row is not None, report
+    cells = row[1].split(" | ")
+    assert float(cells[0]) < 0.05
+    assert cells[2] == "3 of 3"
+    assert len(cells) == 6
+    assert (
+        "| token accuracy | 400 | 800 | not linked: Token accuracy cannot be told from the loss: it is near 0" in report
+    )
