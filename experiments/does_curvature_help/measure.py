@@ -103,8 +103,6 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
     records = study_records(state.spec, state.out, state.sizes, None)
     modes = residuals(records)
     spec, searches = state.spec, {}
-    records = study_records(spec, out, state.sizes, None)
-    modes = residuals(records)
     for candidate in spec.candidates:
         if rejected := read_searches(out, candidate, state.results):
             searches[candidate.name] = sum(run.flops for run in rejected)
