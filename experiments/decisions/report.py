@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from judging import WIDTHS, Verdict
 
-PROBABILITIES = ("joint", "stacked")  # methods with draws
+PROBABILITIES = ("joint", "stacked", "as shipped")  # methods with draws
 NUMBERS = ("relative_accuracy", "regret", "best", "log_rmse", "pearson", "log_score", "crps")
 HEADLINE = "sets of 5 and 8"
 BINS = np.array([0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0])
@@ -156,7 +156,7 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(one.task for one in verdicts))
-    figure, axes = plt.subplots(2, len(PROBABILITIES), figsize=(9, 8.4), squeeze=False)
+    figure, axes = plt.subplots(2, len(PROBABILITIES), figsize=(12.6, 8.4), squeeze=False)
     for row, title in enumerate(("P(best) of a model", "width of the interval")):
         for column, method in enumerate(PROBABILITIES):
             axis = axes[row][column]

@@ -95,6 +95,6 @@ def test_the_experiment_writes_what_its_readme_names(experiment, tmp_path, monke
     assert text.count("\n| stacked |") >= 3
     assert "### zoo: sets of 5 and 8" in text
     rows = (tmp_path / "verdicts.csv").read_text().splitlines()
-    assert len(rows) == 1 + 6 * 3
+    assert len(rows) == 1 + 6 * 4
     assert all(row.count(",") == rows[0].count(",") for row in rows)
     assert (tmp_path / "reliability.svg").stat().st_size > 1000
