@@ -76,8 +76,8 @@ class StackedPosterior(CurvePosterior):
 
     @property
     def widening(self) -> float:  # type: ignore[override]
-        """Factor by which predictions are wider than modelled, where components agree."""
-        return self.joint.widening * self.width
+        """Factor by which the joint fit's predictions are wider than modelled."""
+        return self.joint.widening
 
     @property
     def centre(self) -> float:
@@ -110,7 +110,7 @@ class StackedPosterior(CurvePosterior):
         at_target, at_points = (slice(None), place[0]), (model, place[1:])
         mean, points = np.asarray(joint.target_mean), np.asarray(joint.point_mean)
         with float64_on_cpu():
-            return JointMoments(
+            return joint._replace(
                 target_mean=jnp.asarray(stacked[at_target] + scale[at_target] * (mean - middle[at_target])),
                 target_variance=joint.target_variance * scale[at_target] ** 2,
                 point_mean=jnp.asarray(stacked[at_points] + scale[at_points] * (points - middle[at_points])),
