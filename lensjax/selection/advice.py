@@ -269,7 +269,10 @@ def _drops(
         below = mean + centre + variance / 2 + log_ndtr((height - variance) / sd)
         return jnp.exp(below) + jnp.exp(jnp.log(ceiling) + log_ndtr(-height / sd))
 
-    expected = jnp.mean(expected_loss(moments.target_mean, moments.target_variance), axis=0)
+    priors = moments.target_mean.shape[0]
+    known = getattr(moments, "shares", None)  # of the priors, where they are not equal
+    shares = jnp.full(priors, 1 / priors) if known is None else known
+    expected = shares @ expected_loss(moments.target_mean, moments.target_variance)
     expected = jnp.where(eligible, expected, jnp.inf)
     best = jnp.argmin(expected)
 
@@ -282,7 +285,7 @@ def _drops(
         gain = covariance / sd[:, None]
         left = jnp.maximum(moments.target_variance - gain**2, 0.0)
         given = expected_loss(moments.target_mean + away[..., None] * gain, left)
-        after = jnp.mean(given * density[..., None], axis=1)  # E[L_i | z] p(z)
+        after = jnp.einsum("p,zp,zpm->zm", shares, density, given)  # E[L_i | z] p(z)
         return jnp.sum(after[:, best] - jnp.min(jnp.where(eligible, after, jnp.inf), axis=1)) * (z[1] - z[0])
 
     points = moments.point_mean.T, moments.point_variance.T, moments.covariance.swapaxes(0, 1)
