@@ -24,24 +24,26 @@ from jaxtyping import Float
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import hold_out, widening
-from lensjax.fit.joint.hierarchy import Observations, Scales, Slopes, Weights, condition, update_weights
+from lensjax.fit.joint.hierarchy import Observations, Scales, Slopes, Weights, condition, model_mean, update_weights
 from lensjax.fit.joint.posterior import Fitted, JointPosterior
 from lensjax.fit.joint.shapes import SHAPES
-from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, population_slopes, slope_priors
+from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, linearised, slope_priors
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.posterior import check_fit
 from lensjax.fit.residuals import Residuals, candidate_times
 
 LEAST_NOISE = 1e-4  # of log loss: none is known better
-LEARN_FROM = 300  # models at most teach the amplitudes; more would add time, not knowledge
-ROUNDS = 10  # of learning amplitudes, then weights
+LEARN_FROM = 256  # models at most teach the amplitudes; more would add time, not knowledge
+ROUNDS = 14  # of learning amplitudes, then weights
+SETTLING = 4  # first rounds, in which amplitudes stay as they are
 EVALUATIONS = 10  # of the evidence in a round, at most
 MEMORY = 10  # steps that L-BFGS remembers
 ENOUGH = 1e-2  # rise of the log evidence in a step, in nats, that ends a round
 TIMES = 13  # at which log F is tried
 REFINEMENTS = 2  # between the best and its neighbours
 LOG_F = "log F"
-PADDING = 8  # curves are padded to a multiple of so many points, so that few shapes are compiled
+PADDING = 8  # points and octaves are padded to a multiple of so many, so that few shapes are compiled
+SOME = 256  # models are padded to a power of 2 below so many, above to a multiple
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,21 @@ class JointSettings:
 
 
 class Learned(NamedTuple):
-    """Learned under one prior: `parameters`, which `unpack` reads, and the robust weights."""
+    """Learned under one prior: `parameters`, which `unpack` reads, robust weights, and coefficients of models."""
 
     parameters: Float[Array, " h"]
     weights: Weights
+    coefficients: Float[Array, "M q"]
 
 
-def unpack(parameters: Float[Array, " h"], prior: SlopePrior, jumps: bool = True) -> tuple[Scales, Slopes]:
-    """Scales and slopes from a vector of log amplitudes, log noise, log jump and the population's numbers."""
+def unpack(parameters: Float[Array, " h"], prior: SlopePrior, jumps: bool = True) -> Scales:
+    """Scales from a vector of log amplitudes, log noise and log jump."""
     end = prior.amplitudes.size
     amplitudes = jnp.exp(parameters[:end]).reshape(prior.amplitudes.shape)
     paths = jnp.repeat(amplitudes[:, -1:], prior.path.shape[0], axis=1)
     sd = jnp.concatenate([amplitudes[:, :-1], paths], axis=1)
     noise, jump = jnp.hypot(jnp.exp(parameters[end : end + 2]), LEAST_NOISE)
-    scales = Scales(model=sd[0], family=sd[1], covariate=sd[2:], noise=noise, jump=jump * jumps)
-    return scales, population_slopes(prior, parameters[end + 2 :])
+    return Scales(model=sd[0], family=sd[1], covariate=sd[2:], noise=noise, jump=jump * jumps)
 
 
 def fit_joint(
@@ -126,7 +128,7 @@ def fit_joint(
     """
     settings = settings or JointSettings()
     unit = int(table.sizes[check_fit(table, horizon, "joint")].min())
-    octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
+    octaves = -(-max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9))) // PADDING) * PADDING
     points, known, time = int(table.points().max()), dict(covariates or {}), None
 
     def fit(table: CurveTable, known: Mapping[str, Float[ArrayLike, " M"]]) -> JointPosterior:
@@ -140,7 +142,7 @@ def fit_joint(
             horizon=horizon,
             centre=centre,
             observations=obs,
-            priors=settings.priors,
+            prior=priors,
             dof=settings.dof,
             fitted=fitted,
         )
@@ -193,6 +195,7 @@ def _observe(
     measured = np.isfinite(log_loss)
     points = measured.sum(axis=1)
     width = -(-max(least, int(points.max())) // PADDING) * PADDING
+    padding = _padded(len(points)) - len(points)
     order = np.argsort(~measured, axis=1, kind="stable")  # measured first, by size
 
     def packed(values: np.ndarray) -> np.ndarray:
@@ -222,15 +225,27 @@ def _observe(
     # A model of unknown family is a family of its own.
     names = [(settings.family and family) or f"\0{i}" for i, family in enumerate(table.families)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+
+    def rows(values: np.ndarray) -> Array:
+        """With models that were not measured, of whom nothing follows."""
+        return jnp.asarray(np.pad(values, ((0, padding), *[(0, 0)] * (values.ndim - 1))))
+
     obs = Observations(
-        x=jnp.asarray(x),
-        y=jnp.asarray(y - centre),
-        present=jnp.asarray(np.arange(width) < points[:, None]),
-        noise=jnp.asarray(1.0 / np.maximum(packed(seeds.astype(np.float64)), 1.0)),
-        covariates=jnp.asarray(np.stack(columns, axis=1)),
-        family=jnp.asarray([number[name] for name in names]),
+        x=rows(x),
+        y=rows(y - centre),
+        present=rows(np.arange(width) < points[:, None]),
+        noise=rows(1.0 / np.maximum(packed(seeds.astype(np.float64)), 1.0)),
+        covariates=rows(np.stack(columns, axis=1)),
+        family=rows(np.asarray([number[name] for name in names])),
     )
     return obs, centre
+
+
+def _padded(models: int) -> int:
+    """Number of models with those that fill up."""
+    if models > SOME:
+        return -(-models // SOME) * SOME
+    return max(PADDING, 1 << (models - 1).bit_length())
 
 
 def _standardised(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
@@ -250,38 +265,51 @@ def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitt
     taught = taught._replace(family=jnp.unique(taught.family, return_inverse=True, size=len(some))[1])
 
     def one(prior: SlopePrior) -> Fitted:
-        learned = _learn(taught, prior, settings)
-        scales, slopes = unpack(learned.parameters, prior, settings.jumps)
-        weights = learned.weights
+        learned, fitted = _learn(taught, prior, settings)
         if len(some) < models:
-
-            def again(_: int, weights: Weights) -> Weights:
-                return update_weights(obs, weights, scales, condition(obs, weights, scales, slopes), settings.dof)
-
-            even = Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x))
-            weights = jax.lax.fori_loop(0, ROUNDS, again, even)
-        given = condition(obs, weights, scales, slopes)
-        return Fitted(scales, slopes, weights, given)
+            _, fitted = _learn(obs, prior, settings, learned.parameters)
+        return fitted
 
     return jax.lax.map(one, priors)
 
 
-def _learn(obs: Observations, prior: SlopePrior, settings: JointSettings) -> Learned:
-    """Amplitudes and weights under one prior."""
-    centre = jnp.concatenate([jnp.log(prior.amplitudes).reshape(-1), jnp.full(2, jnp.log(NOISE)), prior.centre])
+def _learn(
+    obs: Observations, prior: SlopePrior, settings: JointSettings, known: Array | None = None
+) -> tuple[Learned, Fitted]:
+    """Amplitudes, where they are not known, weights and coefficients under one prior."""
+    centre = jnp.concatenate([jnp.log(prior.amplitudes).reshape(-1), jnp.full(2, jnp.log(NOISE))])
 
-    def objective(parameters: Array, weights: Weights) -> Array:
-        evidence = condition(obs, weights, *unpack(parameters, prior, settings.jumps)).evidence
+    def objective(parameters: Array, weights: Weights, slopes: Slopes) -> Array:
+        evidence = condition(obs, weights, unpack(parameters, prior, settings.jumps), slopes).evidence
         return -evidence + 0.5 * jnp.sum(((parameters - centre) / settings.amplitude_sd) ** 2)
 
-    def round_(_: int, learned: Learned) -> Learned:
-        parameters = _minimise(lambda p: objective(p, learned.weights), learned.parameters)
-        scales, slopes = unpack(parameters, prior, settings.jumps)
-        given = condition(obs, learned.weights, scales, slopes)
-        return Learned(parameters, update_weights(obs, learned.weights, scales, given, settings.dof))
+    def fit(number: Array | int, learned: Learned) -> tuple[Learned, Fitted]:
+        parameters, weights, coefficients = learned
+        slopes = linearised(prior, coefficients)
+        if known is None:
+            evaluations = jnp.where((number >= SETTLING) & (number < ROUNDS), EVALUATIONS, 0)
+            parameters = _minimise(lambda p: objective(p, weights, slopes), parameters, evaluations)
+        scales = unpack(parameters, prior, settings.jumps)
+        given = condition(obs, weights, scales, slopes)
+        change = model_mean(obs, scales, given) - coefficients
+        # Slopes are not linear in the coefficients: where they were measured they change by a factor of e at most.
+        now = slopes.mean + jnp.einsum("mtq,mq->mt", slopes.basis, coefficients)
+        seen = jnp.arange(now.shape[1]) < jnp.max(jnp.where(obs.present, obs.x, 0.0), axis=1)[:, None]
+        factor = jnp.where(seen, jnp.abs(jnp.einsum("mtq,mq->mt", slopes.basis, change)) / now, 0.0)
+        share = 1 / jnp.maximum(jnp.max(factor, axis=1), 1.0)
+        following = Learned(
+            parameters,
+            update_weights(obs, weights, scales, given, settings.dof),
+            coefficients + share[:, None] * change,
+        )
+        return following, Fitted(scales, slopes, weights, given)
 
-    start = Learned(centre, Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x)))
-    return jax.lax.fori_loop(0, ROUNDS, round_, start)
+    even = Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x))
+    count = prior.amplitudes.shape[-1] - 1 + prior.path.shape[0]
+    start = Learned(centre if known is None else known, even, jnp.zeros((obs.x.shape[0], count)))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fit, 0, start)[1])
+    # The last round only evaluates, so that everything is compiled once.
+    return jax.lax.fori_loop(0, ROUNDS + 1, lambda number, state: fit(number, state[0]), (start, nothing))
 
 
 class _Descent(NamedTuple):
@@ -297,7 +325,7 @@ class _Descent(NamedTuple):
     evaluations: Array
 
 
-def _minimise(objective: Callable[[Array], Array], start: Array) -> Array:
+def _minimise(objective: Callable[[Array], Array], start: Array, evaluations: Array) -> Array:
     """A few steps of L-BFGS with backtracking.
 
     One loop makes both steps and backtracking, so that the objective is compiled once: compiling takes most
@@ -320,5 +348,5 @@ def _minimise(objective: Callable[[Array], Array], start: Array) -> Array:
 
     zero, infinite = jnp.zeros_like(start), jnp.asarray(jnp.inf)
     first = _Descent(start, infinite, zero, lbfgs.init(start), zero, jnp.zeros(()), infinite, jnp.asarray(0))
-    last = jax.lax.while_loop(lambda s: (s.evaluations < EVALUATIONS) & (s.gain > ENOUGH), evaluate, first)
+    last = jax.lax.while_loop(lambda s: (s.evaluations < evaluations) & (s.gain > ENOUGH), evaluate, first)
     return last.point

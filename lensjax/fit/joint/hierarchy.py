@@ -70,10 +70,10 @@ class Scales(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """Population slope and basis of deviations from it, constant within each of T octaves."""
+    """Slopes of M models, or of all alike, and the basis of deviations from them, constant within each of T octaves."""
 
-    mean: Float[Array, " T"]
-    basis: Float[Array, "T q"]
+    mean: Float[Array, "*M T"]
+    basis: Float[Array, "*M T q"]
 
 
 class Conditional(NamedTuple):
@@ -138,10 +138,10 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
       slopes: the population's slope, and the basis of deviations from it.
     """
     models, covariates = obs.covariates.shape
-    q = slopes.basis.shape[1]
-    path = -integrals(obs.x, slopes.mean.shape[0])
+    octaves, q = slopes.basis.shape[-2:]
+    path = -integrals(obs.x, octaves)
     basis = jnp.where(obs.present[..., None], path @ slopes.basis, 0.0)
-    residual = jnp.where(obs.present, obs.y - path @ slopes.mean, 0.0)
+    residual = jnp.where(obs.present, obs.y - (path @ slopes.mean[..., None])[..., 0], 0.0)
     walk = _walk(obs, weights, scales)
 
     # A model given its family and the covariates.
@@ -227,6 +227,13 @@ def pulls(given: Conditional, shared: Float[Array, "M q"]) -> Float[Array, "M n"
     return jnp.einsum("mab,mb->ma", given.precision, left)
 
 
+def model_mean(obs: Observations, scales: Scales, given: Conditional) -> Float[Array, "M q"]:
+    """Posterior mean of all coefficients of a model, its own and those it shares."""
+    shared, _ = shared_moments(obs, given)
+    pull = jnp.where(obs.present, pulls(given, shared), 0.0)
+    return shared + scales.model**2 * jnp.einsum("mnq,mn->mq", given.basis, pull)
+
+
 def update_weights(obs: Observations, weights: Weights, scales: Scales, given: Conditional, dof: float) -> Weights:
     """One expectation step for Student-t noise and jumps seen as Gaussians of unknown precision.
 
@@ -263,6 +270,48 @@ def update_weights(obs: Observations, weights: Weights, scales: Scales, given: C
     )
 
 
+class Coefficients(NamedTuple):
+    """A model's coefficients and its curve at G sizes given what models share: mean = `offset` + `gain` @ shared.
+
+    Coefficients come first, then the curve's values. `root` is a Cholesky factor of their covariance.
+    """
+
+    offset: Float[Array, "M q+G"]
+    gain: Float[Array, "M q+G q"]
+    root: Float[Array, "M q+G q+G"]
+
+
+def coefficients(
+    obs: Observations, scales: Scales, slopes: Slopes, given: Conditional, x: Float[Array, " G"]
+) -> Coefficients:
+    """Posterior of all coefficients of a model and of its curve at `x`, or where it ends if that is earlier."""
+    octaves, q = slopes.basis.shape[-2:]
+    last = jnp.max(jnp.where(obs.present, obs.x, -jnp.inf), axis=1, initial=0.0)
+    at = jnp.minimum(x, last[:, None])
+    path = -integrals(at, octaves)
+    rows = path @ slopes.basis
+    walk = jax.vmap(jnp.interp)(at, obs.x, given.walk)
+
+    prior, size = scales.model**2, q + x.shape[0]
+    everything = jnp.concatenate([jnp.broadcast_to(jnp.eye(q), (len(last), q, q)), rows], axis=1)
+    is_value = jnp.arange(size) >= q
+    walks = jnp.concatenate([jnp.zeros((len(last), q)), walk], axis=1)
+    cross = (everything * prior) @ given.basis.mT + _shared_minimum(walks, given.walk)
+    cross = jnp.where(obs.present[:, None, :], cross, 0.0)
+    weights = cross @ given.precision + jnp.where(is_value[:, None], given.level[:, None, :], 0.0)
+    lost = jnp.einsum("mgn,mn->mg", cross, given.level)
+    level = jnp.where(is_value[:, None] & is_value, given.level_variance[:, None, None], 0.0)
+    level -= lost[:, :, None] * is_value + lost[:, None, :] * is_value[:, None]
+    covariance = (everything * prior) @ everything.mT + _shared_minimum(walks, walks)
+    covariance += level - cross @ given.precision @ cross.mT
+    curve = jnp.pad((path @ slopes.mean[..., None])[..., 0], ((0, 0), (q, 0)))
+    return Coefficients(
+        offset=curve + jnp.einsum("mgn,mn->mg", weights, given.residual),
+        gain=everything - weights @ given.basis,
+        root=cholesky(covariance),
+    )
+
+
 class Extrapolation(NamedTuple):
     """Curves at G new sizes, given what models share: mean = `offset` + `gain` @ shared coefficients."""
 
@@ -275,7 +324,7 @@ def extrapolate(
     obs: Observations, scales: Scales, slopes: Slopes, given: Conditional, x: Float[Array, " G"], dof: float
 ) -> Extrapolation:
     """Posterior of y_i at `x` given the shared coefficients; jumps to come have Student's variance."""
-    path = -integrals(x, slopes.mean.shape[0])
+    path = -integrals(x, slopes.mean.shape[-1])
     basis = path @ slopes.basis
     last = jnp.max(jnp.where(obs.present, obs.x, -jnp.inf), axis=1)
     reached = jnp.max(jnp.where(obs.present, given.walk, -jnp.inf), axis=1)
@@ -286,11 +335,11 @@ def extrapolate(
     cross = (basis * scales.model**2) @ given.basis.mT + _shared_minimum(walk, given.walk)
     cross = jnp.where(obs.present[:, None, :], cross, 0.0)
     weights = cross @ given.precision + given.level[:, None, :]
-    prior = (basis * scales.model**2) @ basis.T + _shared_minimum(walk, walk)
+    prior = (basis * scales.model**2) @ basis.mT + _shared_minimum(walk, walk)
     lost = jnp.einsum("mgn,mn->mg", cross, given.level)
     level = given.level_variance[:, None, None] - lost[:, :, None] - lost[:, None, :]
     return Extrapolation(
-        offset=path @ slopes.mean + jnp.einsum("mgn,mn->mg", weights, given.residual),
+        offset=(path @ slopes.mean[..., None])[..., 0] + jnp.einsum("mgn,mn->mg", weights, given.residual),
         gain=basis - weights @ given.basis,
         covariance=prior - cross @ given.precision @ cross.mT + level,
     )

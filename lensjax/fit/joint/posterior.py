@@ -1,6 +1,7 @@
 """The joint fit's posterior: losses at any size, and the effect of further measurements."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
-from scipy.special import ndtri
 
 from lensjax.core.errors import InputError
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import hierarchy
+from lensjax.fit.joint.slopes import SlopePrior, log_slopes
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.mixture import mixture_quantile
 from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 
+_DRAWN = 250  # draws of each prior in one block
 _BLOCK = 32  # sizes are predicted in blocks of so many, so that one compiled program serves all
 
 
@@ -65,7 +67,7 @@ class JointPosterior(CurvePosterior):
       horizon: largest size that can be asked about.
       centre: log loss that was taken off every observation.
       observations: the curves that were fitted.
-      priors: names of the P slope priors that are averaged.
+      prior: the P slope priors that are averaged.
       dof: degrees of freedom of Student's t for jumps.
       fitted: the fits, with a leading axis over priors.
       time: that of the covariate log F(t), where there is one.
@@ -77,7 +79,7 @@ class JointPosterior(CurvePosterior):
     horizon: int
     centre: float
     observations: hierarchy.Observations
-    priors: tuple[str, ...]
+    prior: SlopePrior
     dof: float
     fitted: Fitted
     time: float | None = None
@@ -89,39 +91,37 @@ class JointPosterior(CurvePosterior):
         return float(np.mean(np.asarray(self.fitted.given.evidence)))
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
-        """See `CurvePosterior.predict`."""
+        """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives."""
         x = self._octaves(examples)
-        padded = np.zeros(max(1, -(-len(x) // _BLOCK)) * _BLOCK)
-        padded[: len(x)] = x
-        with float64_on_cpu():
-            blocks = [
-                [
-                    np.asarray(moment)
-                    for moment in _moments(self.observations, self.fitted, jnp.asarray(block), self.dof)
-                ]
-                for block in padded.reshape(-1, _BLOCK)
-            ]
-        mean, variance = (np.concatenate(parts, axis=-1)[..., : len(x)] for parts in zip(*blocks, strict=True))
-        median, *ends = (mixture_quantile(mean, np.sqrt(variance), at) for at in (0.5, 0.05, 0.95))
-        lower, upper = (median + self.widening * (end - median) for end in ends)
-        return Losses(*(np.exp(quantile + self.centre) for quantile in (median, lower, upper)))
+        draws = [self._draws(block, DRAWS, 0) for block in np.split(x, range(_BLOCK, len(x), _BLOCK))]
+        median, lower, upper = np.quantile(np.concatenate(draws, axis=2), (0.5, 0.05, 0.95), axis=0)
+        return Losses(np.exp(median), np.exp(lower), np.exp(upper))
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
         """See `CurvePosterior.sample`; as many draws from each prior."""
-        models, (priors, covariate_terms) = len(self.models), self.fitted.given.covariate_mean.shape
-        shapes = [(priors, _BLOCK, n) for n in (covariate_terms, models * self.fitted.given.basis.shape[-1], models)]
-        rng, blocks = np.random.default_rng(seed), []
+        return np.exp(self._draws(self._octaves(examples), draws, seed)[..., 0])
+
+    def _draws(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Float[np.ndarray, "draws M G"]:
+        """Log losses, in turn from each prior."""
+        width = 1 if len(x) == 1 else _BLOCK
+        padded = np.pad(x, (0, width - len(x)))
+        priors, blocks = len(self.prior.names), []
+        models, q = self.observations.x.shape[0], self.fitted.given.basis.shape[-1]
+        covariates = self.observations.covariates.shape[1]
+        widening = np.ones(models) * self.widening
         with float64_on_cpu():
-            x = jnp.asarray(self._octaves(examples))
-            for _ in range(-(-draws // (priors * _BLOCK))):  # in blocks, to bound memory
-                noise = [jnp.asarray(_stratified_normal(rng, shape)) for shape in shapes]
-                drawn = _draws(self.observations, self.fitted, x, self.dof, *noise)
-                blocks.append(np.asarray(drawn).swapaxes(0, 1).reshape(-1, models))
-        log_losses = np.concatenate(blocks)[:draws] + self.centre
-        if self.widening > 1:
-            middle = np.log(self.predict(examples).loss[:, 0])
-            log_losses = middle + self.widening * (log_losses - middle)
-        return np.exp(log_losses)
+            for number in range(-(-draws // (priors * _DRAWN))):  # in blocks, to bound memory
+                noise = _Noise(
+                    covariate=_normal((seed, number, 0), priors, covariates * q),
+                    family=_normal((seed, number, 1), priors, q, models),
+                    model=_normal((seed, number, 2), priors, q, models),
+                    curve=_normal((seed, number, 3), priors, 2, models),
+                )
+                drawn = np.asarray(
+                    _curves(self.observations, self.prior, self.fitted, jnp.asarray(padded), self.dof, widening, noise)
+                )
+                blocks.append(drawn.swapaxes(0, 1).reshape(-1, *drawn.shape[2:]))
+        return np.concatenate(blocks)[:draws, : len(self.models), : len(x)] + self.centre
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """Joint distribution of log losses at C points and of all models at a target.
@@ -183,10 +183,24 @@ class JointPosterior(CurvePosterior):
         return np.log2(self._within(examples) / self.unit)
 
 
-def _stratified_normal(rng: np.random.Generator, shape: tuple[int, int, int]) -> Float[np.ndarray, "P S N"]:
-    """Standard normal noise, of which the S draws of each number fall into S equally probable strata."""
-    strata = rng.permuted(np.broadcast_to(np.arange(shape[1])[:, None], shape), axis=1)
-    return np.asarray(ndtri((strata + rng.random(shape)) / shape[1]))
+class _Noise(NamedTuple):
+    """Standard normal noise: of S draws under each of P priors."""
+
+    covariate: Float[np.ndarray, "P S Kq"]
+    family: Float[np.ndarray, "P S q M"]
+    model: Float[np.ndarray, "P S q M"]
+    curve: Float[np.ndarray, "P S 2 M"]
+
+
+def _normal(seed: tuple[int, ...], priors: int, terms: int, models: int | None = None) -> Float[np.ndarray, "P S *n"]:
+    """Noise whose draws come in pairs that add to 0; that of a term and model stays with more terms and models."""
+    pairs = _DRAWN // 2
+    of_term = [
+        np.random.default_rng((*seed, term)).standard_normal((models or 1, priors, pairs)) for term in range(terms)
+    ]
+    noise = np.moveaxis(np.stack(of_term), (0, 1), (2, 3))
+    noise = np.stack([noise, -noise], axis=2).reshape(priors, _DRAWN, terms, -1)
+    return noise if models else noise[..., 0]
 
 
 def _first_below(
@@ -208,43 +222,43 @@ def _variance(curve: Float[Array, "*b"], noise: Float[Array, ""], dof: float) ->
 
 
 @jax.jit
-def _moments(
-    obs: hierarchy.Observations, fitted: Fitted, x: Float[Array, " G"], dof: float
-) -> tuple[Float[Array, "P M G"], Float[Array, "P M G"]]:
-    """Mean and variance of log loss under each prior."""
-
-    def one(f: Fitted) -> tuple[Array, Array]:
-        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
-        shared, covariance = hierarchy.shared_moments(obs, f.given)
-        mean = ahead.offset + jnp.einsum("mgq,mq->mg", ahead.gain, shared)
-        own = _variance(jnp.diagonal(ahead.covariance, axis1=1, axis2=2), f.scales.noise, dof)
-        return mean, own + jnp.einsum("mgq,mqr,mgr->mg", ahead.gain, covariance, ahead.gain)
-
-    return jax.lax.map(one, fitted)
-
-
-@jax.jit
-def _draws(
+def _curves(
     obs: hierarchy.Observations,
+    prior: SlopePrior,
     fitted: Fitted,
-    x: Float[Array, "1"],
+    x: Float[Array, " G"],
     dof: float,
-    covariate_noise: Float[Array, "P S Kq"],
-    family_noise: Float[Array, "P S Mq"],
-    own_noise: Float[Array, "P S M"],
-) -> Float[Array, "P S M"]:
-    """Draws of log loss at the one size `x` under each prior, from standard normal noise."""
+    widening: Float[Array, " M"],
+    noise: _Noise,
+) -> Float[Array, "P S M G"]:
+    """Draws of log losses at `x` under each prior."""
+    last = jnp.max(jnp.where(obs.present, obs.x, -jnp.inf), axis=1, initial=0.0)
+    student = dof / (dof - 2)
 
-    def one(args: tuple[Fitted, Array, Array, Array]) -> Array:
-        f, for_covariates, for_families, for_models = args
-        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
-        by_model = for_families.reshape(*for_models.shape, -1)
-        shared = hierarchy.shared_draws(obs, f.given, for_covariates, by_model)
-        variance = _variance(ahead.covariance[:, 0, 0], f.scales.noise, dof)
-        common = ahead.offset[:, 0] + jnp.einsum("mq,smq->sm", ahead.gain[:, 0], shared)
-        return common + jnp.sqrt(variance) * for_models
+    def one(args: tuple[SlopePrior, Fitted, _Noise]) -> Array:
+        prior, f, noise = args
+        q = f.slopes.basis.shape[-1]
+        by_family = jnp.swapaxes(jnp.asarray(noise.family), 1, 2)
+        shared = hierarchy.shared_draws(obs, f.given, jnp.asarray(noise.covariate), by_family)
+        own = hierarchy.coefficients(obs, f.scales, f.slopes, f.given, x)
+        middle, _ = hierarchy.shared_moments(obs, f.given)
+        centre = own.offset + jnp.einsum("mrq,mq->mr", own.gain, middle)
+        away = jnp.einsum("mrq,smq->smr", own.gain, shared - middle)
+        away += jnp.einsum("mrq,sqm->smr", own.root[:, :, :q], noise.model)
+        sd = jnp.linalg.norm(own.root[:, q:, q:], axis=2)
+        coefficients = centre[:, :q] + widening[:, None] * away[:, :, :q]
+        curve = centre[:, q:] + away[:, :, q:] + noise.curve[:, 0, :, None] * sd
+        # Beyond the data slopes are positive, whatever their draws.
+        ahead = hierarchy.integrals(x, f.slopes.basis.shape[-2]) - hierarchy.integrals(
+            jnp.minimum(x, last[:, None]), f.slopes.basis.shape[-2]
+        )
+        slopes = jnp.exp(jax.vmap(jax.vmap(partial(log_slopes, prior)))(coefficients))
+        fall = jnp.einsum("smt,mgt->smg", slopes, ahead)
+        jumps = f.scales.jump**2 * student * jnp.clip(x - last[:, None], 0.0, 1.0)
+        run = jnp.sqrt(f.scales.noise**2 * student + jumps)
+        return curve - fall + widening[:, None] * run * noise.curve[:, 1, :, None]
 
-    return jax.lax.map(one, (fitted, covariate_noise, family_noise, own_noise))
+    return jax.lax.map(one, (prior, fitted, noise))
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from lensjax.fit.joint.hierarchy import Slopes
 from lensjax.fit.joint.shapes import SHAPES, Shape
 
-PRIORS = ("law", "wiener", "smooth", "saturating")  # that are averaged by default; they extrapolate differently
+PRIORS = ("law", "wiener", "damped", "plateau")  # that are averaged by default; they extrapolate differently
 NOISE = 0.008  # median sd of noise and of jumps, in log loss
 UNUSED = 1e-6  # sd of a coefficient that a shape does not use
 
@@ -35,14 +35,14 @@ class SlopePrior:
       path: Cholesky factor of the path's covariance over octaves.
       amplitudes: median sd of C coefficients, the last the path's: model, family, then the covariates, the first one
         shared.
-      centre: prior means of the population's numbers.
+      centre: numbers of a usual model.
       names: of all shapes that are stacked.
     """
 
     which: Int[Array, ""]
     path: Float[Array, "T T"]
     amplitudes: Float[Array, "R C"]
-    centre: Float[Array, " P"]
+    centre: Float[Array, " S"]
     names: tuple[str, ...]
 
 
@@ -60,7 +60,6 @@ def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -
     shapes = [SHAPES[name] for name in names]
     rows = ["model", "family", "shared", *["covariate"] * (covariates - 1)]
     coefficients = max(len(shape.medians.shared) for shape in shapes) - 1
-    numbers = max(len(shape.centre) for shape in shapes)
 
     def padded(medians: Sequence[float]) -> list[float]:
         *used, path = medians
@@ -71,21 +70,30 @@ def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -
         which=jnp.arange(len(shapes)),
         path=jnp.asarray([shape.path(octaves) for shape in shapes]),
         amplitudes=jnp.maximum(jnp.asarray(amplitudes), UNUSED),
-        centre=jnp.asarray([np.pad(shape.centre, (0, numbers - len(shape.centre))) for shape in shapes]),
+        centre=jnp.asarray([np.pad(shape.centre, (0, coefficients - len(shape.centre))) for shape in shapes]),
         names=tuple(names),
     )
 
 
-def population_slopes(prior: SlopePrior, numbers: Float[Array, " P"]) -> Slopes:
-    """Population slope and basis of deviations; a path is scaled by the slope that it deviates from."""
-    octaves, coefficients = prior.path.shape[0], prior.amplitudes.shape[-1] - 1
+def log_slopes(prior: SlopePrior, coefficients: Float[Array, " q"]) -> Float[Array, " T"]:
+    """Log slopes of a model whose numbers and path deviate by the coefficients from the usual."""
+    octaves, count = prior.path.shape[0], prior.amplitudes.shape[-1] - 1
 
-    def of(shape: Shape) -> Callable[[Array], tuple[Array, Array]]:
-        def slopes(numbers: Array) -> tuple[Array, Array]:
-            mean, basis = shape.slopes(numbers[: len(shape.centre)], octaves)
-            return mean, jnp.pad(basis, ((0, 0), (0, coefficients - basis.shape[1])))
+    def of(shape: Shape) -> Callable[[Array], Array]:
+        return lambda numbers: shape.log_slopes(numbers[: len(shape.centre)], octaves)
 
-        return slopes
+    numbers = prior.centre + coefficients[:count]
+    own: Array = jax.lax.switch(prior.which, [of(SHAPES[name]) for name in prior.names], numbers)
+    return own + prior.path @ coefficients[count:]
 
-    mean, basis = jax.lax.switch(prior.which, [of(SHAPES[name]) for name in prior.names], numbers)
-    return Slopes(mean=mean, basis=jnp.concatenate([basis, mean[:, None] * prior.path], axis=1))
+
+def linearised(prior: SlopePrior, coefficients: Float[Array, "M q"]) -> Slopes:
+    """Slopes of M models as they depend on the coefficients, to first order about those given."""
+
+    def one(c: Float[Array, " q"]) -> tuple[Array, Array]:
+        slope = lambda c: jnp.exp(log_slopes(prior, c))  # noqa: E731
+        value, basis = slope(c), jax.jacfwd(slope)(c)
+        return value - basis @ c, basis
+
+    mean, basis = jax.vmap(one)(coefficients)
+    return Slopes(mean=mean, basis=basis)

@@ -38,21 +38,19 @@ class Medians(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """A prior belief about local slopes.
+    """A prior belief about local slopes, v(x) = slope(numbers)(x) · exp(path(x)) > 0: more data does not raise a loss.
 
     Attributes:
-      slopes: (P numbers of the population, octaves T) → slope of an average model in each octave, in nats of log loss,
-        and the basis of S coefficients by which models deviate from it, T × S. Traced by JAX.
-      path: octaves T → lower Cholesky factor of the covariance of a random path, T × T, by which any slope may drift
-        in units of the average one.
-      medians: of the deviations.
-      centre: prior means of the P numbers, which are learned; each has the prior standard deviation of log amplitudes.
+      log_slopes: (S numbers, octaves T) → log of the slope in each octave, in nats of log loss. Traced by JAX.
+      path: octaves T → lower Cholesky factor of the covariance of a random path, T × T, by which log slopes drift.
+      medians: of the deviations of the numbers from `centre` and of the path.
+      centre: the S numbers of a usual model.
     """
 
-    slopes: Callable[[Float[Array, " P"], int], tuple[Float[Array, " T"], Float[Array, "T S"]]]
+    log_slopes: Callable[[Float[Array, " S"], int], Float[Array, " T"]]
     path: Callable[[int], Float[np.ndarray, "T T"]]
     medians: Medians
-    centre: Float[np.ndarray, " P"] = field(default_factory=lambda: np.zeros(0))
+    centre: Float[np.ndarray, " S"]
 
 
 SHAPES: Registry[Shape] = Registry("slope prior", __name__, "lensjax.laws")
@@ -69,22 +67,10 @@ def wiener_path(octaves: int) -> Float[np.ndarray, "T T"]:
     return np.linalg.cholesky(np.minimum(x[:, None], x) / 4)
 
 
-def smooth_path(octaves: int) -> Float[np.ndarray, "T T"]:
-    """An integrated Wiener process."""
-    x = middles(octaves)
+def damped_path(octaves: int, time: float = 3.0) -> Float[np.ndarray, "T T"]:
+    """The integral of an Ornstein–Uhlenbeck process: a trend that is forgotten after `time` octaves."""
+    x = middles(octaves) / time
     low, gap = np.minimum(x[:, None], x), np.abs(x[:, None] - x)
-    return np.linalg.cholesky((low**3 / 3 + gap * low**2 / 2) / 64 + 1e-12 * np.eye(octaves))
-
-
-def drifting(path: Callable[[int], np.ndarray], *trends: Callable[[np.ndarray], np.ndarray]) -> Shape:
-    """A constant slope from which models deviate by a level, a path, and at most one trend, a function of x."""
-
-    def slopes(_: Float[Array, " P"], octaves: int) -> tuple[Float[Array, " T"], Float[Array, "T S"]]:
-        basis = np.stack([np.ones(octaves), *(trend(middles(octaves)) for trend in trends)], axis=1)
-        return jnp.full(octaves, USUAL_SLOPE), jnp.asarray(USUAL_SLOPE * basis)
-
-    def of(level: float, trend: float, path: float) -> tuple[float, ...]:
-        return (level, *[trend] * len(trends), path)
-
-    medians = Medians(of(0.7, 0.5, 0.2), of(0.4, 0.2, 0.15), of(0.3, 0.15, 0.1), of(0.2, 0.1, 0.05))
-    return Shape(slopes, path, medians)
+    covariance = 2 * low - 1 + np.exp(-x[:, None]) + np.exp(-x) - np.exp(-gap)
+    at = middles(4)[-1] / time
+    return np.linalg.cholesky(covariance / (2 * at - 2 + 2 * np.exp(-at)) + 1e-12 * np.eye(octaves))

@@ -1,5 +1,15 @@
-"""A constant slope; models deviate by a level, a linear trend and a Wiener path."""
+"""A slope that lasts: its log is a level and a Wiener path."""
 
-from lensjax.fit.joint.shapes import CENTRE, SHAPES, drifting, wiener_path
+import jax.numpy as jnp
+import numpy as np
 
-SHAPES.register("wiener")(drifting(wiener_path, lambda x: (x - CENTRE) / 4))
+from lensjax.fit.joint.shapes import SHAPES, USUAL_SLOPE, Medians, Shape, wiener_path
+
+SHAPES.register("wiener")(
+    Shape(
+        log_slopes=lambda numbers, octaves: jnp.full(octaves, numbers[0]),
+        path=wiener_path,
+        medians=Medians(shared=(0.7, 0.2), model=(0.4, 0.15), family=(0.3, 0.1), covariate=(0.2, 0.05)),
+        centre=np.array([np.log(USUAL_SLOPE)]),
+    )
+)

@@ -1,0 +1,15 @@
+"""A slope with a damped trend: its log is a level and the integral of an Ornstein–Uhlenbeck process."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from lensjax.fit.joint.shapes import SHAPES, USUAL_SLOPE, Medians, Shape, damped_path
+
+SHAPES.register("damped")(
+    Shape(
+        log_slopes=lambda numbers, octaves: jnp.full(octaves, numbers[0]),
+        path=damped_path,
+        medians=Medians(shared=(0.7, 0.2), model=(0.4, 0.15), family=(0.3, 0.1), covariate=(0.2, 0.05)),
+        centre=np.array([np.log(USUAL_SLOPE)]),
+    )
+)
