@@ -31,18 +31,33 @@ def hold_out(table: CurveTable, steps: int = 1) -> tuple[CurveTable, CurveTable]
     return replace(table, loss=seen), replace(table, loss=last)
 
 
-def widening(errors: Float[np.ndarray, " M"], dof: float, sd: float) -> float:
-    """The factor, at least 1, by which intervals ought to be wider than predicted.
+def widening(errors: Float[np.ndarray, " M"], dof: float, sd: float, usual: float = 1.0) -> float:
+    """The factor, at least `usual`, by which intervals ought to be wider than predicted.
 
     Args:
       errors: of losses that a fit did not see, in its standard deviations.
       dof: degrees of freedom of the errors' Student's t, so that one outlier does not widen the intervals of all.
-      sd: prior standard deviation of the log of the factor, which keeps it near 1 where errors are few.
+      sd: prior standard deviation of the log of the factor, which keeps it near `usual` where errors are few.
+      usual: the factor where nothing clearly speaks against it.
 
     Returns:
-      The most probable scale of the errors, or 1 where that is not clearly more probable than 1.
+      The most probable scale of the errors, or `usual` where that is not clearly more probable.
     """
-    log_density = student.logpdf(errors / WIDENINGS[:, None], dof).sum(axis=1) - len(errors) * np.log(WIDENINGS)
+    factors = usual * WIDENINGS
+    log_density = student.logpdf(errors / factors[:, None], dof).sum(axis=1) - len(errors) * np.log(factors)
     log_density -= 0.5 * (np.log(WIDENINGS) / sd) ** 2
     best = int(np.argmax(log_density))
-    return float(WIDENINGS[best]) if log_density[best] > log_density[0] + CLEARLY else 1.0
+    return float(factors[best]) if log_density[best] > log_density[0] + CLEARLY else usual
+
+
+def widenings(errors: Float[np.ndarray, " M"], dof: float, sd: float) -> tuple[float, Float[np.ndarray, " M"]]:
+    """`widening` of all models together, and of each, which starts from it.
+
+    Args:
+      errors: as for `widening`, one of each model; NaN for models without.
+      dof, sd: as for `widening`.
+    """
+    known = np.isfinite(errors)
+    common = widening(errors[known], dof, sd)
+    own = [widening(errors[[i]], dof, sd, common) if known[i] else common for i in range(len(errors))]
+    return common, np.array(own)

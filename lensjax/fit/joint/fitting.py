@@ -2,10 +2,11 @@
 
 Per-model fits of a four-parameter law lose to a straight line, because five to eleven points do not identify
 four parameters. Here all models are fitted together: see `lensjax.fit.joint.hierarchy` for the model,
-`lensjax.fit.joint.shapes` for its priors. Amplitudes, noise, jumps and the population's numbers are learned by maximum
-marginal likelihood under weak priors (L-BFGS of Optax), in turn with the weights that make noise and level jumps
-Student-t. The same fit without the largest sizes predicts them, which shows whether its intervals are wide enough; if
-not, they are widened.
+`lensjax.fit.joint.shapes` for its priors. Slopes are positive functions of Gaussian coefficients, whose posterior is
+Gaussian to first order about its mode (Gauss and Newton's method). In turn with it, amplitudes, noise and jumps are
+learned by maximum marginal likelihood under weak priors (L-BFGS of Optax), and the weights that make noise and level
+jumps Student-t. The same fit without the largest sizes predicts them, which shows whether its intervals are wide
+enough; if not, they are widened.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,18 +24,18 @@ from jaxtyping import Float
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
-from lensjax.fit.calibration import hold_out, widening
+from lensjax.fit.calibration import hold_out, widenings
 from lensjax.fit.joint.hierarchy import Observations, Scales, Slopes, Weights, condition, model_mean, update_weights
 from lensjax.fit.joint.posterior import Fitted, JointPosterior
 from lensjax.fit.joint.shapes import SHAPES
 from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, linearised, slope_priors
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.posterior import check_fit
+from lensjax.fit.posterior import Z90, check_fit
 from lensjax.fit.residuals import Residuals, candidate_times
 
 LEAST_NOISE = 1e-4  # of log loss: none is known better
 LEARN_FROM = 256  # models at most teach the amplitudes; more would add time, not knowledge
-ROUNDS = 14  # of learning amplitudes, then weights
+ROUNDS = 14  # of learning amplitudes, then weights and slopes
 SETTLING = 4  # first rounds, in which amplitudes stay as they are
 EVALUATIONS = 10  # of the evidence in a round, at most
 MEMORY = 10  # steps that L-BFGS remembers
@@ -157,18 +158,19 @@ def fit_joint(
     seen, last = hold_out(table)
     if not (settings.widen and last.measured.any()):
         return posterior
-    errors = _errors(fit(seen, known), last)
-    return replace(posterior, widening=widening(errors, settings.dof, settings.amplitude_sd))
+    common, own = widenings(_errors(fit(seen, known), last), settings.dof, settings.amplitude_sd)
+    return replace(posterior, widening=common, own_widening=own)
 
 
 def _errors(posterior: JointPosterior, last: CurveTable) -> Float[np.ndarray, " M"]:
-    """Errors of the predicted log losses in `last`, one of each model, in predicted standard deviations."""
-    scored = last.measured.any(axis=1)
-    column = np.argmax(last.measured, axis=1)[scored]
+    """Errors of the predicted log losses in `last`, in predicted standard deviations on their side of the median."""
+    column = np.argmax(last.measured, axis=1)
     sizes, place = np.unique(last.sizes[column], return_inverse=True)
+    everyone = np.arange(len(column))
     losses = posterior.predict(sizes)
-    far = np.log(last.loss[scored, column]) - np.log(losses.loss[scored, place])
-    return far / losses.log_sd[scored, place]
+    median, lower, upper = (np.log(part[everyone, place]) for part in losses.parts)
+    far = np.log(last.loss[everyone, column]) - median  # NaN where nothing was held out
+    return Z90 * far / np.where(far > 0, upper - median, median - lower)
 
 
 def _best_time(fit: Callable[[float], JointPosterior], residuals: Residuals) -> tuple[float, JointPosterior]:

@@ -2,11 +2,12 @@
 
 With a local slope v_i(x) = -d log L_i / d log2 D, x = log2(D / D_min) in octaves, model i's curve is
 
-    y_i(x) = ℓ_i - ∫₀ˣ v_i + W_i(x) + ε,    v_i = v̄ + Σ_q basis_q(x) (d_iq + f_{family(i),q} + Σ_k c_ik t_kq)
+    y_i(x) = ℓ_i - ∫₀ˣ v_i + W_i(x) + ε,    v_i = v̄_i + Σ_q basis_iq(x) (d_iq + f_{family(i),q} + Σ_k c_ik t_kq)
 
-where ℓ_i is a free level, W_i a random walk of level jumps, ε noise, and d, f, t are Gaussian coefficients of
-the model, its family and the covariates c (the first of them 1, for all models alike). Every kind of
-coefficient has its own amplitude per basis function.
+where v̄_i and basis_i are a model's slopes to first order in the coefficients (see `lensjax.fit.joint.slopes`), ℓ_i
+is a free level, W_i a random walk of level jumps, ε noise, and d, f, t are Gaussian coefficients of the model, its
+family and the covariates c (the first of them 1, for all models alike). Every kind of coefficient has its own
+amplitude per basis function.
 
 Models are independent given f and t, families given t. Marginalising in that order (models by n × n, families
 by q × q, covariates by Kq × Kq Cholesky factors) costs O(M (n³ + q³)) for M models of n points.

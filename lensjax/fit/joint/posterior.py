@@ -13,12 +13,12 @@ from jaxtyping import Float, Int
 from lensjax.core.errors import InputError
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import hierarchy
-from lensjax.fit.joint.slopes import SlopePrior, log_slopes
+from lensjax.fit.joint.slopes import SlopePrior, slopes_of
 from lensjax.fit.linalg import float64_on_cpu
-from lensjax.fit.mixture import mixture_quantile
 from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 
+FAR = 5.0  # scales of noise, or of a jump, from which a point is an outlier
 _DRAWN = 250  # draws of each prior in one block
 _BLOCK = 32  # sizes are predicted in blocks of so many, so that one compiled program serves all
 
@@ -38,11 +38,18 @@ class Fitted(NamedTuple):
     given: hierarchy.Conditional
 
 
+class Outlier(NamedTuple):
+    """A measured loss far from the rest of its curve."""
+
+    model: str
+    examples: int
+
+
 class JointMoments(NamedTuple):
-    """Log losses that would be measured at C points, and of all M models at a target; Gaussian under each of P priors.
+    """Log losses that would be measured at C points, and of all M models at a target, as if Gaussian under each prior.
 
     Attributes:
-      target_mean, target_variance: of the models at the target.
+      target_mean, target_variance: of the models at the target; the mean is that of a Gaussian with the expected loss.
       point_mean, point_variance: of the points.
       covariance: of a point with the models at the target.
     """
@@ -56,7 +63,7 @@ class JointMoments(NamedTuple):
 
 @dataclass(frozen=True)
 class JointPosterior(CurvePosterior):
-    """Posterior over the curves of M models, an equal mixture over the slope priors.
+    """Posterior over the curves of M models, a mixture over the slope priors.
 
     Made by `lensjax.fit.joint.fitting.fit_joint`. Predictions are of a loss that would be measured: they include the
     jumps and noise of a fine-tuning run that has not happened yet.
@@ -71,7 +78,8 @@ class JointPosterior(CurvePosterior):
       dof: degrees of freedom of Student's t for jumps.
       fitted: the fits, with a leading axis over priors.
       time: that of the covariate log F(t), where there is one.
-      widening: factor by which all predictions are wider than modelled; see `lensjax.fit.calibration.widening`.
+      widening: factor by which predictions of most models are wider than modelled; see `lensjax.fit.calibration`.
+      own_widening: factor of each model, at least `widening`; `widening` for all where there is none.
     """
 
     models: tuple[str, ...]
@@ -84,6 +92,7 @@ class JointPosterior(CurvePosterior):
     fitted: Fitted
     time: float | None = None
     widening: float = 1.0
+    own_widening: Float[np.ndarray, " M"] | None = None
 
     @property
     def evidence(self) -> float:
@@ -101,27 +110,45 @@ class JointPosterior(CurvePosterior):
         """See `CurvePosterior.sample`; as many draws from each prior."""
         return np.exp(self._draws(self._octaves(examples), draws, seed)[..., 0])
 
+    @property
+    def prior_weights(self) -> Float[np.ndarray, " P"]:
+        """Share of each prior in the mixture: by the evidence of one curve on average, for the priors are all wrong."""
+        evidence = np.asarray(self.fitted.given.evidence) / len(self.models)
+        weights: np.ndarray = np.exp(evidence - evidence.max())
+        return weights / weights.sum()
+
     def _draws(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Float[np.ndarray, "draws M G"]:
-        """Log losses, in turn from each prior."""
+        """Log losses, from each prior by its weight."""
+        drawn = self._by_prior(x, -(-draws // len(self.prior.names)), seed)
+        ends = np.searchsorted(np.cumsum(self.prior_weights), (np.arange(draws) + 0.5) / draws)
+        prior = np.minimum(np.random.default_rng(seed).permutation(ends), len(drawn) - 1)
+        turn = np.zeros(draws, int)
+        for number in range(len(drawn)):  # draws of a prior with much weight are used again
+            turn[prior == number] = np.arange(np.sum(prior == number)) % drawn.shape[1]
+        return drawn[prior, turn]
+
+    def _by_prior(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Float[np.ndarray, "P draws M G"]:
+        """Log losses, as many draws from each prior."""
         width = 1 if len(x) == 1 else _BLOCK
         padded = np.pad(x, (0, width - len(x)))
         priors, blocks = len(self.prior.names), []
         models, q = self.observations.x.shape[0], self.fitted.given.basis.shape[-1]
         covariates = self.observations.covariates.shape[1]
-        widening = np.ones(models) * self.widening
+        own = np.full(len(self.models), self.widening) if self.own_widening is None else self.own_widening
         with float64_on_cpu():
-            for number in range(-(-draws // (priors * _DRAWN))):  # in blocks, to bound memory
+            widening = jnp.asarray(np.pad(own, (0, models - len(own)), constant_values=1.0))
+            for number in range(-(-draws // _DRAWN)):  # in blocks, to bound memory
                 noise = _Noise(
                     covariate=_normal((seed, number, 0), priors, covariates * q),
                     family=_normal((seed, number, 1), priors, q, models),
                     model=_normal((seed, number, 2), priors, q, models),
                     curve=_normal((seed, number, 3), priors, 2, models),
                 )
-                drawn = np.asarray(
-                    _curves(self.observations, self.prior, self.fitted, jnp.asarray(padded), self.dof, widening, noise)
+                drawn = _curves(
+                    self.observations, self.prior, self.fitted, jnp.asarray(padded), self.dof, widening, noise
                 )
-                blocks.append(drawn.swapaxes(0, 1).reshape(-1, *drawn.shape[2:]))
-        return np.concatenate(blocks)[:draws, : len(self.models), : len(x)] + self.centre
+                blocks.append(np.asarray(drawn)[:, :, : len(self.models), : len(x)])
+        return np.concatenate(blocks, axis=1)[:, :draws] + self.centre
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """Joint distribution of log losses at C points and of all models at a target.
@@ -141,18 +168,35 @@ class JointPosterior(CurvePosterior):
         with float64_on_cpu():
             points = jnp.asarray(model), jnp.asarray(size + 1)
             modelled: JointMoments = _joint_moments(self.observations, self.fitted, jnp.asarray(x), *points, self.dof)
+        # Slopes are not linear in what is Gaussian: correlations are those to first order, the rest is the draws'.
+        models = len(self.models)
+        at_target = self._by_prior(self._octaves(target), _DRAWN, 0)[..., 0] - self.centre
+        blocks = [self._by_prior(block, _DRAWN, 0) for block in np.split(x, range(_BLOCK, len(x), _BLOCK))]
+        at_points = np.concatenate(blocks, axis=3)[:, :, model, size + 1] - self.centre
+        target_variance, point_variance = at_target.var(axis=1), at_points.var(axis=1)
+        target_scale = np.sqrt(target_variance / np.asarray(modelled.target_variance)[:, :models])
+        point_scale = np.sqrt(point_variance / np.asarray(modelled.point_variance))
+        covariance = np.asarray(modelled.covariance)[:, :, :models]
+        parts = (
+            np.log(np.exp(at_target).mean(axis=1)) - target_variance / 2,
+            target_variance,
+            at_points.mean(axis=1),
+            point_variance,
+            covariance * point_scale[:, :, None] * target_scale[:, None, :],
+        )
+        with float64_on_cpu():
+            return JointMoments(*map(jnp.asarray, parts))
 
-            def wider(mean: Float[Array, "P N"], variance: Float[Array, "P N"]) -> Float[Array, "P N"]:
-                middle = jnp.asarray(mixture_quantile(np.asarray(mean), np.sqrt(np.asarray(variance)), 0.5))
-                return middle + self.widening * (mean - middle)
-
-            return JointMoments(
-                target_mean=wider(modelled.target_mean, modelled.target_variance),
-                target_variance=self.widening**2 * modelled.target_variance,
-                point_mean=wider(modelled.point_mean, modelled.point_variance),
-                point_variance=self.widening**2 * modelled.point_variance,
-                covariance=self.widening**2 * modelled.covariance,
-            )
+    def outliers(self) -> list[Outlier]:
+        """Points `FAR` scales or more from the rest of their curve, by their Student-t weights under all priors."""
+        obs, weights, shares = self.observations, self.fitted.weights, self.prior_weights
+        least = (self.dof + 1) / (self.dof + FAR**2)
+        found = {
+            (int(i), round(float(self.unit * 2 ** obs.x[i, k])))
+            for weight in (weights.noise, weights.jump)
+            for i, k in np.argwhere((np.tensordot(shares, np.asarray(weight), 1) < least) & np.asarray(obs.present))
+        }
+        return [Outlier(self.models[i], examples) for i, examples in sorted(found)]
 
     def examples_needed(self, loss: float) -> Float[np.ndarray, "M 3"]:
         """Numbers of examples with which each model reaches a loss.
@@ -252,7 +296,7 @@ def _curves(
         ahead = hierarchy.integrals(x, f.slopes.basis.shape[-2]) - hierarchy.integrals(
             jnp.minimum(x, last[:, None]), f.slopes.basis.shape[-2]
         )
-        slopes = jnp.exp(jax.vmap(jax.vmap(partial(log_slopes, prior)))(coefficients))
+        slopes = jax.vmap(jax.vmap(partial(slopes_of, prior)))(coefficients)
         fall = jnp.einsum("smt,mgt->smg", slopes, ahead)
         jumps = f.scales.jump**2 * student * jnp.clip(x - last[:, None], 0.0, 1.0)
         run = jnp.sqrt(f.scales.noise**2 * student + jumps)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from lensjax.fit.joint.hierarchy import Slopes
 from lensjax.fit.joint.shapes import SHAPES, Shape
 
-PRIORS = ("law", "wiener", "damped", "plateau")  # that are averaged by default; they extrapolate differently
+PRIORS = ("lasting", "damped", "saturating", "floor")  # that are averaged by default; they extrapolate differently
 NOISE = 0.008  # median sd of noise and of jumps, in log loss
 UNUSED = 1e-6  # sd of a coefficient that a shape does not use
 
@@ -75,25 +75,20 @@ def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -
     )
 
 
-def log_slopes(prior: SlopePrior, coefficients: Float[Array, " q"]) -> Float[Array, " T"]:
-    """Log slopes of a model whose numbers and path deviate by the coefficients from the usual."""
-    octaves, count = prior.path.shape[0], prior.amplitudes.shape[-1] - 1
+def slopes_of(prior: SlopePrior, coefficients: Float[Array, " q"]) -> Float[Array, " T"]:
+    """Slopes of a model whose numbers and path deviate by the coefficients from the usual."""
+    count = prior.amplitudes.shape[-1] - 1
 
-    def of(shape: Shape) -> Callable[[Array], Array]:
-        return lambda numbers: shape.log_slopes(numbers[: len(shape.centre)], octaves)
+    def of(shape: Shape) -> Callable[[Array, Array], Array]:
+        return lambda numbers, path: shape.slopes(numbers[: len(shape.centre)], path)
 
-    numbers = prior.centre + coefficients[:count]
-    own: Array = jax.lax.switch(prior.which, [of(SHAPES[name]) for name in prior.names], numbers)
-    return own + prior.path @ coefficients[count:]
+    numbers, path = prior.centre + coefficients[:count], prior.path @ coefficients[count:]
+    slopes: Array = jax.lax.switch(prior.which, [of(SHAPES[name]) for name in prior.names], numbers, path)
+    return slopes
 
 
 def linearised(prior: SlopePrior, coefficients: Float[Array, "M q"]) -> Slopes:
     """Slopes of M models as they depend on the coefficients, to first order about those given."""
-
-    def one(c: Float[Array, " q"]) -> tuple[Array, Array]:
-        slope = lambda c: jnp.exp(log_slopes(prior, c))  # noqa: E731
-        value, basis = slope(c), jax.jacfwd(slope)(c)
-        return value - basis @ c, basis
-
-    mean, basis = jax.vmap(one)(coefficients)
-    return Slopes(mean=mean, basis=basis)
+    slopes = jax.vmap(partial(slopes_of, prior))(coefficients)
+    basis = jax.vmap(jax.jacfwd(partial(slopes_of, prior)))(coefficients)
+    return Slopes(mean=slopes - jnp.einsum("mtq,mq->mt", basis, coefficients), basis=basis)

@@ -35,7 +35,6 @@ from scipy.stats import t as student
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.shapes import USUAL_SLOPE
-from lensjax.fit.joint.shapes.law import LAW_CENTRE
 from lensjax.fit.joint.slopes import NOISE
 from lensjax.fit.lensllm.law_hierarchy import (
     COORDINATES,
@@ -73,6 +72,7 @@ LOG_SPREAD_SD = np.array([1.0, 0.8, 0.8, 0.8])
 FREE_SPREAD = 2.0  # of a log D_l that is its model's own
 B_SD = 1.0  # around 0, so that 1, the paper's, is as likely as not
 LOG_NOISE_SD = 0.8
+USUAL_SHARES = (0.7, -0.7)  # logits of the shares of the transition that is behind us and of the loss that stays
 
 
 _stack = partial(jax.tree.map, lambda *leaves: np.stack(leaves))  # of trees, along a new first axis
@@ -297,7 +297,7 @@ def _prior(variant: Variant, middle: float, log_f: float) -> Prior:
       middle: log of the size in the middle of those measured.
       log_f: mean log F over models.
     """
-    _, logit_s, logit_rho = LAW_CENTRE
+    logit_s, logit_rho = USUAL_SHARES
     beta = USUAL_SLOPE / (np.log(2) * expit(logit_s) * expit(-logit_rho))
     mean, mean_sd = np.array([0.0, np.log(beta), beta * middle - logit_s, logit_rho]), MEAN_SD.copy()
     log_spread, log_spread_sd = np.log(SPREAD), LOG_SPREAD_SD.copy()

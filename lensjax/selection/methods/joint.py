@@ -1,9 +1,13 @@
 """The joint fit: all curves of a task at once, see `lensjax.fit.joint.fitting`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from lensjax.core.errors import listing
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST
+from lensjax.fit.joint.posterior import Outlier
 from lensjax.fit.joint.recent import joint_fit
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import register
@@ -12,21 +16,36 @@ from lensjax.selection.prediction import Prediction, predict_from
 ASSUMPTIONS = (
     "All models were fitted at once. Their local slopes, -d log L / d log D, share a population, their family's, and "
     "effects of log size and of the loss level; how much of each was learned.",
-    "Four priors that extrapolate differently are averaged with equal weight: the rectified law "
-    "L = B / (D_l + D^β) + E, and slopes that drift about a constant in three ways.",
+    "Slopes are positive: more data does not raise the expected loss. Four priors that extrapolate differently are "
+    "averaged, weighted by their evidence per curve: slopes that last, that follow a damped trend, that level off, and "
+    "those of a power law with a floor, L = A D^-β + E.",
     "Noise and jumps of the level are Student-t with 3 degrees of freedom; intervals include those of a run that has "
     "not happened yet. The pretrained loss (D = 0) is not on the curve and is not used.",
-    "All intervals are widened where those of the same fit without the largest sizes were too narrow for them.",
+    "Intervals are widened where those of the same fit without the largest sizes were too narrow for them: of all "
+    "models if most were, else of single ones.",
 )
 UNCHECKED = "No model was measured at three sizes, so that nothing shows whether intervals are wide enough."
+NAMED = 3  # points far from the rest, in one caution
 
 
-@register("joint", "all curves at once: law and local-slope priors averaged", place=7)
+@register("joint", "all curves at once: four priors of local slopes averaged", place=7)
 def joint(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
     """Fits the models with two sizes above 0."""
     points = table.points()
     if not (points >= FEWEST).any():
         return Prediction(np.full(len(table.models), np.nan))
     posterior = joint_fit(table.select(points >= FEWEST), target)
-    cautions = (UNCHECKED,) if points.max() <= FEWEST else ()
+    cautions = (*((UNCHECKED,) if points.max() <= FEWEST else ()), *_far(posterior.outliers()))
     return predict_from(posterior, target, table, assumptions=ASSUMPTIONS, cautions=cautions)
+
+
+def _far(outliers: Sequence[Outlier]) -> tuple[str, ...]:
+    """A caution that names points far from the rest, if there are any."""
+    if not outliers:
+        return ()
+    named = [f"{one.model} at {one.examples:,} examples" for one in outliers]
+    listed = listing(named, NAMED)
+    return (
+        f"Far from the rest of their curves are {listed}: a run that went wrong, or a sudden fall or rise. They count "
+        "for little in the fit; measure them again with another seed.",
+    )

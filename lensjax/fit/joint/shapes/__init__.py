@@ -5,18 +5,19 @@ named after it. The joint fitter averages over those that `JointSettings.priors`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.nn import softplus
 from jaxtyping import Float
 
 from lensjax.core.registry import Registry
 
 CENTRE = 6.0  # octaves above the smallest size, mid-way along a typical ladder
 USUAL_SLOPE = 0.05  # nats of log loss per octave
+USUAL_LEVEL = np.log(np.e - 1)  # where `soft_slope` has the usual slope
 
 
 class Medians(NamedTuple):
@@ -38,16 +39,16 @@ class Medians(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """A prior belief about local slopes, v(x) = slope(numbers)(x) · exp(path(x)) > 0: more data does not raise a loss.
+    """A prior belief about local slopes, which are positive: more data does not raise a loss.
 
     Attributes:
-      log_slopes: (S numbers, octaves T) → log of the slope in each octave, in nats of log loss. Traced by JAX.
-      path: octaves T → lower Cholesky factor of the covariance of a random path, T × T, by which log slopes drift.
-      medians: of the deviations of the numbers from `centre` and of the path.
+      slopes: (S numbers, a path over T octaves) → the slope in each octave, in nats of log loss. Traced by JAX.
+      path: octaves T → lower Cholesky factor of the covariance of the path, by which slopes drift.
+      medians: of the deviations of the numbers from `centre`, and of the path from 0.
       centre: the S numbers of a usual model.
     """
 
-    log_slopes: Callable[[Float[Array, " S"], int], Float[Array, " T"]]
+    slopes: Callable[[Float[Array, " S"], Float[Array, " T"]], Float[Array, " T"]]
     path: Callable[[int], Float[np.ndarray, "T T"]]
     medians: Medians
     centre: Float[np.ndarray, " S"]
@@ -74,3 +75,8 @@ def damped_path(octaves: int, time: float = 3.0) -> Float[np.ndarray, "T T"]:
     covariance = 2 * low - 1 + np.exp(-x[:, None]) + np.exp(-x) - np.exp(-gap)
     at = middles(4)[-1] / time
     return np.linalg.cholesky(covariance / (2 * at - 2 + 2 * np.exp(-at)) + 1e-12 * np.eye(octaves))
+
+
+def soft_slope(u: Float[Array, " T"]) -> Float[Array, " T"]:
+    """Positive slopes, linear in u where they are steep; where they are flat, a fall of u shrinks them by a factor."""
+    return USUAL_SLOPE * softplus(u)

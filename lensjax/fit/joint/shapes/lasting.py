@@ -5,9 +5,9 @@ import numpy as np
 
 from lensjax.fit.joint.shapes import SHAPES, USUAL_SLOPE, Medians, Shape, wiener_path
 
-SHAPES.register("wiener")(
+SHAPES.register("lasting")(
     Shape(
-        log_slopes=lambda numbers, octaves: jnp.full(octaves, numbers[0]),
+        slopes=lambda numbers, path: jnp.exp(numbers[0] + path),
         path=wiener_path,
         medians=Medians(shared=(0.7, 0.2), model=(0.4, 0.15), family=(0.3, 0.1), covariate=(0.2, 0.05)),
         centre=np.array([np.log(USUAL_SLOPE)]),

@@ -1,0 +1,33 @@
+"""The slope of a power law with a floor, L = A D^-β + E; its log drifts along a Wiener path.
+
+Its numbers are the log slope at `CENTRE` octaves and the logit of the share of the loss there that no data removes,
+ρ = E / L. The slope is P · (1 - ρ), with P = β log 2, and ρ / (1 - ρ) grows by the factor exp(P) in each octave.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.nn import log_sigmoid
+from jaxtyping import Float
+
+from lensjax.fit.joint.shapes import CENTRE, SHAPES, USUAL_SLOPE, Medians, Shape, middles, wiener_path
+
+
+def floor_slope(numbers: Float[Array, "2"], path: Float[Array, " T"]) -> Float[Array, " T"]:
+    """Slope in each octave, by its middle."""
+    log_v, logit_rho = numbers
+    log_p = log_v - log_sigmoid(-logit_rho)
+    reducible = log_sigmoid(-(jnp.exp(log_p) * (middles(len(path)) - CENTRE) + logit_rho))
+    return jnp.exp(log_p + reducible + path)
+
+
+SHAPES.register("floor")(
+    Shape(
+        slopes=floor_slope,
+        path=wiener_path,
+        medians=Medians(
+            shared=(0.7, 1.0, 0.2), model=(0.4, 0.5, 0.15), family=(0.3, 0.3, 0.1), covariate=(0.2, 0.2, 0.05)
+        ),
+        centre=np.array([np.log(USUAL_SLOPE), -1.5]),
+    )
+)
