@@ -96,8 +96,8 @@ def test_equal_curves_have_equal_predictions(fall):
     loss = np.tile(2 * np.exp(-fall * np.arange(8)), (8, 1))
     table = many(loss, parameters=np.full(8, 1e8), families=["one"] * 8)
     found = fit_joint(table, HORIZON).predict(HORIZON)
-    np.testing.assert_allclose(found.loss, 2 * np.exp(-9 * fall), rtol=1e-2)
-    np.testing.assert_allclose(found.loss, found.loss[0, 0], rtol=1e-9)
+    np.testing.assert_allclose(found.loss, 2 * np.exp(-9 * fall), rtol=3e-2)
+    np.testing.assert_allclose(found.loss, found.loss[0, 0], rtol=3e-3)  # each has draws of its own
     assert np.all(np.isfinite(found.upper) & (found.upper > found.lower))
 
 
@@ -131,7 +131,8 @@ def test_order_of_models_changes_nothing_else(task, predicted):
     order = np.random.default_rng(1).permutation(8)
     found = fit_joint(task.table.select(order), HORIZON).predict(SIZES)
     back = np.argsort(order)
-    assert_same(replace(found, loss=found.loss[back], lower=found.lower[back], upper=found.upper[back]), predicted)
+    again = replace(found, loss=found.loss[back], lower=found.lower[back], upper=found.upper[back])
+    assert_same(again, predicted, atol=0.02)  # each has draws of its own
 
 
 def test_names_of_models_and_families_mean_nothing(task, predicted):
@@ -376,7 +377,7 @@ def test_one_bad_step_barely_moves_other_models(task, predicted, kind):
 
 
 # One prior alone, Gaussian, without level and jumps, all amplitudes held to their medians.
-PLAIN = JointSettings(priors=("smooth",), dof=1e6, level=False, jumps=False, amplitude_sd=1e-4)
+PLAIN = JointSettings(priors=("damped",), dof=1e6, level=False, jumps=False, amplitude_sd=1e-4)
 
 
 def test_robustness_is_that_of_jumps_and_student_s_t(task, predicted):
@@ -402,30 +403,28 @@ def surprised(task):
 def test_intervals_widen_by_what_was_not_foreseen_at_the_largest_sizes(posterior, surprised):
     assert posterior.widening == 1.0  # simulated as modelled
     assert surprised.widening > 1.5
-    modelled = replace(surprised, widening=1.0)
-    wide, narrow = surprised.predict(SIZES), modelled.predict(SIZES)
-    np.testing.assert_array_equal(wide.loss, narrow.loss)
-    np.testing.assert_allclose(np.log(wide.upper / wide.loss), surprised.widening * np.log(narrow.upper / narrow.loss))
-    np.testing.assert_allclose(np.log(wide.lower / wide.loss), surprised.widening * np.log(narrow.lower / narrow.loss))
-
-
-def test_draws_and_moments_widen_alike(surprised):
-    modelled = replace(surprised, widening=1.0)
-    spread = [np.log(one.sample(HORIZON)).std(axis=0) for one in (surprised, modelled)]
-    np.testing.assert_allclose(spread[0], surprised.widening * spread[1], rtol=1e-9)
+    modelled = replace(surprised, widening=1.0, own_widening=None)
+    wide, narrow = surprised.predict(HORIZON), modelled.predict(HORIZON)
+    assert np.all(wide.upper / wide.lower > narrow.upper / narrow.lower)
     cells = np.arange(8), np.full(8, 51_200)
     wide, narrow = (one.moments(HORIZON, *cells) for one in (surprised, modelled))
-    for name in ("target_variance", "point_variance", "covariance"):
-        expected = surprised.widening**2 * np.asarray(getattr(narrow, name))
-        np.testing.assert_allclose(getattr(wide, name), expected, rtol=1e-9, atol=1e-12)
-    for name in ("target_mean", "point_mean"):
-        one, other = np.asarray(getattr(wide, name)), np.asarray(getattr(narrow, name))
-        apart, before = np.diff(one, axis=0), np.diff(other, axis=0)
-        np.testing.assert_allclose(apart, surprised.widening * before, rtol=1e-9, atol=1e-12)
+    for name in ("target_variance", "point_variance"):
+        assert np.all(np.asarray(getattr(wide, name)) > np.asarray(getattr(narrow, name)))
+
+
+def test_one_model_that_surprises_widens_its_own_intervals_alone(task, posterior):
+    loss = task.table.loss.copy()
+    loss[2, -1] *= np.exp(0.3)
+    found = fit_joint(replace(task.table, loss=loss), HORIZON)
+    assert found.widening == 1.0
+    np.testing.assert_array_equal(found.own_widening > 1, np.arange(8) == 2)
+    assert [one.model for one in found.outliers()] == ["model2"]
+    assert found.outliers()[0].examples == 25_600
+    assert posterior.outliers() == []
 
 
 def test_intervals_may_be_left_as_modelled(task, posterior, monkeypatch):
-    monkeypatch.setattr(joint, "widening", lambda errors, *_: 2.0)
+    monkeypatch.setattr(joint, "widenings", lambda errors, *_: (2.0, np.full(8, 2.0)))
     assert fit_joint(task.table, HORIZON).widening == 2.0
     assert fit_joint(task.table, HORIZON, settings=JointSettings(widen=False)).widening == 1.0
     assert fit_joint(task.table.up_to(400), HORIZON).widening == 1.0  # two sizes, of which none can be spared
@@ -480,7 +479,9 @@ def test_tables_are_packed_measured_points_first():
         obs, centre = _observe(table, 100, {"z": [1.0, nan, 3.0]}, JointSettings(level=False))
     obs = jax.tree.map(np.asarray, obs)
     points = np.array([2, 4, 2])
-    assert obs.x.shape == (3, joint.PADDING)
+    assert obs.x.shape == (8, joint.PADDING)  # models that nobody measured fill up
+    assert not obs.present[3:].any()
+    obs = jax.tree.map(lambda leaf: leaf[:3], obs)
     np.testing.assert_array_equal(obs.present, np.arange(8) < points[:, None])
     np.testing.assert_allclose(obs.x[0], [1, *[4] * 7])
     np.testing.assert_allclose(obs.x[1], [0, 1, 2, *[4] * 5])
@@ -495,12 +496,26 @@ def test_tables_are_packed_measured_points_first():
     assert np.all((obs.family >= 0) & (obs.family < 3))
 
 
+def test_padding_changes_nothing(task, monkeypatch):
+    found = []
+    for padding in (joint.PADDING, 16):
+        monkeypatch.setattr(joint, "PADDING", padding)
+        found.append(fit_joint(task.table.select(range(5)), HORIZON).predict(SIZES))
+    assert_same(*found, atol=1e-6)
+
+
+@pytest.mark.parametrize(("models", "padded"), [(1, 8), (8, 8), (9, 16), (200, 256), (257, 512), (600, 768)])
+def test_models_are_padded_to_few_numbers(models, padded):
+    assert joint._padded(models) == padded
+
+
 @pytest.mark.parametrize(("points", "width"), [(2, 8), (8, 8), (9, 16), (17, 24)])
 def test_tables_are_padded_to_few_widths(points, width):
     table = many(np.full((3, points), 2.0), 100 + np.arange(points))
     with float64_on_cpu():
         obs, _ = _observe(table, 100, {}, JointSettings())
-    assert obs.x.shape == obs.y.shape == obs.noise.shape == (3, width)
+    assert obs.x.shape == obs.y.shape == obs.noise.shape == (8, width)
+    obs = jax.tree.map(lambda leaf: leaf[:3], obs)
     assert np.all(np.diff(obs.x) >= 0)
     np.testing.assert_array_equal(obs.present.sum(axis=1), points)
 

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from lensjax.core.errors import InputError
-from lensjax.fit.joint.shapes import CENTRE, SHAPES, USUAL_LEVEL, USUAL_SLOPE, damped_path, soft_slope, wiener_path
+from lensjax.fit.joint.shapes import (
+    CENTRE,
+    SHAPES,
+    SOFTNESS,
+    USUAL_LEVEL,
+    USUAL_SLOPE,
+    damped_path,
+    soft_slope,
+    wiener_path,
+)
 from lensjax.fit.joint.shapes.floor import floor_slope
 from lensjax.fit.joint.slopes import PRIORS, UNUSED, linearised, slope_priors, slopes_of
 from lensjax.fit.linalg import float64_on_cpu
@@ -65,7 +74,7 @@ def test_the_floor_is_that_of_a_power_law(p, rho):
 def test_soft_slopes_are_linear_where_steep_and_shrink_by_a_factor_where_flat():
     u = jnp.array([USUAL_LEVEL, 10.0, 11.0, -10.0, -11.0])
     usual, steep, steeper, flat, flatter = np.asarray(soft_slope(u)) / USUAL_SLOPE
-    np.testing.assert_allclose([usual, steeper - steep, flatter / flat], [1, 1, 1 / np.e], rtol=1e-3)
+    np.testing.assert_allclose([usual, steeper - steep, flatter / flat], [1, 1, np.exp(-1 / SOFTNESS)], rtol=1e-3)
 
 
 # Paths --------------------------------------------------------------------------------------------------------

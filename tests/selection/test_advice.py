@@ -12,7 +12,7 @@ from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import hierarchy
 from lensjax.fit.joint.fitting import fit_joint
-from lensjax.fit.joint.posterior import JointMoments
+from lensjax.fit.joint.posterior import JointMoments, _joint_moments
 from lensjax.fit.linalg import float64_on_cpu
 from lensjax.selection.advice import (
     Advice,
@@ -101,15 +101,36 @@ def refit(posterior):
         with float64_on_cpu():
             x = np.log2(point.examples / posterior.unit)
             found = over_draws(posterior.fitted, MODELS.index(point.model), x, jnp.asarray(z))
-            return [np.asarray(part) for part in found]
+            evidence, mean, variance = map(np.asarray, found)
+            return evidence, mean[..., : len(MODELS)], variance[..., : len(MODELS)]
 
     return run
 
 
 def moments_of(posterior, points):
+    """To first order in the slopes' coefficients."""
     rows = np.array([MODELS.index(point.model) for point in points])
-    found = posterior.moments(TARGET, rows, np.array([point.examples for point in points]))
-    return JointMoments(*(np.asarray(part) for part in found))
+    x = np.log2(np.array([TARGET, *(point.examples for point in points)]) / posterior.unit)
+    with float64_on_cpu():
+        which = jnp.asarray(rows), jnp.arange(1, len(x))
+        found = _joint_moments(posterior.observations, posterior.fitted, jnp.asarray(x), *which, posterior.dof)
+    target_mean, target_variance, *of_points, covariance = map(np.asarray, found[:5])
+    count = len(MODELS)
+    return JointMoments(target_mean[:, :count], target_variance[:, :count], *of_points, covariance[:, :, :count])
+
+
+def test_moments_are_the_draws_with_correlations_to_first_order(posterior):
+    rows, sizes = np.array([0, 3, 3]), np.array([3200, 25_600, TARGET])
+    found = JointMoments(*map(np.asarray, posterior.moments(TARGET, rows, sizes)))
+    draws = posterior._by_prior(posterior._octaves(TARGET), 2000, 1)[..., 0] - posterior.centre
+    np.testing.assert_allclose(found.target_variance, draws.var(axis=1), rtol=0.4)
+    expected = np.log(np.exp(draws).mean(axis=1))
+    sd = np.sqrt(found.target_variance)
+    assert np.all(np.abs(found.target_mean + found.target_variance / 2 - expected) < 0.3 * sd)
+    np.testing.assert_allclose(found.shares, posterior.prior_weights)
+    correlation = found.covariance / np.sqrt(found.point_variance[:, :, None] * found.target_variance[:, None])
+    assert np.all(np.abs(correlation) <= 1)
+    assert np.all(np.argmax(correlation, axis=2) == rows)  # a model's own points say most of it
 
 
 POINTS = [Point(MODELS[0], 3200), Point(MODELS[3], 25_600), Point(MODELS[5], 500)]  # the last between two sizes
@@ -130,8 +151,7 @@ def test_moments_are_those_of_exact_conditioning(posterior, refit, number):
     np.testing.assert_allclose(variance, np.broadcast_to(left[:, None], variance.shape), rtol=1e-6)
 
 
-def test_drops_agree_with_fantasised_measurements(posterior, refit, advice):
-    drops = {found.point: found.drop for found in advice.points}
+def test_drops_agree_with_fantasised_measurements(posterior, refit):
     compared = 0
     for point in (Point(model, 12_800) for model in MODELS):
         found = moments_of(posterior, [point])
@@ -139,10 +159,12 @@ def test_drops_agree_with_fantasised_measurements(posterior, refit, advice):
         z, step = np.linspace(mean - reach, mean + reach, 1001, retstep=True)
         evidence, mean, variance = refit(point, z)
         after = np.mean(np.exp(evidence)[..., None] * np.exp(mean + variance / 2 + posterior.centre), axis=0)
-        fantasised = np.sum(after[:, MODELS.index(advice.choice)] - after.min(axis=1)) * step
-        assert drops[point] == pytest.approx(fantasised, rel=0.01, abs=1e-12), point
-        compared += drops[point] > 1e-6
-    assert compared >= 4
+        with float64_on_cpu():
+            expected, drops = map(np.asarray, _drops(found, posterior.centre))
+        fantasised = np.sum(after[:, np.argmin(expected)] - after.min(axis=1)) * step
+        assert drops[0] == pytest.approx(fantasised, rel=0.01, abs=1e-12), point
+        compared += drops[0] > 1e-6
+    assert compared >= 3
 
 
 def test_drops_agree_with_draws_of_a_mixture():
@@ -252,7 +274,7 @@ def test_the_order_of_models_does_not_matter(by_default, order):
     expected = {next_point.point: next_point.drop for next_point in by_default.points}
     assert {next_point.point for next_point in found.points} == set(expected)
     for next_point in found.points:
-        assert next_point.drop == pytest.approx(expected[next_point.point], rel=1e-3, abs=1e-8)
+        assert next_point.drop == pytest.approx(expected[next_point.point], rel=0.3, abs=3e-4)  # own draws
 
 
 def test_without_points_there_is_the_choice_alone(prediction, advice):

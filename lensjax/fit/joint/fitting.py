@@ -163,14 +163,15 @@ def fit_joint(
 
 
 def _errors(posterior: JointPosterior, last: CurveTable) -> Float[np.ndarray, " M"]:
-    """Errors of the predicted log losses in `last`, in predicted standard deviations on their side of the median."""
-    column = np.argmax(last.measured, axis=1)
+    """Errors of predicted log losses, in standard deviations on their side of the median; NaN where none is known."""
+    held = np.flatnonzero(last.measured.any(axis=1))
+    column = np.argmax(last.measured[held], axis=1)
     sizes, place = np.unique(last.sizes[column], return_inverse=True)
-    everyone = np.arange(len(column))
-    losses = posterior.predict(sizes)
-    median, lower, upper = (np.log(part[everyone, place]) for part in losses.parts)
-    far = np.log(last.loss[everyone, column]) - median  # NaN where nothing was held out
-    return Z90 * far / np.where(far > 0, upper - median, median - lower)
+    median, lower, upper = (np.log(part[held, place]) for part in posterior.predict(sizes).parts)
+    far = np.log(last.loss[held, column]) - median
+    errors = np.full(len(last.models), np.nan)
+    errors[held] = Z90 * far / np.where(far > 0, upper - median, median - lower)
+    return errors
 
 
 def _best_time(fit: Callable[[float], JointPosterior], residuals: Residuals) -> tuple[float, JointPosterior]:

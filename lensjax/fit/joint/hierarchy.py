@@ -287,7 +287,7 @@ def coefficients(
 ) -> Coefficients:
     """Posterior of all coefficients of a model and of its curve at `x`, or where it ends if that is earlier."""
     octaves, q = slopes.basis.shape[-2:]
-    last = jnp.max(jnp.where(obs.present, obs.x, -jnp.inf), axis=1, initial=0.0)
+    last = jnp.max(jnp.where(obs.present, obs.x, 0.0), axis=1)
     at = jnp.minimum(x, last[:, None])
     path = -integrals(at, octaves)
     rows = path @ slopes.basis
@@ -327,8 +327,8 @@ def extrapolate(
     """Posterior of y_i at `x` given the shared coefficients; jumps to come have Student's variance."""
     path = -integrals(x, slopes.mean.shape[-1])
     basis = path @ slopes.basis
-    last = jnp.max(jnp.where(obs.present, obs.x, -jnp.inf), axis=1)
-    reached = jnp.max(jnp.where(obs.present, given.walk, -jnp.inf), axis=1)
+    last = jnp.max(jnp.where(obs.present, obs.x, 0.0), axis=1)
+    reached = jnp.max(jnp.where(obs.present, given.walk, 0.0), axis=1)
     within = jax.vmap(jnp.interp, in_axes=(None, 0, 0))(x, obs.x, given.walk)
     ahead = scales.jump**2 * dof / (dof - 2) * (x - last[:, None])
     walk = jnp.where(ahead > 0, reached[:, None] + ahead, within)

@@ -19,6 +19,8 @@ from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 
 FAR = 5.0  # scales of noise, or of a jump, from which a point is an outlier
+STEEPEST = 1.0  # slope to come, in nats of log loss per octave: no draw's loss falls by more than a factor of e
+MOMENTS = 1000  # draws of each prior, of which moments are taken
 _DRAWN = 250  # draws of each prior in one block
 _BLOCK = 32  # sizes are predicted in blocks of so many, so that one compiled program serves all
 
@@ -52,6 +54,7 @@ class JointMoments(NamedTuple):
       target_mean, target_variance: of the models at the target; the mean is that of a Gaussian with the expected loss.
       point_mean, point_variance: of the points.
       covariance: of a point with the models at the target.
+      shares: of the priors in the mixture; equal ones if None.
     """
 
     target_mean: Float[Array, "P M"]
@@ -59,6 +62,7 @@ class JointMoments(NamedTuple):
     point_mean: Float[Array, "P C"]
     point_variance: Float[Array, "P C"]
     covariance: Float[Array, "P C M"]
+    shares: Float[Array, " P"] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,8 @@ class JointPosterior(CurvePosterior):
             modelled: JointMoments = _joint_moments(self.observations, self.fitted, jnp.asarray(x), *points, self.dof)
         # Slopes are not linear in what is Gaussian: correlations are those to first order, the rest is the draws'.
         models = len(self.models)
-        at_target = self._by_prior(self._octaves(target), _DRAWN, 0)[..., 0] - self.centre
-        blocks = [self._by_prior(block, _DRAWN, 0) for block in np.split(x, range(_BLOCK, len(x), _BLOCK))]
+        at_target = self._by_prior(self._octaves(target), MOMENTS, 0)[..., 0] - self.centre
+        blocks = [self._by_prior(block, MOMENTS, 0) for block in np.split(x, range(_BLOCK, len(x), _BLOCK))]
         at_points = np.concatenate(blocks, axis=3)[:, :, model, size + 1] - self.centre
         target_variance, point_variance = at_target.var(axis=1), at_points.var(axis=1)
         target_scale = np.sqrt(target_variance / np.asarray(modelled.target_variance)[:, :models])
@@ -183,6 +187,7 @@ class JointPosterior(CurvePosterior):
             at_points.mean(axis=1),
             point_variance,
             covariance * point_scale[:, :, None] * target_scale[:, None, :],
+            self.prior_weights,
         )
         with float64_on_cpu():
             return JointMoments(*map(jnp.asarray, parts))
@@ -190,11 +195,12 @@ class JointPosterior(CurvePosterior):
     def outliers(self) -> list[Outlier]:
         """Points `FAR` scales or more from the rest of their curve, by their Student-t weights under all priors."""
         obs, weights, shares = self.observations, self.fitted.weights, self.prior_weights
+        x, present = np.asarray(obs.x), np.asarray(obs.present)
         least = (self.dof + 1) / (self.dof + FAR**2)
         found = {
-            (int(i), round(float(self.unit * 2 ** obs.x[i, k])))
+            (int(i), round(float(self.unit * 2 ** x[i, k])))
             for weight in (weights.noise, weights.jump)
-            for i, k in np.argwhere((np.tensordot(shares, np.asarray(weight), 1) < least) & np.asarray(obs.present))
+            for i, k in np.argwhere((np.tensordot(shares, np.asarray(weight), 1) < least) & present)
         }
         return [Outlier(self.models[i], examples) for i, examples in sorted(found)]
 
@@ -276,7 +282,7 @@ def _curves(
     noise: _Noise,
 ) -> Float[Array, "P S M G"]:
     """Draws of log losses at `x` under each prior."""
-    last = jnp.max(jnp.where(obs.present, obs.x, -jnp.inf), axis=1, initial=0.0)
+    last = jnp.max(jnp.where(obs.present, obs.x, 0.0), axis=1)
     student = dof / (dof - 2)
 
     def one(args: tuple[SlopePrior, Fitted, _Noise]) -> Array:
@@ -297,7 +303,7 @@ def _curves(
             jnp.minimum(x, last[:, None]), f.slopes.basis.shape[-2]
         )
         slopes = jax.vmap(jax.vmap(partial(slopes_of, prior)))(coefficients)
-        fall = jnp.einsum("smt,mgt->smg", slopes, ahead)
+        fall = jnp.einsum("smt,mgt->smg", jnp.minimum(slopes, STEEPEST), ahead)
         jumps = f.scales.jump**2 * student * jnp.clip(x - last[:, None], 0.0, 1.0)
         run = jnp.sqrt(f.scales.noise**2 * student + jumps)
         return curve - fall + widening[:, None] * run * noise.curve[:, 1, :, None]
