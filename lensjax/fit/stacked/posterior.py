@@ -116,6 +116,7 @@ class StackedPosterior(CurvePosterior):
                 point_mean=jnp.asarray(stacked[at_points] + scale[at_points] * (points - middle[at_points])),
                 point_variance=joint.point_variance * scale[at_points] ** 2,
                 covariance=joint.covariance * scale[at_points][:, None] * scale[at_target],
+                shares=joint.shares,
             )
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:

@@ -1,13 +1,11 @@
 """The joint fit: all curves of a task at once, see `lensjax.fit.joint.fitting`."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from lensjax.core.errors import listing
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST
-from lensjax.fit.joint.posterior import Outlier
+from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.fit.joint.recent import joint_fit
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import register
@@ -35,17 +33,17 @@ def joint(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
     if not (points >= FEWEST).any():
         return Prediction(np.full(len(table.models), np.nan))
     posterior = joint_fit(table.select(points >= FEWEST), target)
-    cautions = (*((UNCHECKED,) if points.max() <= FEWEST else ()), *_far(posterior.outliers()))
-    return predict_from(posterior, target, table, assumptions=ASSUMPTIONS, cautions=cautions)
+    return predict_from(posterior, target, table, assumptions=ASSUMPTIONS, cautions=cautions_of(posterior))
 
 
-def _far(outliers: Sequence[Outlier]) -> tuple[str, ...]:
-    """A caution that names points far from the rest, if there are any."""
-    if not outliers:
-        return ()
-    named = [f"{one.model} at {one.examples:,} examples" for one in outliers]
-    listed = listing(named, NAMED)
+def cautions_of(posterior: JointPosterior) -> tuple[str, ...]:
+    """Reasons to trust a joint fit less: nothing checks its intervals, or points lie far from their curves."""
+    unchecked = (UNCHECKED,) if int(posterior.observations.present.sum(axis=1).max()) <= FEWEST else ()
+    named = [f"{one.model} at {one.examples:,} examples" for one in posterior.outliers()]
+    if not named:
+        return unchecked
     return (
-        f"Far from the rest of their curves are {listed}: a run that went wrong, or a sudden fall or rise. They count "
-        "for little in the fit; measure them again with another seed.",
+        *unchecked,
+        f"Far from the rest of their curves are {listing(named, NAMED)}: a run that went wrong, or a sudden fall or "
+        "rise. They count for little in the fit; measure them again with another seed.",
     )

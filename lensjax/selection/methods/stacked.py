@@ -8,7 +8,7 @@ from lensjax.fit.joint.recent import joint_fit
 from lensjax.fit.stacked.weights import stack
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import register
-from lensjax.selection.methods.joint import ASSUMPTIONS, UNCHECKED
+from lensjax.selection.methods.joint import ASSUMPTIONS, cautions_of
 from lensjax.selection.prediction import Prediction, predict_from
 
 STACKED = (
@@ -25,6 +25,6 @@ def stacked(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
     if not (points >= FEWEST).any():
         return Prediction(np.full(len(table.models), np.nan))
     fitted = table.select(points >= FEWEST)
-    posterior = stack(fitted, joint_fit(fitted, target), target)
-    cautions = (UNCHECKED,) if points.max() <= FEWEST else ()
-    return predict_from(posterior, target, table, assumptions=(*ASSUMPTIONS, STACKED), cautions=cautions)
+    joint = joint_fit(fitted, target)
+    said = {"assumptions": (*ASSUMPTIONS, STACKED), "cautions": cautions_of(joint)}
+    return predict_from(stack(fitted, joint, target), target, table, **said)
