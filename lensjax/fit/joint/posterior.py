@@ -116,8 +116,8 @@ class JointPosterior(CurvePosterior):
 
     @property
     def prior_weights(self) -> Float[np.ndarray, " P"]:
-        """Share of each prior in the mixture: by the evidence of one curve on average, for the priors are all wrong."""
-        evidence = np.asarray(self.fitted.given.evidence) / len(self.models)
+        """Share of each prior in the mixture, by the evidence of one curve on average: all are wrong."""
+        evidence = np.asarray(self.fitted.given.evidence) / max(len(self.models), 3)
         weights: np.ndarray = np.exp(evidence - evidence.max())
         return weights / weights.sum()
 
