@@ -46,7 +46,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Learned:
-    """What other tasks taught; see the formulas at the top of the module.
+    """What was set on other tasks; see the formulas at the top of the module.
 
     Attributes:
       log_odds: a, of the components but the joint fit.

@@ -13,8 +13,8 @@ from lensjax.selection.prediction import Prediction, predict_from
 
 STACKED = (
     "Its medians are averaged with lines through each model's last sizes (AtS and the last three), with a fall that "
-    "is the same for all models, and with none (SubTuning). Weights and widths are those that served best on other "
-    "tasks, changed by how well each would have predicted this table's largest sizes from the others."
+    "is the same for all models, and with none (SubTuning). Weights and widths were set on other tasks and are "
+    "changed by how well each would have predicted this table's largest sizes from the others."
 )
 
 
