@@ -260,7 +260,7 @@ def method_scores(task: TaskEvidence, budget: int) -> dict[str, dict[str, float]
     said = {name: [METHODS[name].predict(seen, target) for seen in ladders] for name in others}
     said |= {
         "joint": [predict_from(fit, target) for fit in fits],
-        "joint, not widened": [predict_from(replace(fit, widening=1.0), target) for fit in fits],
+        "joint, not widened": [predict_from(replace(fit, widening=1.0, own_widening=None), target) for fit in fits],
         "nlp_metrics": [Prediction(task.weights, is_loss=False)],
         "kernel, effective rank": [Prediction(-task.ranks, is_loss=False)],
     }

@@ -42,7 +42,7 @@ def test_the_time_is_the_one_that_explains_the_curves(hidden):
     posterior = fit_joint(task.table, HORIZON, residuals=residuals)
     assert posterior.time is not None
     slow = np.corrcoef(residuals.log_f(posterior.time), task.covariate)[0, 1]
-    assert slow > 0.99  # the fast part is over
+    assert slow > 0.95  # the fast part is over
     given = fit_joint(task.table, HORIZON, {"log F": np.asarray(residuals.log_f(posterior.time))})
     np.testing.assert_allclose(posterior.predict(HORIZON).loss, given.predict(HORIZON).loss, rtol=1e-6)
     early = fit_joint(task.table, HORIZON, {"log F": np.asarray(residuals.log_f(candidate_times(residuals, 9)[0]))})
