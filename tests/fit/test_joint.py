@@ -450,7 +450,7 @@ def test_without_family_and_size_is_as_if_they_were_unknown(task, predicted):
     assert found.observations.covariates.shape == (8, 2)
     np.testing.assert_array_equal(np.sort(found.observations.family), np.arange(8))
     unknown = replace(task.table, parameters=np.full(8, np.nan), families=("",) * 8)
-    assert_same(found.predict(SIZES), fit_joint(unknown, HORIZON).predict(SIZES), atol=1e-3)  # counts of draws differ
+    assert_same(found.predict(SIZES), fit_joint(unknown, HORIZON).predict(SIZES), atol=0.02)  # counts of draws differ
     assert log_gap(found.predict(SIZES), predicted) > 1e-4
 
 
