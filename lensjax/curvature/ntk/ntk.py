@@ -76,20 +76,14 @@ def ntk(
     """
     with automatic_axes(params) as params:
         job = _prepare(f, params, xs, ys, factors, memory_limit)
-        return _computed(job, params, output, symmetric=ys is None, by_parameter=by_parameter, progress=progress)
+        kernel = _Kernel(params, job.plan, output, by_parameter=by_parameter)
+        _sum_up(job, params, kernel, progress)
+    return kernel.result(symmetric=ys is None)
 
 
-def _computed(
-    job: "_Job",
-    params: PyTree,
-    output: Output,
-    *,
-    symmetric: bool,
-    by_parameter: bool,
-    progress: Callable[[int, int], None] | None,
-) -> PyTree:
-    """The kernel that `ntk` returns."""
-    kernel, done = _Kernel(params, job.plan, output, by_parameter=by_parameter), 0
+def _sum_up(job: "_Job", params: PyTree, kernel: "_Kernel", progress: Callable[[int, int], None] | None) -> None:
+    """Add the parts of all parameters to the kernel."""
+    done = 0
     for part in job.parts:
         for piece in range(part.pieces):
             held: PyTree = None if job.batches == 1 else _room(job, part, params)
@@ -101,10 +95,9 @@ def _computed(
                 if progress is not None:
                     progress(done, job.batches * sum(part.pieces for part in job.parts))
             for leaf, gradients in zip(part.leaves, held, strict=True):
-                block = _contract(gradients, *job.contraction(part, leaf, gradients, output))
+                block = _contract(gradients, *job.contraction(part, leaf, gradients, kernel.output))
                 kernel.add(leaf, piece * part.size if part.stacked else 0, np.asarray(block))
             del held
-    return kernel.result(symmetric=symmetric)
 
 
 def ntk_flops(
