@@ -274,7 +274,8 @@ def test_the_order_of_models_does_not_matter(by_default, order):
     expected = {next_point.point: next_point.drop for next_point in by_default.points}
     assert {next_point.point for next_point in found.points} == set(expected)
     for next_point in found.points:
-        assert next_point.drop == pytest.approx(expected[next_point.point], rel=0.3, abs=3e-4)  # own draws
+        # Every order of the models has draws of its own.
+        assert next_point.drop == pytest.approx(expected[next_point.point], rel=0.3, abs=found.regret_error)
 
 
 def test_without_points_there_is_the_choice_alone(prediction, advice):
