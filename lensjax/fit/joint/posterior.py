@@ -1,7 +1,7 @@
 """The joint fit's posterior: losses at any size, and the effect of further measurements."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -219,9 +219,14 @@ class JointPosterior(CurvePosterior):
         """
         if not (np.isfinite(loss) and loss > 0):
             raise InputError(f"The loss to reach is {loss}; give a positive number, in the unit of the curves.")
-        sizes = np.geomspace(self.unit, self.horizon, 4 * _BLOCK)
-        losses = self.predict(sizes)
+        sizes, losses = self._fine_curves
         return np.stack([_first_below(sizes, c, loss) for c in (losses.loss, losses.lower, losses.upper)], axis=1)
+
+    @cached_property
+    def _fine_curves(self) -> tuple[Float[np.ndarray, " G"], Losses]:
+        """Sizes from `unit` to the horizon, and the losses there."""
+        sizes = np.geomspace(self.unit, self.horizon, 4 * _BLOCK)
+        return sizes, self.predict(sizes)
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
         """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""
