@@ -62,23 +62,28 @@ class LinearUses:
     Attributes:
       uses: Those of parameters all of whose uses are products or lookups, by the equation.
       scanned: Of leaves that a scan slices, the length of their first axis.
+      plain: Of all other leaves, why their gradients are formed as they are.
     """
 
     uses: Mapping[Key, Use]
     scanned: Mapping[int, int]
+    plain: Mapping[int, str]
 
 
 def find_uses(jaxpr: Jaxpr, parameters: int) -> LinearUses:
     """The uses of the first inputs of a jaxpr."""
-    finder = _Finder({}, set(), {})
+    finder = _Finder({}, {}, {})
     shapes = [aval(var).shape for var in jaxpr.invars]
     aliases = [_Alias(i, tuple(range(len(shape)))) if i < parameters else None for i, shape in enumerate(shapes)]
-    finder.read_off(finder.run(jaxpr, [None] * len(jaxpr.constvars), aliases))
+    finder.read_off(finder.run(jaxpr, [None] * len(jaxpr.constvars), aliases), "it is an output")
     groups: dict[int, set[tuple[tuple[int, ...], int | None]]] = {}
     for use in finder.uses.values():
         groups.setdefault(use.leaf, set()).add((use.axes, use.layers))
-    plain = {leaf for leaf, kinds in groups.items() if len(kinds) == 1} - finder.otherwise
-    return LinearUses({key: use for key, use in finder.uses.items() if use.leaf in plain}, finder.scanned)
+    plain = {leaf: "nothing uses it" for leaf in range(parameters) if leaf not in groups}
+    plain |= {leaf: "its uses sum over different axes" for leaf, kinds in groups.items() if len(kinds) > 1}
+    plain |= finder.otherwise
+    uses = {key: use for key, use in finder.uses.items() if use.leaf not in plain}
+    return LinearUses(uses, finder.scanned, plain)
 
 
 def with_probes(
@@ -107,7 +112,7 @@ class _Finder(Interpreter[_Alias | None]):
     """Notes what equations do with parameters; computes nothing. Values are aliases, None for all else."""
 
     uses: dict[Key, Use]
-    otherwise: set[int]  # leaves that are used in other ways too
+    otherwise: dict[int, str]  # leaves that are used in other ways too, and how first
     scanned: dict[int, int]
     layers: int | None = None
 
@@ -121,21 +126,25 @@ class _Finder(Interpreter[_Alias | None]):
         return [None] * len(equation.outvars)
 
     def unknown(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[None]:
-        self.read_off(inputs)
-        return self.plain(equation, inputs, key)
+        return self.otherwise_used(equation, inputs, f"{equation.primitive.name} takes it")
 
     def call(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[None]:
-        self.read_off(super().call(equation, inputs, key))
+        self.read_off(super().call(equation, inputs, key), "a call gives it back")
         return self.plain(equation, inputs, key)
 
-    def read_off(self, values: Sequence[_Alias | None]) -> None:
+    def read_off(self, values: Sequence[_Alias | None], why: str) -> None:
         """Note that parameters are used in a way that is neither a product nor a lookup."""
-        self.otherwise |= {alias.leaf for alias in values if alias is not None}
+        self.otherwise |= {x.leaf: why for x in values if x is not None and x.leaf not in self.otherwise}
+
+    def otherwise_used(self, equation: JaxprEqn, inputs: Sequence[_Alias | None], why: str) -> list[None]:
+        """Outputs of an equation that uses parameters in such a way."""
+        self.read_off(inputs, why)
+        return [None] * len(equation.outvars)
 
     def same(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> Sequence[_Alias | None]:
         """A copy, or another floating-point type."""
         floating = jnp.issubdtype(aval(equation.outvars[0]).dtype, jnp.floating)
-        return [inputs[0]] if floating else self.unknown(equation, inputs, key)
+        return [inputs[0]] if floating else self.otherwise_used(equation, inputs, "it becomes another kind of number")
 
     def transpose(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[_Alias | None]:
         (alias,) = inputs
@@ -151,8 +160,12 @@ class _Finder(Interpreter[_Alias | None]):
         left = tuple(alias.order[axis] for axis in range(len(alias.order)) if axis not in contracted[at])
         in_order = summed == tuple(sorted(summed)) and left == tuple(sorted(left))
         one = inputs[1 - at] is None and not batched[at] and jnp.issubdtype(y.dtype, jnp.floating)
-        if not (one and in_order and left and summed):
-            return self.unknown(equation, inputs, key)
+        if not one:
+            both = all(x is not None for x in inputs)
+            why = "parameters are multiplied by each other" if both else "its product is complex, or one for each index"
+            return self.otherwise_used(equation, inputs, why)
+        if not (in_order and left and summed):
+            return self.otherwise_used(equation, inputs, "a product sums over its axes out of order, over all, or none")
         other = aval(equation.invars[1 - at]).shape
         rows = math.prod(length for axis, length in enumerate(other) if axis not in contracted[1 - at])
         first = summed if summed[0] < left[0] else left
@@ -168,7 +181,7 @@ class _Finder(Interpreter[_Alias | None]):
         offsets_last = numbers.offset_dims == tuple(range(len(y.shape) - width, len(y.shape)))
         in_order = alias is not None and alias.in_order and not numbers.operand_batching_dims
         if not (whole and rows_first and offsets_last and in_order and ids[-1] == 1):
-            return self.unknown(equation, inputs, key)
+            return self.otherwise_used(equation, inputs, "more or less than its rows is looked up")
         assert alias is not None
         rows = math.prod(ids[:-1])
         self.uses[key] = Use(alias.leaf, "rows", 0, (0,), True, rows, self.layers, y.shape, y.dtype)
@@ -177,9 +190,9 @@ class _Finder(Interpreter[_Alias | None]):
     def scan(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[None]:
         """A scan whose parameters are sliced along their first axis, one slice for each step."""
         if self.layers is not None:
-            return self.unknown(equation, inputs, key)
+            return self.otherwise_used(equation, inputs, "a loop inside of a loop uses it")
         held = equation.params["num_consts"] + equation.params["num_carry"]
-        self.read_off(inputs[:held])
+        self.read_off(inputs[:held], "every step of a loop uses all of it")
         inside: list[_Alias | None] = [None] * held
         for alias in inputs[held:]:
             sliced = alias is not None and alias.in_order and len(alias.order) > 1
@@ -187,10 +200,10 @@ class _Finder(Interpreter[_Alias | None]):
                 self.scanned[alias.leaf] = equation.params["length"]
                 inside.append(_Alias(alias.leaf, tuple(range(len(alias.order) - 1))))
             else:
-                self.read_off([alias])
+                self.read_off([alias], "a loop takes numbers of it, not matrices")
                 inside.append(None)
         body = replace(self, layers=equation.params["length"])
-        body.read_off(body.run_closed(equation.params["jaxpr"], inside, key))
+        body.read_off(body.run_closed(equation.params["jaxpr"], inside, key), "a loop gives it back")
         return self.plain(equation, inputs, key)
 
     rules: ClassVar = {
@@ -237,7 +250,7 @@ class _Prober(Interpreter[Any]):
         (table, ids), probe = inputs, self.probes[key]
         ids = ids.reshape(self.uses[key].rows)
         inside = jnp.clip(ids, 0, len(table) - 1).astype(ids.dtype)
-        if equation.params["mode"] is GatherScatterMode.FILL_OR_DROP:  # filled values have no gradient
+        if equation.params["mode"] is not GatherScatterMode.CLIP:  # JAX drops gradients of ids beyond the table
             probe = jnp.where((ids == inside)[:, None], probe, 0)
         self.captured[key] = inside
         (y,) = bind(equation, inputs)

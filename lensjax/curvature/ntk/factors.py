@@ -139,7 +139,7 @@ def make_parts(plan: ContractionPlan, examples: int, budget: int) -> list[Portio
         parts.append(_largest(stack, [(layers // size, size) for size in sizes], examples, budget))
     loose: list[Leaf] = []
     for leaf in sorted((leaf for leaf in plan.leaves if leaf.layers is None), key=lambda leaf: leaf.example_bytes):
-        if examples * sum(each.example_bytes for each in (*loose, leaf)) <= budget:
+        if not leaf.first or examples * sum(each.example_bytes for each in (*loose, leaf)) <= budget:
             loose.append(leaf)
             continue
         sizes = [-(-leaf.first // pieces) for pieces in range(leaf.first if leaf.divisible else 1, 0, -1)]
