@@ -215,11 +215,12 @@ STEPS: dict[str, Step] = {
     "single precision": lambda p, x, h, w: h.astype(jnp.float32).astype(h.dtype),
     "padded": lambda p, x, h, w: jnp.pad(h, ((1, 0), (0, 0)))[:-1],
     "stopped": lambda p, x, h, w: h * jax.lax.stop_gradient(h),
-    "triangular": lambda p, x, h, w: jax.scipy.linalg.solve_triangular(jnp.eye(3) + jnp.tril(h @ h.T, -1), h, lower=True),
+    "triangular": lambda p, x, h, w: jax.scipy.linalg.solve_triangular(jnp.eye(3) + h @ h.T / 8, h, lower=True),
 }  # fmt: skip
 FORWARD_ONLY, BACKWARD_ONLY = {"while"}, {"halved product"}
 # JAX promises nothing of lookups beyond a table without a mode. Their forward and backward derivatives differ.
 UNDEFINED = {"lookup", "lookup by the weight's rows", "one row", "scatter"}
+OFTEN = ("tied", "tied", "tied", "lookup, clipped")  # what went wrong before
 SINGLE = {"single precision", "in single precision"}
 
 ENDS: dict[str, Callable[[list[Any]], Any]] = {
@@ -289,6 +290,7 @@ class Program:
 
 def programs(without: set[str]) -> st.SearchStrategy[Program]:
     """Programs of up to four steps."""
-    step = st.tuples(st.sampled_from([name for name in STEPS if name not in without]), st.sampled_from(list(WEIGHTS)))
+    names = [name for name in (*STEPS, *OFTEN) if name not in without]
+    step = st.tuples(st.sampled_from(names), st.sampled_from(list(WEIGHTS)))
     steps = st.lists(st.tuples(step, st.integers(0, 3)).map(lambda s: (*s[0], s[1])), min_size=1, max_size=4)
     return st.builds(Program, steps.map(tuple), st.sampled_from(list(ENDS)), st.integers(0, 2**16))

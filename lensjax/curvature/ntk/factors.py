@@ -78,15 +78,17 @@ class ContractionPlan:
     Attributes:
       program: Its value is one array.
       itemsize: Bytes of each number in factors that are rounded.
+      plain: Numbers of parameters whose gradients are formed although they have factors.
     """
 
     program: Program
     itemsize: int | None = None
+    plain: frozenset[int] = frozenset()
 
-    @property
+    @cached_property
     def uses(self) -> Mapping[Key, Use]:
         """Uses of parameters that are only factors of products, or only tables."""
-        return self.program.uses.uses
+        return {key: use for key, use in self.program.uses.uses.items() if use.leaf not in self.plain}
 
     @property
     def outputs(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Examples and parameters as `ntk` takes them: of any kind that JAX can trace, on meshes of any kind."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jaxtyping import Array
 
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
@@ -68,3 +70,20 @@ def automatic_axes(params: PyTree) -> Iterator[PyTree]:
         return
     with jax.set_mesh(auto(meshes[0])):
         yield jax.tree.map(placed, params)
+
+
+def free_memory() -> int:
+    """Half of this machine's memory, or 80 % of an accelerator's free memory."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def check_finite(values: Array, start: int, n: int) -> None:
+    """Raise InputError where the values [examples, outputs], of which n are of xs, are not finite."""
+    bad = np.flatnonzero(~np.isfinite(np.asarray(values, np.float64)).all(axis=1))
+    if bad.size:
+        at = start + int(bad[0])
+        where = f"{at}" if at < n else f"{at - n} of ys"
+        raise InputError(f"The function is not finite for example {where}; leave it out, or mend it.")
