@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lensjax.models.model import Model
 
 BlockName = Literal["diagonal", "joint"]
+OnMismatch = Literal["raise", "dense"]
 
 
 def ntk(
@@ -32,6 +33,8 @@ def ntk(
     dtype: Precision = "float32",
     mesh: Mesh = None,
     memory_limit: float | None = None,
+    verify: bool = True,
+    on_mismatch: OnMismatch = "raise",
 ) -> None:
     """Compute a model's exact empirical neural tangent kernel on examples of a task, and how far fine-tuning moves it.
 
@@ -57,6 +60,9 @@ def ntk(
         dtype: Type of parameters and computation; kernels are summed in float32, or in float64.
         memory_limit: Memory in GB that the kernel may take on a device besides the model; by default half of the
             machine's memory, or 80 % of the free memory of an accelerator.
+        verify: Compute entries of two or three examples a second time, from plain gradients, and compare them.
+        on_mismatch: What to do where they differ by more than rounding: raise an error that names the parameter, or
+            compute its kernel from plain gradients (dense).
     """
     if memory_limit is not None and not 0 < memory_limit < float("inf"):
         raise InputError(f"--memory-limit is {memory_limit}; give a number of GB above 0.")
@@ -70,9 +76,11 @@ def ntk(
 
     began = time.perf_counter()
 
+    how: Any = {"memory_limit": limit, "verify": verify, "on_mismatch": on_mismatch}
+
     def measure(model: "Model", what: str) -> "MeasuredKernel":
         with progress_bar(what) as progress:
-            return measure_kernel(model, batch, functional, memory_limit=limit, progress=progress)
+            return measure_kernel(model, batch, functional, progress=progress, **how)
 
     kernel = measure(loaded, "Measuring")
     ladder: list[dict[str, Any]] = []
@@ -247,6 +255,7 @@ def _write_kernel(out: Path, kernel: "MeasuredKernel", arrays: dict[str, Any], s
         return
     rank, size = summary["effective_rank"], summary["size"]
     sentence = f"Effective rank {rank:.1f} of {size}, largest eigenvalue {summary['largest_eigenvalue']:.4g}."
+    sentence += f" Verified: {summary['verified']}."
     if ladder := summary.get("ladder"):
         drifts = (f"{rung['drift']:.3f} after {rung['examples']:,} examples" for rung in ladder)
         sentence += f" Drift: {', '.join(drifts)}."

@@ -21,9 +21,10 @@ from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree, path_name
+from lensjax.curvature.form_checks import check_form, check_on_mismatch, first_or_second, layer_of, one_layer
 from lensjax.curvature.jaxpr.program import Function, Program, traced_program
-from lensjax.curvature.jaxpr.taylor import second_derivative
 from lensjax.curvature.operator import LinearOperator
+from lensjax.curvature.series import FORWARD, diagonal_forms, form_of
 from lensjax.curvature.streaming import (
     Batches,
     Layout,
@@ -47,7 +48,6 @@ Linear = Callable[[PyTree], PyTree]
 Layers = tuple[int | None, ...]
 Forms = tuple[Array, list[Array]]
 _BACKWARD = "hvp_fn can take it, which runs the backward pass that it has"
-_FORWARD = "quadratic_form with mode='forward' can take it"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,14 @@ def empirical_fisher_vp_fn(
 
 
 def quadratic_form(
-    losses: Function, params: PyTree, batch: PyTree, v: PyTree, *, mode: Literal["forward", "reverse"] = "forward"
+    losses: Function,
+    params: PyTree,
+    batch: PyTree,
+    v: PyTree,
+    *,
+    mode: Literal["forward", "reverse"] | None = None,
+    verify: bool = True,
+    on_mismatch: Literal["raise", "dense"] = "raise",
 ) -> Array:
     """vᵀ∇²ℓ v = d²ℓ(params + t v)/dt² at t = 0, for every example or for a scalar loss.
 
@@ -139,60 +146,102 @@ def quadratic_form(
       batch: A batch, or `Batches`: scalars are averaged over them, and examples follow each other.
       v: A vector with the structure, shapes and types of the parameters.
       mode: "forward" carries Taylor series through the function, runs no backward pass and takes 1.7 gradients;
-        "reverse" takes a product and then vᵀ(∇²ℓ v), an example at a time, for functions with a custom_vjp.
+        "reverse" takes a product and then vᵀ(∇²ℓ v), an example at a time. By default forward, and reverse for
+        functions with a custom_vjp.
+      verify: Whether to compute the first form of a program, and then one of 64 examples, a second time, by a product
+        without series: see `lensjax.curvature.form_checks`.
+      on_mismatch: What to do where these differ by more than rounding: "raise", or take products alone, "dense".
 
     Returns:
       [examples] or a scalar.
 
     Raises:
       InputError: see `hvp_fn`; or the function has a custom_vjp and the mode is "forward".
+      WrongFormError: a form is not that of a plain product.
     """
-    if mode not in ("forward", "reverse"):
+    if mode not in (None, "forward", "reverse"):
         raise InputError(f"mode is '{mode}'; give 'forward' or 'reverse'.")
+    check_on_mismatch(on_mismatch)
     check_params(params)
     check_vector(params, v)
 
+    def by_product(one: PyTree) -> tuple[Array, Array]:
+        value, parts = _joint(losses, params, one, v, (None,) * len(jax.tree.leaves(params)))
+        return value, sum(parts[1:], parts[0])
+
+    def by_series(one: PyTree) -> tuple[Array, Array]:
+        program, captured = traced_program(losses, params, one, (0, 1))
+        with explained("mode='reverse' can take it", FORWARD):
+            value, made = form_of(program, captured, params, one, jax.tree.leaves(v))
+        if verify:
+            check_form(losses, params, one, v, value, made)
+        return value, made
+
     def form(one: PyTree) -> tuple[Array, Array]:
         if mode == "reverse":
-            value, parts = _joint(losses, params, one, v, (None,) * len(jax.tree.leaves(params)))
-            return value, sum(parts[1:], parts[0])
-        program, captured = traced_program(losses, params, one, (0, 1))
-        with explained("mode='reverse' can take it", _FORWARD):
-            return _second(program, captured, params, one, jax.tree.leaves(v))
+            return by_product(one)
+        return first_or_second(by_series, by_product, one, on_mismatch, always_first=mode == "forward")
 
     return gathered(form, batch)
 
 
 def layer_forms(
-    losses: Function, params: PyTree, batch: PyTree, v: PyTree, *, block: Literal["diagonal", "joint"]
+    losses: Function,
+    params: PyTree,
+    batch: PyTree,
+    v: PyTree,
+    *,
+    block: Literal["diagonal", "joint"],
+    verify: bool = True,
+    on_mismatch: Literal["raise", "dense"] = "raise",
 ) -> dict[str, Array]:
     """v_iᵀ(∇²ℓ v)_i or v_iᵀ∇²_ii ℓ v_i for every layer i, for every example or for a scalar loss.
 
     A layer is a leaf of the parameters; of leaves that a scan slices along their leading axis, each slice is one.
     "diagonal" takes H_ii, the layer's own block, as the theorem of Ju, Li & Zhang (ICML 2022) does: by Taylor series,
-    0.3 to 1.3 gradients for every layer. "joint" takes all blocks of the row, Σ_j v_iᵀ H_ij v_j, as their code does:
-    one product for all layers, and the sum over layers is vᵀ H v.
+    0.3 to 1.3 gradients for every layer, or of a function with a custom_vjp by a product for each. "joint" takes all
+    blocks of the row, Σ_j v_iᵀ H_ij v_j, as their code does: one product for all layers, and the sum over layers is
+    vᵀ H v.
 
     Args:
       losses, params, batch, v: See `quadratic_form`.
       block: "diagonal" or "joint".
+      verify, on_mismatch: See `quadratic_form`; of one layer at a time. Joint blocks are plain products already.
 
     Returns:
       By the leaf's path: a scalar, or [examples], after an axis of layers where there is one.
 
     Raises:
-      InputError: see `hvp_fn`; or the block is "diagonal" and the function has a custom_vjp.
+      InputError: see `hvp_fn`.
+      WrongFormError: see `quadratic_form`.
     """
     if block not in ("diagonal", "joint"):
         raise InputError(f"block is '{block}'; give 'diagonal' or 'joint'.")
+    check_on_mismatch(on_mismatch)
     check_params(params)
     check_vector(params, v)
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
     def forms(one: PyTree) -> tuple[Array, dict[str, Array]]:
         layers = scanned_layers(losses, params, one)
-        value, parts = (_joint if block == "joint" else _diagonals)(losses, params, one, v, layers)
+        if block == "joint":
+            value, parts = _joint(losses, params, one, v, layers)
+        else:
+            value, parts = first_or_second(series, products, one, on_mismatch)
         return value, dict(zip(names, parts, strict=True))
+
+    def products(one: PyTree) -> Forms:
+        return _diagonals_by_products(losses, params, one, v, scanned_layers(losses, params, one))
+
+    def series(one: PyTree) -> Forms:
+        layers = scanned_layers(losses, params, one)
+        value, parts = diagonal_forms(losses, params, one, v, layers)
+        if verify:
+            number, layer, alone = one_layer(v, layers, len(parts) + value.size)
+            part = parts[number] if layer is None else parts[number][layer]
+            name = names[number] if layer is None else f"{names[number]}, layer {layer},"
+            check_form(losses, params, one, alone, value, part, name)
+        return value, parts
 
     return gathered(forms, batch)
 
@@ -266,7 +315,7 @@ def _operator(rule: _Rule, f: Function, params: PyTree, batch: PyTree, mode: Mod
     linearized = mode == "linearized" or (mode is None and not isinstance(batch, Batches))
 
     def compute(step: Callable[..., tuple[Array, PyTree]], one: PyTree, *more: Any) -> tuple[Array, PyTree]:
-        with explained(_BACKWARD, _FORWARD):
+        with explained(_BACKWARD, FORWARD):
             program, captured = traced_program(f, params, one, rule.ranks)
             return step(rule, program, captured, params, one, *more)
 
@@ -276,7 +325,7 @@ def _operator(rule: _Rule, f: Function, params: PyTree, batch: PyTree, mode: Mod
         check_vector(params, v)
         if not held:
             return mean((share, part) for share, _, part in data.each(lambda one: compute(_direct, one, how, v)))
-        with explained(_BACKWARD, _FORWARD):
+        with explained(_BACKWARD, FORWARD):
             return mean((share, _apply(how, push, v)) for share, push in held)
 
     return LinearOperator(product, params)
@@ -302,51 +351,22 @@ def _direct(
     return value, laid_out(product, how)
 
 
-@partial(jax.jit, static_argnums=0)
-def _second(
-    program: Program, captured: PyTree, params: PyTree, batch: PyTree, v: list[Array | None]
-) -> tuple[Array, Array]:
-    """The value, and its second derivative along the leaves of a vector; None stands for 0."""
-    leaves = jax.tree.leaves((params, batch))
-    v = [*v, *[None] * (len(leaves) - len(v))]
-    return second_derivative(program.jaxpr, captured, leaves, v)[0]
-
-
-def _diagonals(losses: Function, params: PyTree, batch: PyTree, v: PyTree, layers: Layers) -> Forms:
-    """The value, and v_iᵀH_ii v_i of every leaf. Leaves of one part of a model and of one shape share a program."""
-    program, captured = traced_program(losses, params, batch, (0, 1))
-    alike: dict[Any, dict[int, Array]] = {}
-    for number, ((path, leaf), length) in enumerate(zip(jax.tree.leaves_with_path(v), layers, strict=True)):
-        alike.setdefault((path[:1], length, leaf.shape, leaf.dtype), {})[number] = leaf
-    with explained("block='joint' can take it", _FORWARD):
-        made = [_diagonal(program, length, captured, params, batch, own) for (_, length, *_), own in alike.items()]
-    forms = {number: form for _, own in made for number, form in own.items()}
-    return made[0][0], [forms[number] for number in sorted(forms)]
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _diagonal(
-    program: Program, layers: int | None, captured: PyTree, params: PyTree, batch: PyTree, v: dict[int, Array]
-) -> tuple[Array, dict[int, Array]]:
-    """The forms of leaves of one shape, by their numbers: a layer of one leaf at a time."""
-    depth = layers or 1
-
-    def form(place: Array) -> tuple[Array, Array]:
-        along: list[Array | None] = [None] * len(jax.tree.leaves(params))
-        for i, (number, leaf) in enumerate(v.items()):
-            chosen = i * depth + jnp.arange(depth) == place
-            along[number] = jnp.where(chosen.reshape(-1, *[1] * (leaf.ndim - 1)) if layers else chosen[0], leaf, 0)
-        return _second(program, captured, params, batch, along)
-
-    values, forms = jax.lax.map(form, jnp.arange(len(v) * depth))
-    parts = [forms[i * depth : (i + 1) * depth] if layers else forms[i] for i in range(len(v))]
-    return values[0], dict(zip(v, parts, strict=True))
+def _diagonals_by_products(losses: Function, params: PyTree, batch: PyTree, v: PyTree, layers: Layers) -> Forms:
+    """What `diagonal_forms` returns, by a product for every layer."""
+    parts: list[Array] = []
+    for number, length in enumerate(layers):
+        made = []
+        for layer in [None] if length is None else range(length):
+            value, forms = _joint(losses, params, batch, layer_of(v, number, layer), layers)
+            made.append(forms[number] if layer is None else forms[number][layer])
+        parts.append(made[0] if length is None else jnp.stack(made))
+    return value, parts
 
 
 def _joint(losses: Function, params: PyTree, batch: PyTree, v: PyTree, layers: Layers) -> Forms:
     """The value, and v_iᵀ(Hv)_i of every leaf; of examples, one at a time."""
     program, captured = traced_program(losses, params, batch, (0, 1))
-    with explained("hvp_fn of a function without it can", _FORWARD):
+    with explained("hvp_fn of a function without it can", FORWARD):
         if program.shapes == ((),):
             value, product = _direct(_Hessian(), program, captured, params, batch, layout(params), v)
             return value, layer_dots(layers, v, product)

@@ -20,6 +20,10 @@ from lensjax.curvature.jaxpr.program import Function, Program, traced_program
 Layout = tuple[NamedSharding | None, ...]
 
 
+class NoForwardDerivativeError(InputError):
+    """A function has no derivative that JAX can push forward."""
+
+
 def count_examples(batch: PyTree) -> float:
     """Length of the leading axis of a batch's arrays: the weight of means over examples.
 
@@ -198,7 +202,8 @@ def explained(forward: str, reverse: str) -> Iterator[None]:
         raise
     except (TypeError, ValueError, NotImplementedError) as error:
         if "custom_vjp" in str(error) or "custom_lin" in str(error):
-            raise InputError(f"The function has a custom_vjp, so no forward derivative is known; {forward}.") from error
+            message = f"The function has a custom_vjp, so no forward derivative is known; {forward}."
+            raise NoForwardDerivativeError(message) from error
         if "Reverse-mode differentiation does not work" in str(error):
             raise InputError(f"The function has a loop that cannot be run backward; {reverse}.") from error
         raise

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
 from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, residual_loss, spectrum
 from lensjax.curvature.ntk.ntk import ntk, ntk_flops
+from lensjax.curvature.ntk.proof import Verification
 from lensjax.measure.functionals import FUNCTIONALS, Batch, Functional, OfModel
 from lensjax.models.model import Model
 
@@ -37,6 +38,7 @@ class MeasuredKernel:
       residuals: F(Θ, t), see `lensjax.curvature.dynamics.residual_loss`.
       labels: Tokens that stand for the classes of label_logits.
       flops: FLOPs that computing the kernel took, see `ntk_flops`.
+      verified: What of it was computed a second time, see `ntk`.
     """
 
     functional: str
@@ -49,6 +51,7 @@ class MeasuredKernel:
     residuals: Float[np.ndarray, " times"] | None
     labels: tuple[int, ...]
     flops: int
+    verified: Verification | None = None
 
     def summary(self) -> dict[str, Any]:
         """Numbers that describe the kernel."""
@@ -62,6 +65,8 @@ class MeasuredKernel:
             "target_alignment": alignment(self.theta, self.f0 - self.y) if known else None,  # type: ignore[operator]
             "labels": list(self.labels),
             "flops": self.flops,
+            "verified": "nothing" if self.verified is None else str(self.verified),
+            "verification": None if self.verified is None else asdict(self.verified),
         }
 
     def arrays(self) -> dict[str, Any]:
@@ -97,6 +102,8 @@ def measure_kernel(
     *,
     samples: int = SAMPLES,
     memory_limit: int | None = None,
+    verify: bool = True,
+    on_mismatch: Literal["raise", "dense"] = "raise",
     progress: Callable[[int, int], None] | None = None,
 ) -> MeasuredKernel:
     """The kernel of a model on N examples, its spectrum, and the residual of linearised training.
@@ -110,7 +117,7 @@ def measure_kernel(
       batch: {name: [N, time]}, see `lensjax.measure.probes`.
       functional: The name of one, see `lensjax.measure.functionals`.
       samples: Random projections of "fisher_sketch".
-      memory_limit, progress: See `lensjax.curvature.ntk.ntk.ntk`.
+      memory_limit, verify, on_mismatch, progress: See `lensjax.curvature.ntk.ntk.ntk`.
 
     Raises:
       InputError: there is no such functional, or see it and `ntk`.
@@ -118,7 +125,9 @@ def measure_kernel(
     kind = FUNCTIONALS[functional]
     f, classes = _function(model, batch, functional, samples)
     flops = ntk_flops(f, model.params, batch, output=kind.output, memory_limit=memory_limit)
-    theta = ntk(f, model.params, batch, output=kind.output, memory_limit=memory_limit, progress=progress)
+    how: Any = {"memory_limit": memory_limit, "verify": verify, "on_mismatch": on_mismatch, "progress": progress}
+    kernel = ntk(f, model.params, batch, output=kind.output, **how)
+    theta = np.asarray(kernel)
     error = f0 = y = times = residuals = None
     if kind.output == "diagonal":
         error, theta = theta.std(axis=-1, ddof=1) / np.sqrt(theta.shape[-1]), theta.mean(axis=-1)
@@ -131,7 +140,8 @@ def measure_kernel(
         y = kind.targets(batch, classes).reshape(-1).astype(f0.dtype)
         times = choose_times(eigenvalues)
         residuals = np.asarray(residual_loss(theta, f0, y, times))
-    return MeasuredKernel(functional, theta, error, f0, y, eigenvalues, times, residuals, classes, flops)
+    known = functional, theta, error, f0, y, eigenvalues, times, residuals, classes, flops
+    return MeasuredKernel(*known, kernel.verified)
 
 
 def kernel_flops(model: Model, batch: Batch, functional: str = "loss") -> int:

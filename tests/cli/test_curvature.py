@@ -43,6 +43,9 @@ def test_kernel_spectrum_and_residual_are_written(save_sums, save_model, tmp_pat
     assert summary["flops"] > 12 * 4 * summary["parameters"]
     assert summary["peak_memory_bytes"] > 2**20
     assert summary["seconds"] > 0
+    assert f"Verified: {summary['verified']}." in said
+    assert summary["verified"].endswith("agree with plain gradients")
+    assert summary["verification"]["largest"] < 1
     np.testing.assert_allclose(arrays["eigenvalues"].sum(), np.trace(arrays["theta"]) / 12, rtol=1e-4)
     assert arrays["residuals"][0] == pytest.approx(np.mean(arrays["f0"] ** 2), rel=0.1)
     assert np.all(np.diff(arrays["residuals"]) <= 0)
@@ -51,7 +54,9 @@ def test_kernel_spectrum_and_residual_are_written(save_sums, save_model, tmp_pat
     assert 'id="spectrum"' in page
     assert 'id="residual"' in page
 
-    run(spec, "--model", folder, "--examples", 5, "--out", out, "--mesh", "data=1,fsdp=8", "--memory-limit", 0.001)
+    few = "--examples", 5, "--mesh", "data=1,fsdp=8", "--memory-limit", 0.001, "--no-verify"
+    run(spec, "--model", folder, *few, "--out", out)
+    assert "Verified: nothing." in capsys.readouterr().out
     np.testing.assert_allclose(np.load(out / "kernel.npz")["theta"], arrays["theta"][:5, :5], rtol=1e-3, atol=1e-4)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-TIME, WIDTH, ROWS, DEPTH = 3, 4, 7, 2
+TIME, WIDTH, ROWS, DEPTH = 3, 4, 13, 2
 SHAPES = {
     "w": (WIDTH, WIDTH),
     "u": (WIDTH, WIDTH),

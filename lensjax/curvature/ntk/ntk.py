@@ -23,6 +23,7 @@ from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import PyTree, numeric
 from lensjax.curvature.compiling import exact_options
+from lensjax.curvature.form_checks import check_on_mismatch
 from lensjax.curvature.jaxpr.program import Function, traced_program
 from lensjax.curvature.ntk.contract import Factor, Output, constrain, contract
 from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, Portion, make_factors, make_parts
@@ -95,8 +96,7 @@ def ntk(
         the memory does not suffice.
       WrongKernelError: the kernel is not that of plain gradients.
     """
-    if on_mismatch not in ("raise", "dense"):
-        raise InputError(f"on_mismatch is '{on_mismatch}'; give 'raise' or 'dense'.")
+    check_on_mismatch(on_mismatch)
 
     def computed(plain: frozenset[int]) -> PyTree:
         job = _prepare(f, params, xs, ys, factors, memory_limit, plain)
