@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import CurvesFile, MaxParameters, SmallestWithin, UnitName
+from lensjax.cli.arguments import CurvesFile, MaxParameters, MetricName, SmallestWithin, UnitName
 from lensjax.cli.console import make_console, make_table
 from lensjax.cli.curves import check_target, preference, within_size
 from lensjax.cli.outputs import as_json, output_writer
@@ -25,6 +25,7 @@ def next_cells(
     max_examples: int | None = None,
     top: int = 8,
     unit: UnitName = None,
+    metric: MetricName = None,
     max_parameters: MaxParameters = None,
     smallest_within: SmallestWithin = None,
     json: Path | None = None,
@@ -34,7 +35,8 @@ def next_cells(
     Reads the fine-tuning curves measured so far, and orders what could be measured next by how much it is expected to
     lower the regret of the choice, for its cost: 6 × parameters × examples, or examples alone where the file does not
     give the size of every model. Also says which model to choose if nothing more is measured: the one of the lowest
-    expected regret, which `lensjax rank` puts first.
+    expected regret, which `lensjax rank` puts first. With --metric or --smallest-within, choice and regret are those of
+    that wish, and so are the points to measure.
 
     Worked examples
 
@@ -53,22 +55,27 @@ def next_cells(
     check_target(target)
     from rich.console import Console
 
+    from lensjax.curves.metrics import metric_named
     from lensjax.curves.sources import read_source
     from lensjax.selection.advice import advise, candidate_points, relative_costs
+    from lensjax.selection.by_metric import check_metric
 
     prefer, table = preference(smallest_within), within_size(read_source(curves, unit), max_parameters)
     rungs, larger, max_examples = _rungs(table, target, max_examples)
     if top < 1:
         raise InputError(f"--top is {top}; give 1 or more.")
     costs = relative_costs(table, candidate_points(table, rungs))
+    asked = None if metric is None else metric_named(metric)
+    if asked is not None:
+        check_metric(table, asked)
     with Console(stderr=True).status("Fitting"):
-        advice = advise(table, target, costs, prefer=prefer)
-    record, console = _record(table, target, max_examples, advice), make_console(120)
+        advice = advise(table, target, costs, prefer=prefer, metric=asked)
+    record, console = _record(table, target, max_examples, advice) | {"margin": smallest_within}, make_console(120)
     if advice.points:
         console.print(_table(record, top))
     for model, why in record["ineligible"].items():
         console.print(f"Not to be chosen, nor measured further: {model}, as {why}.", markup=False, soft_wrap=True)
-    for sentence in filter(None, (record["why"], _sentence(record, larger))):
+    for sentence in filter(None, (record["remark"], record["why"], _sentence(record, larger))):
         console.print(sentence, markup=False, soft_wrap=True)
     write(lambda: as_json(record))
 
@@ -117,12 +124,13 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
     return {
         "lensjax": __version__,
         "task": table.task,
-        "unit": table.unit.name,
+        "unit": advice.unit or table.unit.name,
         "target": target,
         "max_examples": max_examples,
         "cost": "FLOPs per token of an example" if np.isfinite(table.parameters).all() else "examples",
         "choice": advice.choice,
         "why": advice.why or None,
+        "remark": advice.remark or None,
         "ineligible": {model: why for model, why in zip(table.models, table.ineligible, strict=True) if why},
         "expected_regret": advice.regret,
         "expected_regret_error": advice.regret_error,
@@ -157,8 +165,10 @@ def _sentence(record: dict[str, Any], larger: list[int]) -> str:
             short = len({cell["model"] for cell in cells})
             models = f"{short} model{'s have' if short > 1 else ' has'}"
             return f"{start}: {models} fewer than the two sizes above 0 that a fit needs, and their cells come first."
+    beyond = "" if record["margin"] is None else f"beyond {record['margin']:g} "
     regret = (
-        f"the expected regret of choosing {record['choice']} now is {record['expected_regret']:.4f} {record['unit']}"
+        f"the expected regret {beyond}of choosing {record['choice']} now is {record['expected_regret']:.4f} "
+        f"{record['unit']}"
     )
     if not cells:
         raised = f", or raise --max-examples to {larger[0]}" if larger else ""

@@ -15,6 +15,9 @@ where L_i is lognormal given z under each prior, up to twice the largest draw of
 decide nothing there, and may not do so here. That leaves an
 integral over one number, taken without draws, so that small drops are not lost in their noise. A run at the target is
 the one that would be chosen: its loss is known once it is measured.
+
+Where the choice is by a metric, the share that is wrong takes the place of L_i, as its link to the loss expects it: a
+point then tells of losses, not of the link. Where a cheaper model is preferred, see `lensjax.selection.worth`.
 """
 
 import math
@@ -26,25 +29,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import log_ndtr
 from jaxtyping import Bool, Float
 
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.curves.metrics import Metric
 from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
 from lensjax.fit.joint.recent import joint_fit
 from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.link import NotLinked
 from lensjax.fit.stacked.posterior import StackedPosterior
-from lensjax.selection.cheaper import Preference, choice_sentence, costs_of
+from lensjax.selection.by_metric import predict_metric
+from lensjax.selection.cheaper import CostName, Preference, choice_sentence, costs_of
 from lensjax.selection.choices import check_choices
 from lensjax.selection.methods import DEFAULT_METHOD, predict_by
 from lensjax.selection.prediction import Prediction
+from lensjax.selection.worth import Worth, choose, expected_of, shortfall, worth_of
 
 ENOUGH = 2  # sizes above 0 that the joint fit needs of every model
 REACH = 8.0  # standard deviations of a point's log loss that are integrated over
 NODES = 512
-HIGHEST = 1e30  # loss that no draw exceeds
-_TINY = 1e-20  # variance of a log loss that is known
 _AT_ONCE = 8  # points, to bound memory
 _BLOCK = 32
 
@@ -63,8 +67,8 @@ class NextPoint:
     Attributes:
       point: the point.
       cost: of measuring it, in the unit of the given costs.
-      drop: expected drop of the regret of the choice, in the unit of the table; None for a point that is needed before
-        anything can be expected of its model.
+      drop: expected drop of the regret of the choice, in the unit of the advice; None for a point that is needed
+        before anything can be expected of its model.
     """
 
     point: Point
@@ -80,16 +84,21 @@ class Advice:
       points: the best to measure next first.
       choice: the model of the lowest expected regret, which a ranking puts first, or a cheaper one that is preferred;
         None while points are needed.
-      regret: its expected loss above the best model's, in the unit of the table; None while points are needed.
+      regret: its expected loss above the best model's; where a cheaper model is preferred, beyond the margin. None
+        while points are needed.
       regret_error: standard error of `regret`, which is estimated from draws.
+      unit: what regrets and drops are in, in words.
       why: why a cheaper model is the choice, or none is, in a sentence; "" where none is preferred.
+      remark: why the loss decides, where a metric was asked for that it does not tell; else "".
     """
 
     points: tuple[NextPoint, ...]
     choice: str | None = None
     regret: float | None = None
     regret_error: float | None = None
+    unit: str = ""
     why: str = ""
+    remark: str = ""
 
     def batch(self, cost: float) -> tuple[NextPoint, ...]:
         """Points to measure before the next fit: each model's best, in order, while `cost` lasts; one at least.
@@ -128,6 +137,9 @@ def advise(
     costs: Mapping[Point, float],
     prediction: Prediction | None = None,
     prefer: Preference | None = None,
+    *,
+    metric: Metric | None = None,
+    model_costs: Mapping[CostName, Mapping[str, float]] | None = None,
 ) -> Advice:
     """Order points by the expected drop in regret per cost, if one more is measured and the choice is made then.
 
@@ -139,16 +151,19 @@ def advise(
       table: measured curves of M models; sizes above `target` are not looked at.
       target: number of training examples for which a model is to be chosen.
       costs: of the points that could be measured, in any unit.
-      prediction: of the table up to `target`, whose choice is the choice now; the default method's if not given.
-      prefer: choose a cheaper model than the best, if it is nearly as good. Points are chosen to find the best one.
+      prediction: of the table's losses up to `target`, whose choice is the choice now; the default method's if not
+        given.
+      prefer: choose a cheaper model than the best, if it is nearly as good, and measure to find that one.
+      metric: choose by this metric instead of the loss, if losses tell it; else the loss decides, and a remark says so.
+      model_costs: of models at inference, by kind and name of the model, besides the table's numbers of parameters.
 
     Returns:
       The points in order, best first, and the choice as it is now.
 
     Raises:
       InputError: there are fewer than two models, none may be chosen, a point is of none of them, smaller than
-        all that was measured or above the target, a cost is not a positive number, a model cannot come to two sizes, or
-        the smallest model is preferred and sizes are not known.
+        all that was measured or above the target, a cost is not a positive number, a model cannot come to two sizes, the
+        smallest model is preferred and sizes are not known, or the table does not hold the metric.
     """
     _check(table, target, costs)
     table = table.up_to(target)
@@ -158,22 +173,38 @@ def advise(
         return Advice(tuple(NextPoint(point, costs[point], None) for point in needed))
     if prediction is None:
         _, prediction = predict_by(DEFAULT_METHOD, table, target)
-    points = list(costs)
-    value = dict(zip(points, _drops_of(table, target, points, prediction), strict=True)) if points else {}
-    choice, why = int(prediction.order[0]), ""
+    linked, remark = None, ""
+    if metric is not None:
+        try:
+            linked = predict_metric(table, target, metric, prediction)
+        except NotLinked as error:
+            remark = f"{error} The loss decides."
+    ruling = prediction if linked is None else linked.wrong
+    known = costs_of(table, model_costs)
+    unit = table.unit.name if linked is None else f"of {metric}"
+    choice, why, regret = int(ruling.order[0]), "", _regret(ruling)
     if prefer is not None:
-        cheaper = prefer.among(prediction, costs_of(table))
-        choice, why = cheaper.choice, choice_sentence(table, cheaper, costs_of(table))
-    points.sort(key=lambda point: (-value[point] / costs[point], costs[point]))
+        cheaper = prefer.among(ruling, known)
+        choice, why = cheaper.choice, choice_sentence(table, cheaper, known, unit)
+        regret = _regret(ruling, prefer.margin, choice)
+    points = list(costs)
+    if points:
+        worth = worth_of(table, target, prediction, linked, prefer, known)
+        value = dict(zip(points, _drops_of(table, target, points, prediction, worth), strict=True))
+        points.sort(key=lambda point: (-value[point] / costs[point], costs[point]))
     return Advice(
         points=tuple(NextPoint(point, costs[point], value[point]) for point in points),
         choice=table.models[choice],
+        unit=unit,
         why=why,
-        **_regret(prediction, choice),
+        remark=remark,
+        **regret,
     )
 
 
-def _drops_of(table: CurveTable, target: int, points: Sequence[Point], prediction: Prediction) -> list[float]:
+def _drops_of(
+    table: CurveTable, target: int, points: Sequence[Point], prediction: Prediction, worth: Worth
+) -> list[float]:
     """Expected drop of the regret of the choice by measuring each point."""
     fitted = prediction.posterior
     posterior = fitted if isinstance(fitted, JointPosterior | StackedPosterior) else joint_fit(table, target)
@@ -186,10 +217,9 @@ def _drops_of(table: CurveTable, target: int, points: Sequence[Point], predictio
     moments = posterior.moments(target, model, examples)
     measured = np.log(table.column(target)) - posterior.centre
     own = (examples == target)[:, None] & (model[:, None] == np.arange(len(table.models)))
-    ceiling = np.full(len(table.models), HIGHEST) if prediction.draws is None else 2 * prediction.draws.max(axis=0)
     with float64_on_cpu():
         moments = _with_runs_at_target(moments, jnp.asarray(measured), jnp.asarray(own))
-        _, drops = _drops(moments, posterior.centre, table.eligible, jnp.asarray(ceiling))
+        _, drops = _drops(moments, posterior.centre, table.eligible, worth)
     return np.asarray(drops)[: len(points)].tolist()
 
 
@@ -210,11 +240,12 @@ def _with_runs_at_target(moments: JointMoments, measured: Float[Array, " M"], ow
     )
 
 
-def _regret(prediction: Prediction, choice: int) -> dict[str, float]:
-    """Expected regret of the choice and its standard error, where the method has draws."""
-    if prediction.draws is None:
+def _regret(ruling: Prediction, margin: float = 0.0, choice: int | None = None) -> dict[str, float]:
+    """Expected regret of a choice beyond a margin and its standard error, where there are draws."""
+    if ruling.draws is None:
         return {}
-    regrets = prediction.draws[:, choice] - prediction.draws[:, prediction.choosable].min(axis=1)
+    chosen = ruling.draws[:, ruling.order[0] if choice is None else choice]
+    regrets = np.maximum(chosen - ruling.draws[:, ruling.choosable].min(axis=1) - margin, 0.0)
     return {"regret": float(regrets.mean()), "regret_error": float(regrets.std() / math.sqrt(len(regrets)))}
 
 
@@ -252,29 +283,22 @@ def _drops(
     moments: JointMoments,
     centre: float,
     eligible: Bool[Array, " M"] | bool = True,
-    ceiling: Float[Array, " M"] | float = HIGHEST,
+    worth: Worth | None = None,
 ) -> tuple[Float[Array, " M"], Float[Array, " C"]]:
-    """Expected losses at the target, infinite where a model may not be chosen; the drop of the lowest by each point.
+    """Expected losses at the target, infinite where a model may not be chosen; the drop in regret by each point.
 
     Args:
       moments, centre: of log losses, and what was taken off them.
       eligible: which models may be chosen.
-      ceiling: above which a loss is not worse, as draws do not exceed it.
+      worth: what losses are worth; by default as they are.
     """
-
-    def expected_loss(mean: Array, variance: Array) -> Array:
-        """E[min(L, ceiling)] of lognormal losses."""
-        sd = jnp.sqrt(jnp.maximum(variance, _TINY))
-        height = jnp.log(ceiling) - centre - mean
-        below = mean + centre + variance / 2 + log_ndtr((height - variance) / sd)
-        return jnp.exp(below) + jnp.exp(jnp.log(ceiling) + log_ndtr(-height / sd))
-
-    priors = moments.target_mean.shape[0]
+    priors, models = moments.target_mean.shape
+    worth = Worth.plain(models) if worth is None else worth
     known = getattr(moments, "shares", None)  # of the priors, where they are not equal
     shares = jnp.full(priors, 1 / priors) if known is None else known
-    expected = shares @ expected_loss(moments.target_mean, moments.target_variance)
+    expected = shares @ expected_of(worth, moments.target_mean + centre, moments.target_variance)
     expected = jnp.where(eligible, expected, jnp.inf)
-    best = jnp.argmin(expected)
+    now = choose(worth, expected, 1.0)
 
     def drop(point: tuple[Array, Array, Array]) -> Array:
         mean, variance, covariance = point
@@ -284,9 +308,10 @@ def _drops(
         density = jnp.exp(-(away**2) / 2) / (math.sqrt(2 * math.pi) * sd)
         gain = covariance / sd[:, None]
         left = jnp.maximum(moments.target_variance - gain**2, 0.0)
-        given = expected_loss(moments.target_mean + away[..., None] * gain, left)
+        given = expected_of(worth, moments.target_mean + centre + away[..., None] * gain, left)
         after = jnp.einsum("p,zp,zpm->zm", shares, density, given)  # E[L_i | z] p(z)
-        return jnp.sum(after[:, best] - jnp.min(jnp.where(eligible, after, jnp.inf), axis=1)) * (z[1] - z[0])
+        after = jnp.where(eligible, after, jnp.inf)
+        return jnp.sum(jax.vmap(shortfall, (None, 0, 0, None))(worth, after, density @ shares, now)) * (z[1] - z[0])
 
     points = moments.point_mean.T, moments.point_variance.T, moments.covariance.swapaxes(0, 1)
     return expected, jax.lax.map(drop, points, batch_size=_AT_ONCE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lensjax.core.files import write_files
 from lensjax.core.processes import on_first
+from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.selection import advice
@@ -262,7 +263,14 @@ class _Runner:
             if left.eligible.sum() < 2:  # nothing is left to choose between
                 return None
             points = advice.candidate_points(left, self.bench.sizes)
-            found = advice.advise(table, self.target, {point: self.cost(*point) for point in points})
+            found = advice.advise(
+                table,
+                self.target,
+                {point: self.cost(*point) for point in points},
+                prefer=None if self.spec.prefer is None else self.spec.prefer.preference,
+                metric=None if self.spec.metric is None else METRICS[self.spec.metric],
+                model_costs=costs_by_name(self.costs),
+            )
             best = next(iter(found.points), None)
             return (best.point.model, best.point.examples) if best is not None and best.drop else None
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
+from lensjax.curves.metrics import METRICS, Shares
 from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import hierarchy
@@ -24,14 +25,18 @@ from lensjax.selection.advice import (
     candidate_points,
     relative_costs,
 )
-from lensjax.selection.prediction import predict_from
+from lensjax.selection.by_metric import predict_metric
+from lensjax.selection.cheaper import Preference
+from lensjax.selection.prediction import Prediction, predict_from
 from lensjax.selection.ranking import rank
+from lensjax.selection.worth import Worth, choose, expected_of, shortfall, worth_of
 
 TARGET = 51_200
 RUNGS = [200 * 2**k for k in range(8)]
 TABLE = simulated(seed=1, models=6, sizes=[0, *RUNGS[:4]])
 MODELS = TABLE.models
 COSTS = relative_costs(TABLE, candidate_points(TABLE, RUNGS))
+OFFSETS = np.array([0.0, 0, 2.5, 0, 0, 2.5])  # of log odds, by which a metric favours models
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +210,8 @@ def test_a_ceiling_bounds_what_is_expected():
     wide = one_prior([0.004, 0.0])._replace(target_variance=np.array([[9.0, 0.01]]))
     with float64_on_cpu():
         (free, _), (bounded, other), (still, _) = (
-            np.asarray(_drops(wide, 0.0, True, top)[0]) for top in (1e30, 2.0, 1.2)
+            np.asarray(_drops(wide, 0.0, True, Worth.plain(2)._replace(ceiling=np.full(2, top)))[0])
+            for top in (1e30, 2.0, 1.2)
         )
     assert free == pytest.approx(np.exp(4.5))
     draws = np.exp(3 * np.random.default_rng(0).standard_normal(400_000))
@@ -300,6 +306,64 @@ def test_a_model_that_may_not_be_chosen_is_neither_the_choice_nor_measured_furth
     assert all(
         next_point.drop is not None for next_point in advise(unmeasured, TARGET, dict.fromkeys(points, 1.0)).points
     )
+
+
+# By a metric, and within a margin ------------------------------------------------------------------------------
+
+
+def test_the_choice_of_advice_is_that_of_the_preference():
+    rng = np.random.default_rng(0)
+    cost = np.array([3.0, 1.0, np.nan, 1.0, 2.0])
+    table = replace(TABLE.select(range(5)), parameters=cost)
+    for margin in (0.01, 0.3):
+        prefer = Preference(margin)
+        worth = worth_of(table, TARGET, Prediction(np.ones(5)), None, prefer, {"parameters": cost})
+        for scale, values in zip((0.1, 1.0, 7.0) * 10, rng.uniform(1, 1.5, (30, 5)), strict=True):
+            right = prefer.among(Prediction(values), {"parameters": cost}).choice
+            scaled = scale * jnp.asarray(values)
+            assert int(choose(worth, scaled, scale)) == right
+            short = [float(shortfall(worth, scaled, scale, i)) / scale for i in range(5)]
+            assert short[right] == 0
+            assert min(short) >= 0
+            for i in range(5):
+                if cost[right] < cost[i]:
+                    assert short[i] == pytest.approx(values[i] + margin - values[right], rel=1e-4)
+
+
+def test_measuring_stops_where_the_smallest_is_within_the_margin_whatever_comes(prediction, advice):
+    found = advise(TABLE, TARGET, COSTS, prediction, Preference(100.0))
+    assert found.choice == MODELS[int(np.argmin(TABLE.parameters))]
+    assert (found.regret, max(one.drop for one in found.points)) == (0, 0)
+    narrow = advise(TABLE, TARGET, COSTS, prediction, Preference(1e-9))
+    for one, same in zip(narrow.points, advice.points, strict=True):
+        assert one.drop == pytest.approx(same.drop, rel=1e-3, abs=1e-7)
+
+
+def test_a_metric_has_points_of_its_own(prediction, advice):
+    def with_link(slope):
+        value = 1 / (1 + np.exp(-(OFFSETS[:, None] - slope * np.log(TABLE.loss / TABLE.loss.mean()))))
+        return replace(TABLE, metrics={"exact_match": Shares(value, np.sqrt(value * (1 - value) / 2000))})
+
+    metric = METRICS["exact_match"]
+    table = with_link(2.5)
+    found = advise(table, TARGET, COSTS, prediction, metric=metric)
+    linked = predict_metric(table, TARGET, metric, prediction)
+    assert found.choice == MODELS[int(linked.wrong.order[0])] != advice.choice
+    assert (found.unit, found.remark) == ("of exact match", "")
+    assert found.regret == pytest.approx(np.nanmin(linked.wrong.expected_regret))
+    assert 0 < max(one.drop for one in found.points) < found.regret + 3 * found.regret_error
+    unlinked = advise(with_link(0.0), TARGET, COSTS, prediction, metric=metric)
+    assert "Exact match cannot be told from the loss" in unlinked.remark
+    assert unlinked.remark.endswith("The loss decides.")
+    assert (unlinked.choice, unlinked.points) == (advice.choice, advice.points)
+    # What is expected of Gaussian log losses is the mean over draws of them.
+    worth = worth_of(table, TARGET, prediction, linked, None, {})
+    mean, sd = np.log(prediction.score), np.full(len(MODELS), 0.1)
+    draws = mean + sd * np.random.default_rng(0).standard_normal((20_000, len(MODELS)))
+    rows = np.arange(20_000) % len(linked.link.a)
+    wrong = 1 - linked.link.expected(np.exp(draws), rows).mean(axis=0)
+    with float64_on_cpu():
+        np.testing.assert_allclose(expected_of(worth, jnp.asarray(mean), jnp.asarray(sd**2)), wrong, atol=2e-3)
 
 
 # Which points there are ----------------------------------------------------------------------------------------
