@@ -162,8 +162,8 @@ def advise(
 
     Raises:
       InputError: there are fewer than two models, none may be chosen, a point is of none of them, smaller than
-        all that was measured or above the target, a cost is not a positive number, a model cannot come to two sizes, the
-        smallest model is preferred and sizes are not known, or the table does not hold the metric.
+        all that was measured or above the target, a cost is not a positive number, a model cannot come to two sizes,
+        the smallest model is preferred and sizes are not known, or the table does not hold the metric.
     """
     _check(table, target, costs)
     table = table.up_to(target)
