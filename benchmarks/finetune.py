@@ -1,6 +1,6 @@
 """How fast fine-tuning is, beside Hugging Face's Trainer; how long it waits for batches; how many programs it compiles.
 
-    python benchmarks/finetune.py [--parts trainer input ladder packing gpu] [--quick] [--out FILE]
+    python benchmarks/finetune.py [--parts trainer input ladder packing metrics gpu] [--quick] [--out FILE]
 
 Every part runs in a fresh process, all but `gpu` on the CPU. Only the parts named are measured anew; the others stay
 in the file, each with the machine and the versions that it was measured with. Contenders take turns, so that other
@@ -29,15 +29,15 @@ from spelling import RATE, SEED, candidate_on, numbers
 from transformers import GPT2Config, LlamaConfig
 
 from lensjax.core.devices import peak_flops
-from lensjax.models.lora import split_trainable
-from lensjax.tasks.batches import Packing
+from lensjax.models.lora import join, split_trainable
+from lensjax.tasks.batches import Packing, evaluation_batches
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.loop import Progress, TrainingInputs, fine_tune
 from lensjax.train.recorder import Recorder
 
-Part = Literal["trainer", "input", "ladder", "packing", "gpu"]
+Part = Literal["trainer", "input", "ladder", "packing", "metrics", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers", "lensjax")
 COLUMNS = {
     "median s": "median_s",
@@ -59,6 +59,8 @@ NOTES = {
     "packing": "an epoch of `fine_tune` with its validation, once compiled, on conversations whose answers have "
     "log-normal lengths (median 24 words, 200 at most); both have the same examples in every step; tokens per second "
     "are those of examples, without padding; `shapes` are those of short and long batches",
+    "metrics": "a batch of evaluation, once compiled: `losses` are those of tokens alone, `scores` what tests of "
+    "models compute, with the metrics that need no other pass",
     "gpu": "bfloat16 from float32 parameters; the peer compiles its model with torch.compile; `utilisation` is the "
     "share of the device's published peak that the matrix products of a step take, attention counted in full",
 }
@@ -122,14 +124,15 @@ QUICK = Plan(  # whose parts have programs in common
 
 
 def benchmark(
-    parts: tuple[Part, ...] = ("trainer", "input", "ladder", "packing", "gpu"),
+    parts: tuple[Part, ...] = ("trainer", "input", "ladder", "packing", "metrics", "gpu"),
     quick: bool = False,
     out: Path = Path("benchmarks/results/finetune.json"),
 ) -> None:
     """Measure, print a table, and write JSON.
 
     Args:
-        parts: What is measured: trainer, input, ladder and packing on the CPU, and, if JAX has one, training on a GPU.
+        parts: What is measured: trainer, input, ladder, packing and metrics on the CPU, and, if JAX has one, training
+            on a GPU.
         quick: Only try the script on tiny models; one process does all parts, and the numbers mean nothing.
         out: File to write.
     """
@@ -241,6 +244,40 @@ def packing(plan: Plan) -> Json:
                 times[of]["shapes"] = [list(candidate.placement.shapes(shape)["input_ids"].shape) for shape in shapes]
             found[name] = {"parameters": candidate.parameters, "batch_size": batch_size, "steps": steps, **times}
     return found
+
+
+def metrics(plan: Plan) -> Json:
+    """Times of a batch of evaluation, with losses alone and with task metrics."""
+    use_cpu()
+    found: Json = {}
+    for name, config in (("gpt2", gpt2_config(plan, plan.shape[1])), ("small", small_config(plan))):
+        with prepared(config, plan, plan.shape, dtype="float32") as candidate:
+            trained, frozen = split_trainable(candidate.pretrained().params)
+            placement, lengths = candidate.evaluation_placement, candidate.tokens.evaluation_length
+            held_out = evaluation_batches(
+                candidate.tokens.test, lengths, placement.rows, placement.local_rows(), candidate.padding
+            )
+            batch = placement.to_devices(next(held_out))
+            losses = jax.jit(partial(summed_losses, candidate))
+            contenders = {
+                of: partial(batch_seconds, partial(program, trained, frozen, batch), plan.steps)
+                for of, program in (("losses", losses), ("scores", candidate.programs.losses))
+            }
+            times = compared(contenders, 3 * plan.repeats, warm_up=1)
+            size = {"parameters": candidate.parameters, "batch": [placement.rows, *lengths]}
+            found[name] = size | times
+    return found
+
+
+def summed_losses(candidate: Candidate, trained: Any, frozen: Any, batch: Any) -> Any:
+    losses, weights = candidate.abstract.token_losses(join(trained, frozen), batch)
+    return losses.sum(axis=1), weights.sum(axis=1)
+
+
+def batch_seconds(program: Callable[[], Any], times: int) -> float:
+    """Seconds of a call, of which several are timed together."""
+    seconds, _ = timed(lambda: jax.block_until_ready([program() for _ in range(times)]))
+    return seconds / times
 
 
 def epoch(candidate: Candidate, packing: Packing) -> float:
@@ -359,6 +396,12 @@ def targets(parts: Mapping[str, Json]) -> list[Promise]:
             (f"an epoch of {model}, packed, over one unpacked", 1.0, found[model]["packed"]["ratio_within_turns"])
             for model in ("small", "medium")
         ]
+    if "metrics" in parts:
+        found, within = parts["metrics"], "ratio_within_turns"
+        promised += [
+            (f"a batch of evaluation of {model} with metrics, over losses alone", 1.03, found[model]["scores"][within])
+            for model in ("gpt2", "small")
+        ]
     if "ladder" in parts:
         promised.append(("programs compiled by a ladder", 3, parts["ladder"]["programs_in_all"]))
     return promised
@@ -369,6 +412,7 @@ MEASURES: Mapping[Part, Callable[[Plan], Json | None]] = {
     "input": waiting,
     "ladder": ladder,
     "packing": packing,
+    "metrics": metrics,
     "gpu": gpu,
 }
 

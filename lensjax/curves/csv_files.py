@@ -162,11 +162,12 @@ def _read_tidy(builder: "_Builder", header: str, columns: list[str], rows: Itera
         for line, cells in measured:
             builder.name_unit(line, cells[at[UNIT_COLUMN]])
     chosen = choose_losses(header, at, [cells for _, cells in measured], builder.unit, builder.asked)
-    column, builder.unit, builder.caution = chosen
+    column, builder.unit, builder.caution, unknown = chosen
     sizes = set()
     for line, cells in measured:
         model = cells[at["model"]].strip()
         builder.describe(line, model, *(cells[at[k]] if k in at else "" for k in META_COLUMNS))
+        builder.bar(model, unknown.get(model, ""))
         size = _whole(cells[at["examples"]])
         if size is None:
             raise InputError(
@@ -209,14 +210,18 @@ class _Builder:
                 )
         described = (parameters, family.strip())
         self.lines.setdefault(model, line)
-        if ineligible.strip():  # in any of its rows: those of an earlier version do not know
-            self.ineligible.setdefault(model, ineligible.strip())
+        self.bar(model, ineligible.strip())  # in any of its rows: those of an earlier version do not know
         # Twice unknown agrees: tuples compare by identity first, and math.nan is one object.
         if self.meta.setdefault(model, described) != described:
             raise InputError(
                 f"{self.where} line {line} gives '{shorten(model)}' another size or family than line "
                 f"{self.lines[model]}; make them agree."
             )
+
+    def bar(self, model: str, why: str) -> None:
+        """Let a model not be chosen, for the first reason there is, if there is one."""
+        if why:
+            self.ineligible.setdefault(model, why)
 
     def name_unit(self, line: int, cell: str) -> None:
         """Take in what a row says its losses are in."""

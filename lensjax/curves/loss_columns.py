@@ -1,6 +1,7 @@
 """Which column of a file with a row per measurement holds the losses that models are compared by."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lensjax.core.errors import InputError, listing
@@ -17,17 +18,22 @@ class LossColumn(NamedTuple):
       column: Its name.
       unit: What its losses are in.
       caution: Why models are not compared as well as they could be, in a sentence; "" where nothing is amiss.
+      ineligible: Models that cannot be compared by it, and why.
     """
 
     column: str
     unit: Unit
     caution: str
+    ineligible: Mapping[str, str] = MappingProxyType({})
 
 
 def choose_losses(
     header: str, at: Mapping[str, int], rows: Sequence[Sequence[str]], named: Unit | None, asked: Unit | None
 ) -> LossColumn:
-    """The first column, in the order of `UNITS`, that holds a loss of every row that has any.
+    """The first column, in the order of `UNITS`, by which two models or more can be compared.
+
+    Those are models that have a loss there of each of their rows that has any. Where there are two, a model without
+    does not spoil the comparison of the others: it may not be chosen. Tokens of different tokenizers would.
 
     Args:
       header: Where the columns are named, for messages.
@@ -56,9 +62,17 @@ def choose_losses(
         column: list(dict.fromkeys(cells[at["model"]].strip() for cells in measured if not cells[at[column]].strip()))
         for column in units
     }
-    column = next((column for column in units if not lacking[column]), _LOSS if _LOSS in units else next(iter(units)))
-    unit, better = units[column], next(iter(units))
-    caution = ""
+    models = {cells[at["model"]].strip() for cells in measured}
+    whole = [column for column in units if not lacking[column]]
+    better, some = next(iter(units)), [column for column in units if len(models - {*lacking[column]}) > 1]
+    if units[better].any_tokenizer and some:
+        column = some[0]
+    else:
+        column = whole[0] if whole else _LOSS if _LOSS in units else better
+    unit, caution = units[column], ""
+    if asked is None and unit.any_tokenizer and lacking[column] and column in some:
+        why = f"its losses are not all known in {unit}, which the others are compared by"
+        return LossColumn(column, unit, "", dict.fromkeys(lacking[column], why))
     if unit == BITS_PER_BYTE and _BYTES in at:
         caution = _different_texts([cells for cells in measured if cells[at[column]].strip()], at)
     elif not unit.any_tokenizer and units[better].any_tokenizer and any(c[at[better]].strip() for c in measured):
@@ -81,6 +95,5 @@ def _different_texts(rows: Sequence[Sequence[str]], at: Mapping[str, int]) -> st
         return ""
     return (
         f"Losses are not of the same texts: those of {most} are of {sizes[most]:,} bytes of the test targets, those of "
-        f"{least} of {sizes[least]:,}. Targets were cut, so raise max_target_tokens, or an encoder–decoder was tested "
-        "on the last turns of conversations alone."
+        f"{least} of {sizes[least]:,}. Targets were cut, so raise max_target_tokens."
     )

@@ -28,11 +28,14 @@ def probe_examples(spec: TaskSpec, count: int, seed: int = 0) -> list[Example]:
 def probe_batch(model: Model, spec: TaskSpec, examples: list[Example]) -> Mapping[str, np.ndarray[Any, Any]]:
     """Examples as one batch of a model's tokens, {name: [N, time]}, filled up to the longest.
 
+    Of a conversation, an encoder–decoder has the last turn.
+
     Raises:
       InputError: they are longer than the model can take, or its tokenizer does not fit the task.
     """
     encoder_decoder = model.family.encoder_decoder
-    tokens = tokenise(examples, model.tokenizer, spec, encoder_decoder=encoder_decoder)
+    shown = [example.rows(encoder_decoder=encoder_decoder)[-1] for example in examples]
+    tokens = tokenise(shown, model.tokenizer, spec, encoder_decoder=encoder_decoder)
     needed = example_lengths(tokens, encoder_decoder).max(axis=0)
     check_fit(model, int(needed.max()))
     rows = range(len(examples))

@@ -269,7 +269,12 @@ def _within(table: CurveTable, budget: int, target: int) -> tuple[CurveTable, tu
     points = seen.points()
     short = np.flatnonzero(points < 2)
     left_out = tuple(
-        (table.models[i], f"measured at {points[i]} sizes from 1 to {budget} examples; two are needed") for i in short
+        (
+            table.models[i],
+            (not points[i] and table.ineligible[i])
+            or f"measured at {points[i]} sizes from 1 to {budget} examples; two are needed",
+        )
+        for i in short
     )
     seen = seen.select(np.flatnonzero(points >= 2))
     if len(seen.models) < 2:

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lensjax.models.options import make_options
 from lensjax.study.bench import Bench
 from lensjax.study.folder import evidence_cells, evidence_file, read_results, runs_folder
 from lensjax.study.spec import StudySpec
+from lensjax.tasks.chat import ChatFormat, TemplateRefuses
 from lensjax.tasks.task import Task, fingerprint, fingerprints
 from lensjax.tasks.tokens import padding_token, tokenise
 from lensjax.tasks.writing import Writing, examine
@@ -144,7 +146,8 @@ def check_candidates(spec: StudySpec, bench: Bench) -> dict[str, Writing]:
             config = read_config(folder)
             tokenizer = read_tokenizer(folder, config)
             encoder_decoder = family_of(config.model_type).encoder_decoder
-            tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder)
+            with suppress(TemplateRefuses):  # which refused_rows tells
+                tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder)
             padding_token(tokenizer)
             if spec.finetune_spec(candidate).training.packing:
                 check_packing(abstract_model(config, make_options()))
@@ -159,4 +162,33 @@ def check_candidates(spec: StudySpec, bench: Bench) -> dict[str, Writing]:
             f"No candidate could be chosen ({reasons[0]}; and so on for all {len(reasons)}); add one that writes the "
             "targets, or raise max_unwritable in the task."
         )
+    return found
+
+
+def refused_rows(spec: StudySpec, bench: Bench) -> dict[str, str]:
+    """The candidates whose chat templates refuse a conversation of the task, each with the first one and why.
+
+    Those that tokenizers are judged by are tried; a run that comes to another one fails.
+
+    Args:
+      spec: The study, whose candidates `check_candidates` has passed.
+      bench: Of the study.
+
+    Raises:
+      InputError: no candidate is left.
+    """
+    found: dict[str, str] = {}
+    for candidate in spec.candidates if spec.task.is_chat else ():
+        folder = find_folder(candidate.source, what="tokenizer")
+        config = read_config(folder)
+        if family_of(config.model_type).encoder_decoder:
+            continue
+        chat = ChatFormat(read_tokenizer(folder, config))
+        try:
+            for example in bench.sample:
+                chat.render(example.turns, example.where)
+        except TemplateRefuses as error:
+            found[candidate.name] = str(error)
+    if len(found) == len(spec.candidates):
+        raise InputError(f"No candidate can be fine-tuned on the task: {next(iter(found.values()))}")
     return found

@@ -182,7 +182,7 @@ def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) 
     """How far a candidate is."""
     name, losses, ineligible = one.name, {}, state.barred.get(one.name, "")
     results, cost = [result for result in state.results if result.model == name], state.costs.get(name)
-    known = next(iter(results), None)
+    known, tests = next(iter(results), None), tested(results)
     if table is not None and name in table.models:
         place = table.models.index(name)
         row, ineligible = table.loss[place], table.ineligible[place]
@@ -198,10 +198,10 @@ def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) 
         source=one.source,
         family=None if known is None else known.family,
         parameters=known.size if known is not None else cost.parameters if cost is not None else None,
-        state=dropped or ("measured" if losses else "waiting"),
+        state=dropped or ("measured" if losses or tests else "waiting"),
         inference=cost,
         losses=losses,
-        tests=tested(results),
+        tests=tests,
         notes=tuple(dict.fromkeys(result.note for result in results if result.note)),
         ineligible=ineligible or None,
         writing=next((run.writing for run in state.results if run.model == name and run.writing), None),

@@ -1,6 +1,6 @@
 """Running a study: all candidates on small subsets first, decisions after every rung, resumable at any moment."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.selection import advice
 from lensjax.selection.evidence import Evidence
 from lensjax.study.bench import Bench
-from lensjax.study.checks import check_candidates, check_device, check_results
+from lensjax.study.checks import check_candidates, check_device, check_results, refused_rows
 from lensjax.study.decisions import basis, decide, evidence_for_methods, rankable, results_table
 from lensjax.study.folder import is_current, pinned, read_results, read_searches, run_folder, running, study_records
 from lensjax.study.inference import (
@@ -86,6 +86,7 @@ def run_study(
             elif any(reasons):
                 say(f"{name} will be measured, but never chosen: {'; '.join(filter(None, reasons))}.")
         runner = _Runner(bench, journal, launch, limit, say, costs)
+        runner.set_aside(on_first(lambda: refused_rows(spec, bench)))
         try:
             runner.adaptive() if spec.strategy == "adaptive" else runner.ladder()
         except LimitReached:
@@ -153,6 +154,14 @@ class _Runner:
         self.target = self.spec.target or bench.available
         eliminating = self.spec.eliminate_below is not None
         self.eliminated = {name for entry in journal.entries for name in entry.eliminated if eliminating}
+
+    def set_aside(self, reasons: Mapping[str, str]) -> None:
+        """Let the first run of candidates fail for reasons that are known beforehand."""
+        for name, reason in reasons.items():
+            if name in self.left:
+                cell = Cell(FINETUNE, name, self.bench.sizes[0], self.spec.seeds[0])
+                self.journal.add(cell=cell, status="failed", error=reason)
+                self.say(f"{name} is set aside: {reason}")
 
     def ladder(self) -> None:
         """Measure all candidates on one rung before the next."""

@@ -16,6 +16,7 @@ from lensjax.tasks.task import load_task
 from lensjax.train.results import Result
 
 _MENDS = (
+    ("chat template", "Mend or remove the row and run the study in a new folder (--out), or leave the candidate out."),
     ("out of memory", "Lower batch_size, or raise accumulation, remat or the number of devices, for this candidate."),
     ("RESOURCE_EXHAUSTED", "Measure this evidence on fewer examples, or give the candidate a mesh of more devices."),
     ("is nan", "Lower learning_rate in the candidate's training, or raise warmup."),
@@ -85,8 +86,8 @@ class StudyState:
             mend = next(
                 (mend for sign, mend in _MENDS if sign in entry.error), "Mend the cause that the message names."
             )
-            again = "Then run the study again with --retry."
-            yield schema.Failure(model=cell.model, cell=str(cell), error=entry.error, mend=f"{mend} {again}")
+            again = "" if "--out" in mend else " Then run the study again with --retry."
+            yield schema.Failure(model=cell.model, cell=str(cell), error=entry.error, mend=f"{mend}{again}")
 
 
 def read_state(spec: StudySpec, out: Path) -> StudyState:

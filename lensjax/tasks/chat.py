@@ -26,6 +26,10 @@ _TODAY = date(2024, 7, 26)  # in templates that write the date, so that texts ar
 _DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
+class TemplateRefuses(InputError):
+    """A tokenizer's chat template does not render a conversation as it was written."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A conversation as a text.
@@ -62,7 +66,7 @@ def chat_remark(tokenizer: "Tokenizer", examples: Iterable[Example], *, encoder_
     if not roles:
         return ""
     if encoder_decoder:
-        return "the encoder reads the turns before the last one in a plain template, and the decoder learns the last"
+        return "the encoder reads the turns before each answer in a plain template, and the decoder learns the answer"
     chat = ChatFormat(tokenizer)
     if chat.is_plain:
         return "the tokenizer has no chat template, so conversations are in a plain one (User: … Assistant: …)"
@@ -100,7 +104,7 @@ class ChatFormat:
           where: The row's place in messages.
 
         Raises:
-          InputError: the template refuses the conversation, or changes what is said in it.
+          TemplateRefuses: the template refuses the conversation, or changes what is said in it.
         """
         pieces = self._found(tuple(turn.role for turn in turns))
         if pieces is None and any(turn.role == "system" for turn in turns):
@@ -152,13 +156,13 @@ class ChatFormat:
         pieces = re.split("|".join(map(re.escape, marks)), text)
         return pieces if re.findall(_MARK.format(r"\d+"), text) == marks else None
 
-    def _refused(self, turns: Turns, where: str) -> InputError:
+    def _refused(self, turns: Turns, where: str) -> TemplateRefuses:
         why = "it drops or repeats turns"
         try:
             self._apply(turns)
         except Exception as error:
             why = f"it says '{one_line(error, 200)}'"
-        return InputError(
+        return TemplateRefuses(
             f"{where} cannot be rendered by the chat template of {self._name}: {why}; mend the row, or choose another "
             "model."
         )
@@ -177,7 +181,7 @@ class ChatFormat:
             contents = [turn.content.strip() if turn.role in trimmed else turn.content for turn in turns]
             if text == "".join(itertools.chain(*zip(pieces, contents, strict=False))) + pieces[-1]:
                 return contents
-        raise InputError(
+        raise TemplateRefuses(
             f"The chat template of {self._name} leaves out or changes a part of what is said in {where}, such as "
             "<think>…</think> in a turn of an assistant; remove it there, or choose another model."
         )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lensjax.tasks.chat import ChatFormat
 from lensjax.tasks.task import Example
 from lensjax.tasks.tokens import Tokens
@@ -21,7 +23,7 @@ def target_bytes(
     That is the whole text, whatever a tokenizer makes of it: one that writes it with unknown tokens, or normalises it,
     gains nothing. Of a target that was cut, it is the text before the first token that was left out, by its offset. A
     character that the cut divides does not count, so a cut never makes the loss per byte lower. Of a conversation, the
-    texts are those of every learned turn, or for an encoder–decoder that of the last.
+    texts are those of every learned turn.
 
     A token may hold the end of the prompt too, such as the space before " hola" where the prompt ends in it. All of its
     loss counts, and here its bytes of the target alone. Such a model pays for a part of the prompt, which is little
@@ -36,13 +38,14 @@ def target_bytes(
     Returns:
       A number for each example; `UNKNOWN` for a cut target whose tokens have no known place in its text.
     """
-    counts = [sum(map(_size, example.learned(encoder_decoder=encoder_decoder))) for example in examples]
+    rows = [row for example in examples for row in example.rows(encoder_decoder=encoder_decoder)]
+    counts = [sum(map(_size, row.learned)) for row in rows]
     chat = ChatFormat(tokenizer)
     for i in map(int, tokens.target_cut.nonzero()[0]):
-        prompt, target = "" if encoder_decoder else examples[i].prompt, examples[i].target
+        prompt, target = "" if encoder_decoder else rows[i].prompt, rows[i].target
         answers = [(len(prompt), len(prompt) + len(target))]
-        if examples[i].turns and not encoder_decoder:
-            rendered = chat.render(examples[i].turns, examples[i].where)
+        if rows[i].turns:
+            rendered = chat.render(rows[i].turns, rows[i].where)
             begin, answers = rendered.answers[0][0], list(rendered.answers)
             prompt, target = rendered.text[:begin], rendered.text[begin:]
         kept = _kept(prompt, target, tokens.target(i).tolist(), tokenizer)
@@ -51,7 +54,9 @@ def target_bytes(
         else:
             text = prompt + kept
             counts[i] = sum(_size(text[first:last]) for first, last in answers)
-    return counts
+    unknown = tokens.by_example(np.array(counts) == UNKNOWN)
+    summed: list[int] = np.where(unknown, UNKNOWN, tokens.by_example(np.array(counts))).tolist()
+    return summed
 
 
 def _kept(prompt: str, target: str, ids: list[int], tokenizer: "Tokenizer") -> str | None:

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -38,7 +38,7 @@ class Example:
       target: The text that it should answer.
       where: The row's place in messages, as in "train.jsonl line 12".
       turns: Of a conversation, all its turns, the last one learned. `target` is then that turn, and `prompt` those
-        before it in a plain template, as an encoder reads them; causal models learn every assistant's turn.
+        before it in a plain template, as an encoder reads them. Every learned turn of an assistant counts; see `rows`.
       choices: Of an example of `Task.test`, the targets to choose from, of which `target` is one; empty without any.
     """
 
@@ -56,11 +56,21 @@ class Example:
         """
         return _plain(self.prompt), _plain(self.target)
 
-    def learned(self, *, encoder_decoder: bool) -> tuple[str, ...]:
+    @property
+    def learned(self) -> tuple[str, ...]:
         """The texts that a model learns: the target, or of a conversation every assistant's turn."""
-        if encoder_decoder or not self.turns:
-            return (self.target,)
-        return tuple(turn.content for turn in self.turns if turn.learned)
+        return tuple(turn.content for turn in self.turns if turn.learned) if self.turns else (self.target,)
+
+    def rows(self, *, encoder_decoder: bool) -> "tuple[Example, ...]":
+        """What a model is shown of it at a time: all, but for a conversation an encoder–decoder, each turn to learn.
+
+        A causal model reads and writes a whole conversation; a decoder writes one answer to what its encoder has read.
+        """
+        if not (encoder_decoder and self.turns):
+            return (self,)
+        ends = [number for number, turn in enumerate(self.turns, start=1) if turn.learned]
+        pairs = (plain_prompt_and_target(self.turns[:end]) for end in ends)
+        return tuple(replace(self, prompt=prompt, target=target, turns=()) for prompt, target in pairs)
 
 
 @dataclass(frozen=True)

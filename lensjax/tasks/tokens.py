@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import new_folder
@@ -26,23 +26,26 @@ if TYPE_CHECKING:
 
 # Of the ids that a tokenizer, a text and a spec give. What was made of other ids is not used again: raise it with any
 # change of them, or of the text of a field.
-TOKENS_VERSION = 3
+TOKENS_VERSION = 4
 _BATCH = 1000
 _DTYPES = {"ids": "int32", "starts": "int64", "prompts": "int32"} | dict.fromkeys(
-    ("prompt_cut", "target_cut", "learned"), "bool"
+    ("prompt_cut", "target_cut", "learned", "firsts"), "bool"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Token ids of N examples, one after the other, the prompt of each before its target.
+    """Token ids of N rows, one after the other, the prompt of each before its target.
+
+    A row is an example, or of a conversation that an encoder–decoder learns, one of its turns.
 
     Attributes:
       ids: Token ids, int32.
-      starts: The place in `ids` where each example begins, and where the last one ends, int64.
+      starts: The place in `ids` where each row begins, and where the last one ends, int64.
       prompts: Number of tokens of each prompt, int32.
       prompt_cut, target_cut: Whether each prompt and each target was cut.
       learned: Whether the loss is on each token: of targets, all, but for the turns of others in a conversation.
+      firsts: Whether each row is the first of its example.
     """
 
     ids: Int[np.ndarray, " T"]
@@ -51,21 +54,35 @@ class Tokens:
     prompt_cut: Bool[np.ndarray, " N"]
     target_cut: Bool[np.ndarray, " N"]
     learned: Bool[np.ndarray, " T"]
+    firsts: Bool[np.ndarray, " N"]
 
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return int(self.firsts.sum())
+
+    def by_example(self, values: Shaped[np.ndarray, "*n N"]) -> Shaped[np.ndarray, "*n examples"]:
+        """Sums over the rows of each example; of booleans, whether any is true."""
+        if len(self) == self.examples:
+            return values
+        add = np.logical_or if values.dtype == bool else np.add
+        summed: Shaped[np.ndarray, "*n examples"] = add.reduceat(values, np.flatnonzero(self.firsts), axis=-1)
+        return summed
+
     def prompt(self, i: int) -> Int[np.ndarray, " P"]:
-        """Token ids of the prompt of an example, counted from 0."""
+        """Token ids of the prompt of a row, counted from 0."""
         start = self.starts[i]
         return self.ids[start : start + self.prompts[i]]
 
     def target(self, i: int) -> Int[np.ndarray, " L"]:
-        """Token ids of the target of an example, counted from 0."""
+        """Token ids of the target of a row, counted from 0."""
         return self.ids[self.starts[i] + self.prompts[i] : self.starts[i + 1]]
 
     def learned_of(self, i: int) -> Bool[np.ndarray, " L"]:
-        """Whether the loss is on each token of the target of an example."""
+        """Whether the loss is on each token of the target of a row."""
         return self.learned[self.starts[i] + self.prompts[i] : self.starts[i + 1]]
 
     @property
@@ -80,10 +97,10 @@ class Tokens:
 
     def take(self, n: int) -> "Tokens":
         """The first `n` examples, as views of these arrays."""
-        n = min(n, len(self))
+        n = int(np.flatnonzero(self.firsts)[n]) if n < self.examples else len(self)
         last, end = self.starts[n], n + 1
         each = self.prompts[:n], self.prompt_cut[:n], self.target_cut[:n]
-        return Tokens(self.ids[:last], self.starts[:end], *each, self.learned[:last])
+        return Tokens(self.ids[:last], self.starts[:end], *each, self.learned[:last], self.firsts[:n])
 
     def save(self, folder: Path) -> None:
         """Write a new folder with a .npy file for each array, whole or not at all.
@@ -118,7 +135,8 @@ class Tokens:
     def _fits(self) -> bool:
         """Whether the arrays have the right types, and agree in their shapes."""
         one = all(getattr(self, name).dtype == kind and getattr(self, name).ndim == 1 for name, kind in _DTYPES.items())
-        each = len(self.prompts) == len(self.prompt_cut) == len(self.target_cut) == len(self.starts) - 1
+        parts = (self.prompts, self.prompt_cut, self.target_cut, self.firsts)
+        each = {len(part) for part in parts} == {len(self.starts) - 1}
         return one and each and bool(self.starts[-1] == len(self.ids) == len(self.learned))
 
 
@@ -129,7 +147,8 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
     to the target, with what it holds of the prompt, such as the space of "▁hola" where the prompt ends in one; only a
     special token that takes in the white space around it stays with the prompt that it is written in. Prompts have the
     special tokens that open a text; if there are none, and no other token, the beginning-of-text token, or else the
-    end-of-text token. For an encoder–decoder, both have the special tokens that its tokenizer adds.
+    end-of-text token. For an encoder–decoder, both have the special tokens that its tokenizer adds, and conversations
+    have a row for each turn that is learned, so that the same turns are as for causal models.
 
     No special token is added where the text has it already, and every target ends with one end-of-text token. Prompts
     lose tokens of their text before special ones, and targets are cut after the end-of-text token was added.
@@ -158,8 +177,12 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
     lengths: list[int] = []
     prompts: list[int] = []
     cut: list[tuple[bool, bool]] = []
-    iterator = iter(examples)
-    while batch := list(itertools.islice(iterator, _BATCH)):
+    firsts: list[bool] = []
+    rows = (one.rows(encoder_decoder=encoder_decoder) for one in examples)
+    iterator = ((row, not place) for several in rows for place, row in enumerate(several))
+    while numbered := list(itertools.islice(iterator, _BATCH)):
+        batch = [row for row, _ in numbered]
+        firsts += [is_first for _, is_first in numbered]
         ids: list[int] = []
         learned: list[bool] = []
         for example, pair in zip(batch, encode_all(batch), strict=True):
@@ -189,6 +212,7 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
         prompt_cut=were_cut[:, 0].copy(),
         target_cut=were_cut[:, 1].copy(),
         learned=np.concatenate(flags) if flags else np.zeros(0, bool),
+        firsts=np.array(firsts, bool),
     )
 
 

@@ -126,7 +126,7 @@ def examine(examples: Sequence[Example], tokenizer: "Tokenizer", *, encoder_deco
     Args:
       examples: See `sample`; one at least.
       tokenizer: Tokenizer of `transformers`.
-      encoder_decoder: Whether the model reads prompts with an encoder, and of conversations learns the last turn alone.
+      encoder_decoder: Whether the model reads prompts with an encoder.
       model: Its name in messages.
 
     Raises:
@@ -137,7 +137,7 @@ def examine(examples: Sequence[Example], tokenizer: "Tokenizer", *, encoder_deco
     reader = _Reader(tokenizer)
     for at in range(0, len(examples), _TOGETHER):
         some = examples[at : at + _TOGETHER]
-        learned = [example.learned(encoder_decoder=encoder_decoder) for example in some]
+        learned = [example.learned for example in some]
         prompts = reader.read([example.prompt for example in some], "text")
         targets = reader.read([*itertools.chain(*learned)], "text_target" if encoder_decoder else "text")
         for example, texts in zip(some, learned, strict=True):

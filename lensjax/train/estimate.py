@@ -172,9 +172,10 @@ class AbstractCandidate(Workload):
         """The work of training on a number of examples of a seed; more than there are count as repetitions."""
         tokens = self.tokens.train[seed].take(examples)
         needed = example_lengths(tokens, self.abstract.family.encoder_decoder)
-        if examples > _LISTED:
-            return scaled_work(needed, self.lengths[0], self.spec.training, examples)
-        return planned_work(np.resize(needed, (examples, needed.shape[1])), self.lengths[0], self.spec.training, seed)
+        rows = round(len(needed) * examples / max(tokens.examples, 1))  # conversations may have several
+        if rows > _LISTED:
+            return scaled_work(needed, self.lengths[0], self.spec.training, rows)
+        return planned_work(np.resize(needed, (rows, needed.shape[1])), self.lengths[0], self.spec.training, seed)
 
     def _evaluation(self, work: Work) -> int:
         """Floating-point operations of all validations and the test."""

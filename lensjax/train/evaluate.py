@@ -91,11 +91,11 @@ def evaluate(
     def scores(of: Tokens, shape: Lengths) -> Float[np.ndarray, "3 examples"]:
         return _scores(programs, params, frozen, of, shape, placement, padding)
 
-    sums, counts, hits = scores(tokens, lengths)
+    sums, counts, hits = tokens.by_example(scores(tokens, lengths))
     others = None
     if choices is not None and not choices.cut and not tokens.target_cut.any():
         others = scores(choices.tokens, choices.lengths)[0]
-    return summarise(sums, counts, hits, tokens.target_cut, target_bytes, choices, others)
+    return summarise(sums, counts, hits, tokens.by_example(tokens.target_cut), target_bytes, choices, others)
 
 
 def _scores(

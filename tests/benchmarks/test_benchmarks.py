@@ -14,7 +14,7 @@ from lensjax.curves.public import VARIABLE
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("computing", "loading", "compiling")  # of models.py, without a GPU
-FINETUNE_PARTS = ("trainer", "input", "ladder", "packing")  # of finetune.py, without a GPU
+FINETUNE_PARTS = ("trainer", "input", "ladder", "packing", "metrics")  # of finetune.py, without a GPU
 NTK_PARTS = ("floor", "peers", "cost")  # of ntk.py, without a GPU
 PLAN_PARTS = ("flops", "memory", "hours")  # of plan.py
 
@@ -310,6 +310,14 @@ def test_packing_takes_fewer_tokens(quick_finetune):
     assert sizes["packed"] != sizes["unpacked"]
 
 
+@pytest.mark.parametrize("model", ["gpt2", "small"])
+def test_metrics_are_timed_beside_losses_alone(quick_finetune, model):
+    part = quick_finetune["parts"]["metrics"][model]
+    assert part["batch"] == [16, 40]
+    assert all(positive(part[name]["median_s"]) for name in ("losses", "scores"))
+    assert positive(part["scores"]["ratio_within_turns"])
+
+
 def test_finetune_targets_are_judged_by_what_was_measured(quick_finetune):
     assert quick_finetune["targets"]
     assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick_finetune["targets"])
@@ -320,7 +328,7 @@ def test_committed_finetune_results_are_of_a_full_run(quick_finetune):
     found = json.loads(text)
     assert found["quick"] is False
     assert found["notes"] == quick_finetune["notes"]
-    for name in (part for part in FINETUNE_PARTS if part in found["parts"]):
+    for name in FINETUNE_PARTS:
         unlike = {"revision": None}  # git may be missing
         if name == "trainer" and "Trainer, sdpa" not in quick_finetune["parts"]["trainer"]:
             continue

@@ -10,6 +10,7 @@ from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
 from lensjax.curves.table import MAX_EXAMPLES, MAX_LOSS, CurveTable, curve_table
 from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_EXAMPLE, NATS_PER_TOKEN, UNITS
+from lensjax.selection.ranking import rank
 
 NAN = float("nan")
 WIDE = """\
@@ -186,6 +187,18 @@ b,400,,,
         assert (table.unit, table.caution) == (unit, "")
         np.testing.assert_array_equal(table.loss, losses)
         assert table.up_to(200).unit == table.select([0]).unit == unit
+
+    def test_a_model_without_them_is_not_chosen_where_two_others_have_them(self, file):
+        path = file(self.SEVERAL.replace("4,1.2", "4,") + "c,200,5,1.4,50\nc,400,4,1.3,40\n")
+        table = read_curves(path)
+        assert (table.unit, table.caution) == (BITS_PER_BYTE, "")
+        np.testing.assert_array_equal(table.loss, [[1.5, 1.0], [NAN, NAN], [1.4, 1.3]])
+        why = "its losses are not all known in bits per byte, which the others are compared by"
+        assert table.ineligible == ("", why, "")
+        found = rank(table, 400, 800, "rectified_law")
+        assert found.left_out == (("b", why),)
+        assert set(found.table.models) == {"a", "c"}
+        assert read_curves(path, unit=NATS_PER_TOKEN).ineligible == ("", "", "")
 
     def test_where_a_model_lacks_them_all_are_compared_in_nats_per_token_and_that_is_said(self, file):
         path = file(self.SEVERAL.replace("4,1.2", "4,"))

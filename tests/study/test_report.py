@@ -619,14 +619,27 @@ def test_candidates_are_compared_in_bits_per_byte_where_all_are_known(make, quic
     assert ranking_csv(collected.ranking).splitlines()[1].endswith(",bits per byte")
 
 
-def test_where_one_candidate_lacks_bits_per_byte_that_is_said_and_tokens_are_compared(make, quick):
+def test_a_candidate_without_bits_per_byte_is_not_chosen_and_the_others_are_compared_by_them(make, quick):
     folder = make(**quick)
     for size in (0, 200, 400):
         for name in CANDIDATES:
             comparable(folder, name, size, **({"bits_per_byte": None} if name == "beta" else {}))
     report = folder.report()
+    assert report.unit == "bits per byte"
+    assert "fine-tune alpha" in report.decision.sentence
+    beta = report.candidates[1]
+    assert (beta.state, beta.losses, len(beta.tests)) == ("measured", {}, 3)
+    assert beta.ineligible == "its losses are not all known in bits per byte, which the others are compared by"
+
+
+def test_where_one_candidate_alone_has_bits_per_byte_tokens_are_compared_and_that_is_said(make, quick):
+    folder = make(**quick)
+    for size in (0, 200, 400):
+        for name in CANDIDATES:
+            comparable(folder, name, size, **({} if name == "alpha" else {"bits_per_byte": None}))
+    report = folder.report()
     assert report.unit == "nats per token"
     assert "fine-tune gamma" in report.decision.sentence
     assert report.warnings[0].startswith(
-        "Losses of beta are not known in bits per byte, so all are compared in nats per"
+        "Losses of beta, gamma are not known in bits per byte, so all are compared in nats per"
     )

@@ -21,11 +21,13 @@ from lensjax.measure.measurement import Cell
 from lensjax.selection.prediction import Prediction
 from lensjax.study import decisions
 from lensjax.study.bench import Bench, Outcome
+from lensjax.study.checks import refused_rows
 from lensjax.study.folder import evidence_file, read_evidence, read_results, read_searches, runs_folder, study_records
 from lensjax.study.journal import Journal
 from lensjax.study.launching import LAUNCHERS
 from lensjax.study.runner import _Runner, cells_left, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
+from lensjax.study.state import read_state
 from lensjax.tasks.task import load_task
 from lensjax.train.loop import Stopped
 from lensjax.train.results import Result, write_result
@@ -434,3 +436,56 @@ def test_a_device_that_is_missing(write_study, tmp_path):
     with pytest.raises(InputError, match="asks for a TPU and JAX has only found a CPU; install what it needs"):
         run_study(spec, tmp_path / "out")
     assert not Path(tmp_path / "out").exists()
+
+
+def test_a_candidate_whose_chat_template_refuses_a_row_is_set_aside(tiny_models, tmp_path):
+    rows = [
+        [{"role": role, "content": f"{n}"} for role in ("user", "assistant") * (1 + n % 3 // 2)] for n in range(500)
+    ]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in rows))
+    refuses = "{% if m['content'] == '41' %}{{ raise_exception('no 41') }}{% endif %}"
+    strict = "{% for m in messages %}" + refuses + "{{ m['content'] + ' ' }}{% endfor %}"
+    gpt2, t5 = tiny_models("gpt2", "t5")
+    for name in ("strict", "stricter"):
+        shutil.copytree(gpt2, tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").write_text(strict)
+    content = {
+        "candidates": [gpt2, t5, str(tmp_path / "strict")],
+        "task": {"source": {"files": "chat.jsonl"}, "validation": 16, "test": 16},
+        "training": TRAINING | {"max_steps": 2},
+        "budget": 400,
+        "evidence": {"ntk": False},
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(json.dumps(content))
+    said = []
+    spec = read_study(file)
+    journal = run_study(spec, tmp_path / "out", say=said.append)
+    reason = (
+        f"{tmp_path / 'chat.jsonl'} line 42 cannot be rendered by the chat template of {tmp_path / 'strict'}: it says "
+        "'no 41'; mend the row, or choose another model."
+    )
+    assert said[0] == f"strict is set aside: {reason}"
+    results = {(run.model, run.examples): run for run in read_results(spec, tmp_path / "out")}
+    assert set(results) == {(model, examples) for model in ("gpt2", "t5") for examples in (0, 200, 400)}
+    # The encoder–decoder is tested on the same texts.
+    ours, theirs = results["gpt2", 400], results["t5", 400]
+    assert ours.test_bytes == theirs.test_bytes > 0
+    assert ours.test_examples == theirs.test_examples == 16
+    assert None not in (ours.bits_per_byte, theirs.bits_per_byte, theirs.nats_per_example)
+    (failure,) = read_state(spec, tmp_path / "out").failed_cells()
+    assert (failure.model, failure.error) == ("strict", reason)
+    assert failure.mend == (
+        "Mend or remove the row and run the study in a new folder (--out), or leave the candidate out."
+    )
+    again = run_study(spec, tmp_path / "out", say=said.append)
+    assert len(again.entries) == len(journal.entries)
+    # The advice: without the row, in another folder; and without the candidate, in the same.
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in rows[:41] + rows[42:]))
+    bench = Bench(read_study(file), tmp_path / "other")
+    assert refused_rows(bench.spec, bench) == {}
+    content["candidates"] = [str(tmp_path / "strict"), str(tmp_path / "stricter")]
+    file.write_text(json.dumps(content))
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in rows))
+    with pytest.raises(InputError, match=r"No candidate can be fine-tuned on the task: .* line 42 cannot be"):
+        run_study(read_study(file), tmp_path / "none")

@@ -29,7 +29,7 @@ def make_tokens(prompts, targets):
     none = np.zeros(len(prompts), bool)
     learned = np.concatenate([np.arange(p + t) >= p for p, t in zip(prompts, targets, strict=True)])
     ids = np.arange(1, starts[-1] + 1, dtype=np.int32)
-    return Tokens(ids, starts, np.array(prompts, np.int32), none, none, learned)
+    return Tokens(ids, starts, np.array(prompts, np.int32), none, none, learned, ~none)
 
 
 lengths_of_examples = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=80)

@@ -110,14 +110,29 @@ def test_assistants_turns_are_learned_and_all_else_is_read(name, chat_tokenizer,
     assert ("no chat template" in said, "no system turn" in said) == (name == "plain", name in ("gemma", "drops"))
 
 
-def test_an_encoder_reads_all_but_the_last_turn(chat_tokenizer, examples):
-    spec, rows = examples([{"messages": TURNS}])
-    tokens = tokenise(rows, chat_tokenizer("chatml"), spec, encoder_decoder=True)
-    read, written = (chat_tokenizer("chatml").decode(part) for part in (tokens.prompt(0), tokens.target(0)))
-    assert read == "be one \n\nUser: one two\n\nAssistant: three four\n\nUser: two five\n\nAssistant:"
-    assert written == ANSWERS[-1] + "</s>"
-    assert target_bytes(rows, tokens, chat_tokenizer("chatml"), encoder_decoder=True) == [len(ANSWERS[-1].encode())]
-    assert "learns the last" in chat_remark(chat_tokenizer("chatml"), rows, encoder_decoder=True)
+def test_an_encoder_decoder_learns_the_same_turns_each_in_a_row(chat_tokenizer, examples):
+    tokenizer = chat_tokenizer("chatml")
+    spec, rows = examples([{"messages": TURNS}, {"messages": TURNS[:3]}, {"messages": TURNS}])
+    tokens = tokenise(rows, tokenizer, spec, encoder_decoder=True)
+    assert (len(tokens), tokens.examples, tokens.firsts.tolist()) == (5, 3, [True, False, True, True, False])
+    pairs = [tuple(tokenizer.decode(part(i)) for part in (tokens.prompt, tokens.target)) for i in range(5)]
+    first = ("be one \n\nUser: one two\n\nAssistant:", "three four</s>")
+    second = (f"{first[0]} three four\n\nUser: two five\n\nAssistant:", "¿seis? é</s>")
+    assert pairs == [first, second, first, first, second]
+    sizes = target_bytes(rows, tokens, tokenizer, encoder_decoder=True)
+    causal = tokenise(rows, tokenizer, spec, encoder_decoder=False)
+    assert sizes == target_bytes(rows, causal, tokenizer, encoder_decoder=False)
+    assert [len(tokens.take(n)) for n in (0, 1, 2, 3, 9)] == [0, 2, 3, 5, 5]
+    assert tokens.take(2).examples == 2
+    np.testing.assert_array_equal(tokens.by_example(np.arange(10).reshape(2, 5)), [[1, 2, 7], [11, 7, 17]])
+    assert tokens.by_example(np.array([False, True, False, False, False])).tolist() == [True, False, False]
+    assert "learns the answer" in chat_remark(tokenizer, rows, encoder_decoder=True)
+    # A cut turn of which nothing tells how many bytes are left makes those of the whole conversation unknown.
+    spec, rows = examples([{"messages": TURNS}], max_target_tokens=7)
+    tokens = tokenise(rows, tokenizer, spec, encoder_decoder=True)
+    assert tokens.target_cut.tolist() == [False, True]
+    (left,) = target_bytes(rows, tokens, tokenizer, encoder_decoder=True)
+    assert len(b"three four") < left < sum(len(answer.encode()) for answer in ANSWERS)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +157,7 @@ def test_a_turn_of_weight_0_is_read_and_not_learned(chat_tokenizer, examples):
     spec, rows = examples([{"messages": turns}])
     tokens = tokenise(rows, chat_tokenizer("chatml"), spec, encoder_decoder=False)
     assert shown(chat_tokenizer("chatml"), tokens).count("[") == 1
-    assert rows[0].learned(encoder_decoder=False) == (ANSWERS[1],)
+    assert rows[0].learned == (ANSWERS[1],)
 
 
 @pytest.mark.parametrize("name", ["chatml", "plain"])

@@ -22,7 +22,7 @@ def test_ties_count_for_their_share_and_bytes_divide():
     others = np.array([2.5, 2.1, 3.0, 3.0, 5.0, 9.0, 0.9])
     same = np.array([False] * 6 + [True])  # its loss differs by rounding alone
     cut = np.zeros(7, bool)
-    none = Tokens(np.zeros(0, np.int32), np.zeros(8, np.int64), np.zeros(7, np.int32), cut, cut, cut[:0])
+    none = Tokens(np.zeros(0, np.int32), np.zeros(8, np.int64), np.zeros(7, np.int32), cut, cut, cut[:0], ~cut)
     found = summarise(sums, counts, None, None, np.array([1, 3, 3, 1]), Choices(none, (8,), of, size, same), others)
     assert found.choice_accuracy.value == np.mean([1, 1 / 3, 0, 1 / 2])
     assert found.choice_accuracy.standard_error == pytest.approx(np.std([1, 1 / 3, 0, 1 / 2], ddof=1) / 2)

@@ -61,7 +61,7 @@ def test_exact_match_is_greedy_decoding(family, tiny_config, tmp_path):
     none = np.zeros(rows, bool)
     learned = np.concatenate([np.arange(PROMPT + len(target)) >= PROMPT for target in targets])
     starts = np.array([0, *ends], np.int64)
-    tokens = Tokens(np.array(ids, np.int32), starts, np.full(rows, PROMPT, np.int32), none, none, learned)
+    tokens = Tokens(np.array(ids, np.int32), starts, np.full(rows, PROMPT, np.int32), none, none, learned, ~none)
     programs = make_programs(model, TrainingSpec(dtype="float32"), mesh)
     lengths = (8, 8) if seq2seq else (16,)
     found = evaluate(programs, model.params, {}, tokens, lengths, BatchPlacement(mesh, 8), 0)

@@ -56,6 +56,7 @@ class LensLLMFindings(Strict):
       a, b, time: Parameters that all candidates share in the tied variant.
       ablation: Every variant.
       verdict: Whether the kernels helped here.
+      unit: That of predicted losses, in words.
     """
 
     a: Interval
@@ -63,6 +64,7 @@ class LensLLMFindings(Strict):
     time: Interval | None
     ablation: tuple[Ablation, ...]
     verdict: str
+    unit: str = ""
 
 
 def show(fit: LensLLMFindings | None, missing: str) -> Section:
@@ -76,7 +78,8 @@ def show(fit: LensLLMFindings | None, missing: str) -> Section:
         held = text.DASH if one.held_out is None else f"{one.held_out:.3f}"
         values = [held, f"{one.evidence:.2f}", f"{text.clean(best, 60)} ({text.number(one.predicted[best])})"]
         rows.append((one.variant, [*values, one.meaning]))
-    columns = ["Held-out log density", "Log evidence", "First choice", "What it holds"]
+    first = f"First choice (predicted, {fit.unit})" if fit.unit else "First choice"
+    columns = ["Held-out log density", "Log evidence", first, "What it holds"]
     table = DataTable("Variants of the LensLLM law", columns, rows, words=("What it holds", "First choice"))
     shared = [("a", fit.a), ("b", fit.b), ("t", fit.time)]
     law = (
@@ -123,7 +126,8 @@ def _findings(tied: LensLLMPosterior, table: CurveTable, target: int, residuals:
         for variant, fit in fits.items()
     )
     time = None if tied.time is None else _interval(tied.time)
-    return LensLLMFindings(a=_interval(tied.a), b=_interval(tied.b), time=time, ablation=ablation, verdict=verdict)
+    shared = {"a": _interval(tied.a), "b": _interval(tied.b), "time": time}
+    return LensLLMFindings(**shared, ablation=ablation, verdict=verdict, unit=table.unit.name)
 
 
 def _interval(of: CredibleInterval) -> Interval:
