@@ -117,9 +117,9 @@ def print_ranking(ranking: "Ranking") -> None:
         for row, i in zip(shown, ranking.order, strict=False)
     ]
     if ranking.untuned is not None and ranking.untuned.best is not None:
-        best, before = ranking.untuned.best, ranking.untuned.loss[ranking.untuned.best]
+        untuned, before = ranking.untuned.best, ranking.untuned.loss[ranking.untuned.best]
         blank = [DASH] * len(cells[0])
-        blank[1:6] = [f"{ranking.table.models[best]} untuned", DASH, f"{before:.3f}", DASH, f"{before:.3f}"]
+        blank[1:6] = [f"{ranking.table.models[untuned]} untuned", DASH, f"{before:.3f}", DASH, f"{before:.3f}"]
         cells.append(tuple(blank))  # which is as good at any size
     title = (
         f"{ranking.table.task}: {len(ranking.table.models)} models by {ranking.method}, measured up to "

@@ -96,7 +96,7 @@ def worth_of(
 def expected_of(worth: Worth, mean: Float[Array, "*n M"], variance: Float[Array, "*n M"]) -> Float[Array, "*n M"]:
     """Expected values of models whose log losses are Gaussian."""
     sd = jnp.sqrt(jnp.maximum(variance, _TINY))
-    if worth.wrong is None:
+    if worth.wrong is None or worth.log_losses is None:
         height = jnp.log(worth.ceiling) - mean
         below = mean + variance / 2 + log_ndtr((height - variance) / sd)
         return jnp.exp(below) + jnp.exp(jnp.log(worth.ceiling) + log_ndtr(-height / sd))

@@ -126,8 +126,8 @@ def _findings(tied: LensLLMPosterior, table: CurveTable, target: int, residuals:
         for variant, fit in fits.items()
     )
     time = None if tied.time is None else _interval(tied.time)
-    shared = {"a": _interval(tied.a), "b": _interval(tied.b), "time": time}
-    return LensLLMFindings(**shared, ablation=ablation, verdict=verdict, unit=table.unit.name)
+    a, b = _interval(tied.a), _interval(tied.b)
+    return LensLLMFindings(a=a, b=b, time=time, ablation=ablation, verdict=verdict, unit=table.unit.name)
 
 
 def _interval(of: CredibleInterval) -> Interval:
