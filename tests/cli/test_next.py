@@ -58,13 +58,16 @@ def test_the_choice_may_be_limited_in_size(capsys, curves, fails):
     wishes = ["--max-parameters", f"{limit:.0f}", "--smallest-within", 10]
     out = advised(capsys, curves, "--target", TARGET, *wishes)
     smallest = min(sizes, key=sizes.get)
-    assert f"expected regret of choosing {smallest} now" in out
+    assert f"expected regret beyond 10 of choosing {smallest} now is 0.0000 nats per token" in out
     assert f"{smallest} ({count(sizes[smallest])} parameters) is the smallest that is expected to be within 10" in out
     assert out.count("Not to be chosen, nor measured further") == 3
     for name, size in sizes.items():
         assert (f"{name}, as it has {count(size)} parameters, and at most {count(limit)} are allowed." in out) == (
             size > limit
         )
+    assert "The curves of task 'curves' do not hold exact match" in fails(
+        "next", curves, "--target", TARGET, "--metric", "exact_match"
+    )
     wrong = "--max-parameters is many; give a positive number, such as 500M, 1.5B or 2e9."
     assert wrong in fails("next", curves, "--target", TARGET, "--max-parameters", "many")
     wrong = "--smallest-within: The margin of loss to give up is 0.0; give a positive number"
