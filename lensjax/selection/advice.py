@@ -218,7 +218,7 @@ def _drops_of(
     measured = np.log(table.column(target)) - posterior.centre
     own = (examples == target)[:, None] & (model[:, None] == np.arange(len(table.models)))
     with float64_on_cpu():
-        moments = _with_runs_at_target(moments, jnp.asarray(measured), jnp.asarray(own))
+        moments = _with_runs_at_target(jax.tree.map(jnp.asarray, moments), jnp.asarray(measured), jnp.asarray(own))
         _, drops = _drops(moments, posterior.centre, table.eligible, worth)
     return np.asarray(drops)[: len(points)].tolist()
 

@@ -1,46 +1,38 @@
 """Everything in `lensjax.fit.joint.hierarchy` against one dense Gaussian, written down from the model's definition."""
 
-import subprocess
-import sys
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lensjax.fit.joint.curves import Fitted, extrapolate, own_coefficients, values
 from lensjax.fit.joint.hierarchy import (
     LEVEL_VARIANCE,
     Observations,
     Scales,
     Slopes,
     Weights,
+    cholesky,
     condition,
-    extrapolate,
+    gradient,
     integrals,
     pulls,
+    sensitivity,
     shared_draws,
     shared_moments,
     update_weights,
 )
-from lensjax.fit.linalg import float64_on_cpu
 
-# One shape for nearly all cases, so that each function is compiled once.
 M, N, K, T, Q = 7, 6, 3, 7, 5
 DOF = 3.0
 NEW = np.array([0.0, 0.35, 2.0, 3.3, 5.2, 7.0])  # before, at, between and beyond the observations
 
-conditioned = jax.jit(condition)
-drawn = jax.jit(shared_draws)
-moments = jax.jit(shared_moments)
-updated = jax.jit(update_weights)
-extrapolated = jax.jit(extrapolate)
-evidence_gradient = jax.jit(jax.grad(lambda s, v, o, w: condition(o, w, s, v).evidence, argnums=(0, 1)))
+
+def evidence_gradient(obs, weights, scales, given):
+    return gradient(obs, weights, scales, given, sensitivity(obs, given))
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    with float64_on_cpu():
-        yield
+def updated(obs, weights, scales, given, dof):
+    return update_weights(obs, weights, scales, sensitivity(obs, given), dof)
 
 
 def extended(tree):
@@ -205,13 +197,13 @@ def problem(seed=0, models=M, n=N, covariates=K, families=3):
         jump=np.array(0.02),
     )
     slopes = Slopes(mean=rng.uniform(0.02, 0.1, T), basis=0.05 * rng.standard_normal((T, Q)))
-    return jax.tree.map(jnp.asarray, (obs, weights, scales, slopes))
+    return obs, weights, scales, slopes
 
 
 def scaled(**changes):
     def change(obs, weights, scales, slopes):
-        zeros = {name: jnp.zeros_like(getattr(scales, name)) for name, value in changes.items() if value == 0}
-        given = {name: jnp.asarray(value) for name, value in changes.items() if value != 0}
+        zeros = {name: np.zeros_like(getattr(scales, name)) for name, value in changes.items() if value == 0}
+        given = {name: np.asarray(value) for name, value in changes.items() if value != 0}
         return obs, weights, scales._replace(**given, **zeros), slopes
 
     return change
@@ -228,7 +220,7 @@ def present_where(rule):
         present = np.array(rule(np.asarray(obs.present)))
         last = N - 1 - np.argmax(present[:, ::-1], axis=1)
         x = np.where(np.arange(N) > last[:, None], np.take_along_axis(obs.x, last[:, None], 1), obs.x)
-        return obs._replace(present=jnp.asarray(present), x=jnp.asarray(x)), *rest
+        return obs._replace(present=np.asarray(present), x=np.asarray(x)), *rest
 
     return change
 
@@ -239,13 +231,13 @@ def some_absent(present):
 
 CASES = {
     "general": lambda *p: p,
-    "gaussian": lambda obs, weights, *rest: (obs, jax.tree.map(jnp.ones_like, weights), *rest),
-    "repeated sizes": observed(present=jnp.ones_like),
+    "gaussian": lambda obs, weights, *rest: (obs, jax.tree.map(np.ones_like, weights), *rest),
+    "repeated sizes": observed(present=np.ones_like),
     "gaps": present_where(some_absent),
     "single points": present_where(lambda p: np.arange(N) < np.where(np.arange(M) < 3, 1, 4)[:, None]),
-    "families of one": observed(family=lambda f: jnp.arange(M)),
-    "one family": observed(family=jnp.zeros_like),
-    "no covariate varies": observed(covariates=lambda c: c.at[:, 1:].set(0.0)),
+    "families of one": observed(family=lambda f: np.arange(M)),
+    "one family": observed(family=np.zeros_like),
+    "no covariate varies": observed(covariates=lambda c: np.where(np.arange(K) > 0, 0.0, c)),
     "no own slopes": scaled(model=0),
     "no families": scaled(family=0),
     "no covariates": scaled(covariate=0),
@@ -272,17 +264,17 @@ def check_against_dense(obs, weights, scales, slopes, rtol, spread_atol):
 
     dense = Dense(obs, weights, scales, slopes)
     models, q = len(obs.x), scales.model.shape[0]
-    given = conditioned(obs, weights, scales, slopes)
+    given = condition(obs, weights, scales, slopes)
     np.testing.assert_allclose(float(given.evidence), dense.evidence(), rtol=rtol, atol=rtol)
 
-    mean, covariance = moments(obs, given)
+    mean, covariance = shared_moments(obs, given)
     expected_mean, expected = dense.shared()
     close(mean.reshape(-1), expected_mean)
     close(covariance, expected.reshape(models, q, models, q)[np.arange(models), :, np.arange(models)])
 
-    ahead = extrapolated(obs, scales, slopes, given, NEW, DOF)
+    ahead = extrapolate(obs, scales, slopes, given, NEW, DOF)
     expected_curve, expected_spread = dense.predictive(NEW, DOF)
-    close(ahead.offset + jnp.einsum("mgq,mq->mg", ahead.gain, mean), expected_curve)
+    close(ahead.offset + np.einsum("mgq,mq->mg", ahead.gain, mean), expected_curve)
     spread = np.asarray(ahead.covariance + ahead.gain @ covariance @ ahead.gain.mT)
     np.testing.assert_allclose(spread, expected_spread, rtol=rtol, atol=spread_atol)
 
@@ -300,7 +292,7 @@ def test_everything_equals_the_dense_gaussian_for_other_curves(seed):
 
 def with_the_least_noise():
     obs, weights, scales, slopes = problem()
-    least = jnp.asarray(1e-4)  # the fitter's
+    least = np.asarray(1e-4)  # the fitter's
     return obs, weights, scales._replace(noise=least, jump=least), slopes
 
 
@@ -314,34 +306,57 @@ def test_spread_of_predictions_is_exact_to_the_least_noise():
 
 def test_gradient_of_the_evidence_is_that_of_dense_finite_differences(case):
     obs, weights, scales, slopes = case
-    gradients = jax.tree.leaves(evidence_gradient(scales, slopes, obs, weights))
-    leaves, structure = jax.tree.flatten(extended((scales, slopes)))
+    gradients = jax.tree.leaves(evidence_gradient(obs, weights, scales, condition(*case)))
+    leaves, structure = jax.tree.flatten(extended(scales))
     rng = np.random.default_rng(0)
-    for number, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
-        direction = 1e-5 * np.maximum(np.abs(leaf), 1e-3) * rng.standard_normal(leaf.shape)
+    for number, (leaf, found) in enumerate(zip(leaves, gradients, strict=True)):
+        direction = 1e-5 * rng.standard_normal(leaf.shape)  # of the log
 
         def evidence(share, number=number, direction=direction):
-            moved = [*leaves[:number], leaves[number] + share * direction, *leaves[number + 1 :]]
-            return Dense(obs, weights, *structure.unflatten(moved)).evidence()
+            moved = [*leaves[:number], leaves[number] * np.exp(share * direction), *leaves[number + 1 :]]
+            return Dense(obs, weights, structure.unflatten(moved), slopes).evidence()
 
-        difference = (evidence(1) - evidence(-1)) / 2
-        allowed = 1e-7 * np.sum(np.abs(np.asarray(gradient) * direction))
-        np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), difference, rtol=1e-6, atol=allowed)
+        difference = float(evidence(1) - evidence(-1)) / 2
+        allowed = 1e-7 * np.sum(np.abs(found * direction))
+        np.testing.assert_allclose(np.sum(found * direction), difference, rtol=1e-6, atol=allowed + 1e-13)
+
+
+@pytest.mark.parametrize("name", ["general", "no own slopes", "no jumps", "gaps"])
+def test_curves_given_their_coefficients_have_the_moments_of_the_dense_gaussian(name):
+    """In two steps: coefficients, then the curve given them."""
+    obs, weights, scales, slopes = CASES[name](*problem())
+    at = np.array([0.0, 0.35, 1.7, 9.0])  # the last beyond all observations, where curves are those at their ends
+    leading = (jax.tree.map(lambda leaf: np.asarray(leaf)[None], part) for part in (scales, weights))
+    scales_1, weights_1 = leading
+    slopes_1 = Slopes(np.broadcast_to(slopes.mean, (1, M, T)), np.broadcast_to(slopes.basis, (1, M, T, Q)))
+    given = condition(obs, weights_1, scales_1, slopes_1)
+    fitted = Fitted(scales_1, slopes_1, weights_1, given)
+    own, (_, covariance) = own_coefficients(obs, fitted), shared_moments(obs, given)
+    spread = own.gain @ covariance @ own.gain.mT + own.root @ own.root.mT
+    found = values(obs, fitted, own.mean, at)
+    variance = found.sd**2 + np.sum((found.gain @ spread) * found.gain, axis=-1)
+    dense = Dense(obs, weights, scales, slopes)
+    last = np.max(np.where(obs.present, obs.x, 0.0), axis=1)
+    for i in range(M):
+        mean, expected = dense.predictive(np.minimum(at, last[i]), DOF)
+        np.testing.assert_allclose(found.mean[0, i], mean[i].astype(float), rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(variance[0, i], np.diag(expected[i]).astype(float), rtol=1e-6, atol=1e-9)
 
 
 def white_noise(draws, seed=3):
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((draws, K * Q)), rng.standard_normal((draws, M, Q))
+    return rng.standard_normal((draws, K * Q)), rng.standard_normal((3, draws, Q))  # of three families
 
 
 @pytest.mark.parametrize("name", ["general", "one family", "no families", "no covariates"])
 def test_draws_have_the_joint_moments_of_the_dense_gaussian(name):
     obs, weights, scales, slopes = CASES[name](*problem())
-    given = conditioned(obs, weights, scales, slopes)
+    given = condition(obs, weights, scales, slopes)
     draws = 20_000
-    found = np.asarray(drawn(obs, given, *white_noise(draws)))
-    assert found.shape == (draws, M, Q)
-    found = found.reshape(draws, -1)
+    covariate, family = white_noise(draws)
+    found = shared_draws(obs, given, covariate, family[: obs.family.max() + 1])
+    assert found.shape == (M, draws, Q)
+    found = found.swapaxes(0, 1).reshape(draws, -1)
     mean, covariance = (part.astype(float) for part in Dense(obs, weights, scales, slopes).shared())
     variance = np.diag(covariance)
     assert np.all(np.abs(found.mean(axis=0) - mean) <= 5 * np.sqrt(variance / draws))
@@ -351,27 +366,27 @@ def test_draws_have_the_joint_moments_of_the_dense_gaussian(name):
 
 def test_draws_of_a_certain_thing_are_its_mean():
     obs, weights, scales, slopes = scaled(family=0, covariate=0)(*problem())
-    given = conditioned(obs, weights, scales, slopes)
-    np.testing.assert_array_equal(drawn(obs, given, *white_noise(20_000)), 0)
+    given = condition(obs, weights, scales, slopes)
+    np.testing.assert_array_equal(shared_draws(obs, given, *white_noise(10)), 0)
 
 
 def test_draws_without_noise_are_the_mean():
     obs, *rest = problem()
-    given = conditioned(obs, *rest)
-    found = drawn(obs, given, *(0 * noise for noise in white_noise(20_000)))
-    mean, _ = moments(obs, given)
-    np.testing.assert_allclose(found, np.broadcast_to(mean, found.shape), rtol=1e-10, atol=1e-12)
+    given = condition(obs, *rest)
+    found = shared_draws(obs, given, *(0 * noise for noise in white_noise(10)))
+    mean, _ = shared_moments(obs, given)
+    np.testing.assert_allclose(found, np.broadcast_to(mean[:, None], found.shape), rtol=1e-10, atol=1e-12)
 
 
 def test_pulls_give_posterior_means_of_what_is_a_models_own():
     obs, weights, scales, slopes = problem()
     dense = Dense(obs, weights, scales, slopes)
-    given = conditioned(obs, weights, scales, slopes)
+    given = condition(obs, weights, scales, slopes)
     mean, _ = dense.posterior()
-    pull = pulls(given, moments(obs, given)[0])
-    own = scales.model**2 * jnp.einsum("mnq,mn->mq", given.basis, pull)
+    pull = pulls(given, shared_moments(obs, given)[0])
+    own = scales.model**2 * np.einsum("mnq,mn->mq", given.basis, pull)
     np.testing.assert_allclose(np.asarray(own), mean[dense.at["own"]].reshape(M, Q), rtol=1e-7, atol=1e-9)
-    level = LEVEL_VARIANCE * jnp.sum(jnp.where(obs.present, pull, 0.0), axis=1)
+    level = LEVEL_VARIANCE * np.sum(np.where(obs.present, pull, 0.0), axis=1)
     np.testing.assert_allclose(np.asarray(level), mean[dense.at["level"]], rtol=1e-7, atol=1e-9)
 
 
@@ -380,28 +395,28 @@ def test_pulls_give_posterior_means_of_what_is_a_models_own():
 
 def everything(obs, weights, scales, slopes):
     """All results that have an entry per model, with the points of a model as they are padded."""
-    given = conditioned(obs, weights, scales, slopes)
-    gradient = evidence_gradient(scales, slopes, obs, weights)
+    given = condition(obs, weights, scales, slopes)
+    by_scale = evidence_gradient(obs, weights, scales, given)
     return (
         given.evidence,
-        gradient,
-        moments(obs, given),
-        extrapolated(obs, scales, slopes, given, NEW, DOF),
+        by_scale,
+        shared_moments(obs, given),
+        extrapolate(obs, scales, slopes, given, NEW, DOF),
         updated(obs, weights, scales, given, DOF),
     )
 
 
 def test_padding_changes_nothing():
     obs, weights, scales, slopes = problem()
-    evidence, gradient, shared, ahead, new = everything(obs, weights, scales, slopes)
+    evidence, by_scale, shared, ahead, new = everything(obs, weights, scales, slopes)
 
     def wider(values, fill):
-        return jnp.concatenate([values, fill * jnp.ones((M, 3), values.dtype)], axis=1)
+        return np.concatenate([values, fill * np.ones((M, 3), values.dtype)], axis=1)
 
     padded = obs._replace(
-        x=jnp.concatenate([obs.x, jnp.repeat(obs.x[:, -1:], 3, axis=1)], axis=1),
-        y=wider(jnp.where(obs.present, obs.y, jnp.nan), jnp.nan),
-        present=jnp.concatenate([obs.present, jnp.zeros((M, 3), bool)], axis=1),
+        x=np.concatenate([obs.x, np.repeat(obs.x[:, -1:], 3, axis=1)], axis=1),
+        y=wider(np.where(obs.present, obs.y, np.nan), np.nan),
+        present=np.concatenate([obs.present, np.zeros((M, 3), bool)], axis=1),
         noise=wider(obs.noise, 1.0),
     )
     other = everything(padded, Weights(wider(weights.noise, 1.0), wider(weights.jump, 1.0)), scales, slopes)
@@ -409,7 +424,7 @@ def test_padding_changes_nothing():
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10),
         other[1:4],
-        (gradient, shared, ahead),
+        (by_scale, shared, ahead),
     )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[:, :N], y, rtol=1e-8), other[4], new)
     jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, N:], 1.0), other[4])
@@ -417,21 +432,21 @@ def test_padding_changes_nothing():
 
 def test_order_of_models_changes_nothing_else():
     obs, weights, scales, slopes = problem()
-    evidence, gradient, *per_model = everything(obs, weights, scales, slopes)
+    evidence, by_scale, *per_model = everything(obs, weights, scales, slopes)
     order = np.random.default_rng(0).permutation(M)
     permuted = jax.tree.map(lambda leaf: leaf[order], (obs, weights))
-    other_evidence, other_gradient, *other = everything(*permuted, scales, slopes)
+    other_evidence, other_by_scale, *other = everything(*permuted, scales, slopes)
     np.testing.assert_allclose(other_evidence, evidence, rtol=1e-12)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y[order], rtol=1e-8, atol=1e-10), tuple(other), tuple(per_model)
     )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-8), other_gradient, gradient)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-8), other_by_scale, by_scale)
 
 
-@pytest.mark.parametrize("numbers", [[2, 0, 1], [6, 3, 4]], ids=str)
+@pytest.mark.parametrize("numbers", [[2, 0, 1], [1, 2, 0]], ids=str)
 def test_numbers_of_families_mean_nothing(numbers):
     obs, *rest = problem()
-    renumbered = obs._replace(family=jnp.asarray(numbers)[obs.family])
+    renumbered = obs._replace(family=np.asarray(numbers)[obs.family])
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10),
         everything(renumbered, *rest),
@@ -442,7 +457,7 @@ def test_numbers_of_families_mean_nothing(numbers):
 def test_a_constant_added_to_a_curve_moves_its_level_alone():
     obs, weights, scales, slopes = problem()
     *_, shared, ahead, new = everything(obs, weights, scales, slopes)
-    risen = obs._replace(y=obs.y.at[2].add(0.01))
+    risen = obs._replace(y=obs.y + 0.01 * (np.arange(M) == 2)[:, None])
     *_, risen_shared, risen_ahead, risen_new = everything(risen, weights, scales, slopes)
     # Up to the level's own prior, which is wide.
     np.testing.assert_allclose(risen_shared[0], shared[0], rtol=1e-3, atol=1e-6)
@@ -453,24 +468,25 @@ def test_a_constant_added_to_a_curve_moves_its_level_alone():
 
 def test_many_degrees_of_freedom_are_gaussian():
     obs, weights, scales, slopes = problem()
-    given = conditioned(obs, weights, scales, slopes)
+    given = condition(obs, weights, scales, slopes)
     jax.tree.map(lambda x: np.testing.assert_allclose(x, 1.0, rtol=1e-6), updated(obs, weights, scales, given, 1e10))
 
 
 def test_an_outlier_and_a_jump_lose_weight():
     obs, weights, scales, slopes = CASES["gaussian"](*problem())
     # Alike and smooth curves.
-    x = jnp.broadcast_to(jnp.arange(float(N)), (M, N))
-    quiet = obs._replace(x=x, y=-integrals(x, T) @ slopes.mean, present=jnp.ones_like(obs.present))
-    quiet = quiet._replace(noise=jnp.ones_like(obs.noise))
-    scales = Scales(*(0.05 * sd for sd in scales[:3]), noise=jnp.asarray(0.01), jump=jnp.asarray(0.005))
-    outlier = quiet._replace(y=quiet.y.at[0, 3].add(0.2))
-    jump = quiet._replace(y=quiet.y.at[1, 3:].add(0.2))
+    x = np.broadcast_to(np.arange(float(N)), (M, N))
+    quiet = obs._replace(x=x, y=-integrals(x, T) @ slopes.mean, present=np.ones_like(obs.present))
+    quiet = quiet._replace(noise=np.ones_like(obs.noise))
+    scales = Scales(*(0.05 * sd for sd in scales[:3]), noise=np.asarray(0.01), jump=np.asarray(0.005))
+    at, which = np.arange(N), np.arange(M)[:, None]
+    outlier = quiet._replace(y=quiet.y + 0.2 * ((which == 0) & (at == 3)))
+    jump = quiet._replace(y=quiet.y + 0.2 * ((which == 1) & (at >= 3)))
     weights_of = {}
     for name, curves in (("outlier", outlier), ("jump", jump)):
         found = weights
         for _ in range(20):
-            found = updated(curves, found, scales, conditioned(curves, found, scales, slopes), DOF)
+            found = updated(curves, found, scales, condition(curves, found, scales, slopes), DOF)
         weights_of[name] = jax.tree.map(np.asarray, found)
     assert np.unravel_index(np.argmin(weights_of["outlier"].noise), (M, N)) == (0, 3)
     assert np.unravel_index(np.argmin(weights_of["jump"].jump), (M, N)) == (1, 3)
@@ -485,34 +501,19 @@ def test_integrals_are_the_overlaps_with_octaves():
         [[0, 0, 0, 0], [0.4, 0, 0, 0], [1, 0, 0, 0]],
         [[1, 1, 0.5, 0], [1, 1, 1, 1], [1, 1, 1, 1]],
     ]
-    np.testing.assert_allclose(integrals(jnp.asarray(x), 4), expected, rtol=1e-15)
+    np.testing.assert_allclose(integrals(np.asarray(x), 4), expected, rtol=1e-15)
 
 
-# Thousands of models ------------------------------------------------------------------------------------------
-
-MANY = """
-import jax, jax.numpy as jnp, numpy as np
-from lensjax.fit.joint.hierarchy import Observations, Scales, Slopes, Weights, condition
-from lensjax.fit.linalg import float64_on_cpu
-
-M, N, T, K = 3000, 8, 9, 3
-rng = np.random.default_rng(0)
-with float64_on_cpu():
-    x = jnp.broadcast_to(jnp.arange(float(N)), (M, N))
-    obs = Observations(
-        x=x, y=jnp.asarray(rng.standard_normal((M, 1)) - 0.05 * x + 0.01 * rng.standard_normal((M, N))),
-        present=jnp.ones((M, N), bool), noise=jnp.ones((M, N)),
-        covariates=jnp.asarray(rng.standard_normal((M, K))).at[:, 0].set(1), family=jnp.arange(M) % 500,
-    )
-    sd, covariate_sd = jnp.full(12, 0.02), jnp.full((K, 12), 0.02)
-    scales = Scales(sd, sd, covariate_sd, jnp.array(0.01), jnp.array(0.01))
-    slopes = Slopes(jnp.full(T, 0.05), jnp.asarray(rng.standard_normal((T, 12))))
-    weights = Weights(jnp.ones((M, N)), jnp.ones((M, N)))
-    evidence = jax.jit(jax.value_and_grad(lambda scales: condition(obs, weights, scales, slopes).evidence))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(evidence(scales)))
-"""
+# Roots --------------------------------------------------------------------------------------------------------
 
 
-def test_gradients_over_thousands_of_models_finish():
-    # LAPACK's batched calls stood still here for ever; in a process of its own, it can be ended if they do again.
-    subprocess.run([sys.executable, "-c", MANY], check=True, timeout=100)
+@pytest.mark.parametrize("zero", [[], [0], [4], [1, 3], [0, 1, 2, 3, 4]], ids=str)
+def test_roots_of_covariances_some_of_which_are_0(zero):
+    a = np.random.default_rng(0).standard_normal((2, 5, 5))
+    a = a @ a.mT + 0.1 * np.eye(5)
+    a[:, zero], a[:, :, zero] = 0, 0
+    root = cholesky(a)
+    np.testing.assert_array_equal(root, np.tril(root))
+    np.testing.assert_allclose(root @ root.mT, a, rtol=1e-12, atol=1e-14)
+    u = np.array([2.0, -1.0, 4.0, 0.5])
+    np.testing.assert_array_equal(cholesky(np.outer(u, u)) @ cholesky(np.outer(u, u)).T, np.outer(u, u))

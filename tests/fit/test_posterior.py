@@ -117,11 +117,12 @@ def test_predictions_of_unlike_priors_are_quantiles_not_moments():
 
 
 def test_draws_are_of_every_prior_by_its_weight(posterior):
-    by_prior = posterior._by_prior(posterior._octaves(HORIZON), DRAWS, 0)[..., 0]
+    ((_, by_prior),) = posterior._by_prior(posterior._octaves(HORIZON), DRAWS, 0)
+    by_prior = by_prior[..., 0] + posterior.centre
     weights = posterior.prior_weights
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
-    expected = np.einsum("p,psm->m", weights, by_prior) / by_prior.shape[1]
-    sd = by_prior.std(axis=(0, 1))
+    expected = np.einsum("p,pms->m", weights, by_prior) / by_prior.shape[2]
+    sd = by_prior.std(axis=(0, 2))
     assert np.all(np.abs(np.log(posterior.sample(HORIZON)).mean(axis=0) - expected) < 0.05 * sd)
 
 

@@ -12,6 +12,7 @@ from lensjax.curves.metrics import METRICS, Shares
 from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import hierarchy
+from lensjax.fit.joint.curves import extrapolate
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointMoments, _joint_moments
 from lensjax.fit.linalg import float64_on_cpu
@@ -67,47 +68,45 @@ def by_default():
 def refit(posterior):
     """Log evidence, and means and variances at the target, under each prior after a point was measured to have z."""
 
-    @jax.jit
-    def one(fitted, row, x, z):
-        obs, dof = posterior.observations, posterior.dof
-        at = jnp.sum(obs.present[row] & (obs.x[row] < x))
-        new = jnp.sum(obs.present[row]) == at  # beyond the last size; within, it shares the jump that it splits
+    def one(row, x, z):
+        obs, fitted, dof = posterior.observations, posterior.fitted, posterior.dof
+        at = np.sum(obs.present[row] & (obs.x[row] < x))
+        new = np.sum(obs.present[row]) == at  # beyond the last size; within, it shares the jump that it splits
 
-        def insert(values, value):
-            line = values[row]
-            shifted = jnp.where(jnp.arange(len(line)) < at, line, jnp.roll(line, 1))
-            return values.at[row].set(shifted.at[at].set(value))
+        def insert(values, value, filled=None):
+            """With one more column, in which rows but the one are padded."""
+            fill = values[..., -1:] if filled is None else np.full_like(values[..., -1:], filled)
+            wide = np.concatenate([values, fill], axis=-1)
+            wide[..., row, at + 1 :] = values[..., row, at:]
+            wide[..., row, at] = value
+            return wide
 
         measured = obs._replace(
             x=insert(obs.x, x),
             y=insert(obs.y, z),
-            present=insert(obs.present, True),
+            present=insert(obs.present, True, False),
             noise=insert(obs.noise, 1.0),
         )
         # What has not happened yet has Student's variance.
         to_come = (dof - 2) / dof
+        jump = fitted.weights.jump
         weights = hierarchy.Weights(
             noise=insert(fitted.weights.noise, to_come),
-            jump=insert(fitted.weights.jump, jnp.where(new, to_come, fitted.weights.jump[row, at])),
+            jump=insert(jump, to_come if new else jump[:, row, min(at, jump.shape[-1] - 1)]),
         )
         given = hierarchy.condition(measured, weights, fitted.scales, fitted.slopes)
-        x_target = jnp.log2(jnp.asarray([TARGET / posterior.unit]))
-        ahead = hierarchy.extrapolate(measured, fitted.scales, fitted.slopes, given, x_target, dof)
+        x_target = np.log2(np.array([TARGET / posterior.unit]))
+        ahead = extrapolate(measured, fitted.scales, fitted.slopes, given, x_target, dof)
         shared, covariance = hierarchy.shared_moments(measured, given)
-        gain = ahead.gain[:, 0]
-        mean = ahead.offset[:, 0] + jnp.einsum("mq,mq->m", gain, shared)
-        variance = ahead.covariance[:, 0, 0] + jnp.einsum("mq,mqr,mr->m", gain, covariance, gain)
-        variance += fitted.scales.noise**2 * dof / (dof - 2)
+        gain = ahead.gain[:, :, 0]
+        mean = ahead.offset[:, :, 0] + np.einsum("pmq,pmq->pm", gain, shared)
+        variance = ahead.covariance[:, :, 0, 0] + np.einsum("pmq,pmqr,pmr->pm", gain, covariance, gain)
+        variance += fitted.scales.noise[:, None] ** 2 * dof / (dof - 2)
         return given.evidence - fitted.given.evidence, mean, variance
 
-    over_draws = jax.jit(jax.vmap(jax.vmap(one, (None, None, None, 0)), (0, None, None, None)))
-
     def run(point, z):
-        with float64_on_cpu():
-            x = np.log2(point.examples / posterior.unit)
-            found = over_draws(posterior.fitted, MODELS.index(point.model), x, jnp.asarray(z))
-            evidence, mean, variance = map(np.asarray, found)
-            return evidence, mean[..., : len(MODELS)], variance[..., : len(MODELS)]
+        row, x = MODELS.index(point.model), np.log2(point.examples / posterior.unit)
+        return tuple(np.stack(part, axis=1) for part in zip(*(one(row, x, each) for each in z), strict=True))
 
     return run
 
@@ -116,18 +115,14 @@ def moments_of(posterior, points):
     """To first order in the slopes' coefficients."""
     rows = np.array([MODELS.index(point.model) for point in points])
     x = np.log2(np.array([TARGET, *(point.examples for point in points)]) / posterior.unit)
-    with float64_on_cpu():
-        which = jnp.asarray(rows), jnp.arange(1, len(x))
-        found = _joint_moments(posterior.observations, posterior.fitted, jnp.asarray(x), *which, posterior.dof)
-    target_mean, target_variance, *of_points, covariance = map(np.asarray, found[:5])
-    count = len(MODELS)
-    return JointMoments(target_mean[:, :count], target_variance[:, :count], *of_points, covariance[:, :, :count])
+    return _joint_moments(posterior.observations, posterior.fitted, x, rows, np.arange(1, len(x)), posterior.dof)
 
 
 def test_moments_are_the_draws_with_correlations_to_first_order(posterior):
     rows, sizes = np.array([0, 3, 3]), np.array([3200, 25_600, TARGET])
-    found = JointMoments(*map(np.asarray, posterior.moments(TARGET, rows, sizes)))
-    draws = posterior._by_prior(posterior._octaves(TARGET), 2000, 1)[..., 0] - posterior.centre
+    found = posterior.moments(TARGET, rows, sizes)
+    ((_, draws),) = posterior._by_prior(posterior._octaves(TARGET), 2000, 1)
+    draws = draws[..., 0].swapaxes(1, 2)
     np.testing.assert_allclose(found.target_variance, draws.var(axis=1), rtol=0.4)
     expected = np.log(np.exp(draws).mean(axis=1))
     sd = np.sqrt(found.target_variance)

@@ -4,9 +4,9 @@ Per-model fits of a four-parameter law lose to a straight line, because five to 
 four parameters. Here all models are fitted together: see `lensjax.fit.joint.hierarchy` for the model,
 `lensjax.fit.joint.shapes` for its priors. Slopes are positive functions of Gaussian coefficients, whose posterior is
 Gaussian to first order about its mode (Gauss and Newton's method). In turn with it, amplitudes, noise and jumps are
-learned by maximum marginal likelihood under weak priors (L-BFGS of Optax), and the weights that make noise and level
-jumps Student-t. The same fit without the largest sizes predicts them, which shows whether its intervals are wide
-enough; if not, they are widened.
+learned by maximum marginal likelihood under weak priors (BFGS, with gradients by Fisher's identity), and the weights
+that make noise and level jumps Student-t. The same fit without the largest sizes predicts them, which shows whether its
+intervals are wide enough; if not, they are widened.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,22 +14,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import hold_out, widenings
-from lensjax.fit.joint.hierarchy import Observations, Scales, Slopes, Weights, condition, model_mean, update_weights
-from lensjax.fit.joint.posterior import Fitted, JointPosterior
+from lensjax.fit.joint.curves import Fitted
+from lensjax.fit.joint.hierarchy import (
+    Observations,
+    Scales,
+    Slopes,
+    Weights,
+    condition,
+    gradient,
+    last_size,
+    model_mean,
+    sensitivity,
+    times,
+    update_weights,
+)
+from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.fit.joint.shapes import SHAPES
-from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, linearised, slope_priors
-from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, linearised, slope_priors, slopes_of
 from lensjax.fit.posterior import Z90, check_fit
 from lensjax.fit.residuals import Residuals, candidate_times
 
@@ -38,13 +46,12 @@ LEARN_FROM = 256  # models at most teach the amplitudes; more would add time, no
 ROUNDS = 14  # of learning amplitudes, then weights and slopes
 SETTLING = 4  # first rounds, in which amplitudes stay as they are
 EVALUATIONS = 10  # of the evidence in a round, at most
-MEMORY = 10  # steps that L-BFGS remembers
 ENOUGH = 1e-2  # rise of the log evidence in a step, in nats, that ends a round
+FARTHEST = 0.5  # change of the log of an amplitude in a round
+HALVINGS = 8  # of a step of the coefficients, at most
 TIMES = 13  # at which log F is tried
 REFINEMENTS = 2  # between the best and its neighbours
 LOG_F = "log F"
-PADDING = 8  # points and octaves are padded to a multiple of so many, so that few shapes are compiled
-SOME = 256  # models are padded to a power of 2 below so many, above to a multiple
 
 
 @dataclass(frozen=True)
@@ -81,21 +88,30 @@ class JointSettings:
 
 
 class Learned(NamedTuple):
-    """Learned under one prior: `parameters`, which `unpack` reads, robust weights, and coefficients of models."""
+    """Learned under each prior: `parameters`, which `unpack` reads, robust weights, and coefficients of models."""
 
-    parameters: Float[Array, " h"]
+    parameters: Float[np.ndarray, "P h"]
     weights: Weights
-    coefficients: Float[Array, "M q"]
+    coefficients: Float[np.ndarray, "P M q"]
 
 
-def unpack(parameters: Float[Array, " h"], prior: SlopePrior, jumps: bool = True) -> Scales:
-    """Scales from a vector of log amplitudes, log noise and log jump."""
-    end = prior.amplitudes.size
-    amplitudes = jnp.exp(parameters[:end]).reshape(prior.amplitudes.shape)
-    paths = jnp.repeat(amplitudes[:, -1:], prior.path.shape[0], axis=1)
-    sd = jnp.concatenate([amplitudes[:, :-1], paths], axis=1)
-    noise, jump = jnp.hypot(jnp.exp(parameters[end : end + 2]), LEAST_NOISE)
-    return Scales(model=sd[0], family=sd[1], covariate=sd[2:], noise=noise, jump=jump * jumps)
+def unpack(parameters: Float[np.ndarray, "P h"], prior: SlopePrior, jumps: bool = True) -> Scales:
+    """Scales from vectors of log amplitudes, log noise and log jump."""
+    amplitudes = np.exp(parameters[:, :-2]).reshape(prior.amplitudes.shape)
+    paths = np.repeat(amplitudes[..., -1:], prior.path.shape[-1], axis=-1)
+    sd = np.concatenate([amplitudes[..., :-1], paths], axis=-1)
+    noise, jump = np.hypot(np.exp(parameters[:, -2:]), LEAST_NOISE).T
+    return Scales(model=sd[:, 0], family=sd[:, 1], covariate=sd[:, 2:], noise=noise, jump=jump * jumps)
+
+
+def _packed(slope: Scales, parameters: Float[np.ndarray, "P h"], prior: SlopePrior) -> Float[np.ndarray, "P h"]:
+    """Derivatives by what `unpack` reads from those by the log of every scale."""
+    rows = np.concatenate([slope.model[:, None], slope.family[:, None], slope.covariate], axis=1)
+    numbers = prior.centre.shape[1]
+    amplitudes = np.concatenate([rows[..., :numbers], rows[..., numbers:].sum(axis=-1, keepdims=True)], axis=-1)
+    ends = np.exp(2 * parameters[:, -2:])
+    ends = np.stack([slope.noise, slope.jump], axis=1) * ends / (ends + LEAST_NOISE**2)
+    return np.concatenate([amplitudes.reshape(len(parameters), -1), ends], axis=1)
 
 
 def fit_joint(
@@ -129,14 +145,12 @@ def fit_joint(
     """
     settings = settings or JointSettings()
     unit = int(table.sizes[check_fit(table, horizon, "joint")].min())
-    octaves = -(-max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9))) // PADDING) * PADDING
-    points, known, time = int(table.points().max()), dict(covariates or {}), None
+    octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
+    known, time = dict(covariates or {}), None
 
     def fit(table: CurveTable, known: Mapping[str, Float[ArrayLike, " M"]]) -> JointPosterior:
-        with float64_on_cpu():
-            obs, centre = _observe(table, unit, known, settings, points)
-            priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
-            fitted = jax.block_until_ready(_fit(obs, priors, replace(settings, widen=False)))  # one program for both
+        obs, centre = _observe(table, unit, known, settings)
+        priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
         return JointPosterior(
             models=table.models,
             unit=unit,
@@ -145,7 +159,7 @@ def fit_joint(
             observations=obs,
             prior=priors,
             dof=settings.dof,
-            fitted=fitted,
+            fitted=_fit(obs, priors, settings),
         )
 
     if residuals is None:
@@ -189,21 +203,19 @@ def _best_time(fit: Callable[[float], JointPosterior], residuals: Residuals) -> 
 
 
 def _observe(
-    table: CurveTable, unit: int, extra: Mapping[str, ArrayLike], settings: JointSettings, least: int = 0
+    table: CurveTable, unit: int, extra: Mapping[str, ArrayLike], settings: JointSettings
 ) -> tuple[Observations, float]:
-    """The table as arrays padded to at least so many points, less the mean log loss, which is returned too."""
+    """The table as arrays, less the mean log loss, which is returned too."""
     positive = table.sizes > 0
     octaves = np.log2(table.sizes[positive] / unit)
     log_loss, seeds = np.log(table.loss[:, positive]), table.seeds[:, positive]
     measured = np.isfinite(log_loss)
     points = measured.sum(axis=1)
-    width = -(-max(least, int(points.max())) // PADDING) * PADDING
-    padding = _padded(len(points)) - len(points)
+    width = int(points.max())
     order = np.argsort(~measured, axis=1, kind="stable")  # measured first, by size
 
     def packed(values: np.ndarray) -> np.ndarray:
-        ordered = np.take_along_axis(values, order, axis=1)
-        ordered = np.pad(ordered, ((0, 0), (0, max(0, width - ordered.shape[1]))))[:, :width]
+        ordered = np.take_along_axis(values, order, axis=1)[:, :width]
         last = np.take_along_axis(ordered, points[:, None] - 1, axis=1)
         return np.where(np.arange(width) < points[:, None], ordered, last)
 
@@ -229,26 +241,15 @@ def _observe(
     names = [(settings.family and family) or f"\0{i}" for i, family in enumerate(table.families)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
 
-    def rows(values: np.ndarray) -> Array:
-        """With models that were not measured, of whom nothing follows."""
-        return jnp.asarray(np.pad(values, ((0, padding), *[(0, 0)] * (values.ndim - 1))))
-
     obs = Observations(
-        x=rows(x),
-        y=rows(y - centre),
-        present=rows(np.arange(width) < points[:, None]),
-        noise=rows(1.0 / np.maximum(packed(seeds.astype(np.float64)), 1.0)),
-        covariates=rows(np.stack(columns, axis=1)),
-        family=rows(np.asarray([number[name] for name in names])),
+        x=x,
+        y=y - centre,
+        present=np.arange(width) < points[:, None],
+        noise=1.0 / np.maximum(packed(seeds.astype(np.float64)), 1.0),
+        covariates=np.stack(columns, axis=1),
+        family=np.asarray([number[name] for name in names]),
     )
     return obs, centre
-
-
-def _padded(models: int) -> int:
-    """Number of models with those that fill up."""
-    if models > SOME:
-        return -(-models // SOME) * SOME
-    return max(PADDING, 1 << (models - 1).bit_length())
 
 
 def _standardised(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
@@ -259,97 +260,139 @@ def _standardised(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
     return np.where(known, (values - values[known].mean()) / values[known].std(), 0.0)
 
 
-@partial(jax.jit, static_argnames="settings")
 def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitted:
     models = obs.x.shape[0]
-    some = np.unique(np.linspace(0, models - 1, min(models, LEARN_FROM)).round().astype(int))
-    taught = jax.tree.map(lambda leaf: leaf[some], obs)
-    # A family's number is below the number of models, which is now smaller.
-    taught = taught._replace(family=jnp.unique(taught.family, return_inverse=True, size=len(some))[1])
-
-    def one(prior: SlopePrior) -> Fitted:
-        learned, fitted = _learn(taught, prior, settings)
-        if len(some) < models:
-            _, fitted = _learn(obs, prior, settings, learned.parameters)
-        return fitted
-
-    return jax.lax.map(one, priors)
+    if models <= LEARN_FROM:
+        return _learn(obs, priors, settings)[1]
+    some = np.unique(np.linspace(0, models - 1, LEARN_FROM).round().astype(int))
+    taught = Observations(*(part[some] for part in obs))
+    taught = taught._replace(family=np.unique(taught.family, return_inverse=True)[1])
+    learned, _ = _learn(taught, priors, settings)
+    return _learn(obs, priors, settings, learned.parameters)[1]
 
 
 def _learn(
-    obs: Observations, prior: SlopePrior, settings: JointSettings, known: Array | None = None
+    obs: Observations, prior: SlopePrior, settings: JointSettings, known: Float[np.ndarray, "P h"] | None = None
 ) -> tuple[Learned, Fitted]:
-    """Amplitudes, where they are not known, weights and coefficients under one prior."""
-    centre = jnp.concatenate([jnp.log(prior.amplitudes).reshape(-1), jnp.full(2, jnp.log(NOISE))])
-
-    def objective(parameters: Array, weights: Weights, slopes: Slopes) -> Array:
-        evidence = condition(obs, weights, unpack(parameters, prior, settings.jumps), slopes).evidence
-        return -evidence + 0.5 * jnp.sum(((parameters - centre) / settings.amplitude_sd) ** 2)
-
-    def fit(number: Array | int, learned: Learned) -> tuple[Learned, Fitted]:
-        parameters, weights, coefficients = learned
+    """Amplitudes, where they are not known, weights and coefficients under each prior."""
+    priors, models = len(prior.names), obs.x.shape[0]
+    centre = np.concatenate([np.log(prior.amplitudes).reshape(priors, -1), np.full((priors, 2), np.log(NOISE))], axis=1)
+    parameters = centre if known is None else known
+    coefficients = np.zeros((priors, models, prior.centre.shape[1] + prior.path.shape[-1]))
+    weights = Weights(*np.ones((2, priors, *obs.x.shape)))
+    metric = np.broadcast_to(settings.amplitude_sd**2 * np.eye(centre.shape[1]), (priors, *[centre.shape[1]] * 2))
+    measured = np.arange(prior.path.shape[-1]) < last_size(obs)[:, None]
+    change, pace = np.zeros_like(coefficients), np.ones((priors, models, 1))
+    for number in range(ROUNDS + 1):  # the last round only evaluates
         slopes = linearised(prior, coefficients)
-        if known is None:
-            evaluations = jnp.where((number >= SETTLING) & (number < ROUNDS), EVALUATIONS, 0)
-            parameters = _minimise(lambda p: objective(p, weights, slopes), parameters, evaluations)
+
+        if known is None and SETTLING <= number < ROUNDS:
+            objective = partial(_objective, centre, obs, prior, settings, weights, slopes)
+            parameters, metric = _descend(objective, parameters, metric, EVALUATIONS)
         scales = unpack(parameters, prior, settings.jumps)
         given = condition(obs, weights, scales, slopes)
-        change = model_mean(obs, scales, given) - coefficients
-        # Slopes are not linear in the coefficients: where they were measured they change by a factor of e at most.
-        now = slopes.mean + jnp.einsum("mtq,mq->mt", slopes.basis, coefficients)
-        seen = jnp.arange(now.shape[1]) < jnp.max(jnp.where(obs.present, obs.x, 0.0), axis=1)[:, None]
-        factor = jnp.where(seen, jnp.abs(jnp.einsum("mtq,mq->mt", slopes.basis, change)) / now, 0.0)
-        share = 1 / jnp.maximum(jnp.max(factor, axis=1), 1.0)
-        following = Learned(
-            parameters,
-            update_weights(obs, weights, scales, given, settings.dof),
-            coefficients + share[:, None] * change,
+        if number == ROUNDS:
+            break
+        before, change = change, model_mean(obs, scales, given) - coefficients
+        # Steps that go back and forth become shorter.
+        turned = (
+            np.sum(times(slopes.basis, before) * times(slopes.basis, change) * measured, axis=-1, keepdims=True) < 0
         )
-        return following, Fitted(scales, slopes, weights, given)
-
-    even = Weights(jnp.ones_like(obs.x), jnp.ones_like(obs.x))
-    count = prior.amplitudes.shape[-1] - 1 + prior.path.shape[0]
-    start = Learned(centre if known is None else known, even, jnp.zeros((obs.x.shape[0], count)))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fit, 0, start)[1])
-    # The last round only evaluates, so that everything is compiled once.
-    return jax.lax.fori_loop(0, ROUNDS + 1, lambda number, state: fit(number, state[0]), (start, nothing))
+        pace = np.where(turned, pace / 2, np.minimum(1.5 * pace, 1.0))
+        weights = update_weights(obs, weights, scales, sensitivity(obs, given), settings.dof)
+        change = pace * _share(prior, slopes, coefficients, pace * change, measured) * change
+        coefficients = coefficients + change
+    return Learned(parameters, weights, coefficients), Fitted(scales, slopes, weights, given)
 
 
-class _Descent(NamedTuple):
-    """State of `_minimise`; `step` is the share of `direction` that is tried next."""
+def _share(
+    prior: SlopePrior,
+    slopes: Slopes,
+    coefficients: Float[np.ndarray, "P M q"],
+    change: Float[np.ndarray, "P M q"],
+    measured: Bool[np.ndarray, "M T"],
+) -> Float[np.ndarray, "P M 1"]:
+    """Share of a step after which slopes, which are not linear in it, are those of before but for a factor of e.
 
-    point: Array
-    value: Array
-    gradient: Array
-    memory: optax.OptState
-    direction: Array
-    step: Array
-    gain: Array
-    evaluations: Array
-
-
-def _minimise(objective: Callable[[Array], Array], start: Array, evaluations: Array) -> Array:
-    """A few steps of L-BFGS with backtracking.
-
-    One loop makes both steps and backtracking, so that the objective is compiled once: compiling takes most
-    of the time of a first fit.
+    Args:
+      prior, slopes: the latter are to first order about the coefficients.
+      coefficients, change: where the step begins, and the step.
+      measured: octaves that count, where curves were measured.
     """
-    lbfgs = optax.scale_by_lbfgs(memory_size=MEMORY)
-    value_and_grad = jax.value_and_grad(objective)
+    now = np.maximum(slopes.mean + times(slopes.basis, coefficients), 1e-300)
+    factor = np.where(measured, np.abs(times(slopes.basis, change)) / now, 0.0)
+    share: np.ndarray = 1 / np.maximum(np.max(factor, axis=-1, keepdims=True), 1.0)
+    for _ in range(HALVINGS):
+        then = slopes_of(prior, coefficients + share * change)
+        away = np.where(measured, np.abs(np.log(np.maximum(then, 1e-300) / now)), 0.0)
+        too_far = np.max(away, axis=-1, keepdims=True) > 1.5
+        if not too_far.any():
+            break
+        share = np.where(too_far, share / 2, share)
+    return share
 
-    def evaluate(s: _Descent) -> _Descent:
-        point = s.point - s.step * s.direction
-        value, gradient = value_and_grad(point)
-        slope = jnp.vdot(s.gradient, s.direction)
-        better = value <= s.value - 1e-4 * s.step * slope
-        bent = jnp.vdot(gradient - s.gradient, point - s.point) > 0
-        memory = jax.tree.map(partial(jnp.where, bent), s.memory, lbfgs.init(point))
-        direction, memory = lbfgs.update(gradient, memory, point)
-        moved = _Descent(point, value, gradient, memory, direction, jnp.ones(()), s.value - value, s.evaluations + 1)
-        stayed = s._replace(step=s.step / 4, evaluations=s.evaluations + 1)
-        return jax.tree.map(partial(jnp.where, better), moved, stayed)
 
-    zero, infinite = jnp.zeros_like(start), jnp.asarray(jnp.inf)
-    first = _Descent(start, infinite, zero, lbfgs.init(start), zero, jnp.zeros(()), infinite, jnp.asarray(0))
-    last = jax.lax.while_loop(lambda s: (s.evaluations < evaluations) & (s.gain > ENOUGH), evaluate, first)
-    return last.point
+def _objective(
+    centre: Float[np.ndarray, "P h"],
+    obs: Observations,
+    prior: SlopePrior,
+    settings: JointSettings,
+    weights: Weights,
+    slopes: Slopes,
+    parameters: Float[np.ndarray, "P h"],
+) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, "P h"]]:
+    """Minus the log posterior density of parameters, and its gradient."""
+    scales = unpack(parameters, prior, settings.jumps)
+    given = condition(obs, weights, scales, slopes)
+    rise = _packed(gradient(obs, weights, scales, given, sensitivity(obs, given)), parameters, prior)
+    away = (parameters - centre) / settings.amplitude_sd
+    return 0.5 * np.sum(away**2, axis=1) - given.evidence, away / settings.amplitude_sd - rise
+
+
+def _descend(
+    objective: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    point: Float[np.ndarray, "P h"],
+    metric: Float[np.ndarray, "P h h"],
+    evaluations: int,
+) -> tuple[Float[np.ndarray, "P h"], Float[np.ndarray, "P h h"]]:
+    """A few steps of BFGS with backtracking, of P objectives at once.
+
+    Args:
+      objective: values and gradients of P points.
+      point: to start from.
+      metric: approximate inverse Hessians, kept from one call to the next.
+      evaluations: of the objective, at most.
+
+    Returns:
+      Points no higher than the first ones, and the metric there.
+    """
+    start = point
+    value, slope = objective(point)
+    share, gain = np.ones(len(point)), np.full(len(point), np.inf)
+    for _ in range(evaluations - 1):
+        if np.all(gain <= ENOUGH):
+            break
+        step = np.clip(point - share[:, None] * times(metric, slope), start - FARTHEST, start + FARTHEST) - point
+        trial_value, trial_slope = objective(point + step)
+        better = trial_value <= value + 1e-4 * np.sum(step * slope, axis=1)
+        metric = _updated(metric, step, trial_slope - slope)
+        gain = np.where(better, value - trial_value, gain)
+        share = np.where(better, 1.0, share / 4)
+        point = np.where(better[:, None], point + step, point)
+        slope = np.where(better[:, None], trial_slope, slope)
+        value = np.where(better, trial_value, value)
+    return point, metric
+
+
+def _updated(
+    metric: Float[np.ndarray, "P h h"], step: Float[np.ndarray, "P h"], change: Float[np.ndarray, "P h"]
+) -> Float[np.ndarray, "P h h"]:
+    """The BFGS update of inverse Hessians by how the gradient changed over a step, where that curves upwards."""
+    curvature = np.sum(step * change, axis=1)
+    turned = times(metric, change)
+    bent = curvature > 1e-10 * np.sqrt(np.sum(step**2, axis=1) * np.sum(change**2, axis=1)) + 1e-30
+    curvature = np.where(bent, curvature, 1.0)[:, None, None]
+    mixed = turned[:, :, None] * step[:, None, :]
+    size = 1 + np.sum(change * turned, axis=1)[:, None, None] / curvature
+    new = metric - (mixed + mixed.mT) / curvature + size * step[:, :, None] * step[:, None, :] / curvature
+    return np.where(bent[:, None, None], new, metric)

@@ -11,17 +11,15 @@ amplitude per basis function.
 
 Models are independent given f and t, families given t. Marginalising in that order (models by n × n, families
 by q × q, covariates by Kq × Kq Cholesky factors) costs O(M (n³ + q³)) for M models of n points.
+
+All of it is NumPy: compiling programs for tables of some ten curves would take longer than everything else. Weights,
+scales and slopes may have further axes in front, "*b", such as one over priors; those of the observations have none.
 """
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax import Array
+import numpy as np
 from jaxtyping import Bool, Float, Int
-
-from lensjax.fit.linalg import cholesky, inverse_and_log_det
 
 LEVEL_VARIANCE = 4.0  # of ℓ_i: log losses of one task differ by far less than this
 
@@ -35,22 +33,22 @@ class Observations(NamedTuple):
       present: whether a point is real.
       noise: variance of a point's noise relative to a single run's.
       covariates: K per model, the first of them 1.
-      family: number of the model's family, from 0 to M - 1.
+      family: number of the model's family, from 0 to F - 1, each of them used.
     """
 
-    x: Float[Array, "M n"]
-    y: Float[Array, "M n"]
-    present: Bool[Array, "M n"]
-    noise: Float[Array, "M n"]
-    covariates: Float[Array, "M K"]
-    family: Int[Array, " M"]
+    x: Float[np.ndarray, "M n"]
+    y: Float[np.ndarray, "M n"]
+    present: Bool[np.ndarray, "M n"]
+    noise: Float[np.ndarray, "M n"]
+    covariates: Float[np.ndarray, "M K"]
+    family: Int[np.ndarray, " M"]
 
 
 class Weights(NamedTuple):
     """Precisions of single noise terms and jumps relative to their population; 1 for Gaussian ones."""
 
-    noise: Float[Array, "M n"]
-    jump: Float[Array, "M n"]
+    noise: Float[np.ndarray, "*b M n"]
+    jump: Float[np.ndarray, "*b M n"]
 
 
 class Scales(NamedTuple):
@@ -63,18 +61,18 @@ class Scales(NamedTuple):
       jump: of the level, per square root of an octave.
     """
 
-    model: Float[Array, " q"]
-    family: Float[Array, " q"]
-    covariate: Float[Array, "K q"]
-    noise: Float[Array, ""]
-    jump: Float[Array, ""]
+    model: Float[np.ndarray, "*b q"]
+    family: Float[np.ndarray, "*b q"]
+    covariate: Float[np.ndarray, "*b K q"]
+    noise: Float[np.ndarray, "*b"]
+    jump: Float[np.ndarray, "*b"]
 
 
 class Slopes(NamedTuple):
     """Slopes of M models, or of all alike, and the basis of deviations from them, constant within each of T octaves."""
 
-    mean: Float[Array, "*M T"]
-    basis: Float[Array, "*M T q"]
+    mean: Float[np.ndarray, "*b M T"]
+    basis: Float[np.ndarray, "*b M T q"]
 
 
 class Conditional(NamedTuple):
@@ -92,41 +90,113 @@ class Conditional(NamedTuple):
       family_gain: fall of a family's coefficients per rise of the covariates'.
     """
 
-    evidence: Float[Array, ""]
-    precision: Float[Array, "M n n"]
-    basis: Float[Array, "M n q"]
-    residual: Float[Array, "M n"]
-    walk: Float[Array, "M n"]
-    level: Float[Array, "M n"]
-    level_variance: Float[Array, " M"]
-    covariate_mean: Float[Array, " Kq"]
-    covariate_covariance: Float[Array, "Kq Kq"]
-    family_mean: Float[Array, "F q"]
-    family_covariance: Float[Array, "F q q"]
-    family_gain: Float[Array, "F q Kq"]
+    evidence: Float[np.ndarray, "*b"]
+    precision: Float[np.ndarray, "*b M n n"]
+    basis: Float[np.ndarray, "*b M n q"]
+    residual: Float[np.ndarray, "*b M n"]
+    walk: Float[np.ndarray, "*b M n"]
+    level: Float[np.ndarray, "*b M n"]
+    level_variance: Float[np.ndarray, "*b M"]
+    covariate_mean: Float[np.ndarray, "*b Kq"]
+    covariate_covariance: Float[np.ndarray, "*b Kq Kq"]
+    family_mean: Float[np.ndarray, "*b F q"]
+    family_covariance: Float[np.ndarray, "*b F q q"]
+    family_gain: Float[np.ndarray, "*b F q Kq"]
 
 
-def integrals(x: Float[Array, "*a"], octaves: int) -> Float[Array, "*a T"]:
+def integrals(x: Float[np.ndarray, "*a"], octaves: int) -> Float[np.ndarray, "*a T"]:
     """Share of each octave that lies below x, so that `integrals(x, T) @ v` is ∫₀ˣ v."""
-    return jnp.clip(x[..., None] - jnp.arange(octaves), 0.0, 1.0)
+    return np.clip(x[..., None] - np.arange(octaves), 0.0, 1.0)
+
+
+def times(matrix: Float[np.ndarray, "*b n m"], vector: Float[np.ndarray, "*b m"]) -> Float[np.ndarray, "*b n"]:
+    """Matrices times vectors, with axes in front that broadcast."""
+    product: np.ndarray = (matrix @ vector[..., None])[..., 0]
+    return product
 
 
 def _covariance(
-    sd: Float[Array, " q"], precision: Float[Array, "*b q q"]
-) -> tuple[Float[Array, "*b q q"], Float[Array, "*b"]]:
+    sd: Float[np.ndarray, "*b q"], precision: Float[np.ndarray, "*b q q"]
+) -> tuple[Float[np.ndarray, "*b q q"], Float[np.ndarray, "*b"]]:
     """(diag(sd)⁻² + precision)⁻¹, and log det(1 + diag(sd) precision diag(sd)); any sd may be 0."""
-    inverse, log_det = inverse_and_log_det(jnp.eye(len(sd)) + sd[:, None] * precision * sd)
-    return sd[:, None] * inverse * sd, log_det
+    both = sd[..., :, None] * sd[..., None, :]
+    a = np.eye(sd.shape[-1]) + both * precision
+    return both * np.linalg.inv(a), np.linalg.slogdet(a)[1]
 
 
-def _walk(obs: Observations, weights: Weights, scales: Scales) -> Float[Array, "M n"]:
+def cholesky(a: Float[np.ndarray, "*b n n"]) -> Float[np.ndarray, "*b n n"]:
+    """Lower Cholesky factor; rows of a zero diagonal give zeros."""
+    try:
+        return np.linalg.cholesky(a)
+    except np.linalg.LinAlgError:
+        pass
+    left, root = a.copy(), np.zeros_like(a)
+    for k in range(a.shape[-1]):
+        pivot = left[..., k, k][..., None]
+        column = np.where(pivot > 0, left[..., :, k] / np.sqrt(np.where(pivot > 0, pivot, 1.0)), 0.0)
+        column[..., :k] = 0.0
+        root[..., k] = column
+        left -= column[..., :, None] * column[..., None, :]
+    return root
+
+
+def _by_family(values: np.ndarray, obs: Observations, axis: int) -> np.ndarray:
+    """Sums over the models of each family, along the axis of models."""
+    order = np.argsort(obs.family, kind="stable")
+    starts = np.flatnonzero(np.diff(obs.family[order], prepend=-1))
+    sums: np.ndarray = np.add.reduceat(values.take(order, axis), starts, axis)
+    return sums
+
+
+def _octaves(obs: Observations) -> Float[np.ndarray, "M n"]:
+    """From the size before each to it; 0 to the first."""
+    return np.diff(obs.x, axis=1, prepend=obs.x[:, :1])
+
+
+def last_size(obs: Observations) -> Float[np.ndarray, " M"]:
+    """Octaves up to each model's largest measured size."""
+    return np.max(np.where(obs.present, obs.x, 0.0), axis=1)
+
+
+def of_points(scale: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b 1 1"]:
+    return np.asarray(scale)[..., None, None]
+
+
+def noise_variance(obs: Observations, weights: Weights, scales: Scales) -> Float[np.ndarray, "*b M n"]:
+    """Variance of noise."""
+    return of_points(scales.noise) ** 2 * obs.noise / weights.noise
+
+
+def _walk(obs: Observations, weights: Weights, scales: Scales) -> Float[np.ndarray, "*b M n"]:
     """Var W_i at the observations; its covariance is the smaller of two variances."""
-    octaves = jnp.diff(obs.x, axis=1, prepend=obs.x[:, :1])
-    return jnp.cumsum(scales.jump**2 * octaves / weights.jump, axis=1)
+    return np.cumsum(of_points(scales.jump) ** 2 * _octaves(obs) / weights.jump, axis=-1)
 
 
-def _shared_minimum(a: Float[Array, "M n"], b: Float[Array, "M m"]) -> Float[Array, "M n m"]:
-    return jnp.minimum(a[:, :, None], b[:, None, :])
+def shared_minimum(a: Float[np.ndarray, "*b M n"], b: Float[np.ndarray, "*b M m"]) -> Float[np.ndarray, "*b M n m"]:
+    return np.minimum(a[..., :, None], b[..., None, :])
+
+
+class Inverse(NamedTuple):
+    """Of a model's covariance, and what it says of the level; see `Conditional`."""
+
+    precision: Float[np.ndarray, "*b M n n"]
+    log_det: Float[np.ndarray, "*b M"]
+    level: Float[np.ndarray, "*b M n"]
+    level_variance: Float[np.ndarray, "*b M"]
+
+
+def invert(obs: Observations, covariance: Float[np.ndarray, "*b M n n"], noise: Float[np.ndarray, "*b M n"]) -> Inverse:
+    """Inverse covariance of a model's observations, noise and level included."""
+    identity = np.eye(obs.x.shape[1])
+    both = obs.present[:, :, None] & obs.present[:, None, :]
+    a = np.where(both, covariance + noise[..., None] * identity, identity)
+    inverse, log_det = np.linalg.inv(a), np.linalg.slogdet(a)[1]
+    # The level is added after inverting: in one matrix with noise, its variance would cost half the digits.
+    sums = times(inverse, 1.0 * obs.present)
+    left = 1 / (np.sum(sums * obs.present, axis=-1) + 1 / LEVEL_VARIANCE)
+    level = np.where(obs.present, sums * left[..., None], 0.0)
+    inverse = np.where(both, inverse - level[..., :, None] * sums[..., None, :], 0.0)
+    return Inverse(inverse, log_det + np.log(LEVEL_VARIANCE / left), level, left)
 
 
 def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) -> Conditional:
@@ -141,55 +211,48 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
     models, covariates = obs.covariates.shape
     octaves, q = slopes.basis.shape[-2:]
     path = -integrals(obs.x, octaves)
-    basis = jnp.where(obs.present[..., None], path @ slopes.basis, 0.0)
-    residual = jnp.where(obs.present, obs.y - (path @ slopes.mean[..., None])[..., 0], 0.0)
+    basis = np.where(obs.present[..., None], path @ slopes.basis, 0.0)
+    residual = np.where(obs.present, obs.y - times(path, slopes.mean), 0.0)
     walk = _walk(obs, weights, scales)
 
     # A model given its family and the covariates.
-    own = (basis * scales.model**2) @ basis.mT + _shared_minimum(walk, walk)
-    noise = scales.noise**2 * obs.noise / weights.noise
-    both = obs.present[:, :, None] & obs.present[:, None, :]
-    identity = jnp.eye(obs.x.shape[1])
-    inverse, log_det = inverse_and_log_det(jnp.where(both, own + noise[:, :, None] * identity, identity))
-    # The level is added after inverting: in one matrix with noise, its variance would cost half the digits.
-    sums = jnp.einsum("mab,mb->ma", inverse, 1.0 * obs.present)
-    left = 1 / (jnp.sum(sums * obs.present, axis=1) + 1 / LEVEL_VARIANCE)
-    level = sums * left[:, None]
-    log_det += jnp.log(LEVEL_VARIANCE / left)
-    inverse -= level[:, :, None] * sums[:, None, :]
-    weighted = inverse @ basis
+    own = (basis * scales.model[..., None, None, :] ** 2) @ basis.mT + shared_minimum(walk, walk)
+    inverse = invert(obs, own, noise_variance(obs, weights, scales))
+    weighted = inverse.precision @ basis
     information = basis.mT @ weighted
-    score = jnp.einsum("mnq,mn->mq", weighted, residual)
-    quadratic = jnp.einsum("ma,mab,mb->", residual, inverse, residual)
+    score = times(weighted.mT, residual)
+    quadratic = np.sum(residual * times(inverse.precision, residual), axis=(-2, -1))
 
     # Families given the covariates.
-    by_family = partial(jax.ops.segment_sum, segment_ids=obs.family, num_segments=models)
-    coupling = by_family(jnp.einsum("mk,mab->mkab", obs.covariates, information))
-    coupling = coupling.reshape(models, covariates * q, q)
-    family_covariance, family_log_det = _covariance(scales.family, by_family(information))
-    family_score = by_family(score)
+    batch = information.shape[:-3]
+    coupling = _by_family(obs.covariates[:, :, None, None] * information[..., None, :, :], obs, -4)
+    coupling = coupling.reshape(*coupling.shape[:-3], covariates * q, q)
+    family_covariance, family_log_det = _covariance(scales.family[..., None, :], _by_family(information, obs, -3))
     family_gain = family_covariance @ coupling.mT
-    family_mean = jnp.einsum("fab,fb->fa", family_covariance, family_score)
+    family_mean = times(family_covariance, _by_family(score, obs, -2))
 
     # The covariates.
-    full = jnp.einsum("mk,ml,mab->kalb", obs.covariates, obs.covariates, information)
-    full = full.reshape(covariates * q, covariates * q) - jnp.einsum("fab,fbc->ac", coupling, family_gain)
-    full_score = jnp.einsum("mk,ma->ka", obs.covariates, score).reshape(-1)
-    full_score -= jnp.einsum("fab,fb->a", coupling, family_mean)
-    covariance, covariate_log_det = _covariance(scales.covariate.reshape(-1), full)
-    covariate_mean = covariance @ full_score
+    products = (obs.covariates[:, :, None] * obs.covariates[:, None, :]).reshape(models, -1)
+    full = (products.T @ information.reshape(*batch, models, q * q)).reshape(*batch, covariates, covariates, q, q)
+    full = full.swapaxes(-3, -2).reshape(*batch, covariates * q, covariates * q)
+    full = full - np.sum(coupling @ family_gain, axis=-3)
+    full_score = (obs.covariates.T @ score).reshape(*batch, covariates * q)
+    full_score = full_score - np.sum(times(coupling, family_mean), axis=-2)
+    covariance, covariate_log_det = _covariance(scales.covariate.reshape(*batch, covariates * q), full)
+    covariate_mean = times(covariance, full_score)
 
-    explained = jnp.sum(family_score * family_mean) + full_score @ covariate_mean
-    log_dets = jnp.sum(log_det) + jnp.sum(family_log_det) + covariate_log_det
-    evidence = -0.5 * (quadratic - explained + log_dets + jnp.sum(obs.present) * jnp.log(2 * jnp.pi))
+    explained = np.sum(_by_family(score, obs, -2) * family_mean, axis=(-2, -1))
+    explained = explained + np.sum(full_score * covariate_mean, axis=-1)
+    log_dets = np.sum(inverse.log_det, axis=-1) + np.sum(family_log_det, axis=-1) + covariate_log_det
+    constant = np.sum(obs.present) * np.log(2 * np.pi)
     return Conditional(
-        evidence=evidence,
-        precision=inverse,
+        evidence=-0.5 * (quadratic - explained + log_dets + constant),
+        precision=inverse.precision,
         basis=basis,
         residual=residual,
         walk=walk,
-        level=level,
-        level_variance=left,
+        level=inverse.level,
+        level_variance=inverse.level_variance,
         covariate_mean=covariate_mean,
         covariate_covariance=covariance,
         family_mean=family_mean,
@@ -198,149 +261,133 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
     )
 
 
-def shared_moments(obs: Observations, given: Conditional) -> tuple[Float[Array, "M q"], Float[Array, "M q q"]]:
+def shared_moments(
+    obs: Observations, given: Conditional
+) -> tuple[Float[np.ndarray, "*b M q"], Float[np.ndarray, "*b M q q"]]:
     """Posterior mean and covariance of the coefficients a model has from its family and covariates."""
+    covariates = obs.covariates.shape[1]
     q = given.basis.shape[-1]
-    models, covariates = obs.covariates.shape
-    direct = jnp.einsum("mk,ab->makb", obs.covariates, jnp.eye(q)).reshape(models, q, covariates * q)
-    gain = direct - given.family_gain[obs.family]
-    mean = given.family_mean[obs.family] + gain @ given.covariate_mean
-    return mean, given.family_covariance[obs.family] + gain @ given.covariate_covariance @ gain.mT
+    batch = given.covariate_mean.shape[:-1]
+    by_covariate = given.covariate_mean.reshape(*batch, covariates, q)
+    of_family = given.family_mean - times(given.family_gain, given.covariate_mean[..., None, :])
+    mean = of_family[..., obs.family, :] + obs.covariates @ by_covariate
+
+    # Cov(Σ_k c_k t_k - G t) for all models of a family with its G, term by term: no model needs a q × Kq matrix.
+    products = (obs.covariates[:, :, None] * obs.covariates[:, None, :]).reshape(len(obs.x), -1)
+    blocks = given.covariate_covariance.reshape(*batch, covariates, q, covariates, q).swapaxes(-3, -2)
+    direct = products @ blocks.reshape(*batch, covariates**2, q * q)
+    through = given.family_gain @ given.covariate_covariance[..., None, :, :]
+    of_families = given.family_covariance + through @ given.family_gain.mT
+    across = through.reshape(*through.shape[:-1], covariates, q)[..., obs.family, :, :, :]
+    mixed = np.einsum("mk,...mqkr->...mqr", obs.covariates, across)  # of G t with Σ_k c_k t_k
+    covariance = direct.reshape(*batch, -1, q, q) + of_families[..., obs.family, :, :] - mixed - mixed.mT
+    return mean, covariance
 
 
 def shared_draws(
     obs: Observations,
     given: Conditional,
-    covariate_noise: Float[Array, "S Kq"],
-    family_noise: Float[Array, "S M q"],
-) -> Float[Array, "S M q"]:
+    covariate_noise: Float[np.ndarray, "*b S Kq"],
+    family_noise: Float[np.ndarray, "*b F S q"],
+) -> Float[np.ndarray, "*b M S q"]:
     """S joint draws, over models, of the coefficients of `shared_moments`, from standard normal noise."""
-    covariate = given.covariate_mean + covariate_noise @ cholesky(given.covariate_covariance).T
-    family = given.family_mean - jnp.einsum("fqa,sa->sfq", given.family_gain, covariate)
-    family += jnp.einsum("fab,sfb->sfa", cholesky(given.family_covariance), family_noise)
-    by_covariate = covariate.reshape(len(covariate), obs.covariates.shape[1], -1)
-    return jnp.einsum("mk,skq->smq", obs.covariates, by_covariate) + family[:, obs.family]
+    *batch, draws, _ = covariate_noise.shape
+    covariates = obs.covariates.shape[1]
+    covariate = covariate_noise @ cholesky(given.covariate_covariance).mT + given.covariate_mean[..., None, :]
+    family = given.family_mean[..., None, :] - covariate[..., None, :, :] @ given.family_gain.mT
+    family = family + family_noise @ cholesky(given.family_covariance).mT
+    terms = covariate.reshape(*batch, draws, covariates, -1).swapaxes(-3, -2)
+    by_covariate = obs.covariates @ terms.reshape(*batch, covariates, -1)
+    drawn: np.ndarray = family[..., obs.family, :, :] + by_covariate.reshape(*batch, len(obs.x), draws, -1)
+    return drawn
 
 
-def pulls(given: Conditional, shared: Float[Array, "M q"]) -> Float[Array, "M n"]:
+def pulls(given: Conditional, shared: Float[np.ndarray, "*b M q"]) -> Float[np.ndarray, "*b M n"]:
     """Precision-weighted residuals: times a prior covariance with the observations, a posterior mean."""
-    left = given.residual - jnp.einsum("mnq,mq->mn", given.basis, shared)
-    return jnp.einsum("mab,mb->ma", given.precision, left)
+    return times(given.precision, given.residual - times(given.basis, shared))
 
 
-def model_mean(obs: Observations, scales: Scales, given: Conditional) -> Float[Array, "M q"]:
+def model_mean(obs: Observations, scales: Scales, given: Conditional) -> Float[np.ndarray, "*b M q"]:
     """Posterior mean of all coefficients of a model, its own and those it shares."""
     shared, _ = shared_moments(obs, given)
-    pull = jnp.where(obs.present, pulls(given, shared), 0.0)
-    return shared + scales.model**2 * jnp.einsum("mnq,mn->mq", given.basis, pull)
+    mean: np.ndarray = shared + scales.model[..., None, :] ** 2 * times(given.basis.mT, pulls(given, shared))
+    return mean
 
 
-def update_weights(obs: Observations, weights: Weights, scales: Scales, given: Conditional, dof: float) -> Weights:
+class Sensitivity(NamedTuple):
+    """How the evidence depends on a model's observations, all else integrated out.
+
+    Attributes:
+      pull: the gradient of the evidence by the observations, with its sign turned.
+      information: its curvature, the model's block of the inverse covariance of all observations.
+    """
+
+    pull: Float[np.ndarray, "*b M n"]
+    information: Float[np.ndarray, "*b M n n"]
+
+
+def sensitivity(obs: Observations, given: Conditional) -> Sensitivity:
+    """By what families and covariates are known to be."""
+    mean, covariance = shared_moments(obs, given)
+    weighted = given.precision @ given.basis
+    return Sensitivity(pulls(given, mean), given.precision - weighted @ covariance @ weighted.mT)
+
+
+def gradient(obs: Observations, weights: Weights, scales: Scales, given: Conditional, seen: Sensitivity) -> Scales:
+    """Gradient of the evidence by the log of every scale.
+
+    By Fisher's identity: of independent terms z_j of scale s it is Σ_j (E[z_j² | y] / s² - 1).
+    """
+
+    def known(mean: np.ndarray, variance: np.ndarray, sd: np.ndarray) -> np.ndarray:
+        excess: np.ndarray = (mean**2 + variance) / np.where(sd > 0, sd, 1.0) ** 2 - 1
+        return np.where(sd > 0, excess, 0.0)
+
+    own = times(given.basis.mT, seen.pull) ** 2 - np.sum(given.basis * (seen.information @ given.basis), axis=-2)
+    family_mean = given.family_mean - times(given.family_gain, given.covariate_mean[..., None, :])
+    through = given.family_gain @ given.covariate_covariance[..., None, :, :]
+    family_variance = np.diagonal(given.family_covariance, axis1=-2, axis2=-1) + np.sum(through * given.family_gain, -1)
+    covariate = known(
+        given.covariate_mean.reshape(scales.covariate.shape),
+        np.diagonal(given.covariate_covariance, axis1=-2, axis2=-1).reshape(scales.covariate.shape),
+        scales.covariate,
+    )
+    diagonal = np.diagonal(seen.information, axis1=-2, axis2=-1)
+    noise = noise_variance(obs, weights, scales) * (seen.pull**2 - diagonal)
+    pairs = seen.pull[..., :, None] * seen.pull[..., None, :] - seen.information
+    return Scales(
+        model=scales.model**2 * np.sum(own, axis=-2),
+        family=np.sum(known(family_mean, family_variance, scales.family[..., None, :]), axis=-2),
+        covariate=covariate,
+        noise=np.sum(noise, axis=(-2, -1)),
+        jump=np.sum(shared_minimum(given.walk, given.walk) * pairs, axis=(-3, -2, -1)),
+    )
+
+
+def update_weights(obs: Observations, weights: Weights, scales: Scales, seen: Sensitivity, dof: float) -> Weights:
     """One expectation step for Student-t noise and jumps seen as Gaussians of unknown precision.
 
     E[precision] = (ν + 1) / (ν + E[z² | y]), z being the term over its scale (Lange, Little & Taylor 1989).
     """
-    mean, covariance = shared_moments(obs, given)
-    inverse_basis = given.precision @ given.basis
-    marginal = given.precision - inverse_basis @ covariance @ inverse_basis.mT
-    both = obs.present[:, :, None] & obs.present[:, None, :]
-    marginal = jnp.where(both, marginal, 0.0)
-    pull = jnp.where(obs.present, pulls(given, mean), 0.0)
 
-    def expectation(prior: Array, weight: Array, gradient: Array, information: Array) -> Array:
-        variance = jnp.where(prior > 0, prior, 1.0) / weight
-        second_moment = (variance * gradient) ** 2 + variance - variance**2 * information
-        return jnp.where(prior > 0, (dof + 1) / (dof + second_moment / (variance * weight)), 1.0)
+    def expectation(prior: np.ndarray, weight: np.ndarray, pull: np.ndarray, information: np.ndarray) -> np.ndarray:
+        variance = np.where(prior > 0, prior, 1.0) / weight
+        second_moment = (variance * pull) ** 2 + variance - variance**2 * information
+        return np.where(prior > 0, (dof + 1) / (dof + second_moment / (variance * weight)), 1.0)
 
     # A jump moves its own and every later observation.
-    later = jnp.triu(jnp.ones(given.precision.shape[-2:]))
-    octaves = jnp.diff(obs.x, axis=1, prepend=obs.x[:, :1])
+    later = np.triu(np.ones((obs.x.shape[1], obs.x.shape[1])))
     return Weights(
         noise=expectation(
-            scales.noise**2 * obs.noise * obs.present,
+            of_points(scales.noise) ** 2 * obs.noise * obs.present,
             weights.noise,
-            pull,
-            jnp.diagonal(marginal, axis1=1, axis2=2),
+            seen.pull,
+            np.diagonal(seen.information, axis1=-2, axis2=-1),
         ),
         jump=expectation(
-            scales.jump**2 * octaves,
+            of_points(scales.jump) ** 2 * _octaves(obs),
             weights.jump,
-            pull @ later.T,
-            jnp.einsum("ja,mab,jb->mj", later, marginal, later),
+            seen.pull @ later.T,
+            np.sum((later @ seen.information) * later, axis=-1),
         ),
-    )
-
-
-class Coefficients(NamedTuple):
-    """A model's coefficients and its curve at G sizes given what models share: mean = `offset` + `gain` @ shared.
-
-    Coefficients come first, then the curve's values. `root` is a Cholesky factor of their covariance.
-    """
-
-    offset: Float[Array, "M q+G"]
-    gain: Float[Array, "M q+G q"]
-    root: Float[Array, "M q+G q+G"]
-
-
-def coefficients(
-    obs: Observations, scales: Scales, slopes: Slopes, given: Conditional, x: Float[Array, " G"]
-) -> Coefficients:
-    """Posterior of all coefficients of a model and of its curve at `x`, or where it ends if that is earlier."""
-    octaves, q = slopes.basis.shape[-2:]
-    last = jnp.max(jnp.where(obs.present, obs.x, 0.0), axis=1)
-    at = jnp.minimum(x, last[:, None])
-    path = -integrals(at, octaves)
-    rows = path @ slopes.basis
-    walk = jax.vmap(jnp.interp)(at, obs.x, given.walk)
-
-    prior, size = scales.model**2, q + x.shape[0]
-    everything = jnp.concatenate([jnp.broadcast_to(jnp.eye(q), (len(last), q, q)), rows], axis=1)
-    is_value = jnp.arange(size) >= q
-    walks = jnp.concatenate([jnp.zeros((len(last), q)), walk], axis=1)
-    cross = (everything * prior) @ given.basis.mT + _shared_minimum(walks, given.walk)
-    cross = jnp.where(obs.present[:, None, :], cross, 0.0)
-    weights = cross @ given.precision + jnp.where(is_value[:, None], given.level[:, None, :], 0.0)
-    lost = jnp.einsum("mgn,mn->mg", cross, given.level)
-    level = jnp.where(is_value[:, None] & is_value, given.level_variance[:, None, None], 0.0)
-    level -= lost[:, :, None] * is_value + lost[:, None, :] * is_value[:, None]
-    covariance = (everything * prior) @ everything.mT + _shared_minimum(walks, walks)
-    covariance += level - cross @ given.precision @ cross.mT
-    curve = jnp.pad((path @ slopes.mean[..., None])[..., 0], ((0, 0), (q, 0)))
-    return Coefficients(
-        offset=curve + jnp.einsum("mgn,mn->mg", weights, given.residual),
-        gain=everything - weights @ given.basis,
-        root=cholesky(covariance),
-    )
-
-
-class Extrapolation(NamedTuple):
-    """Curves at G new sizes, given what models share: mean = `offset` + `gain` @ shared coefficients."""
-
-    offset: Float[Array, "M G"]
-    gain: Float[Array, "M G q"]
-    covariance: Float[Array, "M G G"]
-
-
-def extrapolate(
-    obs: Observations, scales: Scales, slopes: Slopes, given: Conditional, x: Float[Array, " G"], dof: float
-) -> Extrapolation:
-    """Posterior of y_i at `x` given the shared coefficients; jumps to come have Student's variance."""
-    path = -integrals(x, slopes.mean.shape[-1])
-    basis = path @ slopes.basis
-    last = jnp.max(jnp.where(obs.present, obs.x, 0.0), axis=1)
-    reached = jnp.max(jnp.where(obs.present, given.walk, 0.0), axis=1)
-    within = jax.vmap(jnp.interp, in_axes=(None, 0, 0))(x, obs.x, given.walk)
-    ahead = scales.jump**2 * dof / (dof - 2) * (x - last[:, None])
-    walk = jnp.where(ahead > 0, reached[:, None] + ahead, within)
-
-    cross = (basis * scales.model**2) @ given.basis.mT + _shared_minimum(walk, given.walk)
-    cross = jnp.where(obs.present[:, None, :], cross, 0.0)
-    weights = cross @ given.precision + given.level[:, None, :]
-    prior = (basis * scales.model**2) @ basis.mT + _shared_minimum(walk, walk)
-    lost = jnp.einsum("mgn,mn->mg", cross, given.level)
-    level = given.level_variance[:, None, None] - lost[:, :, None] - lost[:, None, :]
-    return Extrapolation(
-        offset=(path @ slopes.mean[..., None])[..., 0] + jnp.einsum("mgn,mn->mg", weights, given.residual),
-        gain=basis - weights @ given.basis,
-        covariance=prior - cross @ given.precision @ cross.mT + level,
     )

@@ -1,43 +1,25 @@
 """The joint fit's posterior: losses at any size, and the effect of further measurements."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jaxtyping import Float, Int
 
 from lensjax.core.errors import InputError
 from lensjax.curves.table import curve_table
-from lensjax.fit.joint import hierarchy
-from lensjax.fit.joint.slopes import SlopePrior, slopes_of
-from lensjax.fit.linalg import float64_on_cpu
+from lensjax.fit.joint.curves import Fitted, extrapolate
+from lensjax.fit.joint.draws import BLOCK, DrawnCurves, draw_curves
+from lensjax.fit.joint.hierarchy import Observations, shared_moments
+from lensjax.fit.joint.slopes import SlopePrior
 from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 
 FAR = 5.0  # scales of noise, or of a jump, from which a point is an outlier
-STEEPEST = 1.0  # slope to come, in nats of log loss per octave: no draw's loss falls by more than a factor of e
 MOMENTS = 1000  # draws of each prior, of which moments are taken
-_DRAWN = 250  # draws of each prior in one block
-_BLOCK = 32  # sizes are predicted in blocks of so many, so that one compiled program serves all
-
-
-class Fitted(NamedTuple):
-    """The fit under one prior.
-
-    Attributes:
-      scales, slopes: of the hierarchy.
-      weights: of single noise terms and jumps.
-      given: the hierarchy conditioned on the observations.
-    """
-
-    scales: hierarchy.Scales
-    slopes: hierarchy.Slopes
-    weights: hierarchy.Weights
-    given: hierarchy.Conditional
+_BLOCK = 32  # sizes that are predicted at once, to bound memory
 
 
 class Outlier(NamedTuple):
@@ -57,12 +39,12 @@ class JointMoments(NamedTuple):
       shares: of the priors in the mixture; equal ones if None.
     """
 
-    target_mean: Float[Array, "P M"]
-    target_variance: Float[Array, "P M"]
-    point_mean: Float[Array, "P C"]
-    point_variance: Float[Array, "P C"]
-    covariance: Float[Array, "P C M"]
-    shares: Float[Array, " P"] | None = None
+    target_mean: Float[np.ndarray, "P M"]
+    target_variance: Float[np.ndarray, "P M"]
+    point_mean: Float[np.ndarray, "P C"]
+    point_variance: Float[np.ndarray, "P C"]
+    covariance: Float[np.ndarray, "P C M"]
+    shares: Float[np.ndarray, " P"] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +72,7 @@ class JointPosterior(CurvePosterior):
     unit: int
     horizon: int
     centre: float
-    observations: hierarchy.Observations
+    observations: Observations
     prior: SlopePrior
     dof: float
     fitted: Fitted
@@ -121,43 +103,49 @@ class JointPosterior(CurvePosterior):
         weights: np.ndarray = np.exp(evidence - evidence.max())
         return weights / weights.sum()
 
+    @property
+    def _factors(self) -> Float[np.ndarray, " M"]:
+        """By which each model's predictions are wider than modelled."""
+        return np.full(len(self.models), self.widening) if self.own_widening is None else self.own_widening
+
+    @cached_property
+    def _drawn(self) -> dict[tuple[int, int], DrawnCurves]:
+        """Draws of all curves that were asked for already, where models are few, by their number and seed."""
+        return {}
+
+    def _curves(self, draws: int, seed: int) -> Iterator[DrawnCurves]:
+        """So many draws of curves under each prior, in blocks of models."""
+        known = self._drawn.get((draws, seed))
+        if known is None:
+            blocks = draw_curves(self.observations, self.prior, self.fitted, self._factors, draws, seed)
+            if len(self.models) > BLOCK:
+                return blocks
+            (known,) = blocks
+            self._drawn[draws, seed] = known
+        return iter([known])
+
+    def _by_prior(
+        self, x: Float[np.ndarray, " G"], draws: int, seed: int
+    ) -> Iterator[tuple[slice, Float[np.ndarray, "P m draws G"]]]:
+        """Log losses less `centre` of blocks of models, as many draws from each prior."""
+        for drawn in self._curves(draws, seed):
+            yield drawn.rows, drawn.log_losses(x, self._factors, self.dof)
+
     def _draws(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Float[np.ndarray, "draws M G"]:
         """Log losses, from each prior by its weight."""
-        drawn = self._by_prior(x, -(-draws // len(self.prior.names)), seed)
         ends = np.searchsorted(np.cumsum(self.prior_weights), (np.arange(draws) + 0.5) / draws)
-        prior = np.minimum(np.random.default_rng(seed).permutation(ends), len(drawn) - 1)
+        prior = np.minimum(np.random.default_rng(seed).permutation(ends), len(self.prior.names) - 1)
+        each = -(-draws // len(self.prior.names))
         turn = np.zeros(draws, int)
-        for number in range(len(drawn)):  # draws of a prior with much weight are used again
-            turn[prior == number] = np.arange(np.sum(prior == number)) % drawn.shape[1]
-        return drawn[prior, turn]
-
-    def _by_prior(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Float[np.ndarray, "P draws M G"]:
-        """Log losses, as many draws from each prior."""
-        width = 1 if len(x) == 1 else _BLOCK
-        padded = np.pad(x, (0, width - len(x)))
-        priors, blocks = len(self.prior.names), []
-        models, q = self.observations.x.shape[0], self.fitted.given.basis.shape[-1]
-        covariates = self.observations.covariates.shape[1]
-        own = np.full(len(self.models), self.widening) if self.own_widening is None else self.own_widening
-        with float64_on_cpu():
-            widening = jnp.asarray(np.pad(own, (0, models - len(own)), constant_values=1.0))
-            for number in range(-(-draws // _DRAWN)):  # in blocks, to bound memory
-                noise = _Noise(
-                    covariate=_normal((seed, number, 0), priors, covariates * q),
-                    family=_normal((seed, number, 1), priors, q, models),
-                    model=_normal((seed, number, 2), priors, q, models),
-                    curve=_normal((seed, number, 3), priors, 2, models),
-                )
-                drawn = _curves(
-                    self.observations, self.prior, self.fitted, jnp.asarray(padded), self.dof, widening, noise
-                )
-                blocks.append(np.asarray(drawn)[:, :, : len(self.models), : len(x)])
-        return np.concatenate(blocks, axis=1)[:, :draws] + self.centre
+        for number in range(len(self.prior.names)):  # draws of a prior with much weight are used again
+            turn[prior == number] = np.arange(np.sum(prior == number)) % each
+        losses = [by_prior[prior, :, turn] for _, by_prior in self._by_prior(x, each, seed)]
+        return np.concatenate(losses, axis=1) + self.centre
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """Joint distribution of log losses at C points and of all models at a target.
 
-        Log losses are less `centre`. Each number of points C is compiled anew.
+        Log losses are less `centre`.
 
         Args:
           target: size of the target, in examples.
@@ -168,29 +156,21 @@ class JointPosterior(CurvePosterior):
         """
         sizes, size = np.unique(examples, return_inverse=True)
         x = self._octaves(np.append(target, sizes))
-        x = np.pad(x, (0, -len(x) % _BLOCK), mode="edge")
-        with float64_on_cpu():
-            points = jnp.asarray(model), jnp.asarray(size + 1)
-            modelled: JointMoments = _joint_moments(self.observations, self.fitted, jnp.asarray(x), *points, self.dof)
+        modelled = _joint_moments(self.observations, self.fitted, x, model, size + 1, self.dof)
         # Slopes are not linear in what is Gaussian: correlations are those to first order, the rest is the draws'.
-        models = len(self.models)
-        at_target = self._by_prior(self._octaves(target), MOMENTS, 0)[..., 0] - self.centre
-        blocks = [self._by_prior(block, MOMENTS, 0) for block in np.split(x, range(_BLOCK, len(x), _BLOCK))]
-        at_points = np.concatenate(blocks, axis=3)[:, :, model, size + 1] - self.centre
-        target_variance, point_variance = at_target.var(axis=1), at_points.var(axis=1)
-        target_scale = np.sqrt(target_variance / np.asarray(modelled.target_variance)[:, :models])
-        point_scale = np.sqrt(point_variance / np.asarray(modelled.point_variance))
-        covariance = np.asarray(modelled.covariance)[:, :, :models]
-        parts = (
-            np.log(np.exp(at_target).mean(axis=1)) - target_variance / 2,
-            target_variance,
-            at_points.mean(axis=1),
-            point_variance,
-            covariance * point_scale[:, :, None] * target_scale[:, None, :],
-            self.prior_weights,
-        )
-        with float64_on_cpu():
-            return JointMoments(*map(jnp.asarray, parts))
+        target_mean, target_variance = np.empty_like(modelled.target_mean), np.empty_like(modelled.target_variance)
+        point_mean, point_variance = np.empty_like(modelled.point_mean), np.empty_like(modelled.point_variance)
+        for rows, drawn in self._by_prior(x, MOMENTS, 0):
+            at_target, here = drawn[..., 0], (model >= rows.start) & (model < rows.stop)
+            target_variance[:, rows] = at_target.var(axis=2)
+            target_mean[:, rows] = np.log(np.exp(at_target).mean(axis=2)) - target_variance[:, rows] / 2
+            means, variances = drawn.mean(axis=2), drawn.var(axis=2)
+            at = model[here] - rows.start, size[here] + 1
+            point_mean[:, here], point_variance[:, here] = means[:, *at], variances[:, *at]
+        target_scale = np.sqrt(target_variance / modelled.target_variance)
+        point_scale = np.sqrt(point_variance / modelled.point_variance)
+        covariance = modelled.covariance * point_scale[:, :, None] * target_scale[:, None, :]
+        return JointMoments(target_mean, target_variance, point_mean, point_variance, covariance, self.prior_weights)
 
     def outliers(self) -> list[Outlier]:
         """Points `FAR` scales or more from the rest of their curve, by their Student-t weights under all priors."""
@@ -238,26 +218,6 @@ class JointPosterior(CurvePosterior):
         return np.log2(self._within(examples) / self.unit)
 
 
-class _Noise(NamedTuple):
-    """Standard normal noise: of S draws under each of P priors."""
-
-    covariate: Float[np.ndarray, "P S Kq"]
-    family: Float[np.ndarray, "P S q M"]
-    model: Float[np.ndarray, "P S q M"]
-    curve: Float[np.ndarray, "P S 2 M"]
-
-
-def _normal(seed: tuple[int, ...], priors: int, terms: int, models: int | None = None) -> Float[np.ndarray, "P S *n"]:
-    """Noise whose draws come in pairs that add to 0; that of a term and model stays with more terms and models."""
-    pairs = _DRAWN // 2
-    of_term = [
-        np.random.default_rng((*seed, term)).standard_normal((models or 1, priors, pairs)) for term in range(terms)
-    ]
-    noise = np.moveaxis(np.stack(of_term), (0, 1), (2, 3))
-    noise = np.stack([noise, -noise], axis=2).reshape(priors, _DRAWN, terms, -1)
-    return noise if models else noise[..., 0]
-
-
 def _first_below(
     sizes: Float[np.ndarray, " G"], curves: Float[np.ndarray, "M G"], loss: float
 ) -> Float[np.ndarray, " M"]:
@@ -271,84 +231,35 @@ def _first_below(
     return np.where(below.any(axis=1), crossing, np.inf)
 
 
-def _variance(curve: Float[Array, "*b"], noise: Float[Array, ""], dof: float) -> Float[Array, "*b"]:
-    """Variance of a measured loss, given the curve's own, which may be a little below 0 by rounding."""
-    return jnp.maximum(curve, 0.0) + noise**2 * dof / (dof - 2)
-
-
-@jax.jit
-def _curves(
-    obs: hierarchy.Observations,
-    prior: SlopePrior,
-    fitted: Fitted,
-    x: Float[Array, " G"],
-    dof: float,
-    widening: Float[Array, " M"],
-    noise: _Noise,
-) -> Float[Array, "P S M G"]:
-    """Draws of log losses at `x` under each prior."""
-    last = jnp.max(jnp.where(obs.present, obs.x, 0.0), axis=1)
-    student = dof / (dof - 2)
-
-    def one(args: tuple[SlopePrior, Fitted, _Noise]) -> Array:
-        prior, f, noise = args
-        q = f.slopes.basis.shape[-1]
-        by_family = jnp.swapaxes(jnp.asarray(noise.family), 1, 2)
-        shared = hierarchy.shared_draws(obs, f.given, jnp.asarray(noise.covariate), by_family)
-        own = hierarchy.coefficients(obs, f.scales, f.slopes, f.given, x)
-        middle, _ = hierarchy.shared_moments(obs, f.given)
-        centre = own.offset + jnp.einsum("mrq,mq->mr", own.gain, middle)
-        away = jnp.einsum("mrq,smq->smr", own.gain, shared - middle)
-        away += jnp.einsum("mrq,sqm->smr", own.root[:, :, :q], noise.model)
-        sd = jnp.linalg.norm(own.root[:, q:, q:], axis=2)
-        coefficients = centre[:, :q] + widening[:, None] * away[:, :, :q]
-        curve = centre[:, q:] + away[:, :, q:] + noise.curve[:, 0, :, None] * sd
-        # Beyond the data slopes are positive, whatever their draws.
-        ahead = hierarchy.integrals(x, f.slopes.basis.shape[-2]) - hierarchy.integrals(
-            jnp.minimum(x, last[:, None]), f.slopes.basis.shape[-2]
-        )
-        slopes = jax.vmap(jax.vmap(partial(slopes_of, prior)))(coefficients)
-        fall = jnp.einsum("smt,mgt->smg", jnp.minimum(slopes, STEEPEST), ahead)
-        jumps = f.scales.jump**2 * student * jnp.clip(x - last[:, None], 0.0, 1.0)
-        run = jnp.sqrt(f.scales.noise**2 * student + jumps)
-        return curve - fall + widening[:, None] * run * noise.curve[:, 1, :, None]
-
-    return jax.lax.map(one, (prior, fitted, noise))
-
-
-@jax.jit
 def _joint_moments(
-    obs: hierarchy.Observations,
+    obs: Observations,
     fitted: Fitted,
-    x: Float[Array, " G"],
-    model: Int[Array, " C"],
-    size: Int[Array, " C"],
+    x: Float[np.ndarray, " G"],
+    model: Int[np.ndarray, " C"],
+    size: Int[np.ndarray, " C"],
     dof: float,
 ) -> JointMoments:
     """Moments of all models at the first of `x`, and of points, each a model and a position in `x`."""
-    everyone = jnp.arange(obs.x.shape[0])
-    family = obs.family[model]
+    everyone, family, given = np.arange(len(obs.x)), obs.family[model], fitted.given
+    ahead = extrapolate(obs, fitted.scales, fitted.slopes, given, x, dof)
+    shared, shared_covariance = shared_moments(obs, given)
+    noise = fitted.scales.noise[:, None] ** 2 * dof / (dof - 2)
 
-    def one(f: Fitted) -> JointMoments:
-        ahead = hierarchy.extrapolate(obs, f.scales, f.slopes, f.given, x, dof)
-        shared, shared_covariance = hierarchy.shared_moments(obs, f.given)
+    def alone(model: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Means, variances, and how losses follow the coefficients of families and of covariates."""
+        gain = ahead.gain[:, model, size]
+        mean = ahead.offset[:, model, size] + np.sum(gain * shared[:, model], axis=-1)
+        # The curve's own variance may be a little below 0 by rounding.
+        variance = np.maximum(ahead.covariance[:, model, size, size], 0.0) + noise
+        variance = variance + np.sum((gain[..., None, :] @ shared_covariance[:, model])[..., 0, :] * gain, axis=-1)
+        direct = (obs.covariates[model][:, :, None] * gain[..., None, :]).reshape(*gain.shape[:2], -1)
+        through_family = (gain[..., None, :] @ given.family_gain[:, obs.family[model]])[..., 0, :]
+        return mean, variance, gain, direct - through_family
 
-        def alone(model: Int[Array, " N"], size: Int[Array, " N"]) -> tuple[Array, Array, Array, Array]:
-            """Means, variances, and how losses follow the coefficients of families and of covariates."""
-            gain = ahead.gain[model, size]
-            mean = ahead.offset[model, size] + jnp.einsum("nq,nq->n", gain, shared[model])
-            variance = _variance(ahead.covariance[model, size, size], f.scales.noise, dof)
-            variance += jnp.einsum("nq,nqr,nr->n", gain, shared_covariance[model], gain)
-            direct = jnp.einsum("nk,nq->nkq", obs.covariates[model], gain).reshape(len(gain), -1)
-            through_family = jnp.einsum("nqk,nq->nk", f.given.family_gain[obs.family[model]], gain)
-            return mean, variance, gain, direct - through_family
-
-        target_mean, target_variance, target_gain, target_rise = alone(everyone, jnp.zeros_like(everyone))
-        point_mean, point_variance, point_gain, point_rise = alone(model, size)
-        covariance = point_rise @ f.given.covariate_covariance @ target_rise.T
-        by_family = jnp.einsum("cq,cqr->cr", point_gain, f.given.family_covariance[family]) @ target_gain.T
-        covariance += jnp.where(family[:, None] == obs.family, by_family, 0.0)
-        covariance += jnp.where(model[:, None] == everyone, ahead.covariance[model, size, 0][:, None], 0.0)
-        return JointMoments(target_mean, target_variance, point_mean, point_variance, covariance)
-
-    return jax.lax.map(one, fitted)
+    target_mean, target_variance, target_gain, target_rise = alone(everyone, np.zeros_like(everyone))
+    point_mean, point_variance, point_gain, point_rise = alone(model, size)
+    covariance = point_rise @ given.covariate_covariance @ target_rise.mT
+    by_family = (point_gain[..., None, :] @ given.family_covariance[:, family])[..., 0, :] @ target_gain.mT
+    covariance += np.where(family[:, None] == obs.family, by_family, 0.0)
+    covariance += np.where(model[:, None] == everyone, ahead.covariance[:, model, size, 0][..., None], 0.0)
+    return JointMoments(target_mean, target_variance, point_mean, point_variance, covariance)

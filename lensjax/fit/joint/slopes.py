@@ -1,49 +1,39 @@
-"""Several shapes of local slopes as arrays, stacked so that one compiled program fits all of them.
+"""Several shapes of local slopes as arrays, stacked so that all of them are fitted at once.
 
-Shapes with fewer coefficients or numbers than the others are padded with coefficients that they do not use.
+Shapes with fewer numbers than the others are padded with numbers that they do not use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from lensjax.fit.joint.hierarchy import Slopes
-from lensjax.fit.joint.shapes import SHAPES, Shape
+from lensjax.fit.joint.hierarchy import Slopes, times
+from lensjax.fit.joint.shapes import SHAPES
 
 PRIORS = ("lasting", "damped", "saturating", "floor")  # that are averaged by default; they extrapolate differently
 NOISE = 0.008  # median sd of noise and of jumps, in log loss
 UNUSED = 1e-6  # sd of a coefficient that a shape does not use
+_STEP = 1e-5  # of finite differences
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("which", "path", "amplitudes", "centre"),
-    meta_fields=("names",),
-)
 @dataclass(frozen=True)
 class SlopePrior:
-    """One shape, or several along a leading axis.
+    """P shapes along a leading axis.
 
     Attributes:
-      which: position of the shape in `names`.
+      names: of the shapes, in `SHAPES`.
       path: Cholesky factor of the path's covariance over octaves.
       amplitudes: median sd of C coefficients, the last the path's: model, family, then the covariates, the first one
         shared.
       centre: numbers of a usual model.
-      names: of all shapes that are stacked.
     """
 
-    which: Int[Array, ""]
-    path: Float[Array, "T T"]
-    amplitudes: Float[Array, "R C"]
-    centre: Float[Array, " S"]
     names: tuple[str, ...]
+    path: Float[np.ndarray, "P T T"]
+    amplitudes: Float[np.ndarray, "P R C"]
+    centre: Float[np.ndarray, "P S"]
 
 
 def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -> SlopePrior:
@@ -67,28 +57,44 @@ def slope_priors(octaves: int, covariates: int, names: Sequence[str] = PRIORS) -
 
     amplitudes = [[padded(getattr(shape.medians, row)) for row in rows] for shape in shapes]
     return SlopePrior(
-        which=jnp.arange(len(shapes)),
-        path=jnp.asarray([shape.path(octaves) for shape in shapes]),
-        amplitudes=jnp.maximum(jnp.asarray(amplitudes), UNUSED),
-        centre=jnp.asarray([np.pad(shape.centre, (0, coefficients - len(shape.centre))) for shape in shapes]),
         names=tuple(names),
+        path=np.array([shape.path(octaves) for shape in shapes]),
+        amplitudes=np.maximum(np.array(amplitudes), UNUSED),
+        centre=np.array([np.pad(shape.centre, (0, coefficients - len(shape.centre))) for shape in shapes]),
     )
 
 
-def slopes_of(prior: SlopePrior, coefficients: Float[Array, " q"]) -> Float[Array, " T"]:
-    """Slopes of a model whose numbers and path deviate by the coefficients from the usual."""
-    count = prior.amplitudes.shape[-1] - 1
-
-    def of(shape: Shape) -> Callable[[Array, Array], Array]:
-        return lambda numbers, path: shape.slopes(numbers[: len(shape.centre)], path)
-
-    numbers, path = prior.centre + coefficients[:count], prior.path @ coefficients[count:]
-    slopes: Array = jax.lax.switch(prior.which, [of(SHAPES[name]) for name in prior.names], numbers, path)
-    return slopes
+def _split(prior: SlopePrior, number: int, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of one shape, each with an axis for octaves, and its path."""
+    shape, count = SHAPES[prior.names[number]], prior.centre.shape[1]
+    used = len(shape.centre)
+    numbers = np.moveaxis(shape.centre + coefficients[..., :used], -1, 0)[..., None]
+    return numbers, coefficients[..., count:] @ prior.path[number].T
 
 
-def linearised(prior: SlopePrior, coefficients: Float[Array, "M q"]) -> Slopes:
+def slopes_of(prior: SlopePrior, coefficients: Float[np.ndarray, "P *b q"]) -> Float[np.ndarray, "P *b T"]:
+    """Slopes of models whose numbers and paths deviate by the coefficients from the usual, under each prior."""
+    slopes = [
+        np.asarray(SHAPES[name].slopes(*_split(prior, number, coefficients[number])))
+        for number, name in enumerate(prior.names)
+    ]
+    return np.stack(slopes)
+
+
+def linearised(prior: SlopePrior, coefficients: Float[np.ndarray, "P M q"]) -> Slopes:
     """Slopes of M models as they depend on the coefficients, to first order about those given."""
-    slopes = jax.vmap(partial(slopes_of, prior))(coefficients)
-    basis = jax.vmap(jax.jacfwd(partial(slopes_of, prior)))(coefficients)
-    return Slopes(mean=slopes - jnp.einsum("mtq,mq->mt", basis, coefficients), basis=basis)
+    count = prior.centre.shape[1]
+    slopes = slopes_of(prior, coefficients)
+    basis = np.zeros((*slopes.shape, coefficients.shape[-1]))
+    for number, name in enumerate(prior.names):
+        shape = SHAPES[name]
+        numbers, path = _split(prior, number, coefficients[number])
+        for position in range(len(shape.centre)):
+            step = np.zeros_like(numbers)
+            step[position] = _STEP
+            rise = np.asarray(shape.slopes(numbers + step, path)) - np.asarray(shape.slopes(numbers - step, path))
+            basis[number, :, :, position] = rise / (2 * _STEP)
+        # An octave's slope depends on the path in that octave alone.
+        rise = np.asarray(shape.slopes(numbers, path + _STEP)) - np.asarray(shape.slopes(numbers, path - _STEP))
+        basis[number, :, :, count:] = (rise / (2 * _STEP))[..., None] * prior.path[number]
+    return Slopes(mean=slopes - times(basis, coefficients), basis=basis)

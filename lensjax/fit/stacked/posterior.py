@@ -15,13 +15,11 @@ is a map of each model's log loss at each size, so that quantiles, draws and mom
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
-from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 
@@ -108,16 +106,14 @@ class StackedPosterior(CurvePosterior):
         stacked, scale = self._map(sizes.astype(np.float64), losses)
         stacked = stacked - self.centre
         at_target, at_points = (slice(None), place[0]), (model, place[1:])
-        mean, points = np.asarray(joint.target_mean), np.asarray(joint.point_mean)
-        with float64_on_cpu():
-            return joint._replace(
-                target_mean=jnp.asarray(stacked[at_target] + scale[at_target] * (mean - middle[at_target])),
-                target_variance=joint.target_variance * scale[at_target] ** 2,
-                point_mean=jnp.asarray(stacked[at_points] + scale[at_points] * (points - middle[at_points])),
-                point_variance=joint.point_variance * scale[at_points] ** 2,
-                covariance=joint.covariance * scale[at_points][:, None] * scale[at_target],
-                shares=joint.shares,
-            )
+        mean, points = joint.target_mean, joint.point_mean
+        return joint._replace(
+            target_mean=stacked[at_target] + scale[at_target] * (mean - middle[at_target]),
+            target_variance=joint.target_variance * scale[at_target] ** 2,
+            point_mean=stacked[at_points] + scale[at_points] * (points - middle[at_points]),
+            point_variance=joint.point_variance * scale[at_points] ** 2,
+            covariance=joint.covariance * scale[at_points][:, None] * scale[at_target],
+        )
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
         """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jax import Array
-from jax.nn import softplus
 from jaxtyping import Float
 
 from lensjax.core.registry import Registry
@@ -43,13 +41,15 @@ class Shape:
     """A prior belief about local slopes, which are positive: more data does not raise a loss.
 
     Attributes:
-      slopes: (S numbers, a path over T octaves) → the slope in each octave, in nats of log loss. Traced by JAX.
+      slopes: (S numbers, a path over T octaves) → the slope in each octave, in nats of log loss. Numbers
+        broadcast with the path, whose last axis is that of octaves; what is in front of it are models and draws. The
+        path in an octave changes the slope in that octave alone.
       path: octaves T → lower Cholesky factor of the covariance of the path, by which slopes drift.
       medians: of the deviations of the numbers from `centre`, and of the path from 0.
       centre: the S numbers of a usual model.
     """
 
-    slopes: Callable[[Float[Array, " S"], Float[Array, " T"]], Float[Array, " T"]]
+    slopes: Callable[[Float[np.ndarray, "S *b 1"], Float[np.ndarray, "*b T"]], Float[np.ndarray, "*b T"]]
     path: Callable[[int], Float[np.ndarray, "T T"]]
     medians: Medians
     centre: Float[np.ndarray, " S"]
@@ -78,6 +78,12 @@ def damped_path(octaves: int, time: float = 3.0) -> Float[np.ndarray, "T T"]:
     return np.linalg.cholesky(covariance / (2 * at - 2 + 2 * np.exp(-at)) + 1e-12 * np.eye(octaves))
 
 
-def soft_slope(u: Float[Array, " T"]) -> Float[Array, " T"]:
+def softplus(u: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+    """log(1 + exp(u))."""
+    soft: np.ndarray = np.maximum(u, 0) + np.log1p(np.exp(-np.abs(u)))
+    return soft
+
+
+def soft_slope(u: Float[np.ndarray, "*b T"]) -> Float[np.ndarray, "*b T"]:
     """Positive slopes, linear in u where they are steep; where they are flat, a fall of u shrinks them by a factor."""
     return USUAL_SLOPE * SOFTNESS * softplus(u / SOFTNESS)

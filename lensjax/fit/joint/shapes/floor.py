@@ -4,21 +4,19 @@ Its numbers are the log slope at `CENTRE` octaves and the logit of the share of 
 ρ = E / L. The slope is P · (1 - ρ), with P = β log 2, and ρ / (1 - ρ) grows by the factor exp(P) in each octave.
 """
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.nn import log_sigmoid
 from jaxtyping import Float
 
-from lensjax.fit.joint.shapes import CENTRE, SHAPES, USUAL_SLOPE, Medians, Shape, middles, wiener_path
+from lensjax.fit.joint.shapes import CENTRE, SHAPES, USUAL_SLOPE, Medians, Shape, middles, softplus, wiener_path
 
 
-def floor_slope(numbers: Float[Array, "2"], path: Float[Array, " T"]) -> Float[Array, " T"]:
+def floor_slope(numbers: Float[np.ndarray, "2 *b 1"], path: Float[np.ndarray, "*b T"]) -> Float[np.ndarray, "*b T"]:
     """Slope in each octave, by its middle."""
     log_v, logit_rho = numbers
-    log_p = log_v - log_sigmoid(-logit_rho)
-    reducible = log_sigmoid(-(jnp.exp(log_p) * (middles(len(path)) - CENTRE) + logit_rho))
-    return jnp.exp(log_p + reducible + path)
+    log_p = log_v + softplus(logit_rho)
+    reducible = -softplus(np.exp(log_p) * (middles(path.shape[-1]) - CENTRE) + logit_rho)
+    slopes: np.ndarray = np.exp(log_p + reducible + path)
+    return slopes
 
 
 SHAPES.register("floor")(

@@ -1,16 +1,16 @@
 """A slope that goes from one level to another about `CENTRE` and drifts with a damped trend, made positive."""
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jaxtyping import Float
 
 from lensjax.fit.joint.shapes import CENTRE, SHAPES, USUAL_LEVEL, Medians, Shape, damped_path, middles, soft_slope
 
 
-def saturating_slope(numbers: Float[Array, "2"], path: Float[Array, " T"]) -> Float[Array, " T"]:
+def saturating_slope(
+    numbers: Float[np.ndarray, "2 *b 1"], path: Float[np.ndarray, "*b T"]
+) -> Float[np.ndarray, "*b T"]:
     """Slope in each octave; near `CENTRE` the second number is its rise in four octaves."""
-    trend = 3 * jnp.tanh((middles(len(path)) - CENTRE) / 3) / 4
+    trend = 3 * np.tanh((middles(path.shape[-1]) - CENTRE) / 3) / 4
     return soft_slope(numbers[0] + numbers[1] * trend + path)
 
 

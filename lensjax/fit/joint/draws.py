@@ -1,0 +1,96 @@
+"""Joint draws of all models' curves from the joint fit.
+
+Drawn are the coefficients of slopes; curves at any sizes follow from them, so that questions about other sizes cost
+little. Models are drawn in blocks, to bound memory.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lensjax.fit.joint.curves import Fitted, own_coefficients, values
+from lensjax.fit.joint.hierarchy import Observations, integrals, last_size, shared_draws, shared_moments
+from lensjax.fit.joint.slopes import SlopePrior, slopes_of
+
+STEEPEST = 1.0  # slope to come, in nats of log loss per octave: no draw's loss falls by more than a factor of e
+BLOCK = 64  # models
+
+
+class DrawnCurves(NamedTuple):
+    """S draws of the curves of m models under each of P priors.
+
+    Attributes:
+      rows: which models.
+      obs, fitted: of them.
+      mean, away: posterior mean of their coefficients, and how far draws are from it.
+      slopes: to come, with coefficients further from their mean by the factor of widening.
+      noise: normal, of curves and of runs.
+    """
+
+    rows: slice
+    obs: Observations
+    fitted: Fitted
+    mean: Float[np.ndarray, "P m q"]
+    away: Float[np.ndarray, "P m S q"]
+    slopes: Float[np.ndarray, "P m S T"]
+    noise: Float[np.ndarray, "P m S 2"]
+
+    def log_losses(
+        self, x: Float[np.ndarray, " G"], widening: Float[np.ndarray, " M"], dof: float
+    ) -> Float[np.ndarray, "P m S G"]:
+        """Log losses that runs would have at `x`, less the fit's centre."""
+        last, scales, octaves = last_size(self.obs), self.fitted.scales, self.slopes.shape[-1]
+        known = values(self.obs, self.fitted, self.mean, x)
+        curve = self.away @ known.gain.mT + known.mean[..., None, :]
+        curve += self.noise[..., :1] * known.sd[..., None, :]
+        ahead = integrals(np.broadcast_to(x, (len(last), len(x))), octaves)
+        ahead = ahead - integrals(np.minimum(x, last[:, None]), octaves)
+        curve -= self.slopes @ ahead.mT
+        # Jumps to come have Student's variance, and so has the noise of a run.
+        jumps = scales.jump[:, None, None] ** 2 * np.clip(x - last[:, None], 0.0, 1.0)
+        run = np.sqrt((scales.noise[:, None, None] ** 2 + jumps) * dof / (dof - 2))
+        curve += self.noise[..., 1:] * (widening[self.rows, None] * run)[..., None, :]
+        return curve
+
+
+class _Normals:
+    """Standard normal numbers in pairs of draws that add to 0; those of a term and a model stay with more of both."""
+
+    def __init__(self, seed: tuple[int, ...], priors: int, draws: int, terms: int) -> None:
+        self.generators = [np.random.default_rng((*seed, term)) for term in range(terms)]
+        self.shape = priors, -(-draws // 2)
+        self.draws = draws
+
+    def take(self, models: int) -> Float[np.ndarray, "P m S terms"]:
+        """Of the next so many models."""
+        drawn = np.stack([one.standard_normal((models, *self.shape)) for one in self.generators], axis=-1)
+        return np.concatenate([drawn, -drawn], axis=2)[:, :, : self.draws].swapaxes(0, 1)
+
+
+def draw_curves(
+    obs: Observations,
+    prior: SlopePrior,
+    fitted: Fitted,
+    widening: Float[np.ndarray, " M"],
+    draws: int,
+    seed: int,
+) -> Iterator[DrawnCurves]:
+    """Draws of all curves, in blocks of models."""
+    priors, q = len(prior.names), fitted.scales.model.shape[-1]
+    families, models = fitted.given.family_mean.shape[1], len(obs.x)
+    of_covariates = _Normals((seed, 0), priors, draws, fitted.given.covariate_mean.shape[-1]).take(1)[:, 0]
+    of_families = _Normals((seed, 1), priors, draws, q).take(families)
+    of_models, of_curves = _Normals((seed, 2), priors, draws, q), _Normals((seed, 3), priors, draws, 2)
+    for start in range(0, models, BLOCK):
+        rows = slice(start, min(start + BLOCK, models))
+        some, part = Observations(*(values[rows] for values in obs)), fitted.of_models(rows)
+        own = own_coefficients(some, part)
+        middle, _ = shared_moments(some, part.given)
+        shared = shared_draws(some, part.given, of_covariates, of_families) - middle[..., None, :]
+        noise = of_models.take(len(some.x))
+        away = shared @ own.gain.mT + noise @ own.root.mT
+        wide = own.mean[..., None, :] + widening[rows, None, None] * away
+        slopes = np.minimum(slopes_of(prior, wide), STEEPEST)
+        yield DrawnCurves(rows, some, part, own.mean, away, slopes, of_curves.take(len(some.x)))
