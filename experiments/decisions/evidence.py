@@ -65,7 +65,7 @@ def _code() -> str:
 def _compute(one: Case, path: Path) -> None:
     posterior = fit_joint(one.table, one.target)
     ahead = falls(one.table, posterior, np.full(len(one.truth), float(one.target)))
-    record = backtest(one.table, one.target)
+    record = backtest(one.table, posterior)
     values = {
         "truth": one.truth,
         "draws": np.log(posterior.sample(one.target, DRAWS)).astype(np.float32),

@@ -92,7 +92,7 @@ def test_weights_follow_the_back_test_and_few_points_tell_no_slopes_apart():
 def test_the_back_test_tells_which_components_foresee_the_largest_sizes():
     slopes = np.linspace(0.02, 0.4, 8)[:, None]  # straight lines, each of its own
     straight = replace(TABLE, loss=3 * np.exp(-slopes * np.log2(TABLE.sizes / 200)))
-    record = backtest(straight, TARGET)
+    record = backtest(straight, joint_fit(straight, TARGET))
     assert (record.points, record.errors) == (7, 8)
     lines, common, none = (record.worse[COMPONENTS.index(name)] for name in ("last_three", "common", "none"))
     assert lines < common < none

@@ -55,18 +55,10 @@ class DrawnCurves(NamedTuple):
         return curve
 
 
-class _Normals:
-    """Standard normal numbers in pairs of draws that add to 0; those of a term and a model stay with more of both."""
-
-    def __init__(self, seed: tuple[int, ...], priors: int, draws: int, terms: int) -> None:
-        self.generators = [np.random.default_rng((*seed, term)) for term in range(terms)]
-        self.shape = priors, -(-draws // 2)
-        self.draws = draws
-
-    def take(self, models: int) -> Float[np.ndarray, "P m S terms"]:
-        """Of the next so many models."""
-        drawn = np.stack([one.standard_normal((models, *self.shape)) for one in self.generators], axis=-1)
-        return np.concatenate([drawn, -drawn], axis=2)[:, :, : self.draws].swapaxes(0, 1)
+def _normals(seed: tuple[int, ...], terms: int, priors: int, draws: int) -> Float[np.ndarray, "P S terms"]:
+    """Standard normal numbers in pairs of draws that add to 0; those of a term stay with more terms."""
+    drawn = np.random.default_rng(seed).standard_normal((terms, priors, -(-draws // 2)))
+    return np.moveaxis(np.concatenate([drawn, -drawn], axis=2)[..., :draws], 0, -1)
 
 
 def draw_curves(
@@ -78,19 +70,18 @@ def draw_curves(
     seed: int,
 ) -> Iterator[DrawnCurves]:
     """Draws of all curves, in blocks of models."""
-    priors, q = len(prior.names), fitted.scales.model.shape[-1]
-    families, models = fitted.given.family_mean.shape[1], len(obs.x)
-    of_covariates = _Normals((seed, 0), priors, draws, fitted.given.covariate_mean.shape[-1]).take(1)[:, 0]
-    of_families = _Normals((seed, 1), priors, draws, q).take(families)
-    of_models, of_curves = _Normals((seed, 2), priors, draws, q), _Normals((seed, 3), priors, draws, 2)
-    for start in range(0, models, BLOCK):
-        rows = slice(start, min(start + BLOCK, models))
+    priors, q, covariates = len(prior.names), fitted.scales.model.shape[-1], fitted.given.covariate_mean.shape[-1]
+    of_covariates = _normals((seed, 0), covariates, priors, draws)
+    for start in range(0, len(obs.x), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(obs.x)))
         some, part = Observations(*(values[rows] for values in obs)), fitted.of_models(rows)
+        of_families = [_normals((seed, 1, family), q, priors, draws) for family in np.unique(some.family).tolist()]
+        of_models = [_normals((seed, 2, model), 2 + q, priors, draws) for model in range(rows.start, rows.stop)]
+        noise = np.stack(of_models, axis=1)
         own = own_coefficients(some, part)
         middle, _ = shared_moments(some, part.given)
-        shared = shared_draws(some, part.given, of_covariates, of_families) - middle[..., None, :]
-        noise = of_models.take(len(some.x))
-        away = shared @ own.gain.mT + noise @ own.root.mT
+        shared = shared_draws(some, part.given, of_covariates, np.stack(of_families, axis=1)) - middle[..., None, :]
+        away = shared @ own.gain.mT + noise[..., 2:] @ own.root.mT
         wide = own.mean[..., None, :] + widening[rows, None, None] * away
         slopes = np.minimum(slopes_of(prior, wide), STEEPEST)
-        yield DrawnCurves(rows, some, part, own.mean, away, slopes, of_curves.take(len(some.x)))
+        yield DrawnCurves(rows, some, part, own.mean, away, slopes, noise[..., :2])

@@ -43,8 +43,9 @@ from lensjax.fit.residuals import Residuals, candidate_times
 
 LEAST_NOISE = 1e-4  # of log loss: none is known better
 LEARN_FROM = 256  # models at most teach the amplitudes; more would add time, not knowledge
-ROUNDS = 14  # of learning amplitudes, then weights and slopes
-SETTLING = 4  # first rounds, in which amplitudes stay as they are
+SETTLING = 4  # rounds of learning weights and slopes, in which amplitudes stay as they are
+LEARNING = 10  # rounds after these, of learning amplitudes, then weights and slopes
+AGAIN = 5  # such rounds where amplitudes start from those of nearly the same curves
 EVALUATIONS = 10  # of the evidence in a round, at most
 ENOUGH = 1e-2  # rise of the log evidence in a step, in nats, that ends a round
 FARTHEST = 0.5  # change of the log of an amplitude in a round
@@ -104,6 +105,15 @@ def unpack(parameters: Float[np.ndarray, "P h"], prior: SlopePrior, jumps: bool 
     return Scales(model=sd[:, 0], family=sd[:, 1], covariate=sd[:, 2:], noise=noise, jump=jump * jumps)
 
 
+def _parameters(scales: Scales, prior: SlopePrior) -> Float[np.ndarray, "P h"]:
+    """What `unpack` makes these scales of, where there are jumps."""
+    rows = np.concatenate([scales.model[:, None], scales.family[:, None], scales.covariate], axis=1)
+    amplitudes = rows[..., : prior.centre.shape[1] + 1]
+    ends = np.stack([scales.noise, scales.jump], axis=1) ** 2 - LEAST_NOISE**2
+    ends = np.sqrt(np.maximum(ends, LEAST_NOISE**2 * 1e-4))
+    return np.log(np.concatenate([amplitudes.reshape(len(rows), -1), ends], axis=1))
+
+
 def _packed(slope: Scales, parameters: Float[np.ndarray, "P h"], prior: SlopePrior) -> Float[np.ndarray, "P h"]:
     """Derivatives by what `unpack` reads from those by the log of every scale."""
     rows = np.concatenate([slope.model[:, None], slope.family[:, None], slope.covariate], axis=1)
@@ -120,6 +130,7 @@ def fit_joint(
     covariates: Mapping[str, Float[ArrayLike, " M"]] | None = None,
     settings: JointSettings | None = None,
     residuals: Residuals | None = None,
+    start: JointPosterior | None = None,
 ) -> JointPosterior:
     """Fit all curves of a table at once.
 
@@ -135,6 +146,8 @@ def fit_joint(
       settings: parts to leave out or change.
       residuals: of linearised training under each model's kernel. log F_i(t) is one more covariate, at the one t for
         all models that makes the curves most probable (mean of the log evidence over the slope priors).
+      start: a fit of nearly the same curves with the same settings and covariates, whose amplitudes are those to start
+        from.
 
     Returns:
       The posterior over all curves up to the horizon.
@@ -148,7 +161,9 @@ def fit_joint(
     octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
     known, time = dict(covariates or {}), None
 
-    def fit(table: CurveTable, known: Mapping[str, Float[ArrayLike, " M"]]) -> JointPosterior:
+    def fit(
+        table: CurveTable, known: Mapping[str, Float[ArrayLike, " M"]], start: JointPosterior | None = start
+    ) -> JointPosterior:
         obs, centre = _observe(table, unit, known, settings)
         priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
         return JointPosterior(
@@ -159,7 +174,7 @@ def fit_joint(
             observations=obs,
             prior=priors,
             dof=settings.dof,
-            fitted=_fit(obs, priors, settings),
+            fitted=_fit(obs, priors, settings, start),
         )
 
     if residuals is None:
@@ -172,7 +187,7 @@ def fit_joint(
     seen, last = hold_out(table)
     if not (settings.widen and last.measured.any()):
         return posterior
-    common, own = widenings(_errors(fit(seen, known), last), settings.dof, settings.amplitude_sd)
+    common, own = widenings(_errors(fit(seen, known, posterior), last), settings.dof, settings.amplitude_sd)
     return replace(posterior, widening=common, own_widening=own)
 
 
@@ -260,38 +275,44 @@ def _standardised(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
     return np.where(known, (values - values[known].mean()) / values[known].std(), 0.0)
 
 
-def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings) -> Fitted:
+def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings, start: JointPosterior | None = None) -> Fitted:
     models = obs.x.shape[0]
+    first = None if start is None else _parameters(start.fitted.scales, priors)
     if models <= LEARN_FROM:
-        return _learn(obs, priors, settings)[1]
+        return _learn(obs, priors, settings, first)[1]
     some = np.unique(np.linspace(0, models - 1, LEARN_FROM).round().astype(int))
     taught = Observations(*(part[some] for part in obs))
     taught = taught._replace(family=np.unique(taught.family, return_inverse=True)[1])
-    learned, _ = _learn(taught, priors, settings)
-    return _learn(obs, priors, settings, learned.parameters)[1]
+    learned, _ = _learn(taught, priors, settings, first)
+    return _learn(obs, priors, settings, learned.parameters, known=True)[1]
 
 
 def _learn(
-    obs: Observations, prior: SlopePrior, settings: JointSettings, known: Float[np.ndarray, "P h"] | None = None
+    obs: Observations,
+    prior: SlopePrior,
+    settings: JointSettings,
+    first: Float[np.ndarray, "P h"] | None = None,
+    known: bool = False,
 ) -> tuple[Learned, Fitted]:
-    """Amplitudes, where they are not known, weights and coefficients under each prior."""
+    """Parameters, unless the first ones are known to be right, weights and coefficients under each prior."""
     priors, models = len(prior.names), obs.x.shape[0]
     centre = np.concatenate([np.log(prior.amplitudes).reshape(priors, -1), np.full((priors, 2), np.log(NOISE))], axis=1)
-    parameters = centre if known is None else known
+    parameters = centre if first is None else first
+    rounds = SETTLING + (LEARNING if first is None else AGAIN)
     coefficients = np.zeros((priors, models, prior.centre.shape[1] + prior.path.shape[-1]))
     weights = Weights(*np.ones((2, priors, *obs.x.shape)))
     metric = np.broadcast_to(settings.amplitude_sd**2 * np.eye(centre.shape[1]), (priors, *[centre.shape[1]] * 2))
     measured = np.arange(prior.path.shape[-1]) < last_size(obs)[:, None]
     change, pace = np.zeros_like(coefficients), np.ones((priors, models, 1))
-    for number in range(ROUNDS + 1):  # the last round only evaluates
+    for number in range(rounds + 1):  # the last round only evaluates
         slopes = linearised(prior, coefficients)
 
-        if known is None and SETTLING <= number < ROUNDS:
+        if not known and SETTLING <= number < rounds:
             objective = partial(_objective, centre, obs, prior, settings, weights, slopes)
             parameters, metric = _descend(objective, parameters, metric, EVALUATIONS)
         scales = unpack(parameters, prior, settings.jumps)
         given = condition(obs, weights, scales, slopes)
-        if number == ROUNDS:
+        if number == rounds:
             break
         before, change = change, model_mean(obs, scales, given) - coefficients
         # Steps that go back and forth become shorter.

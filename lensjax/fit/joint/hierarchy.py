@@ -288,17 +288,21 @@ def shared_draws(
     obs: Observations,
     given: Conditional,
     covariate_noise: Float[np.ndarray, "*b S Kq"],
-    family_noise: Float[np.ndarray, "*b F S q"],
+    family_noise: Float[np.ndarray, "*b U S q"],
 ) -> Float[np.ndarray, "*b M S q"]:
-    """S joint draws, over models, of the coefficients of `shared_moments`, from standard normal noise."""
+    """S joint draws, over models, of the coefficients of `shared_moments`, from standard normal noise.
+
+    The noise of families is of those U of whom there are models, by their number.
+    """
     *batch, draws, _ = covariate_noise.shape
     covariates = obs.covariates.shape[1]
+    used, place = np.unique(obs.family, return_inverse=True)
     covariate = covariate_noise @ cholesky(given.covariate_covariance).mT + given.covariate_mean[..., None, :]
-    family = given.family_mean[..., None, :] - covariate[..., None, :, :] @ given.family_gain.mT
-    family = family + family_noise @ cholesky(given.family_covariance).mT
+    family = given.family_mean[..., used, None, :] - covariate[..., None, :, :] @ given.family_gain[..., used, :, :].mT
+    family = family + family_noise @ cholesky(given.family_covariance[..., used, :, :]).mT
     terms = covariate.reshape(*batch, draws, covariates, -1).swapaxes(-3, -2)
     by_covariate = obs.covariates @ terms.reshape(*batch, covariates, -1)
-    drawn: np.ndarray = family[..., obs.family, :, :] + by_covariate.reshape(*batch, len(obs.x), draws, -1)
+    drawn: np.ndarray = family[..., place, :, :] + by_covariate.reshape(*batch, len(obs.x), draws, -1)
     return drawn
 
 

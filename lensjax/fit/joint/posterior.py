@@ -88,9 +88,18 @@ class JointPosterior(CurvePosterior):
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives."""
         x = self._octaves(examples)
-        draws = [self._draws(block, DRAWS, 0) for block in np.split(x, range(_BLOCK, len(x), _BLOCK))]
-        median, lower, upper = np.quantile(np.concatenate(draws, axis=2), (0.5, 0.05, 0.95), axis=0)
-        return Losses(np.exp(median), np.exp(lower), np.exp(upper))
+        new = np.array(sorted(set(x.tolist()) - self._quantiles.keys()))
+        for block in np.split(new, range(_BLOCK, len(new), _BLOCK)):
+            if len(block):
+                found = np.exp(np.quantile(self._draws(block, DRAWS, 0), (0.5, 0.05, 0.95), axis=0))
+                self._quantiles.update(zip(block.tolist(), np.moveaxis(found, 2, 0), strict=True))
+        known = [self._quantiles[at] for at in x.tolist()]
+        return Losses(*np.stack(known, axis=2)) if known else Losses(*np.empty((3, len(self.models), 0)))
+
+    @cached_property
+    def _quantiles(self) -> dict[float, Float[np.ndarray, "3 M"]]:
+        """Medians and ends of intervals at sizes that were asked about already, by octaves."""
+        return {}
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
         """See `CurvePosterior.sample`; as many draws from each prior."""

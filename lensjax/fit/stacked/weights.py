@@ -42,7 +42,7 @@ def stack(table: CurveTable, joint: JointPosterior, target: int, learned: Learne
     """The joint posterior of a table's models, stacked with simpler components for a target."""
     last, _ = largest(table)
     ahead = falls(table, joint, np.clip(2 * last, target, joint.horizon))
-    record = backtest(table, joint.horizon)
+    record = backtest(table, joint)
     return StackedPosterior(
         joint=joint,
         last=last,
@@ -77,6 +77,7 @@ def _per_octave(fall: Float[np.ndarray, "*C M"], octaves: Float[np.ndarray, " M"
 def falls(table: CurveTable, posterior: JointPosterior, sizes: Float[np.ndarray, " M"]) -> Falls:
     """Falls from each model's largest measured size in the table to a size of its own, no smaller."""
     last, _ = largest(table)
+    posterior.predict(np.union1d(last, sizes))  # at once, and remembered
     (level, _), (median, log_sd) = _at(posterior, last), _at(posterior, sizes)
     octaves = np.log2(sizes / last)
     joint = np.where(octaves > 0, level - median, 0.0)
@@ -89,7 +90,7 @@ def falls(table: CurveTable, posterior: JointPosterior, sizes: Float[np.ndarray,
     return Falls(level, octaves, fall, log_sd)
 
 
-def backtest(table: CurveTable, horizon: int) -> Record:
+def backtest(table: CurveTable, joint: JointPosterior) -> Record:
     """How well each component foresees the largest sizes of a table's models from the others.
 
     A typical model loses three sizes, or as many as leave it two; one with too few for that loses none and counts not.
@@ -104,7 +105,7 @@ def backtest(table: CurveTable, horizon: int) -> Record:
     tested = np.isfinite(log_loss)
     if tested.sum() < 2:
         return unknown
-    fitted = fit_joint(seen, horizon, settings=JointSettings(widen=False))
+    fitted = fit_joint(seen, joint.horizon, settings=JointSettings(widen=False), start=joint)
     last, _ = largest(seen)
     ahead = falls(seen, fitted, np.where(tested, size, last))
     errors = np.clip((log_loss - ahead.level + ahead.fall)[:, tested], -FARTHEST, FARTHEST)
