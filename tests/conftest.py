@@ -59,7 +59,6 @@ _LONGEST = (
     "models/test_sharding.py",
     "models/test_model.py",
     "train/test_overfit.py",
-    "fit/test_joint.py",
     "train/test_ladder.py",
     "cli/test_curvature.py",
 )
