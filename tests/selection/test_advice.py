@@ -123,7 +123,9 @@ def test_moments_are_the_draws_with_correlations_to_first_order(posterior):
     found = posterior.moments(TARGET, rows, sizes)
     ((_, draws),) = posterior._by_prior(posterior._octaves(TARGET), 2000, 1)
     draws = draws[..., 0].swapaxes(1, 2)
-    np.testing.assert_allclose(found.target_variance, draws.var(axis=1), rtol=0.4)
+    ratio = np.log(found.target_variance / draws.var(axis=1))  # a single draw far out counts for much
+    assert np.abs(ratio).max() < np.log(2.5)
+    assert np.abs(ratio).mean() < 0.15
     expected = np.log(np.exp(draws).mean(axis=1))
     sd = np.sqrt(found.target_variance)
     assert np.all(np.abs(found.target_mean + found.target_variance / 2 - expected) < 0.3 * sd)
