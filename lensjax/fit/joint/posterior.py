@@ -83,7 +83,7 @@ class JointPosterior(CurvePosterior):
     @property
     def evidence(self) -> float:
         """Log marginal likelihood of the curves, in nats; its mean over the slope priors."""
-        return float(np.mean(np.asarray(self.fitted.given.evidence)))
+        return float(np.mean(self.fitted.given.evidence))
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives."""
@@ -107,8 +107,8 @@ class JointPosterior(CurvePosterior):
 
     @property
     def prior_weights(self) -> Float[np.ndarray, " P"]:
-        """Share of each prior in the mixture, by the evidence of one curve on average: all are wrong."""
-        evidence = np.asarray(self.fitted.given.evidence) / max(len(self.models), 3)
+        """Share of each prior in the mixture, by the evidence of two curves on average: all are wrong."""
+        evidence = self.fitted.given.evidence / max(len(self.models) / 2, 3)
         weights: np.ndarray = np.exp(evidence - evidence.max())
         return weights / weights.sum()
 
