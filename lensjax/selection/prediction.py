@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel
 
 from lensjax.curves.table import MAX_LOSS, CurveTable
+from lensjax.fit.calibration import FEWEST
 from lensjax.fit.posterior import CurvePosterior, chances_and_regrets
 
 CEILING = 2.0  # largest predicted loss of a model over the largest measured
+UNSEEN = 0.03  # share of draws in which models take each other's place, where no bend of a curve can have been seen
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | Non
     """The prediction of a posterior: joint draws of losses at the target, with their medians and 90 % intervals.
 
     No draw is above `CEILING` times the largest loss measured of its model: a run that comes so far is ended, and a few
-    draws out of all reach would decide the expected regret of everything.
+    draws out of all reach would decide the expected regret of everything. Two points of each model are no reason to be
+    sure of anything: in some draws models then take each other's place, so that no P(best) comes near 1.
 
     Args:
       posterior: over the curves of some models or all of the table's.
@@ -102,7 +105,12 @@ def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | Non
         highest = CEILING * np.nanmax(table.loss, axis=1, initial=0.0, where=table.measured)
     sampled = posterior.sample(target)
     draws = np.full((len(sampled), len(models)), np.nan)
-    draws[:, [models.index(model) for model in posterior.models]] = sampled
+    fitted = [models.index(model) for model in posterior.models]
+    draws[:, fitted] = sampled
+    if table is not None and table.points().max() <= FEWEST:
+        rng = np.random.default_rng(0)
+        some = rng.choice(len(draws), round(UNSEEN * len(draws)), replace=False)
+        draws[np.ix_(some, fitted)] = rng.permuted(sampled[some], axis=1)
     draws = np.minimum(draws, highest)
     score, lower, upper = np.quantile(draws, (0.5, 0.05, 0.95), axis=0)
     return Prediction(

@@ -145,6 +145,15 @@ def test_nothing_contradicts_anything_else_by_the_default_method(losses):
         check(curve_table([f"m{i}" for i in range(len(losses))], sizes, losses))
 
 
+@pytest.mark.parametrize("method", ["joint", "stacked"])
+def test_two_points_of_each_model_are_no_reason_to_be_sure(method):
+    falling = 3 * 2.0 ** (-0.1 * np.arange(4)) * np.array([[0.1], [1.0], [1.0]])  # a tenth of the others' losses
+    table = curve_table("abc", [200, 400, 800, 1600], falling)
+    for budget, least, most in ((400, 0.95, 0.99), (1600, 0.99, 1.0)):
+        chances = METHODS[method].predict(table.up_to(budget), 6400).probability_best
+        assert least <= chances[0] <= most
+
+
 @pytest.mark.skipif(FITS < 1, reason="takes minutes; LENSJAX_EXAMPLES=2000 asks for it")
 @settings(max_examples=max(FITS, 1))
 @given(tables())

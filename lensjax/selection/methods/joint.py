@@ -15,8 +15,8 @@ ASSUMPTIONS = (
     "All models were fitted at once. Their local slopes, -d log L / d log D, share a population, their family's, and "
     "effects of log size and of the loss level; how much of each was learned.",
     "Slopes are positive: more data does not raise the expected loss. Four priors that extrapolate differently are "
-    "averaged, weighted by the evidence of two curves: slopes that last, that follow a damped trend, that level off, and "
-    "those of a power law with a floor, L = A D^-β + E.",
+    "averaged, weighted by the evidence of two curves: slopes that last, that follow a damped trend, that level off, "
+    "and those of a power law with a floor, L = A D^-β + E.",
     "Noise and jumps of the level are Student-t with 3 degrees of freedom; intervals include those of a run that has "
     "not happened yet. The pretrained loss (D = 0) is not on the curve and is not used.",
     "Intervals are widened where those of the same fit without the largest sizes were too narrow for them: of all "
