@@ -105,7 +105,7 @@ def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | Non
         highest = CEILING * np.nanmax(table.loss, axis=1, initial=0.0, where=table.measured)
     sampled = posterior.sample(target)
     draws = np.full((len(sampled), len(models)), np.nan)
-    fitted = [models.index(model) for model in posterior.models]
+    fitted = np.array([models.index(model) for model in posterior.models], dtype=int)
     draws[:, fitted] = sampled
     if table is not None and table.points().max() <= FEWEST:
         rng = np.random.default_rng(0)
