@@ -25,10 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jaxtyping import Bool, Float
 
 from lensjax.core.errors import InputError, listing, shorten
@@ -36,7 +33,6 @@ from lensjax.curves.metrics import Metric
 from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
 from lensjax.fit.joint.recent import joint_fit
-from lensjax.fit.linalg import float64_on_cpu
 from lensjax.fit.link import NotLinked
 from lensjax.fit.stacked.posterior import StackedPosterior
 from lensjax.selection.by_metric import predict_metric
@@ -49,8 +45,6 @@ from lensjax.selection.worth import Worth, choose, expected_of, shortfall, worth
 ENOUGH = 2  # sizes above 0 that the joint fit needs of every model
 REACH = 8.0  # standard deviations of a point's log loss that are integrated over
 NODES = 512
-_AT_ONCE = 8  # points, to bound memory
-_BLOCK = 32
 
 
 class Point(NamedTuple):
@@ -208,22 +202,19 @@ def _drops_of(
     """Expected drop of the regret of the choice by measuring each point."""
     fitted = prediction.posterior
     posterior = fitted if isinstance(fitted, JointPosterior | StackedPosterior) else joint_fit(table, target)
-    # Padded, as every number of points is compiled anew.
-    padded = max(_BLOCK, 1 << max(0, len(points) - 1).bit_length())
-    model, examples = np.zeros(padded, int), np.full(padded, target)
     position = {name: i for i, name in enumerate(table.models)}
-    for i, point in enumerate(points):
-        model[i], examples[i] = position[point.model], point.examples
+    model = np.array([position[point.model] for point in points])
+    examples = np.array([point.examples for point in points])
     moments = posterior.moments(target, model, examples)
     measured = np.log(table.column(target)) - posterior.centre
     own = (examples == target)[:, None] & (model[:, None] == np.arange(len(table.models)))
-    with float64_on_cpu():
-        moments = _with_runs_at_target(jax.tree.map(jnp.asarray, moments), jnp.asarray(measured), jnp.asarray(own))
-        _, drops = _drops(moments, posterior.centre, table.eligible, worth)
-    return np.asarray(drops)[: len(points)].tolist()
+    _, drops = _drops(_with_runs_at_target(moments, measured, own), posterior.centre, table.eligible, worth)
+    return drops.tolist()
 
 
-def _with_runs_at_target(moments: JointMoments, measured: Float[Array, " M"], own: Bool[Array, "C M"]) -> JointMoments:
+def _with_runs_at_target(
+    moments: JointMoments, measured: Float[np.ndarray, " M"], own: Bool[np.ndarray, "C M"]
+) -> JointMoments:
     """Moments in which a run at the target is the one that its model would be chosen for, noise and all.
 
     Args:
@@ -231,12 +222,12 @@ def _with_runs_at_target(moments: JointMoments, measured: Float[Array, " M"], ow
       measured: log loss at the target less the centre; NaN where not measured.
       own: whether a point is the run of a model at the target.
     """
-    known = jnp.isfinite(measured)
-    covariance = jnp.where(own, moments.point_variance[..., None], moments.covariance)
+    known = np.isfinite(measured)
+    covariance = np.where(own, moments.point_variance[..., None], moments.covariance)
     return moments._replace(
-        target_mean=jnp.where(known, measured, moments.target_mean),
-        target_variance=jnp.where(known, 0.0, moments.target_variance),
-        covariance=jnp.where(known, 0.0, covariance),
+        target_mean=np.where(known, measured, moments.target_mean),
+        target_variance=np.where(known, 0.0, moments.target_variance),
+        covariance=np.where(known, 0.0, covariance),
     )
 
 
@@ -278,13 +269,12 @@ def _needed(table: CurveTable, costs: Mapping[Point, float]) -> list[Point]:
     return needed
 
 
-@jax.jit
 def _drops(
     moments: JointMoments,
     centre: float,
-    eligible: Bool[Array, " M"] | bool = True,
+    eligible: Bool[np.ndarray, " M"] | bool = True,
     worth: Worth | None = None,
-) -> tuple[Float[Array, " M"], Float[Array, " C"]]:
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " C"]]:
     """Expected losses at the target, infinite where a model may not be chosen; the drop in regret by each point.
 
     Args:
@@ -294,24 +284,22 @@ def _drops(
     """
     priors, models = moments.target_mean.shape
     worth = Worth.plain(models) if worth is None else worth
-    known = getattr(moments, "shares", None)  # of the priors, where they are not equal
-    shares = jnp.full(priors, 1 / priors) if known is None else known
+    shares = np.full(priors, 1 / priors) if moments.shares is None else moments.shares
     expected = shares @ expected_of(worth, moments.target_mean + centre, moments.target_variance)
-    expected = jnp.where(eligible, expected, jnp.inf)
-    now = choose(worth, expected, 1.0)
+    expected = np.where(eligible, expected, np.inf)
+    now = int(choose(worth, expected, 1.0))
 
-    def drop(point: tuple[Array, Array, Array]) -> Array:
-        mean, variance, covariance = point
-        sd = jnp.sqrt(variance)
-        z = jnp.linspace(jnp.min(mean - REACH * sd), jnp.max(mean + REACH * sd), NODES)
+    def drop(mean: np.ndarray, variance: np.ndarray, covariance: np.ndarray) -> float:
+        sd = np.sqrt(variance)
+        z = np.linspace(np.min(mean - REACH * sd), np.max(mean + REACH * sd), NODES)
         away = (z[:, None] - mean) / sd
-        density = jnp.exp(-(away**2) / 2) / (math.sqrt(2 * math.pi) * sd)
+        density = shares * np.exp(-(away**2) / 2) / (math.sqrt(2 * math.pi) * sd)
         gain = covariance / sd[:, None]
-        left = jnp.maximum(moments.target_variance - gain**2, 0.0)
+        left = np.maximum(moments.target_variance - gain**2, 0.0)
         given = expected_of(worth, moments.target_mean + centre + away[..., None] * gain, left)
-        after = jnp.einsum("p,zp,zpm->zm", shares, density, given)  # E[L_i | z] p(z)
-        after = jnp.where(eligible, after, jnp.inf)
-        return jnp.sum(jax.vmap(shortfall, (None, 0, 0, None))(worth, after, density @ shares, now)) * (z[1] - z[0])
+        after = (density[:, None] @ given)[:, 0]  # E[L_i | z] p(z)
+        after = np.where(eligible, after, np.inf)
+        return float(np.sum(shortfall(worth, after, density.sum(axis=1), now)) * (z[1] - z[0]))
 
     points = moments.point_mean.T, moments.point_variance.T, moments.covariance.swapaxes(0, 1)
-    return expected, jax.lax.map(drop, points, batch_size=_AT_ONCE)
+    return expected, np.array([drop(*point) for point in zip(*points, strict=True)])

@@ -11,12 +11,9 @@ it. Having chosen i instead falls short by
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.scipy.special import log_ndtr
 from jaxtyping import Float, Int
+from scipy.special import ndtr
 
 from lensjax.curves.table import CurveTable
 from lensjax.selection.by_metric import MetricPrediction
@@ -25,6 +22,7 @@ from lensjax.selection.prediction import Prediction
 
 HIGHEST = 1e30  # loss that no draw exceeds
 _TINY = 1e-20  # variance of a log loss that is known
+_FINITE = 700.0  # log of a loss that is a number
 _GRID = 96  # log losses at which the link is averaged
 _LINKS = 500  # draws of the link
 _QUADRATURE = 12  # nodes of an expectation over a log loss
@@ -42,11 +40,11 @@ class Worth(NamedTuple):
       wrong: share that is expected to be wrong; None where the loss is the value.
     """
 
-    ranks: Int[Array | np.ndarray, " M"]
+    ranks: Int[np.ndarray, " M"]
     margin: float
-    ceiling: Float[Array | np.ndarray, " M"]
-    log_losses: Float[Array | np.ndarray, " K"] | None = None
-    wrong: Float[Array | np.ndarray, "K M"] | None = None
+    ceiling: Float[np.ndarray, " M"]
+    log_losses: Float[np.ndarray, " K"] | None = None
+    wrong: Float[np.ndarray, "K M"] | None = None
 
     @classmethod
     def plain(cls, models: int) -> "Worth":
@@ -93,20 +91,28 @@ def worth_of(
     return worth
 
 
-def expected_of(worth: Worth, mean: Float[Array, "*n M"], variance: Float[Array, "*n M"]) -> Float[Array, "*n M"]:
+def expected_of(
+    worth: Worth, mean: Float[np.ndarray, "*n M"], variance: Float[np.ndarray, "*n M"]
+) -> Float[np.ndarray, "*n M"]:
     """Expected values of models whose log losses are Gaussian."""
-    sd = jnp.sqrt(jnp.maximum(variance, _TINY))
+    sd = np.sqrt(np.maximum(variance, _TINY))
+    values: np.ndarray
     if worth.wrong is None or worth.log_losses is None:
-        height = jnp.log(worth.ceiling) - mean
-        below = mean + variance / 2 + log_ndtr((height - variance) / sd)
-        return jnp.exp(below) + jnp.exp(jnp.log(worth.ceiling) + log_ndtr(-height / sd))
+        height = np.log(worth.ceiling) - mean
+        below = np.exp(np.minimum(mean + variance / 2, _FINITE)) * ndtr((height - variance) / sd)
+        values = below + worth.ceiling * ndtr(-height / sd)
+        return values
     nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE)
-    log_losses = jnp.moveaxis(mean[..., None] + sd[..., None] * nodes, -2, 0)
-    values = jax.vmap(jnp.interp, (0, None, 1))(log_losses, worth.log_losses, worth.wrong)
-    return jnp.moveaxis(values @ (weights / weights.sum()), 0, -1)
+    log_losses = mean[..., None] + sd[..., None] * nodes
+    values = np.empty_like(mean)
+    for model, wrong in enumerate(worth.wrong.T):
+        values[..., model] = np.interp(log_losses[..., model, :], worth.log_losses, wrong) @ (weights / weights.sum())
+    return values
 
 
-def choose(worth: Worth, values: Float[Array, " M"], scale: Array | float) -> Int[Array, ""]:
+def choose(
+    worth: Worth, values: Float[np.ndarray, "*n M"], scale: Float[np.ndarray, "*n"] | float
+) -> Int[np.ndarray, "*n"]:
     """The model to choose: the cheapest within the margin of the best, as `Preference.among` does.
 
     Args:
@@ -114,18 +120,20 @@ def choose(worth: Worth, values: Float[Array, " M"], scale: Array | float) -> In
       values: of each, times `scale`; infinite where it may not be chosen.
       scale: a positive number.
     """
-    best = jnp.argmin(values)
-    within = values <= values[best] + worth.margin * scale
-    ranks = jnp.asarray(worth.ranks)
-    cheapest = within & (ranks == jnp.min(jnp.where(within, ranks, len(ranks))))
-    found = jnp.argmin(jnp.where(cheapest, values, jnp.inf))
-    return jnp.where(ranks[best] < len(ranks), found, best)
+    best, ranks = np.argmin(values, axis=-1), worth.ranks
+    within = values <= values.min(axis=-1, keepdims=True) + worth.margin * np.asarray(scale)[..., None]
+    rank = np.where(within, ranks, len(ranks))
+    found = np.argmin(np.where(within & (rank == rank.min(axis=-1, keepdims=True)), values, np.inf), axis=-1)
+    chosen: np.ndarray = np.where(ranks[best] < len(ranks), found, best)
+    return chosen
 
 
-def shortfall(worth: Worth, values: Float[Array, " M"], scale: Array, chosen: Int[Array, ""]) -> Float[Array, ""]:
+def shortfall(
+    worth: Worth, values: Float[np.ndarray, "*n M"], scale: Float[np.ndarray, "*n"] | float, chosen: int
+) -> Float[np.ndarray, "*n"]:
     """By how much having chosen a model falls short of the choice that the values make, times `scale`."""
-    right, ranks, margin = choose(worth, values, scale), jnp.asarray(worth.ranks), worth.margin * scale
-    above = values[chosen] - values[right]
-    cheaper = jnp.maximum(values[chosen] - values.min() - margin, 0.0)
-    same = ranks[right] == ranks[chosen]
-    return jnp.where(same, above, jnp.where(ranks[right] < ranks[chosen], above + margin, cheaper))
+    right, ranks, margin = choose(worth, values, scale), worth.ranks, worth.margin * scale
+    above = values[..., chosen] - np.take_along_axis(values, right[..., None], axis=-1)[..., 0]
+    cheaper = np.maximum(values[..., chosen] - values.min(axis=-1) - margin, 0.0)
+    short: np.ndarray = np.where(ranks[right] < ranks[chosen], above + margin, cheaper)
+    return np.where(ranks[right] == ranks[chosen], above, short)

@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +13,6 @@ from lensjax.fit.joint import hierarchy
 from lensjax.fit.joint.curves import extrapolate
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.joint.posterior import JointMoments, _joint_moments
-from lensjax.fit.linalg import float64_on_cpu
 from lensjax.selection.advice import (
     Advice,
     NextPoint,
@@ -160,8 +158,7 @@ def test_drops_agree_with_fantasised_measurements(posterior, refit):
         z, step = np.linspace(mean - reach, mean + reach, 1001, retstep=True)
         evidence, mean, variance = refit(point, z)
         after = np.mean(np.exp(evidence)[..., None] * np.exp(mean + variance / 2 + posterior.centre), axis=0)
-        with float64_on_cpu():
-            expected, drops = map(np.asarray, _drops(found, posterior.centre))
+        expected, drops = _drops(found, posterior.centre)
         fantasised = np.sum(after[:, np.argmin(expected)] - after.min(axis=1)) * step
         assert drops[0] == pytest.approx(fantasised, rel=0.01, abs=1e-12), point
         compared += drops[0] > 1e-6
@@ -175,8 +172,7 @@ def test_drops_agree_with_draws_of_a_mixture():
     covariance = roots @ roots.swapaxes(1, 2)
     variance = np.diagonal(covariance, axis1=1, axis2=2)
     moments = JointMoments(target, variance[:, :4], point, variance[:, 4:], covariance[:, 4:, :4])
-    with float64_on_cpu():
-        expected, drops = (np.asarray(found) for found in _drops(moments, 0.5))
+    expected, drops = _drops(moments, 0.5)
     draws = [rng.multivariate_normal(np.append(target[p], point[p]), covariance[p], 100_000) for p in range(3)]
     samples = np.concatenate(draws)
     losses, z = np.exp(samples[:, :4] + 0.5), samples[:, 4]
@@ -198,17 +194,14 @@ def one_prior(covariance, gap=0.05, sd=0.05):
 
 
 def drops_of(moments):
-    with float64_on_cpu():
-        return np.asarray(_drops(moments, 0.0)[1])
+    return _drops(moments, 0.0)[1]
 
 
 def test_a_ceiling_bounds_what_is_expected():
     wide = one_prior([0.004, 0.0])._replace(target_variance=np.array([[9.0, 0.01]]))
-    with float64_on_cpu():
-        (free, _), (bounded, other), (still, _) = (
-            np.asarray(_drops(wide, 0.0, True, Worth.plain(2)._replace(ceiling=np.full(2, top)))[0])
-            for top in (1e30, 2.0, 1.2)
-        )
+    (free, _), (bounded, other), (still, _) = (
+        _drops(wide, 0.0, True, Worth.plain(2)._replace(ceiling=np.full(2, top)))[0] for top in (1e30, 2.0, 1.2)
+    )
     assert free == pytest.approx(np.exp(4.5))
     draws = np.exp(3 * np.random.default_rng(0).standard_normal(400_000))
     assert bounded == pytest.approx(np.minimum(draws, 2.0).mean(), rel=5e-3)
@@ -316,7 +309,7 @@ def test_the_choice_of_advice_is_that_of_the_preference():
         worth = worth_of(table, TARGET, Prediction(np.ones(5)), None, prefer, {"parameters": cost})
         for scale, values in zip((0.1, 1.0, 7.0) * 10, rng.uniform(1, 1.5, (30, 5)), strict=True):
             right = prefer.among(Prediction(values), {"parameters": cost}).choice
-            scaled = scale * jnp.asarray(values)
+            scaled = scale * values
             assert int(choose(worth, scaled, scale)) == right
             short = [float(shortfall(worth, scaled, scale, i)) / scale for i in range(5)]
             assert short[right] == 0
@@ -358,8 +351,7 @@ def test_a_metric_has_points_of_its_own(prediction, advice):
     draws = mean + sd * np.random.default_rng(0).standard_normal((20_000, len(MODELS)))
     rows = np.arange(20_000) % len(linked.link.a)
     wrong = 1 - linked.link.expected(np.exp(draws), rows).mean(axis=0)
-    with float64_on_cpu():
-        np.testing.assert_allclose(expected_of(worth, jnp.asarray(mean), jnp.asarray(sd**2)), wrong, atol=2e-3)
+    np.testing.assert_allclose(expected_of(worth, mean, sd**2), wrong, atol=2e-3)
 
 
 # Which points there are ----------------------------------------------------------------------------------------
