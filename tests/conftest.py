@@ -172,11 +172,11 @@ def random_model() -> Callable[..., Any]:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The models whose `apply` was called in a test: once for each time that they are traced."""
+    """The models whose `hidden` was called in a test: once for each time that they are traced."""
     from lensjax.models.model import Model
 
-    models, apply = [], Model.apply
-    monkeypatch.setattr(Model, "apply", lambda self, *args: [models.append(self), apply(self, *args)][1])
+    models, hidden = [], Model.hidden
+    monkeypatch.setattr(Model, "hidden", lambda self, *args: [models.append(self), hidden(self, *args)][1])
     return models
 
 

@@ -264,6 +264,16 @@ def softmax_hessian(logits: Float[Array, "*rows classes"], weights: Float[Array,
 _MEAN = OutputLoss(lambda losses, _: losses.mean(), lambda losses, _: lambda u: u / losses.size)
 
 
+def _gradient_and_value(f: Linear) -> Callable[[PyTree], tuple[PyTree, Array]]:
+    """The gradient, and beside it the value, whose derivative is not asked for and would keep arrays of its own."""
+
+    def both(params: PyTree) -> tuple[PyTree, Array]:
+        value, gradient = jax.value_and_grad(f)(params)
+        return gradient, value
+
+    return both
+
+
 @dataclass(frozen=True)
 class _Hessian:
     """The product with a scalar function's Hessian, and the function's value, which shows whether it is finite."""
@@ -271,11 +281,11 @@ class _Hessian:
     ranks = (0,)
 
     def linear(self, f: Linear, params: PyTree, batch: PyTree) -> tuple[Array, Linear]:
-        (value, _), push = jax.linearize(jax.value_and_grad(f), params)
-        return value, lambda v: push(v)[1]
+        _, push, value = jax.linearize(_gradient_and_value(f), params, has_aux=True)
+        return value, push
 
     def direct(self, f: Linear, params: PyTree, batch: PyTree, v: PyTree) -> tuple[Array, PyTree]:
-        (value, _), (_, product) = jax.jvp(jax.value_and_grad(f), (params,), (v,))
+        _, product, value = jax.jvp(_gradient_and_value(f), (params,), (v,), has_aux=True)
         return value, product
 
 

@@ -64,8 +64,8 @@ class DecoderLM(LanguageModel):
         tied = config.tie_word_embeddings
         self.head = None if tied else Linear(width, vocabulary, options, rngs, bias=head_bias, std=std)
 
-    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
-        """Logits of the next token at every position of `input_ids`."""
+    def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
+        """What the head reads at every position of `input_ids`."""
         ids = batch["input_ids"]
         time = ids.shape[1]
         x = self.embed(ids)
@@ -82,7 +82,7 @@ class DecoderLM(LanguageModel):
             dense = [both(mask, window_mask(time, time)) for mask in masks]
             choices = jax.tree.map(lambda *tables: jnp.stack(tables), *zip(dense, angles, strict=True))
             x = self.layers(x, *choices, kinds=jnp.array(self.kinds))
-        return self.logits(self.norm(x))
+        return self.norm(x)
 
     def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocabulary"]:
         """Scores of every token, given the output of the final norm."""

@@ -41,13 +41,13 @@ class EncoderDecoderLM(LanguageModel):
         self.decoder = make_side(True)
         self.head = None if config.tie_word_embeddings else Linear(width, vocabulary, options, rngs, std=std)
 
-    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
-        """Logits of the next token at every position of `decoder_input_ids`."""
+    def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
+        """What the head reads at every position of `decoder_input_ids`."""
         padding = padding_mask(batch)
         source = self.encoder(self._embed(batch["input_ids"]), padding)
         decoder_padding = padding_mask(batch, "decoder_attention_mask")
         x = self.decoder(self._embed(batch["decoder_input_ids"]), decoder_padding, source, padding)
-        return self.logits(x * jnp.asarray(self.head_scale, x.dtype))
+        return x * jnp.asarray(self.head_scale, x.dtype)
 
     def _embed(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time width"]:
         x = self.embed(ids)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
@@ -17,6 +18,19 @@ from lensjax.models.rotary import rotate
 from lensjax.models.sharding import constrain_activations
 
 Angles = tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]
+
+_COSTLY = "costly"
+
+
+def _is_fused_attention(primitive: Any, *_: Any, **params: Any) -> bool:
+    return str(primitive.name).startswith("dot_product_attention")
+
+
+_POLICIES = jax.checkpoint_policies
+_KEPT = {  # by backward passes
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
+    "cheap": _POLICIES.save_from_both_policies(_POLICIES.save_only_these_names(_COSTLY), _is_fused_attention),
+}
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -63,7 +77,7 @@ class Linear(nnx.Module):
         if self.lora_a is not None and self.lora_b is not None:
             low = x @ self.lora_a[...].astype(self.dtype)
             y = y + self.lora_scale * (low @ self.lora_b[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return _costly(y if self.bias is None else y + self.bias[...].astype(self.dtype))
 
 
 class Embedding(nnx.Module):
@@ -231,6 +245,7 @@ class Attention(nnx.Module):
             )
         else:
             y = _attend(q, k, v, bias, both(mask, _causal(x) if self.causal else None), self.scale, self.softcap)
+        y = y if self.implementation == "cudnn" else _costly(y)  # the fused kernel's is kept already
         return self.o(y.reshape(*x.shape[:-1], -1))
 
     def _heads(self, x: Float[Array, "batch time inner"], norm: Any) -> Float[Array, "batch time heads dim"]:
@@ -270,14 +285,15 @@ class Stack(nnx.Module):
 
         if self.options.remat == "full":
             step = jax.checkpoint(step, prevent_cse=False)
-        elif self.options.remat == "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        elif self.options.remat != "none":
+            step = jax.checkpoint(step, prevent_cse=False, policy=_KEPT[self.options.remat])
         return jax.lax.scan(step, x, (state, kinds))[0]
 
 
 class LanguageModel(nnx.Module):
     """The end that all models share: a head, which is the embedding itself where `head` is None.
+
+    A model says what its head reads; see `lensjax.models.vocabulary` for why the two are apart.
 
     Attributes:
       takes_segments: Whether the model keeps examples apart that lie in one row, as `segment_ids` numbers them.
@@ -287,6 +303,14 @@ class LanguageModel(nnx.Module):
     embed: Embedding
     head: Linear | None
     mesh: Mesh | None
+
+    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
+        """Logits of the next token at every position of what the decoder reads."""
+        return self.logits(self.hidden(batch))
+
+    def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
+        """What the head reads at every position."""
+        raise NotImplementedError
 
     def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocabulary"]:
         """Scores of every token, given the output of the last block or norm."""
@@ -367,6 +391,12 @@ def _attend(
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, options: Options) -> nnx.Param[Array]:
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, options.param_dtype))
+
+
+def _costly(x: Array) -> Array:
+    """The same array, marked as one that takes longer to compute than to keep."""
+    marked: Array = checkpoint_name(x, _COSTLY)
+    return marked
 
 
 def _recomputed(function: Callable[..., Array]) -> Callable[..., Array]:

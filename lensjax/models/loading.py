@@ -24,7 +24,7 @@ def load(
     dtype: DTypeLike = "float32",
     param_dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
-    remat: Remat = "none",
+    remat: Remat = "cheap",
     attention: AttentionImplementation = "xla",
     revision: str | None = None,
 ) -> Model:
@@ -36,7 +36,7 @@ def load(
       dtype: Type that the model computes in, whatever type is stored.
       param_dtype: Type that parameters are held in; `dtype` where not given.
       mesh: Devices to spread the parameters over (see `make_mesh`); each reads its own slices only.
-      remat: What the backward pass recomputes: "none", "dots" or "full".
+      remat: What the backward pass recomputes: "none", "cheap", "dots" or "full"; see `Options`.
       attention: "xla", or "cudnn" for faster training on NVIDIA GPUs.
       revision: Branch, tag or commit on the hub.
 
@@ -71,7 +71,7 @@ def from_config(
     dtype: DTypeLike = "float32",
     param_dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
-    remat: Remat = "none",
+    remat: Remat = "cheap",
     attention: AttentionImplementation = "xla",
     seed: int = 0,
 ) -> Model:

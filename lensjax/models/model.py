@@ -26,6 +26,7 @@ from lensjax.models.losses import IGNORED, Reduction, greedy_hits, reduce_losses
 from lensjax.models.options import Options, as_dtype
 from lensjax.models.safetensors_files import write_tensors
 from lensjax.models.sharding import shardings
+from lensjax.models.vocabulary import Chunks, by_chunks, chunks_of, summed_wide
 from lensjax.models.weights import checkpoint_tensors
 
 _KEYS = ("input_ids", "attention_mask", "labels")
@@ -82,8 +83,15 @@ class Model:
           InputError: the batch of an encoder–decoder has neither labels nor decoder_input_ids; the batch has a key that
             the model makes no use of; or a sequence is longer than the positions that the model has learned.
         """
+        return self.logits(params, self.hidden(params, batch))
+
+    def hidden(self, params: Params, batch: Batch) -> Float[Array, "batch time width"]:
+        """What the head reads at every position: `apply` gives the `logits` of it.
+
+        Args, Raises: See `apply`.
+        """
         if jnp.ndim(batch["input_ids"]) == 1:
-            return self.apply(params, _batched(batch))[0]
+            return self.hidden(params, _batched(batch))[0]
         arrays = {key: jnp.asarray(value) for key, value in batch.items() if value is not None}
         keys = _ENCODER_DECODER_KEYS if self.family.encoder_decoder else _DECODER_KEYS
         keys = (*keys, "segment_ids") if self.takes_segments else keys
@@ -98,12 +106,35 @@ class Model:
                     f"A batch for {self.family.model_type} needs labels or decoder_input_ids; it has neither."
                 )
             arrays["decoder_input_ids"] = shift_right(arrays["labels"], *_start_and_padding(self.config))
-        return nnx.merge(self.graphdef, params)(arrays)
+        return nnx.merge(self.graphdef, params).hidden(arrays)
+
+    def logits(self, params: Params, x: Float[Array, "... width"]) -> Float[Array, "... vocabulary"]:
+        """Scores of every token, given what the head reads.
+
+        Args:
+          params: Parameters of the structure of `self.params`, or those of them that `head_of` takes.
+          x: Output of `hidden`, or any part of it.
+        """
+        module = nnx.merge(self.graphdef, {**self._shapes, **params})
+        return module.logits(x[None])[0] if x.ndim == 2 else module.logits(x)
+
+    def head_of(self, params: Params) -> Params:
+        """The parameters that `logits` reads: those of the head, or the embedding that it is tied to."""
+        key = "head" if "head" in self._shapes else "embed"
+        return {key: params[key]}
+
+    def chunks(self, shape: tuple[int, ...]) -> Chunks | None:
+        """How a batch of that shape, [batch, time], is taken apart where no logits of all of it need be held."""
+        return chunks_of(shape, self.config.vocab_size, self.options.mesh)
+
+    @cached_property
+    def _shapes(self) -> Params:
+        return self.without_params().params
 
     @cached_property
     def takes_segments(self) -> bool:
         """Whether rows of a batch may hold several examples, numbered by `segment_ids`."""
-        return bool(getattr(nnx.merge(self.graphdef, self.without_params().params), "takes_segments", False))
+        return bool(getattr(nnx.merge(self.graphdef, self._shapes), "takes_segments", False))
 
     def token_losses(
         self, params: Params, batch: Batch
@@ -116,7 +147,14 @@ class Model:
         if jnp.ndim(batch["input_ids"]) == 1:
             losses, weights = self.token_losses(params, _batched(batch))
             return losses[0], weights[0]
-        return token_losses(*self._logits_and_targets(params, batch))
+        x, targets = self.hidden(params, batch), self.targets(batch)
+        chunks = self.chunks(targets.shape)
+        head = params if chunks is None else summed_wide(self.head_of(params))
+
+        def losses(x: Array, targets: Array) -> tuple[Array, Array]:
+            return token_losses(self.logits(head, x), targets)
+
+        return by_chunks(losses, chunks, x, targets)
 
     def token_scores(
         self, params: Params, batch: Batch
@@ -126,17 +164,19 @@ class Model:
         All of a target's tokens have it if and only if greedy decoding of its prompt gives the target. Unlike
         `token_losses` it takes batches only.
         """
-        logits, targets = self._logits_and_targets(params, batch)
-        losses, weights = token_losses(logits, targets)
-        return losses, weights, greedy_hits(logits, targets, losses)
 
-    def _logits_and_targets(
-        self, params: Params, batch: Batch
-    ) -> tuple[Float[Array, "batch time vocabulary"], Int[Array, "batch time"]]:
-        """Logits, and the token that each predicts; −100 where that is not a target."""
-        logits = self.apply(params, batch)
+        def scores(x: Array, targets: Array) -> tuple[Array, Array, Array]:
+            logits = self.logits(params, x)
+            losses, weights = token_losses(logits, targets)
+            return losses, weights, greedy_hits(logits, targets, losses)
+
+        x, targets = self.hidden(params, batch), self.targets(batch)
+        return by_chunks(scores, self.chunks(targets.shape), x, targets)
+
+    def targets(self, batch: Batch) -> Int[Array, "batch time"]:
+        """The token that each position predicts; −100 where that is not a target."""
         if self.family.encoder_decoder:
-            return logits, jnp.asarray(batch["labels"])
+            return jnp.asarray(batch["labels"])
         labels = batch.get("labels")
         if labels is None:
             ids, mask = jnp.asarray(batch["input_ids"]), batch.get("attention_mask", batch.get("segment_ids"))
@@ -145,7 +185,7 @@ class Model:
         segments = batch.get("segment_ids")
         if segments is not None:  # the last token of an example does not predict the first of the next
             following = jnp.where(segments == jnp.roll(segments, -1, axis=1), following, IGNORED)
-        return logits, following  # all of them: a slice of the logits would be a copy
+        return following
 
     def loss(self, params: Params, batch: Batch, reduction: Reduction = "mean") -> Array:
         """Negative log-likelihood in nats per target token.

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from lensjax.core.errors import InputError, shorten
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "cheap", "dots", "full"]
 AttentionImplementation = Literal["xla", "cudnn"]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -44,8 +44,9 @@ class Options:
     Attributes:
       dtype: Floating-point type of activations and matrix products; norms, softmaxes and losses are at least float32.
       param_dtype: Type in which the parameters are held.
-      remat: What the backward pass recomputes: "none" keeps every activation, "dots" keeps the results of
-        matrix products with weights, "full" keeps one activation per layer.
+      remat: What the backward pass recomputes. "none" keeps every activation; "cheap" keeps the results of products
+        with weights and of attention, and recomputes norms, activation functions and attention's scores; "dots"
+        recomputes attention too; "full" keeps one activation per layer.
       attention: "xla" everywhere and wherever curvature is computed; "cudnn" is the fused kernel of NVIDIA GPUs, for
         bfloat16 and float16 first-order training only. XLA always computes capped scores (Gemma 2).
       mesh: Devices that hold the parameters, with axes `data`, `fsdp` and `tensor`; None for one device.
@@ -63,7 +64,7 @@ class Options:
 def make_options(
     dtype: DTypeLike = "float32",
     param_dtype: DTypeLike | None = None,
-    remat: Remat = "none",
+    remat: Remat = "cheap",
     attention: AttentionImplementation = "xla",
     mesh: Mesh | None = None,
 ) -> Options:

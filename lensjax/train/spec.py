@@ -50,7 +50,7 @@ class TrainingSpec(Strict):
       clip: Largest norm of the gradient over all parameters.
       dtype: Type of the computation; parameters that are trained are in float32, and those that adapters leave frozen
         in this type. "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs.
-      remat: How much the backward pass recomputes: "none", "dots" or "full".
+      remat: How much the backward pass recomputes: "none", "cheap", "dots" or "full"; see `lensjax.models.Options`.
       attention: "xla", or "cudnn" for NVIDIA's fused kernel.
       evaluation_batch_size: Examples per batch of evaluation; by default twice those of a part of a training step.
       checkpoint_every: Steps between checkpoints; by default at validations, a minute or more apart.
@@ -77,7 +77,7 @@ class TrainingSpec(Strict):
     epsilon: PositiveFloat = 1e-8
     clip: PositiveFloat = 1.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "cheap", "dots", "full"] = "cheap"
     attention: Literal["xla", "cudnn"] = "xla"
     evaluation_batch_size: Count | None = None
     checkpoint_every: Count | None = None

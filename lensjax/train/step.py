@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import PyTree
+from lensjax.models.gradient import loss_and_gradient
 from lensjax.models.layers import Attention, Stack
 from lensjax.models.lora import join, split_trainable
 from lensjax.models.model import Model, Params
@@ -83,12 +85,9 @@ def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
     state_lies = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(model, spec, mesh))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def total(params: Params, frozen: Params, batch: Arrays) -> tuple[Array, Array]:
-        losses, weights = model.token_losses(join(params, frozen), batch)
-        return losses.sum(), weights.sum()
+    gradient_of = partial(loss_and_gradient, model)
 
     def step(state: State, frozen: Params, batch: Arrays, rate: Array) -> tuple[State, StepMetrics]:
-        gradient_of = jax.value_and_grad(total, has_aux=True)
         if spec.accumulation == 1:
             (loss, tokens), gradient = gradient_of(state.params, frozen, batch)
         else:

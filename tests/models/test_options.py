@@ -26,7 +26,7 @@ def test_parameters_are_held_in_the_type_of_the_computation_unless_told() -> Non
         ("dtype", "int8", "float32, bfloat16, float16, float64"),
         ("dtype", "half-precision", "float32, bfloat16, float16, float64"),
         ("param_dtype", "float8_e4m3fn", "float32, bfloat16, float16, float64"),
-        ("remat", "all", "none, dots, full"),
+        ("remat", "all", "none, cheap, dots, full"),
         ("attention", "flash", "xla, cudnn"),
     ],
 )

@@ -34,8 +34,9 @@ class Use:
       axes: The axes of the parameter in the first group.
       summed_first: Whether a product sums over the first group.
       rows: Rows of a, of δ and of ids.
-      layers: Length of the scan that it is in; None outside of one.
-      shape, dtype: Of y, without the axis of layers.
+      layers: Length of the scan that slices the parameter; None if none does.
+      shape, dtype: Of y in one step of a scan.
+      steps: Length of the scan that has all of the parameter in every step; None if none has.
     """
 
     leaf: int
@@ -47,12 +48,23 @@ class Use:
     layers: int | None
     shape: tuple[int, ...]
     dtype: Any
+    steps: int | None = None
 
     @property
     def probe_shape(self) -> tuple[int, ...]:
-        """[layers, rows, others], without layers outside of a scan."""
+        """[layers or steps, rows, others], without the first outside of a scan."""
         flat = (self.rows, math.prod(self.shape) // self.rows)
-        return flat if self.layers is None else (self.layers, *flat)
+        length = self.steps if self.layers is None else self.layers
+        return flat if length is None else (length, *flat)
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of all steps, over which the gradient is summed."""
+        return self.rows * (1 if self.steps is None else self.steps)
+
+    def joined(self, rows: Array) -> Array:
+        """Rows of every step one after another, [all rows, …]; those of layers stay apart."""
+        return rows if self.steps is None else rows.reshape(self.all_rows, *rows.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class _Alias:
 
     leaf: int
     order: tuple[int, ...]
+    sliced: bool = False  # by the scan that it is in
 
     @property
     def in_order(self) -> bool:
@@ -114,7 +127,7 @@ class _Finder(Interpreter[_Alias | None]):
     uses: dict[Key, Use]
     otherwise: dict[int, str]  # leaves that are used in other ways too, and how first
     scanned: dict[int, int]
-    layers: int | None = None
+    length: int | None = None  # of the scan that it is in
 
     def constant(self, value: Any) -> None:
         return None
@@ -149,7 +162,7 @@ class _Finder(Interpreter[_Alias | None]):
     def transpose(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[_Alias | None]:
         (alias,) = inputs
         assert alias is not None
-        return [_Alias(alias.leaf, tuple(alias.order[axis] for axis in equation.params["permutation"]))]
+        return [replace(alias, order=tuple(alias.order[axis] for axis in equation.params["permutation"]))]
 
     def product(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[None]:
         contracted, batched = equation.params["dimension_numbers"]
@@ -169,8 +182,14 @@ class _Finder(Interpreter[_Alias | None]):
         other = aval(equation.invars[1 - at]).shape
         rows = math.prod(length for axis, length in enumerate(other) if axis not in contracted[1 - at])
         first = summed if summed[0] < left[0] else left
-        self.uses[key] = Use(alias.leaf, "product", at, first, first == summed, rows, self.layers, y.shape, y.dtype)
+        use = alias.leaf, "product", at, first, first == summed, rows
+        self.uses[key] = Use(*use, *self._scanned(alias, y))
         return [None]
+
+    def _scanned(self, alias: _Alias, y: Any) -> tuple[int | None, tuple[int, ...], Any, int | None]:
+        """The end of a `Use`: layers, shape, type and steps."""
+        layers, steps = (self.length, None) if alias.sliced else (None, self.length)
+        return layers, y.shape, y.dtype, steps
 
     def lookup(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[None]:
         numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
@@ -184,25 +203,25 @@ class _Finder(Interpreter[_Alias | None]):
             return self.otherwise_used(equation, inputs, "more or less than its rows is looked up")
         assert alias is not None
         rows = math.prod(ids[:-1])
-        self.uses[key] = Use(alias.leaf, "rows", 0, (0,), True, rows, self.layers, y.shape, y.dtype)
+        self.uses[key] = Use(alias.leaf, "rows", 0, (0,), True, rows, *self._scanned(alias, y))
         return [None]
 
     def scan(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[None]:
-        """A scan whose parameters are sliced along their first axis, one slice for each step."""
-        if self.layers is not None:
+        """A scan that has parameters as a whole in every step, or slices them along their first axis."""
+        if self.length is not None:
             return self.otherwise_used(equation, inputs, "a loop inside of a loop uses it")
-        held = equation.params["num_consts"] + equation.params["num_carry"]
-        self.read_off(inputs[:held], "every step of a loop uses all of it")
-        inside: list[_Alias | None] = [None] * held
-        for alias in inputs[held:]:
+        consts, carry = equation.params["num_consts"], equation.params["num_carry"]
+        self.read_off(inputs[consts : consts + carry], "a loop changes it")
+        inside: list[_Alias | None] = [*inputs[:consts], *[None] * carry]
+        for alias in inputs[consts + carry :]:
             sliced = alias is not None and alias.in_order and len(alias.order) > 1
             if alias is not None and sliced:
                 self.scanned[alias.leaf] = equation.params["length"]
-                inside.append(_Alias(alias.leaf, tuple(range(len(alias.order) - 1))))
+                inside.append(_Alias(alias.leaf, tuple(range(len(alias.order) - 1)), sliced=True))
             else:
                 self.read_off([alias], "a loop takes numbers of it, not matrices")
                 inside.append(None)
-        body = replace(self, layers=equation.params["length"])
+        body = replace(self, length=equation.params["length"])
         body.read_off(body.run_closed(equation.params["jaxpr"], inside, key), "a loop gives it back")
         return self.plain(equation, inputs, key)
 

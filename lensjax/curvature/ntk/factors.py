@@ -123,8 +123,8 @@ class ContractionPlan:
         width = besides = 0
         for use in own:
             outputs_left = use.kind == "product" and not use.summed_first
-            width += use.rows * (self.count if outputs_left else 1) if use.kind == "product" else 0
-            besides += use.rows * second * (1 if outputs_left else self.count)
+            width += use.all_rows * (self.count if outputs_left else 1) if use.kind == "product" else 0
+            besides += use.all_rows * second * (1 if outputs_left else self.count)
         size = self.itemsize or max(jnp.dtype(use.dtype).itemsize for use in own)
         return Leaf(number, layers, first, width, besides, size, width > 0)
 
@@ -211,5 +211,6 @@ def _one(plan: ContractionPlan, captured: PyTree, params: PyTree, example: PyTre
         made[i].append(Factor(row, jnp.ones((*layers, 1, 1), row.dtype)))
     for key, use in plan.uses.items():
         product = use.kind == "product" and not use.summed_first
-        made[use.leaf].append(Factor(*((deltas[key], rows[key]) if product else (rows[key], deltas[key]))))
+        delta, row = jax.vmap(use.joined)(deltas[key]), use.joined(rows[key])
+        made[use.leaf].append(Factor(*((delta, row) if product else (row, delta))))
     return value, made

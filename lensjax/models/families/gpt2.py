@@ -60,12 +60,12 @@ class GPT2(LanguageModel):
         tied = config.tie_word_embeddings
         self.head = None if tied else Linear(config.n_embd, config.vocab_size, options, rngs, std=std)
 
-    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
-        """Logits of the next token at every position of `input_ids`."""
+    def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
+        """What the head reads at every position of `input_ids`."""
         if "position_ids" not in batch and "segment_ids" not in batch:
             check_length(batch["input_ids"].shape[1], self.length)
         x = self.embed(batch["input_ids"]) + self.positions(positions(batch))
-        return self.logits(self.norm(self.layers(x, self_mask(batch))))
+        return self.norm(self.layers(x, self_mask(batch)))
 
 
 def parameter_names(config: Any) -> ParameterNames:

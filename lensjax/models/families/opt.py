@@ -62,15 +62,15 @@ class OPT(LanguageModel):
         tied = config.tie_word_embeddings
         self.head = None if tied else Linear(embed_width, config.vocab_size, options, rngs, std=std)
 
-    def __call__(self, batch: Mapping[str, Array]) -> Float[Array, "batch time vocabulary"]:
-        """Logits of the next token at every position of `input_ids`."""
+    def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
+        """What the head reads at every position of `input_ids`."""
         if "position_ids" not in batch and "segment_ids" not in batch:
             check_length(batch["input_ids"].shape[1], self.length)
         x = self.embed(batch["input_ids"])
         x = x if self.project_in is None else self.project_in(x)
         x = self.layers(x + self.positions(_positions(batch) + _OFFSET), self_mask(batch))
         x = x if self.norm is None else self.norm(x)
-        return self.logits(x if self.project_out is None else self.project_out(x))
+        return x if self.project_out is None else self.project_out(x)
 
 
 def layer_norm(config: Any, options: Options) -> LayerNorm:
