@@ -24,7 +24,7 @@ import hf_trainer
 import jax
 import numpy as np
 import tyro
-from parts import RATIO, Json, Promise, Stopwatch, compared, run_parts, timed, use_cpu
+from parts import RATIO, Json, Promise, Stopwatch, compared, run_parts, timed, use_cpu, utilisations
 from spelling import RATE, SEED, candidate_on, numbers
 from transformers import GPT2Config, LlamaConfig
 
@@ -62,7 +62,8 @@ NOTES = {
     "metrics": "a batch of evaluation, once compiled: `losses` are those of tokens alone, `scores` what tests of "
     "models compute, with the metrics that need no other pass",
     "gpu": "bfloat16 from float32 parameters; the peer compiles its model with torch.compile; `utilisation` is the "
-    "share of the device's published peak that the matrix products of a step take, attention counted in full",
+    "share of the device's published peak that the matrix products of a step take, attention counted in full; `causal` "
+    "is that without the half of attention that causality masks",
 }
 
 
@@ -178,9 +179,9 @@ def gpu(plan: Plan) -> Json | None:
             theirs = hf_trainer.make_trainer(candidate, SEED, {"attn_implementation": "sdpa"}, **settings)
             contenders["Trainer, compiled"] = partial(hf_trainer.their_step, theirs, plan.warm_up)
         found = step_times(contenders, plan, shape)
-        flops = candidate.step_flops(candidate.tokens.lengths[1])
+        flops, masked = (count(candidate.tokens.lengths[1]) for count in (candidate.step_flops, candidate.masked_flops))
     for times in (found[name] for name in contenders):
-        times["utilisation"] = None if peak is None else flops / times["median_s"] / peak
+        times |= utilisations(flops, flops - masked, times["median_s"], peak)
     known = {"device": device.device_kind, "peak_flops": peak, "step_flops": float(flops)}
     return known | about(candidate, shape) | found
 

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 import transformers
 import tyro
-from parts import RATIO, Json, Promise, run_parts, summary, timed, use_cpu, warm
+from parts import RATIO, Json, Promise, run_parts, summary, timed, use_cpu, utilisations, warm
 from transformers import GPT2Config, LlamaConfig
 
 import lensjax.models
 from lensjax.core.devices import peak_flops
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import make_options
+from lensjax.train.step import masked_flops
 
 Part = Literal["computing", "loading", "compiling", "gpu"]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "safetensors", "lensjax")
@@ -43,7 +44,8 @@ NOTES = {
     "compiling": "lowering and compiling loss and gradient of a shallow Llama and a deep one of the same widths; its "
     "ratio is that of deep over shallow",
     "gpu": "loss and gradient in bfloat16 from float32 parameters; model FLOPs are 6 × parameters in matrix products "
-    "+ 12 × layers × width × time, per token (arXiv 2204.02311, appendix B), whatever causality saves",
+    "+ 12 × layers × width × time, per token (arXiv 2204.02311, appendix B), whatever causality saves; `causal` is the "
+    "utilisation without the half of attention that causality masks, and fused attention leaves out",
 }
 
 
@@ -241,7 +243,7 @@ def gpu_case(config: Any, examples: int, attention: Any, peak: float | None, rep
         "tokens_per_second": examples * tokens / seconds["median_s"],
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
         "model_flops": float(flops),
-        "utilisation": None if peak is None else flops / seconds["median_s"] / peak,
+        **utilisations(flops, flops - masked_flops(model, {"input_ids": ids}), seconds["median_s"], peak),
     }
 
 

@@ -158,6 +158,18 @@ def summary(times: list[float]) -> Json:
     return {"median_s": float(np.median(times)), "min_s": min(times)}
 
 
+def utilisations(flops: float, causal: float, seconds: float, peak: float | None) -> Json:
+    """Shares of a device's peak, attention counted in full and without the half that causality masks.
+
+    Raises:
+      AssertionError: the work that cannot be left out takes more than all of the peak, so that something is wrong.
+    """
+    if peak is None:
+        return {"utilisation": None, "causal": None}
+    assert causal <= seconds * peak, f"{causal:.3g} operations in {seconds:.3g} s are over the peak of {peak:.3g}"
+    return {"utilisation": min(1.0, flops / seconds / peak), "causal": causal / seconds / peak}
+
+
 def ratios(peer: Json, ours: Json) -> Json:
     return {"ratio": peer["median_s"] / ours["median_s"], "ratio_of_minima": peer["min_s"] / ours["min_s"]}
 

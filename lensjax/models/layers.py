@@ -1,5 +1,6 @@
 """The parts that models are built of: linear maps, embeddings, norms, attention, MLPs and the scanned stack."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -237,6 +238,7 @@ class Attention(nnx.Module):
         v = self._heads(self.v(kv), None)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        self._warn_if_unfused(q.dtype)
         if mask is not None and self.implementation == "cudnn":  # cuDNN needs a row of the mask for every query
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
         if self.softcap is None and (q.dtype in (jnp.float32, jnp.bfloat16) or self.implementation == "cudnn"):
@@ -247,6 +249,15 @@ class Attention(nnx.Module):
             y = _attend(q, k, v, bias, both(mask, _causal(x) if self.causal else None), self.scale, self.softcap)
         y = y if self.implementation == "cudnn" else _costly(y)  # the fused kernel's is kept already
         return self.o(y.reshape(*x.shape[:-1], -1))
+
+    def _warn_if_unfused(self, dtype: np.dtype[Any]) -> None:
+        """Say that attention on a GPU could be faster; in float32, which curvature needs, it could not."""
+        if jax.default_backend() != "gpu" or dtype.itemsize != 2:
+            return
+        if self.softcap is not None:
+            warnings.warn("Attention runs unfused on this GPU: the fused kernel cannot cap scores.", stacklevel=2)
+        elif self.implementation != "cudnn":
+            warnings.warn("Attention runs unfused on this GPU; choose attention cudnn.", stacklevel=2)
 
     def _heads(self, x: Float[Array, "batch time inner"], norm: Any) -> Float[Array, "batch time heads dim"]:
         if norm is not None and not self.norm_heads:

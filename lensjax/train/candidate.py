@@ -233,6 +233,7 @@ class Candidate(Workload):
             seed=run.seed,
             rate=run.rate,
             flops=self.step_flops,
+            masked_flops=self.masked_flops,
             evaluation_flops=self.evaluation_flops,
             identity={
                 "spec": self.examples.digest,

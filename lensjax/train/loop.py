@@ -64,6 +64,7 @@ class TrainingInputs:
       seed: Of the order of examples.
       rate: Peak learning rate.
       flops: Floating-point operations of a step, by the shape of its batch.
+      masked_flops: Those of them whose results causality masks.
       evaluation_flops: Floating-point operations of a validation batch.
       identity: Values that a checkpoint must have been made with to be resumed.
     """
@@ -77,6 +78,7 @@ class TrainingInputs:
     seed: int
     rate: float
     flops: Callable[[Shape], int] = lambda shape: 0
+    masked_flops: Callable[[Shape], int] = lambda shape: 0
     evaluation_flops: int = 0
     identity: Mapping[str, Any] = field(default_factory=dict)
     packing: Packing = (None, None)
@@ -92,6 +94,7 @@ class Progress:
       stale: Validations since then.
       tokens: Tokens trained on, with prompts and without padding.
       flops: Floating-point operations of matrix products, with those of validation.
+      masked_flops: Those of training steps whose results causality masks, which fused attention leaves out.
       seconds: Time spent, over all resumptions.
       waiting: The part of these seconds in which devices waited for their next batch.
     """
@@ -102,6 +105,7 @@ class Progress:
     stale: int = 0
     tokens: int = 0
     flops: int = 0
+    masked_flops: int = 0
     seconds: float = 0.0
     waiting: float = 0.0
 
@@ -202,6 +206,7 @@ def fine_tune(
             step=step + 1,
             tokens=progress.tokens + int(used[examples].sum()),
             flops=progress.flops + inputs.flops(shape),
+            masked_flops=progress.masked_flops + inputs.masked_flops(shape),
             waiting=progress.waiting + waited,
             seconds=progress.seconds + clock.lap(),
         )

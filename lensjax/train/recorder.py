@@ -47,7 +47,8 @@ class Recorder:
         self._names = tuple(trackers) if is_first() else ()
         self._trackers: list[Tracker] = []
         self._file: TextIO | None = None
-        self._recent: list[Progress] = []
+        self._recent: list[tuple[Progress, Progress]] = []  # at a time: steps handed to the devices, and those done
+        self._speed: dict[str, float] = {}
         self._title, self._folder = "", Path()
         self._bar: Bar | None = None
 
@@ -62,7 +63,7 @@ class Recorder:
 
     def begin(self, progress: Progress, steps: int) -> None:
         """Training begins, or goes on from `progress`; later lines of its log are dropped."""
-        self._recent = [progress]
+        self._recent, self._speed = [(progress, progress)], {}
         if not is_first():
             return
         with explained(self._folder):
@@ -74,31 +75,43 @@ class Recorder:
 
     def step(self, progress: Progress, steps: int, metrics: Mapping[str, float]) -> None:
         """Note a step; see `Observer`."""
-        self._recent = [*self._recent[-_RATES_OVER:], progress]
-        first = self._recent[0]
-        seconds = max(progress.seconds - first.seconds, 1e-9)
-        done = max(progress.step - first.step, 1)
-        speed = {
-            "tokens_per_second": (progress.tokens - first.tokens) / seconds,
-            "model_flops_utilisation": (progress.flops - first.flops) / seconds / self.peak,
-        }
-        left = (steps - progress.step) * seconds / done
+        self._recent = [*self._recent[-_RATES_OVER:], (progress, self._recent[-1][0])]
+        self._note_speed()
+        first, _ = self._recent[0]
+        left = (steps - progress.step) * (progress.seconds - first.seconds) / max(progress.step - first.step, 1)
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0],
                 completed=progress.step,
                 loss=f"loss {metrics['loss']:.4f}",
-                speed=f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['model_flops_utilisation']:.0%} of peak",
+                speed=_speed_text(self._speed),
                 left=_duration(left),
             )
         if progress.step % math.ceil(steps / _LINES) == 0:
-            self._write(progress, {**metrics, **speed, "seconds_left": left})
+            self._write(progress, {**metrics, **self._speed, "seconds_left": left})
+
+    def _note_speed(self) -> None:
+        """Speeds over the last steps that the devices have done: when a step is handed to them, that before is not yet.
+
+        Where that is none, the first step after the start or a validation, the speed before is kept.
+        """
+        (first, done_then), (last, done) = self._recent[0], self._recent[-1]
+        seconds = last.seconds - first.seconds
+        if done.step == done_then.step or seconds <= 0:
+            return
+        flops, masked = done.flops - done_then.flops, done.masked_flops - done_then.masked_flops
+        self.peak = max(self.peak, flops / seconds)  # what devices have done they can do, whatever was measured before
+        self._speed = {
+            "tokens_per_second": (done.tokens - done_then.tokens) / seconds,
+            "model_flops_utilisation": flops / seconds / self.peak,
+            "causal_flops_utilisation": (flops - masked) / seconds / self.peak,
+        }
 
     def validation(self, progress: Progress, evaluation: Evaluation) -> None:
         """Note a validation; see `Observer`."""
         values = {"validation_loss": evaluation.loss, "lowest_validation_loss": progress.best_loss}
         self._write(progress, values)
-        self._recent = [progress]
+        self._recent = [(progress, progress)]
         if self._show and self._bar is None:
             print(f"{self._title}: step {progress.step}, validation loss {evaluation.loss:.4f}", file=sys.stderr)
 
@@ -176,6 +189,12 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def _speed_text(speed: Mapping[str, float]) -> str:
+    if not speed:
+        return ""
+    return f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['model_flops_utilisation']:.0%} of peak"
 
 
 def _duration(seconds: float) -> str:

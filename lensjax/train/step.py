@@ -1,5 +1,7 @@
 """The compiled programs of fine-tuning: one training step, and the losses of a batch of examples."""
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,6 +83,7 @@ def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
       spec: How to train.
       mesh: The devices.
     """
+    _warn_if_unfused(model)
     optimiser = make_optimiser(spec)
     state_lies = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(model, spec, mesh))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -157,9 +160,40 @@ def program_flops(
     )
 
 
+def masked_flops(model: Model, batch: Shapes) -> int:
+    """The operations of a step that causality masks: half of those of attention onto earlier positions.
+
+    Counted in full, as `program_flops` does, a position sees all others. Fused attention leaves the masked half out, so
+    that of a step's operations only the others are work.
+
+    Args:
+      model: Whose step it is.
+      batch: Shapes of a batch.
+    """
+    inputs = batch["labels"] if model.family.encoder_decoder else batch["input_ids"]
+    rows, time = math.prod(inputs.shape[:-1]), inputs.shape[-1]
+    module = nnx.merge(model.graphdef, model.without_params().params)
+    widths = (
+        node.q.kernel.size // node.q.kernel.shape[-2]  # of the queries of all layers
+        for _, node in nnx.iter_graph(module)
+        if isinstance(node, Attention) and node.causal
+    )
+    return 6 * sum(widths) * rows * time**2  # two products forward and four backward, 2 FLOPs each, by half
+
+
 def shapes_of(tree: PyTree) -> PyTree:
     """Shapes, types and shardings of a pytree's arrays."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _warn_if_unfused(model: Model) -> None:
+    """Say that training on a GPU could be faster; `lensjax.models.layers` says so where a half precision is unfused."""
+    if jax.default_backend() == "gpu" and model.options.dtype.itemsize != 2:
+        warnings.warn(
+            f"Attention runs unfused on this GPU, as the fused kernel has no {model.options.dtype}; choose "
+            "dtype bfloat16 and attention cudnn, unless precision matters more.",
+            stacklevel=3,
+        )
 
 
 def as_counted(model: Model) -> Model:

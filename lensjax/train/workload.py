@@ -15,7 +15,7 @@ from lensjax.tasks.tokens import padding_token
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples, tokenise_all
 from lensjax.train.spec import FinetuneSpec
-from lensjax.train.step import make_programs, program_flops, shapes_of
+from lensjax.train.step import make_programs, masked_flops, program_flops, shapes_of
 
 
 class Workload:
@@ -37,6 +37,7 @@ class Workload:
       programs: Compiled once for each shape of batch.
       packing: The packed shapes that take the place of `lengths`; None where batches are not packed.
       step_flops: Floating-point operations of a training step, given the shape of its batch.
+      masked_flops: Those of them whose results causality masks.
       evaluation_flops: Floating-point operations of a batch of evaluation.
       test_flops: Those of the test, of all choices too.
 
@@ -75,6 +76,7 @@ class Workload:
         self.programs = make_programs(self.abstract, training, self.mesh)
         of_step, of_losses = program_flops(self.abstract, training, self.mesh, self.programs)
         self.step_flops = cache(lambda shape: of_step(self.placement.shapes(shape)))
+        self.masked_flops = lambda shape: masked_flops(self.abstract, self.placement.shapes(shape))
         placement, choices = self.evaluation_placement, self.tokens.choices
         self.evaluation_flops = of_losses(placement.shapes(self.tokens.evaluation_length))
         self.test_flops = placement.batches(len(self.tokens.test)) * self.evaluation_flops

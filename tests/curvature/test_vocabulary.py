@@ -57,6 +57,7 @@ def make_head(tiny_config, random_model):
             x = params["embed"]["embedding"].at[ids].get(mode="fill")
             return jnp.tanh(3 * x).astype(whole.options.dtype)
 
+        assert whole._shapes  # of all parameters, from now on
         known = copy.copy(whole)
         object.__setattr__(known, "hidden", hidden)
         object.__setattr__(known, "params", params)
@@ -202,13 +203,15 @@ def test_a_frozen_head_gets_no_gradient(tiny_config, random_model, hold):
         return losses.sum(), weights.sum()
 
     expected = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICK)(trained)
-    step = jax.jit(lambda *parts: loss_and_gradient(model, *parts), compiler_options=QUICK)
-    found = step(trained, frozen, batch)
+
+    def step(*parts):
+        return loss_and_gradient(model, *parts)
+
+    found = jax.jit(step, compiler_options=QUICK)(trained, frozen, batch)
     assert jax.tree.structure(found[1]) == jax.tree.structure(trained)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    assert "32x53xf32" in step.lower(trained, frozen, batch).as_text()  # the kernel itself
-    equations = jax.make_jaxpr(step)(trained, frozen, batch).eqns[0].params["jaxpr"].eqns
+    equations = jax.make_jaxpr(step)(trained, frozen, batch).eqns
     (loop,) = [one for one in equations if one.primitive.name == "scan" and one.params["length"] == 5]
     assert (32, WORDS) not in {var.aval.shape for var in loop.outvars}
 

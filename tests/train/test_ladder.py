@@ -49,7 +49,9 @@ def test_a_ladder_is_measured_once_and_ranked(prepare, tmp_path):
         json.loads(line) for line in (candidate.folder / "examples-400-seed-0" / "log.jsonl").read_text().splitlines()
     ]
     assert [line["step"] for line in log if "loss" in line] == list(range(1, results[2].steps + 1))
-    assert all(line["tokens_per_second"] > 0 for line in log if "loss" in line)
+    speeds = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
+    assert speeds
+    assert min(speeds) > 0
     assert results[2].validation_loss in [line.get("validation_loss") for line in log]
     assert results[2].tokens > 400 * results[2].steps / 25
 

@@ -20,15 +20,38 @@ def test_log_has_a_line_for_every_step_and_validation(tmp_path, capsys):
         recorder.begin(Progress(), 4)
         recorder.step(Progress(step=1, tokens=100, flops=10**8, seconds=0.5), 4, METRICS)
         recorder.step(Progress(step=2, tokens=300, flops=2 * 10**8, seconds=1.0, waiting=0.25), 4, METRICS)
+        recorder.step(Progress(step=3, tokens=600, flops=5 * 10**8, seconds=1.5, masked_flops=10**8), 4, METRICS)
         recorder.validation(Progress(step=2, seconds=1.5, best_loss=1.0, best_step=2), Evaluation(1.0, 0.1, 5, 50))
-    first, second, validation = map(json.loads, (tmp_path / LOG).read_text().splitlines())
-    assert first["tokens_per_second"] == pytest.approx(200)
-    assert first["model_flops_utilisation"] == pytest.approx(0.2)
-    assert second["tokens_per_second"] == pytest.approx(300)
+    first, second, third, validation = map(json.loads, (tmp_path / LOG).read_text().splitlines())
+    assert "tokens_per_second" not in first  # it was handed to the devices, and is not done
+    assert second["tokens_per_second"] == pytest.approx(100)  # the first is
+    assert second["model_flops_utilisation"] == pytest.approx(0.1)
+    assert third["tokens_per_second"] == pytest.approx(200)
     assert second["seconds_left"] == pytest.approx(1.0)
     assert (second["seconds"], second["seconds_waiting"]) == (1.0, 0.25)
     assert validation["validation_loss"] == 1.0
     assert "tiny: step 2, validation loss 1.0000" in capsys.readouterr().err
+
+
+def test_no_share_of_the_peak_is_over_all_of_it(tmp_path):
+    """Devices that are faster than was measured, steps that are not done yet, and a first one after a validation."""
+    recorder = Recorder("float32", 1)
+    recorder.peak = 1e6
+    with recorder.run("tiny", tmp_path):
+        recorder.begin(Progress(), 100)
+        for step in range(1, 9):
+            now = Progress(step=step, tokens=step, flops=step * 10**8, masked_flops=step * 10**7, seconds=1e-9 + step)
+            recorder.step(now, 100, METRICS)
+        recorder.validation(now, Evaluation(1.0, 0.1, 5, 50))
+        recorder.step(
+            Progress(step=9, tokens=9, flops=9 * 10**8, masked_flops=9 * 10**7, seconds=8 + 1e-6), 100, METRICS
+        )
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    shares = [line["model_flops_utilisation"] for line in lines if "model_flops_utilisation" in line]
+    causal = [line["causal_flops_utilisation"] for line in lines if "causal_flops_utilisation" in line]
+    assert max(shares) == shares[-1] == pytest.approx(1)
+    assert causal == pytest.approx([0.9 * share for share in shares])
+    assert len(shares) == 8
 
 
 def test_long_runs_log_some_of_their_steps(tmp_path):

@@ -59,7 +59,14 @@ class Setting:
     def log(self, name):
         """The log without what it says of time."""
         lines = map(json.loads, (self.folder / name / "log.jsonl").read_text().splitlines())
-        timed = ("seconds", "tokens_per_second", "model_flops_utilisation", "seconds_left", "seconds_waiting")
+        timed = (
+            "seconds",
+            "tokens_per_second",
+            "model_flops_utilisation",
+            "causal_flops_utilisation",
+            "seconds_left",
+            "seconds_waiting",
+        )
         return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
     def weights(self, name):
