@@ -76,7 +76,7 @@ class Linear(nnx.Module):
         x = x.astype(self.dtype)
         y = x @ self.kernel[...].astype(self.dtype)
         if self.lora_a is not None and self.lora_b is not None:
-            low = x @ self.lora_a[...].astype(self.dtype)
+            low = _costly(x @ self.lora_a[...].astype(self.dtype))
             y = y + self.lora_scale * (low @ self.lora_b[...].astype(self.dtype))
         return _costly(y if self.bias is None else y + self.bias[...].astype(self.dtype))
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -143,7 +143,8 @@ def program_flops(
 ) -> tuple[Callable[[Shapes], int], Callable[[Shapes], int]]:
     """Floating-point operations of `Programs.step` and `Programs.losses`, as functions of the shapes of a batch.
 
-    They are those of `as_counted(model)`. Where that is the model itself, programs are not traced again when called.
+    They are those of `as_counted(model)`, whose scores of attention count once where a step computes them again. Where
+    that is the model itself, programs are not traced again when called.
 
     Args:
       model: Its parameters may be shapes with shardings.
@@ -154,8 +155,12 @@ def program_flops(
     if counted.graphdef != model.graphdef:
         programs = make_programs(counted, spec, mesh)
     state, (trained, frozen) = state_shapes(counted, spec, mesh), split_trainable(counted.params)
+
+    def again(batch: Shapes) -> int:
+        return sum(product for product, _ in _score_products(counted, batch)) if _recomputes_scores(counted) else 0
+
     return (
-        lambda batch: matmul_flops(programs.step, state, frozen, batch, 0.0),
+        lambda batch: matmul_flops(programs.step, state, frozen, batch, 0.0) - again(batch),
         lambda batch: matmul_flops(programs.losses, trained, frozen, batch),
     )
 
@@ -170,20 +175,31 @@ def masked_flops(model: Model, batch: Shapes) -> int:
       model: Whose step it is.
       batch: Shapes of a batch.
     """
-    inputs = batch["labels"] if model.family.encoder_decoder else batch["input_ids"]
-    rows, time = math.prod(inputs.shape[:-1]), inputs.shape[-1]
+    return sum(3 * product for product, causal in _score_products(model, batch) if causal)  # half of 2 + 4 products
+
+
+def _score_products(model: Model, batch: Shapes) -> Iterator[tuple[int, bool]]:
+    """Of every attention: the operations of the product of queries and keys in all its layers, and whether causal."""
+    inputs = batch["input_ids"].shape
+    rows, time = math.prod(inputs[:-1]), inputs[-1]
+    targets = batch["labels"].shape[-1] if model.family.encoder_decoder else time
     module = nnx.merge(model.graphdef, model.without_params().params)
-    widths = (
-        node.q.kernel.size // node.q.kernel.shape[-2]  # of the queries of all layers
-        for _, node in nnx.iter_graph(module)
-        if isinstance(node, Attention) and node.causal
-    )
-    return 6 * sum(widths) * rows * time**2  # two products forward and four backward, 2 FLOPs each, by half
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, Attention):
+            width = math.prod(node.q.kernel.shape[:-2]) * node.q.kernel.shape[-1]
+            queries = time if "encoder" in path else targets
+            yield 2 * rows * queries * (time if "cross" in path else queries) * width, node.causal
 
 
 def shapes_of(tree: PyTree) -> PyTree:
     """Shapes, types and shardings of a pytree's arrays."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _recomputes_scores(model: Model) -> bool:
+    """Whether backward passes compute the scores of attention again."""
+    module = nnx.merge(model.graphdef, model.without_params().params)
+    return any(isinstance(node, Stack) and node.options.remat == "cheap" for _, node in nnx.iter_graph(module))
 
 
 def _warn_if_unfused(model: Model) -> None:
@@ -197,10 +213,10 @@ def _warn_if_unfused(model: Model) -> None:
 
 
 def as_counted(model: Model) -> Model:
-    """The model whose cost is counted for this one: it recomputes no layer, and its attention consists of products."""
+    """The model whose cost is counted for this one: it recomputes scores at most, and its attention is of products."""
     module = nnx.merge(model.graphdef, model.without_params().params)
     for _, node in nnx.iter_graph(module):
-        if isinstance(node, Stack):
+        if isinstance(node, Stack) and (node.options.remat != "cheap" or model.options.attention == "cudnn"):
             node.options = replace(node.options, remat="none")
         if isinstance(node, Attention):
             node.implementation = "xla"

@@ -7,10 +7,12 @@ import pytest
 
 import lensjax.models
 from lensjax.models.lora import add_lora, split_trainable
+from lensjax.models.model import abstract_model
+from lensjax.models.options import make_options
 from lensjax.tasks.packing import PackedShape, fill_rows
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
-from lensjax.train.step import make_programs, program_flops, state_shapes
+from lensjax.train.step import make_programs, masked_flops, program_flops, state_shapes
 
 ROWS, TIME = 16, 12
 
@@ -87,6 +89,20 @@ def test_what_counting_traces_is_not_traced_again(make_model, traced):
     programs.losses(trained, frozen, batch)
     programs.step(programs.start(trained), frozen, batch, 0.01)
     assert len(traced) == 2
+
+
+def test_operations_do_not_depend_on_what_is_computed_again(distinct_type, tiny_config):
+    mesh, batch = single(), {"input_ids": (ROWS, TIME), "labels": (ROWS, TIME + 3)}
+    counts = {}
+    for remat in ("none", "cheap", "full"):
+        model = abstract_model(tiny_config(distinct_type), make_options(remat=remat, mesh=mesh))
+        made = [model, add_lora(model, rank=2)] if distinct_type == "llama" else [model]
+        lengths = batch if model.family.encoder_decoder else dict.fromkeys(batch, (ROWS, TIME))
+        shapes = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in lengths.items()}
+        spec = TrainingSpec(batch_size=ROWS)
+        counts[remat] = [program_flops(one, spec, mesh, make_programs(one, spec, mesh))[0](shapes) for one in made]
+        assert 0 < masked_flops(model, shapes) < counts[remat][0] / 4
+    assert counts["cheap"] == counts["none"] == counts["full"]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "t5"])
