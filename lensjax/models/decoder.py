@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.models.layers import Embedding, LanguageModel, Linear, Stack, both, positions, self_mask, window_mask
+from lensjax.models.layers import Embedding, LanguageModel, Linear, Stack
+from lensjax.models.masks import both, positions, self_mask, window_mask
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary
 

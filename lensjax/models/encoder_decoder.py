@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lensjax.models.layers import Embedding, LanguageModel, Linear, padding_mask
+from lensjax.models.layers import Embedding, LanguageModel, Linear
+from lensjax.models.masks import padding_mask
 from lensjax.models.options import Options
 
 

@@ -8,30 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.pytrees import PyTree
+from lensjax.models.masks import both, window_mask
 from lensjax.models.options import Options
+from lensjax.models.remat import costly, recomputed, rematerialised
 from lensjax.models.rotary import rotate
 from lensjax.models.sharding import constrain_activations
 
 Angles = tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]
-
-_COSTLY = "costly"
-
-
-def _is_fused_attention(primitive: Any, *_: Any, **params: Any) -> bool:
-    return str(primitive.name).startswith("dot_product_attention")
-
-
-_POLICIES = jax.checkpoint_policies
-_KEPT = {  # by backward passes
-    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
-    "cheap": _POLICIES.save_from_both_policies(_POLICIES.save_only_these_names(_COSTLY), _is_fused_attention),
-}
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -76,9 +64,9 @@ class Linear(nnx.Module):
         x = x.astype(self.dtype)
         y = x @ self.kernel[...].astype(self.dtype)
         if self.lora_a is not None and self.lora_b is not None:
-            low = _costly(x @ self.lora_a[...].astype(self.dtype))
+            low = costly(x @ self.lora_a[...].astype(self.dtype))
             y = y + self.lora_scale * (low @ self.lora_b[...].astype(self.dtype))
-        return _costly(y if self.bias is None else y + self.bias[...].astype(self.dtype))
+        return costly(y if self.bias is None else y + self.bias[...].astype(self.dtype))
 
 
 class Embedding(nnx.Module):
@@ -96,18 +84,6 @@ class Embedding(nnx.Module):
         return x.astype(self.dtype) @ self.embedding[...].astype(self.dtype).T
 
 
-def check_length(time: int, positions: int) -> None:
-    """Refuse a sequence of more tokens than a model has learned positions.
-
-    Raises:
-      InputError: it is longer.
-    """
-    if time > positions:
-        raise InputError(
-            f"A sequence has {time} tokens, and the model has learned {positions} positions; shorten it, or pad less."
-        )
-
-
 class LayerNorm(nnx.Module):
     """Layer normalisation (arXiv 1607.06450), computed in float32 or wider."""
 
@@ -119,7 +95,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width, options.param_dtype)) if bias else None
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        return _recomputed(self._norm)(x)
+        return recomputed(self._norm)(x)
 
     def _norm(self, x: Array) -> Array:
         wide = _widen(x)
@@ -140,7 +116,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.full(width, 1.0 - offset, options.param_dtype))
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        return _recomputed(self._norm)(x)
+        return recomputed(self._norm)(x)
 
     def _norm(self, x: Array) -> Array:
         wide = _widen(x)
@@ -170,8 +146,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         if self.gate is None:
-            return self.down(_recomputed(self.act)(self.up(x)))
-        gated = _recomputed(lambda gate, up: self.act(gate) * up)
+            return self.down(recomputed(self.act)(self.up(x)))
+        gated = recomputed(lambda gate, up: self.act(gate) * up)
         return self.down(gated(self.gate(x), self.up(x)))
 
 
@@ -247,7 +223,7 @@ class Attention(nnx.Module):
             )
         else:
             y = _attend(q, k, v, bias, both(mask, _causal(x) if self.causal else None), self.scale, self.softcap)
-        y = y if self.implementation == "cudnn" else _costly(y)  # the fused kernel's is kept already
+        y = y if self.implementation == "cudnn" else costly(y)  # the fused kernel's is kept already
         return self.o(y.reshape(*x.shape[:-1], -1))
 
     def _warn_if_unfused(self, dtype: np.dtype[Any]) -> None:
@@ -294,11 +270,7 @@ class Stack(nnx.Module):
             x = constrain_activations(x, self.options.mesh)
             return nnx.merge(graphdef, params)(x, *own), None
 
-        if self.options.remat == "full":
-            step = jax.checkpoint(step, prevent_cse=False)
-        elif self.options.remat != "none":
-            step = jax.checkpoint(step, prevent_cse=False, policy=_KEPT[self.options.remat])
-        return jax.lax.scan(step, x, (state, kinds))[0]
+        return jax.lax.scan(rematerialised(step, self.options.remat), x, (state, kinds))[0]
 
 
 class LanguageModel(nnx.Module):
@@ -327,45 +299,6 @@ class LanguageModel(nnx.Module):
         """Scores of every token, given the output of the last block or norm."""
         y = self.embed.logits(x) if self.head is None else self.head(x)
         return constrain_activations(y, self.mesh, "tensor")
-
-
-def padding_mask(batch: Mapping[str, Array], key: str = "attention_mask") -> Bool[Array, "batch 1 1 source"] | None:
-    """The positions that may be attended to: those that `attention_mask` marks; None where the batch has no mask."""
-    return None if batch.get(key) is None else batch[key][:, None, None, :].astype(bool)
-
-
-def self_mask(batch: Mapping[str, Array]) -> Bool[Array, "batch 1 #time time"] | None:
-    """What the positions of a decoder may attend to, besides causality; None where that is everything.
-
-    It is where `attention_mask` marks, and, in rows that hold several examples, within the segment that `segment_ids`
-    numbers.
-    """
-    segments = batch.get("segment_ids")
-    same = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
-    return both(padding_mask(batch), same)
-
-
-def positions(batch: Mapping[str, Array]) -> Int[Array, "#batch time"]:
-    """The position of every token: `position_ids`, or its place in the row, or in its segment, and 0 at padding."""
-    if "position_ids" in batch:
-        return batch["position_ids"]
-    places = jnp.arange(batch["input_ids"].shape[1])[None, :]
-    if "segment_ids" not in batch:
-        return places
-    segments = batch["segment_ids"]
-    first = (segments != jnp.roll(segments, 1, axis=1)) & (places > 0)
-    return jnp.where(segments > 0, places - jax.lax.cummax(jnp.where(first, places, 0), axis=1), 0)
-
-
-def window_mask(time: int, window: int) -> Bool[Array, "1 1 time time"]:
-    """Causal attention to the last `window` positions, including a position itself."""
-    distance = jnp.arange(time)[:, None] - jnp.arange(time)[None, :]
-    return ((distance >= 0) & (distance < window))[None, None]
-
-
-def both(first: Array | None, second: Array | None) -> Array | None:
-    """The conjunction of two masks; None allows everything."""
-    return second if first is None else first if second is None else first & second
 
 
 def _causal(x: Float[Array, "batch time width"]) -> Bool[Array, "1 1 time time"]:
@@ -402,20 +335,6 @@ def _attend(
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, options: Options) -> nnx.Param[Array]:
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, options.param_dtype))
-
-
-def _costly(x: Array) -> Array:
-    """The same array, marked as one that takes longer to compute than to keep."""
-    marked: Array = checkpoint_name(x, _COSTLY)
-    return marked
-
-
-def _recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The same function, whose backward pass keeps the arguments and recomputes everything else.
-
-    For elementwise functions and norms, whose intermediate results take longer to store than to compute.
-    """
-    return jax.checkpoint(function, prevent_cse=False)
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.models.family import family_of, supported
-from lensjax.models.layers import positions
+from lensjax.models.masks import positions
 
 TIME, LENGTHS = 16, (9, 5, 3, 7)  # longer than the windows of tiny models
 PACKED = ([0, 3], [1, 2], [], [])

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.family import Family, register
-from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Stack, check_length
+from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Stack
+from lensjax.models.masks import check_length
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
 

@@ -8,18 +8,8 @@ from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
 from lensjax.models.family import Family, register
-from lensjax.models.layers import (
-    MLP,
-    Attention,
-    Embedding,
-    LanguageModel,
-    LayerNorm,
-    Linear,
-    Stack,
-    check_length,
-    positions,
-    self_mask,
-)
+from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack
+from lensjax.models.masks import check_positions, positions, self_mask
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
 
@@ -62,8 +52,7 @@ class GPT2(LanguageModel):
 
     def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
         """What the head reads at every position of `input_ids`."""
-        if "position_ids" not in batch and "segment_ids" not in batch:
-            check_length(batch["input_ids"].shape[1], self.length)
+        check_positions(batch, self.length)
         x = self.embed(batch["input_ids"]) + self.positions(positions(batch))
         return self.norm(self.layers(x, self_mask(batch)))
 

@@ -8,18 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lensjax.models.family import Family, register
-from lensjax.models.layers import (
-    MLP,
-    Attention,
-    Embedding,
-    LanguageModel,
-    LayerNorm,
-    Linear,
-    Stack,
-    check_length,
-    positions,
-    self_mask,
-)
+from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack
+from lensjax.models.masks import check_positions, positions, self_mask
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
 
@@ -64,8 +54,7 @@ class OPT(LanguageModel):
 
     def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
         """What the head reads at every position of `input_ids`."""
-        if "position_ids" not in batch and "segment_ids" not in batch:
-            check_length(batch["input_ids"].shape[1], self.length)
+        check_positions(batch, self.length)
         x = self.embed(batch["input_ids"])
         x = x if self.project_in is None else self.project_in(x)
         x = self.layers(x + self.positions(_positions(batch) + _OFFSET), self_mask(batch))

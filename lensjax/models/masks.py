@@ -1,0 +1,70 @@
+"""Where tokens are in their rows, and what each may attend to."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from lensjax.core.errors import InputError
+
+
+def check_length(time: int, positions: int) -> None:
+    """Refuse a sequence of more tokens than a model has learned positions.
+
+    Raises:
+      InputError: it is longer.
+    """
+    if time > positions:
+        raise InputError(
+            f"A sequence has {time} tokens, and the model has learned {positions} positions; shorten it, or pad less."
+        )
+
+
+def check_positions(batch: Mapping[str, Array], learned: int) -> None:
+    """Refuse a batch whose rows are longer than a model has learned positions, unless it says itself where tokens are.
+
+    Raises:
+      InputError: they are longer.
+    """
+    if "position_ids" not in batch and "segment_ids" not in batch:
+        check_length(batch["input_ids"].shape[1], learned)
+
+
+def padding_mask(batch: Mapping[str, Array], key: str = "attention_mask") -> Bool[Array, "batch 1 1 source"] | None:
+    """The positions that may be attended to: those that `attention_mask` marks; None where the batch has no mask."""
+    return None if batch.get(key) is None else batch[key][:, None, None, :].astype(bool)
+
+
+def self_mask(batch: Mapping[str, Array]) -> Bool[Array, "batch 1 #time time"] | None:
+    """What the positions of a decoder may attend to, besides causality; None where that is everything.
+
+    It is where `attention_mask` marks, and, in rows that hold several examples, within the segment that `segment_ids`
+    numbers.
+    """
+    segments = batch.get("segment_ids")
+    same = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    return both(padding_mask(batch), same)
+
+
+def positions(batch: Mapping[str, Array]) -> Int[Array, "#batch time"]:
+    """The position of every token: `position_ids`, or its place in the row, or in its segment, and 0 at padding."""
+    if "position_ids" in batch:
+        return batch["position_ids"]
+    places = jnp.arange(batch["input_ids"].shape[1])[None, :]
+    if "segment_ids" not in batch:
+        return places
+    segments = batch["segment_ids"]
+    first = (segments != jnp.roll(segments, 1, axis=1)) & (places > 0)
+    return jnp.where(segments > 0, places - jax.lax.cummax(jnp.where(first, places, 0), axis=1), 0)
+
+
+def window_mask(time: int, window: int) -> Bool[Array, "1 1 time time"]:
+    """Causal attention to the last `window` positions, including a position itself."""
+    distance = jnp.arange(time)[:, None] - jnp.arange(time)[None, :]
+    return ((distance >= 0) & (distance < window))[None, None]
+
+
+def both(first: Array | None, second: Array | None) -> Array | None:
+    """The conjunction of two masks; None allows everything."""
+    return second if first is None else first if second is None else first & second
