@@ -7,7 +7,6 @@ forgotten; the backward pass computes them again, or, in a training step, is don
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +96,6 @@ def summed_wide(head: PyTree) -> PyTree:
 
 def _most_tokens(vocabulary: int, mesh: Mesh | None) -> int:
     """Tokens of a chunk on a device, at most."""
-    devices: Any = getattr(mesh, "devices", None)  # an abstract mesh has none
-    platform = jax.default_backend() if devices is None else devices.flat[0].platform
+    platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
     parts = 1 if mesh is None or vocabulary % mesh.shape["tensor"] else mesh.shape["tensor"]
     return max(1, _HELD.get(platform, _ACCELERATOR) * parts // vocabulary)

@@ -38,7 +38,7 @@ def made(tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "OMP_WAIT_POLICY": "passive",  # torch's threads leave the cores to others
     }
-    names = ["fit", "finetune", "ntk", "plan"] + ["models"] * (find_spec("torch") is not None)
+    names = ["fit", "finetune", "ntk", "plan", "vocabulary"] + ["models"] * (find_spec("torch") is not None)
     command = [sys.executable, "-c", RUN_ALL, *names]
     subprocess.run(command, check=True, cwd=folder, env=environment, timeout=600, stdout=subprocess.DEVNULL)
     return folder / "made"
@@ -470,6 +470,14 @@ def test_committed_plan_results_are_of_a_full_run(quick_plan):
     assert len(found["parts"]["hours"]["turns"]) == 3
     assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     assert '"/' not in text, "a path of the machine it ran on"
+
+
+def test_chunks_of_the_vocabulary_stand_beside_all_of_it(made):
+    found = json.loads((made / "vocabulary.json").read_text())
+    assert list(found["parts"]) == ["memory", "time"]
+    assert all(positive(found["parts"]["memory"][name]["ratio"]) for name in ("gradient", "step", "hvp", "linearised"))
+    assert all(0 < found["parts"]["time"][name]["difference"] < 1e-4 for name in ("step", "hvp"))
+    assert [goal["at_most"] for goal in found["targets"]] == pytest.approx([1 / 3, 1 / 3, 1, 1], rel=1e-4)
 
 
 TPU_SIZES = ("arguments_gb", "outputs_gb", "temporaries_gb", "aliased_gb")

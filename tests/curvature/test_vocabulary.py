@@ -15,6 +15,7 @@ from lensjax.models import make_mesh, vocabulary
 from lensjax.models.family import supported
 from lensjax.models.gradient import loss_and_gradient
 from lensjax.models.lora import add_lora, join, split_trainable
+from lensjax.models.sharding import abstract_mesh
 
 ROWS, TIME, WORDS = 3, 7, 53
 QUICK = {"xla_backend_optimization_level": 0}
@@ -214,6 +215,14 @@ def test_a_frozen_head_gets_no_gradient(tiny_config, random_model, hold):
     equations = jax.make_jaxpr(step)(trained, frozen, batch).eqns
     (loop,) = [one for one in equations if one.primitive.name == "scan" and one.params["length"] == 5]
     assert (32, WORDS) not in {var.aval.shape for var in loop.outvars}
+
+
+def test_a_mesh_without_devices_has_chunks(hold):
+    hold(5)
+    for tensor, tokens in ((1, 5), (53, 5 * 53)):  # each device has its part of the vocabulary
+        mesh = abstract_mesh({"data": 2, "fsdp": 2, "tensor": tensor})
+        chunks = vocabulary.chunks_of((8, 300), WORDS, mesh)
+        assert (chunks.shards, chunks.count) == (4, -(-600 // tokens))
 
 
 def test_no_array_of_all_logits_is_made(make_head, hold):
