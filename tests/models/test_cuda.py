@@ -1,6 +1,7 @@
 """Programs for NVIDIA GPUs, lowered without one: that they lower at all, and with fused attention where asked for."""
 
 import re
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from lensjax.curvature.ntk.contract import contract
 from lensjax.curvature.ntk.factors import ContractionPlan, make_factors, make_parts
 from lensjax.measure.model_losses import head_cross_entropy
 from lensjax.models.model import abstract_model
-from lensjax.models.options import Options
+from lensjax.models.options import Options, make_options
 from lensjax.models.sharding import make_mesh
 from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import make_programs, state_shapes
@@ -84,3 +85,28 @@ def test_products_with_the_hessian_and_kernels_lower(model_type, tiny_config, ra
         return sum(flat[1:], flat[0])
 
     assert "dot_general" in cuda(jax.jit(kernels), model.params, batch, jnp.asarray(0))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dtype", "attention", "said"),
+    [
+        ("gpt2", "bfloat16", "xla", "choose attention cudnn"),
+        ("gemma2", "bfloat16", "cudnn", "cannot cap scores"),
+        ("gpt2", "bfloat16", "cudnn", None),
+        ("gpt2", "float32", "xla", None),  # as curvature needs it
+    ],
+)
+def test_unfused_attention_on_a_gpu_is_said(model_type, dtype, attention, said, tiny_config, cuda, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    kind = np.dtype(jnp.dtype(dtype))
+    model = abstract_model(tiny_config(model_type), Options(kind, kind, "cheap", attention, None))
+    with nullcontext() if said is None else pytest.warns(UserWarning, match=said):
+        jax.eval_shape(model.hidden, model.params, shapes_of("input_ids"))
+
+
+def test_training_in_a_type_that_has_no_fused_attention_is_said(tiny_config, monkeypatch):
+    mesh = make_mesh("data=1", jax.devices()[:1])
+    model = abstract_model(tiny_config("gpt2"), make_options(mesh=mesh))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.warns(UserWarning, match="no float32; choose dtype bfloat16 and attention cudnn"):
+        make_programs(model, TrainingSpec(batch_size=ROWS), mesh)
