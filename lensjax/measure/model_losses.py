@@ -53,8 +53,9 @@ def head_cross_entropy(model: Model) -> tuple[Callable[[Params, Batch], Outputs]
         x, head = z
         targets = model.targets(batch)
         chunks = model.chunks(targets.shape)
-        parts = by_chunks(lambda x, targets: token_losses(model.logits(head, x), targets), chunks, x, targets)
-        return reduce_losses(*parts, "mean")
+        made = by_chunks(lambda x, targets: token_losses(model.logits(head, x), targets), chunks, x, targets)
+        losses, weights = made
+        return reduce_losses(losses, weights, "mean")
 
     def product(z: Outputs, batch: Batch) -> Linear:
         x, head = z

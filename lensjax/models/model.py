@@ -151,10 +151,11 @@ class Model:
         chunks = self.chunks(targets.shape)
         head = params if chunks is None else summed_wide(self.head_of(params))
 
-        def losses(x: Array, targets: Array) -> tuple[Array, Array]:
+        def of_some(x: Array, targets: Array) -> tuple[Array, Array]:
             return token_losses(self.logits(head, x), targets)
 
-        return by_chunks(losses, chunks, x, targets)
+        made: tuple[Array, Array] = by_chunks(of_some, chunks, x, targets)
+        return made
 
     def token_scores(
         self, params: Params, batch: Batch
@@ -171,7 +172,8 @@ class Model:
             return losses, weights, greedy_hits(logits, targets, losses)
 
         x, targets = self.hidden(params, batch), self.targets(batch)
-        return by_chunks(scores, self.chunks(targets.shape), x, targets)
+        made: tuple[Array, Array, Array] = by_chunks(scores, self.chunks(targets.shape), x, targets)
+        return made
 
     def targets(self, batch: Batch) -> Int[Array, "batch time"]:
         """The token that each position predicts; −100 where that is not a target."""

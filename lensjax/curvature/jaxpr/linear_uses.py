@@ -182,14 +182,14 @@ class _Finder(Interpreter[_Alias | None]):
         other = aval(equation.invars[1 - at]).shape
         rows = math.prod(length for axis, length in enumerate(other) if axis not in contracted[1 - at])
         first = summed if summed[0] < left[0] else left
-        use = alias.leaf, "product", at, first, first == summed, rows
-        self.uses[key] = Use(*use, *self._scanned(alias, y))
+        layers, steps = self._scans(alias)
+        in_first = first == summed
+        self.uses[key] = Use(alias.leaf, "product", at, first, in_first, rows, layers, y.shape, y.dtype, steps)
         return [None]
 
-    def _scanned(self, alias: _Alias, y: Any) -> tuple[int | None, tuple[int, ...], Any, int | None]:
-        """The end of a `Use`: layers, shape, type and steps."""
-        layers, steps = (self.length, None) if alias.sliced else (None, self.length)
-        return layers, y.shape, y.dtype, steps
+    def _scans(self, alias: _Alias) -> tuple[int | None, int | None]:
+        """`layers` and `steps` of a use."""
+        return (self.length, None) if alias.sliced else (None, self.length)
 
     def lookup(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[None]:
         numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
@@ -203,7 +203,8 @@ class _Finder(Interpreter[_Alias | None]):
             return self.otherwise_used(equation, inputs, "more or less than its rows is looked up")
         assert alias is not None
         rows = math.prod(ids[:-1])
-        self.uses[key] = Use(alias.leaf, "rows", 0, (0,), True, rows, *self._scanned(alias, y))
+        layers, steps = self._scans(alias)
+        self.uses[key] = Use(alias.leaf, "rows", 0, (0,), True, rows, layers, y.shape, y.dtype, steps)
         return [None]
 
     def scan(self, equation: JaxprEqn, inputs: list[_Alias | None], key: Key) -> list[None]:
