@@ -76,7 +76,7 @@ class Workload:
         self.programs = make_programs(self.abstract, training, self.mesh)
         of_step, of_losses = program_flops(self.abstract, training, self.mesh, self.programs)
         self.step_flops = cache(lambda shape: of_step(self.placement.shapes(shape)))
-        self.masked_flops = lambda shape: masked_flops(self.abstract, self.placement.shapes(shape))
+        self.masked_flops = cache(lambda shape: masked_flops(self.abstract, self.placement.shapes(shape)))
         placement, choices = self.evaluation_placement, self.tokens.choices
         self.evaluation_flops = of_losses(placement.shapes(self.tokens.evaluation_length))
         self.test_flops = placement.batches(len(self.tokens.test)) * self.evaluation_flops
