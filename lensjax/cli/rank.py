@@ -134,10 +134,13 @@ def print_ranking(ranking: "Ranking") -> None:
     console.print(make_table(title, (*headings, *(f"{name} rank" for name in beside)), cells))
     if len(rows) > SHOWN:
         console.print(f"… and {len(rows) - SHOWN} more; write them all with --csv, --json or --html.")
-    for model, reason in ranking.ineligible:
+    for model, reason in ranking.ineligible[:SHOWN]:
         console.print(f"[bold]Not to be chosen:[/bold] {escape(model)}, as {escape(reason)}.", soft_wrap=True)
-    for model, reason in ranking.left_out:
+    for model, reason in ranking.left_out[:SHOWN]:
         console.print(f"Left out: {escape(model)} ({reason}).", soft_wrap=True)
+    for what, found in (("not to be chosen", ranking.ineligible), ("left out", ranking.left_out)):
+        if len(found) > SHOWN:
+            console.print(f"… and {len(found) - SHOWN:,} more are {what}; --json names them all.")
     if OWN_TOKENS in ranking.assumptions:
         console.print(OWN_TOKENS, soft_wrap=True)
     for warning in ranking.warnings:

@@ -25,5 +25,5 @@ def residual_transition(n: Float[np.ndarray, " rungs"], test_loss: Float[np.ndar
     if losses.min() <= 0:
         raise InputError(f"A test loss is {losses.min():g}, which has no logarithm; give losses above 0.")
     order = np.argsort(sizes)
-    count = accepted(np.log(sizes[order]), np.log(losses[order]))
+    count = int(accepted(np.log(sizes[order])[None], np.log(losses[order])[None])[0])
     return None if count >= max(len(sizes) - 1, FIRST) else int(sizes[order][-count])

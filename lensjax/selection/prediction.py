@@ -105,13 +105,14 @@ def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | Non
         highest = CEILING * np.nanmax(table.loss, axis=1, initial=0.0, where=table.measured)
     sampled = posterior.sample(target)
     draws = np.full((len(sampled), len(models)), np.nan)
-    fitted = np.array([models.index(model) for model in posterior.models], dtype=int)
+    places = {model: place for place, model in enumerate(models)}
+    fitted = np.array([places[model] for model in posterior.models], dtype=int)
     draws[:, fitted] = sampled
     if table is not None and table.points().max() <= FEWEST:
         rng = np.random.default_rng(0)
         some = rng.choice(len(draws), round(UNSEEN * len(draws)), replace=False)
         draws[np.ix_(some, fitted)] = rng.permuted(sampled[some], axis=1)
-    draws = np.minimum(draws, highest)
+    np.minimum(draws, highest, out=draws)
     score, lower, upper = np.quantile(draws, (0.5, 0.05, 0.95), axis=0)
     return Prediction(
         score, lower=lower, upper=upper, draws=draws, widening=posterior.widening, posterior=posterior, **fields

@@ -204,8 +204,9 @@ def rank(
         except NotLinked as error:
             unlinked = f"{error} Models are ranked by loss."
     ruling = prediction if linked is None else linked.wrong
+    places = {model: place for place, model in enumerate(table.models)}
     ranking = Ranking(
-        table=table.select([table.models.index(model) for model in seen.models]),
+        table=table.select([places[model] for model in seen.models]),
         budget=budget,
         target=target,
         method=method,

@@ -93,7 +93,7 @@ class Bench:
         spec = self.spec.finetune_spec(self.spec.candidate(candidate))
         key = spec.model_dump_json()
         if key not in self._examples:
-            self._examples[key] = read_examples(spec, self.sizes, self.spec.seeds)
+            self._examples[key] = read_examples(spec, self.sizes, self.spec.seeds, lambda: self.task)
         return self._examples[key]
 
     def compute(self, cell: Cell) -> Outcome:

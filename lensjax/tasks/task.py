@@ -234,8 +234,8 @@ def _rendered(
     """The examples of some rows, one by one; all must have their target among their choices, which some keep."""
     prompt_pieces, target_pieces = template_pieces(spec.prompt), template_pieces(spec.target)
     offered = _targets(target_pieces, spec.choices) if isinstance(spec.choices, tuple) else ()
-    wanted = numbers.tolist()
-    for i, row in zip(wanted, rows.read(wanted), strict=True):
+    # Numbers of millions of rows are made into Python's as they are needed.
+    for i, row in zip(map(int, numbers), rows.read(map(int, numbers)), strict=True):
         where = rows.where(i)
         if spec.is_chat:
             turns = read_turns(row, spec.messages, where, functools.partial(_as_text, where=where))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lensjax.tasks.batches import Lengths, choose_lengths, example_lengths, fits
 from lensjax.tasks.chat import chat_remark
 from lensjax.tasks.choices import Choices, choice_facts, wrong_choices
 from lensjax.tasks.target_bytes import target_bytes
-from lensjax.tasks.task import Example, fingerprint, fingerprints, load_task
+from lensjax.tasks.task import Example, Task, fingerprint, fingerprints, load_task
 from lensjax.tasks.tokens import TOKENS_VERSION, Tokens, tokenise
 from lensjax.tasks.writing import Writing, examine, sample
 from lensjax.train.spec import FinetuneSpec
@@ -82,13 +82,16 @@ class TokenSets:
     choices: Choices | None = None
 
 
-def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]) -> Examples:
+def read_examples(
+    spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int], task: Callable[[], Task] | None = None
+) -> Examples:
     """Read the examples that runs need.
 
     Args:
       spec: The task.
       sizes: Numbers of training examples.
       seeds: Of their choice and order.
+      task: Gives the task where it has been loaded, which of millions of rows takes seconds.
 
     Raises:
       InputError: see `lensjax.tasks.task`.
@@ -98,17 +101,17 @@ def read_examples(spec: FinetuneSpec, sizes: Sequence[int], seeds: Sequence[int]
     judged: list[Example] = []
 
     def read() -> dict[str, Any]:
-        task = load_task(spec)
-        held_out.update(validation=task.validation, test=task.test)
-        judged.extend(sample(task))
+        loaded = load_task(spec) if task is None else task()
+        held_out.update(validation=loaded.validation, test=loaded.test)
+        judged.extend(sample(loaded))
         several = len(spec.training.learning_rates) > 1 and max(sizes) > 0
-        search = (FIRST_RUNG if task.available(FIRST_RUNG) == FIRST_RUNG else max(sizes)) if several else 0
+        search = (FIRST_RUNG if loaded.available(FIRST_RUNG) == FIRST_RUNG else max(sizes)) if several else 0
         largest = dict.fromkeys(seeds, max(sizes))
         if search:
             largest[0] = max(largest.get(0, 0), search)
-        train.update({seed: task.train(seed, size) for seed, size in largest.items()})
+        train.update({seed: loaded.train(seed, size) for seed, size in largest.items()})
         prints = [[seed, [*fingerprints(rows, {*sizes, search}).items()]] for seed, rows in train.items()]
-        digest = spec.digest(fingerprint([*task.validation, *task.test]))
+        digest = spec.digest(fingerprint([*loaded.validation, *loaded.test]))
         return {"digest": digest, "prints": prints, "search": search, "origin": spec.source.origin}
 
     said = on_first(read)

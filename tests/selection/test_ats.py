@@ -20,14 +20,14 @@ def test_a_power_law_is_extrapolated_exactly(method):
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_the_smallest_size_is_never_accepted_beyond_three_points(points, seed):
     log_loss = np.random.default_rng(seed).normal(0, 0.01, points) - 0.1 * np.arange(points)
-    count = accepted(np.arange(points, dtype=float), log_loss)
+    (count,) = accepted(np.arange(points, dtype=float)[None], log_loss[None])
     assert count == points if points <= 3 else 3 <= count < points
 
 
 def test_stops_at_the_first_point_off_the_line():
     log_d = np.arange(8.0)
     bent = np.where(log_d < 3, 0.0, -0.1 * (log_d - 3)) + 1e-4 * np.array([0, 0, 0, 1, -1, 1, -1, 1])
-    assert accepted(log_d, bent) == 5
+    assert accepted(log_d[None], bent[None]).tolist() == [5]
 
 
 def test_missing_points_and_the_pretrained_loss_are_left_out():

@@ -43,7 +43,9 @@ def plotted_models(ranking: Ranking, limit: int = PLOTTED) -> list[int]:
 
 def highlighted_models(ranking: Ranking) -> list[int]:
     """Positions of the models drawn in colour: the best few that may be chosen, and that the method could judge."""
-    return [int(i) for i in ranking.choices if np.isfinite(ranking.prediction.score[i])][:HIGHLIGHTED]
+    choices = ranking.choices
+    best: list[int] = choices[np.isfinite(ranking.prediction.score[choices])][:HIGHLIGHTED].tolist()
+    return best
 
 
 def agreement_figure(ranking: Ranking, baseline: str) -> go.Figure:

@@ -26,7 +26,8 @@ from lensjax.selection.ranking import Ranking
 from lensjax.selection.records import COMPARED, ranks
 
 ROWS = 50
-PRINTED_ROWS = 300
+PRINTED_ROWS = 300  # with everything; those below have a line each
+LINES = 10_000  # of those
 _WIDTH, _EDGE = 100.0, 5.0
 Scale = tuple[float, float] | None  # losses at both ends of the interval column
 
@@ -51,6 +52,7 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
     table, models = ranking.table, [Name.of(model) for model in ranking.table.models]
     scale = _scale(ranking)
     rows, apart = _rows(ranking, models, scale)
+    barred = ranking.ineligible
     measured = table.sizes[(table.sizes > 0) & (table.sizes <= ranking.budget)]
     plotted = plotted_models(ranking)
     return {
@@ -67,9 +69,10 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "smallest": int(measured[0]) if len(measured) else 0,
         **_leaders(ranking, rows),
         "tradeoffs": [shown_section(section) for section in tradeoffs(ranking)],
-        "ranked": sum(1 for row in rows if row["rank"]),
+        "ranked": int(np.isfinite(ranking.prediction.score[ranking.choices]).sum()),
         "total": len(ranking.choices),
-        "ineligible": [(Name.of(model), text.clean(why)) for model, why in ranking.ineligible],
+        "ineligible": [(Name.of(model), text.clean(why)) for model, why in barred[:PRINTED_ROWS]],
+        "unsaid_ineligible": max(len(barred) - PRINTED_ROWS, 0),
         "is_close": ranking.is_close,
         "warnings": [text.clean(sentence) for sentence in ranking.warnings],
         "compared": _compared(ranking, models),
@@ -77,6 +80,8 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "baselines": [text.method_title(name) for name in ranking.baselines],
         "ticks": ("", "") if scale is None else [text.significant(end, 3) for end in scale],
         "rows": rows,
+        "lines": _lines(ranking, models),
+        "unlisted": max(len(ranking.choices) - PRINTED_ROWS - LINES, 0),
         "apart": apart,
         "row_limit": ROWS,
         "printed_rows": PRINTED_ROWS,
@@ -92,9 +97,10 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "crosses": ranking.curves is None and ranking.prediction.is_loss,
         "bands": min(BANDS, len(highlighted_models(ranking))) if ranking.curves is not None else 0,
         "losses": _losses(ranking, models, plotted),
-        "parameters": _parameters(ranking),
+        "parameters": _parameters(ranking, plotted),
         "assumptions": [text.clean(sentence) for sentence in ranking.assumptions],
-        "left_out": [(Name.of(model), text.clean(why)) for model, why in ranking.left_out],
+        "left_out": [(Name.of(model), text.clean(why)) for model, why in ranking.left_out[:PRINTED_ROWS]],
+        "left_out_total": len(ranking.left_out),
     }
 
 
@@ -102,7 +108,7 @@ def _leaders(ranking: Ranking, rows: list[dict[str, object]]) -> dict[str, objec
     """The row of the chosen model, that of the best other one, and why it is not the best where it is not."""
     judged = [row for row in rows if row["rank"]]
     place = ranking.order.tolist().index(ranking.choice)
-    chosen = judged[place] if place < len(judged) else None
+    chosen = next((row for row in judged if row["rank"] == place + 1), None)
     others = [row for row in judged if row is not chosen]
     return {
         "chosen": chosen,
@@ -132,19 +138,24 @@ def _columns(ranking: Ranking) -> dict[str, bool]:
 def _rows(
     ranking: Ranking, models: list[Name], scale: Scale
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows of the models that may be chosen, and of the others."""
+    """Rows of the first models that may be chosen, and of the others."""
     table, prediction = ranking.table, ranking.prediction
     optional = (prediction.lower, prediction.upper, ranking.probability_best, ranking.expected_regret)
     lower, upper, best, regret = (np.full(len(models), np.nan) if x is None else x for x in optional)
     at_budget, at_target = table.column(ranking.budget), table.column(ranking.target)
     others = [ranks(other) for other in ranking.baselines.values()]
     colours = dict(zip(highlighted_models(ranking), PALETTE, strict=False))
+    choices = ranking.choices
+    places = dict(zip(choices[:PRINTED_ROWS].tolist(), range(1, PRINTED_ROWS + 1), strict=False))
+    barred = ranking.order[len(choices) :][:PRINTED_ROWS].tolist()
+    if ranking.cheaper is not None:  # the choice has its row, wherever it stands
+        places.setdefault(ranking.choice, ranking.order.tolist().index(ranking.choice) + 1)
     rows: list[dict[str, object]] = []
-    for place, i in enumerate(map(int, ranking.order), start=1):
+    for i in (*places, *barred):
         score = float(prediction.score[i])
         rows.append(
             {
-                "rank": place if math.isfinite(score) and not table.ineligible[i] else None,
+                "rank": places.get(i) if math.isfinite(score) else None,
                 "name": models[i],
                 "colour": colours.get(i),
                 "family": text.clean(table.families[i], 40) or text.DASH,
@@ -160,7 +171,14 @@ def _rows(
                 "others": [rank[i] for rank in others],
             }
         )
-    return rows[: len(ranking.choices)], rows[len(ranking.choices) :]
+    return rows[: len(places)], rows[len(places) :]
+
+
+def _lines(ranking: Ranking, models: list[Name]) -> list[tuple[Name, str]]:
+    """Name and prediction of the models below the printed rows, in order."""
+    below = ranking.choices[PRINTED_ROWS : PRINTED_ROWS + LINES].tolist()
+    scores, form = ranking.prediction.score, text.number if ranking.prediction.is_loss else text.significant
+    return [(models[i], form(float(scores[i]))) for i in below]
 
 
 def _metric_cells(ranking: Ranking, metric: MetricPrediction, i: int) -> tuple[str, str, str]:
@@ -259,9 +277,9 @@ def _losses(ranking: Ranking, models: list[Name], plotted: list[int]) -> dict[st
     }
 
 
-def _parameters(ranking: Ranking) -> dict[str, Any] | None:
+def _parameters(ranking: Ranking, plotted: list[int]) -> dict[str, Any] | None:
     if not ranking.parameters:
         return None
-    columns, order = ranking.parameters.values(), map(int, ranking.order)
-    rows = [(ranking.table.models[i], [text.significant(column[i]) for column in columns]) for i in order]
+    columns = ranking.parameters.values()
+    rows = [(ranking.table.models[i], [text.significant(column[i]) for column in columns]) for i in plotted]
     return shown_table(DataTable("Law parameters", list(ranking.parameters), rows, heading="Model"))
