@@ -99,6 +99,7 @@ _TINY: dict[str, dict[str, Any]] = {
     "gpt2": _SIZES | {"n_positions": 64},
     "gpt_neox": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
     "llama": _ROTARY,
+    "ministral": _ROTARY | {"sliding_window": 4},
     "mistral": _ROTARY | {"sliding_window": 4},
     "mt5": {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
     "olmo2": {key: value for key, value in _ROTARY.items() if key != "head_dim"},

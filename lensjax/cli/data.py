@@ -50,11 +50,11 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
 
     read = read_spec(spec, FinetuneSpec)
     read = read.model_copy(update={"source": read.source.pinned()})
-    tokenizer, encoder_decoder = (None, False) if model is None else _tokenizer(model)
+    tokenizer, encoder_decoder, size = (None, False, None) if model is None else _tokenizer(model)
     task = load_task(read)
     sample = list(itertools.islice(task.shuffled(0), _SAMPLE))
     sets = {"train": sample, "validation": task.validation, "test": task.test}
-    measured = {name: _measure(examples, read, tokenizer, encoder_decoder) for name, examples in sets.items()}
+    measured = {name: _measure(examples, read, tokenizer, encoder_decoder, size) for name, examples in sets.items()}
     shown = sample[:_SHOWN]
     learns, remark = _conversations(shown, task.test, tokenizer, encoder_decoder)
     writing = None
@@ -112,14 +112,14 @@ def fetch(task: TaskName, out: Path = Path(".")) -> None:
     print(f"Prompt {made.prompt!r}, target {made.target!r}.")
 
 
-def _tokenizer(model: str) -> tuple[Any, bool]:
-    """A model's tokenizer, and whether it is an encoder–decoder."""
+def _tokenizer(model: str) -> tuple[Any, bool, int]:
+    """A model's tokenizer, whether it is an encoder–decoder, and how many tokens it has an embedding for."""
     from lensjax.models.family import family_of
     from lensjax.models.hub import find_folder, read_config, read_tokenizer
 
     folder = find_folder(model, what="tokenizer")
     config = read_config(folder)
-    return read_tokenizer(folder, config), family_of(config.model_type).encoder_decoder
+    return read_tokenizer(folder, config), family_of(config.model_type).encoder_decoder, config.vocab_size
 
 
 def _conversations(
@@ -139,7 +139,7 @@ def _conversations(
 
 
 def _measure(
-    examples: "Sequence[Example]", spec: "TaskSpec", tokenizer: Any, encoder_decoder: bool
+    examples: "Sequence[Example]", spec: "TaskSpec", tokenizer: Any, encoder_decoder: bool, size: int | None
 ) -> "dict[str, tuple[np.ndarray, np.ndarray | None]]":
     """Lengths of prompts and of targets, and with a tokenizer which of them are cut."""
     import numpy as np
@@ -151,7 +151,7 @@ def _measure(
         }
     from lensjax.tasks.tokens import tokenise
 
-    tokens = tokenise(examples, tokenizer, spec, encoder_decoder=encoder_decoder)
+    tokens = tokenise(examples, tokenizer, spec, encoder_decoder=encoder_decoder, embeddings=size)
     return {
         "prompt length": (tokens.prompt_lengths, tokens.prompt_cut),
         "target length": (tokens.target_lengths, tokens.target_cut),

@@ -86,7 +86,8 @@ def check(model: ModelName, dtype: DType = "float32", revision: Revision = None)
     Compares logits and losses on a batch of random tokens with padding and, where the model has a tokenizer, on two
     sentences. Differences are relative to the largest logit, and to the loss. Torch computes in float32, or in float64
     where that is the type. Exits with status 1 where they differ by more than rounding explains: 1e-4 in float32, 1e-9
-    in float64, and three times torch's own rounding in half precision.
+    in float64, and three times torch's own rounding in half precision. Says too where the tokenizer that transformers
+    makes of the folder makes other tokens than its tokenizer.json.
 
     Worked examples
 
@@ -100,9 +101,11 @@ def check(model: ModelName, dtype: DType = "float32", revision: Revision = None)
         dtype: Type of the parameters and of all computation in LensJAX.
     """
     from lensjax.models.hub import find_folder
+    from lensjax.models.tokenizer_check import compare_tokenizer
     from lensjax.models.torch_check import compare_with_torch
 
-    comparisons = compare_with_torch(find_folder(model, revision), dtype)
+    folder = find_folder(model, revision)
+    comparisons = compare_with_torch(folder, dtype)
     rows = [
         (
             one.batch,
@@ -118,6 +121,15 @@ def check(model: ModelName, dtype: DType = "float32", revision: Revision = None)
     headings = ("batch", "tokens", "relative difference of logits", "allowed", "loss (nats)", "torch's", "")
     console = make_console()
     console.print(make_table("", headings, rows, words=("batch",)))
+    differing = compare_tokenizer(folder)
+    if differing:
+        console.print(
+            "[bold]Caution:[/bold] transformers rebuilds this tokenizer by its class, and LensJAX uses what it makes: ",
+            end="",
+        )
+        console.print(f"{'; '.join(map(str, differing))}.", markup=False, soft_wrap=True)
+    elif differing is not None:
+        console.print("The tokenizer makes the tokens that its tokenizer.json does.")
     if not all(one.passed for one in comparisons):
         console.print(f"FAIL: logits or loss differ by more than rounding in {dtype} explains.")
         sys.exit(1)

@@ -35,8 +35,9 @@ def probe_batch(model: Model, spec: TaskSpec, examples: list[Example]) -> Mappin
     """
     encoder_decoder = model.family.encoder_decoder
     shown = [example.rows(encoder_decoder=encoder_decoder)[-1] for example in examples]
-    tokens = tokenise(shown, model.tokenizer, spec, encoder_decoder=encoder_decoder)
+    size = model.config.vocab_size
+    tokens = tokenise(shown, model.tokenizer, spec, encoder_decoder=encoder_decoder, embeddings=size)
     needed = example_lengths(tokens, encoder_decoder).max(axis=0)
     check_fit(model, int(needed.max()))
     rows = range(len(examples))
-    return collate(tokens, rows, rows, tuple(int(length) for length in needed), padding_token(model.tokenizer))
+    return collate(tokens, rows, rows, tuple(int(length) for length in needed), padding_token(model.tokenizer, size))

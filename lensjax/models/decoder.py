@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.models.layers import Embedding, LanguageModel, Linear, Stack
+from lensjax.models.layers import Bias, Embedding, LanguageModel, Linear, Stack
 from lensjax.models.masks import both, positions, self_mask, window_mask
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary
@@ -64,6 +64,7 @@ class DecoderLM(LanguageModel):
         self.norm = norm
         tied = config.tie_word_embeddings
         self.head = None if tied else Linear(width, vocabulary, options, rngs, bias=head_bias, std=std)
+        self.head_bias = Bias((vocabulary,), options) if tied and head_bias else None
 
     def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
         """What the head reads at every position of `input_ids`."""
@@ -88,6 +89,7 @@ class DecoderLM(LanguageModel):
     def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocabulary"]:
         """Scores of every token, given the output of the final norm."""
         y = super().logits(x)
+        y = y if self.head_bias is None else self.head_bias(y)
         return y if self.softcap is None else self.softcap * jnp.tanh(y / self.softcap)
 
 

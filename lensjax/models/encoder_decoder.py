@@ -5,9 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from lensjax.models.layers import Embedding, LanguageModel, Linear
+from lensjax.models.family import embeds_apart
+from lensjax.models.layers import Bias, Embedding, LanguageModel, Linear
 from lensjax.models.masks import padding_mask
 from lensjax.models.options import Options
 
@@ -38,18 +39,27 @@ class EncoderDecoderLM(LanguageModel):
         vocabulary, width = config.vocab_size, config.d_model
         self.mesh, self.embed_scale, self.head_scale = options.mesh, embed_scale, head_scale
         self.embed = Embedding(vocabulary, width, options, rngs, std=std)
+        apart = embeds_apart(config)
+        self.decoder_embed = Embedding(vocabulary, width, options, rngs, std=std) if apart else None
         self.encoder = make_side(False)
         self.decoder = make_side(True)
+        biased = getattr(config, "has_logits_bias", False)
+        self.logits_bias = Bias((1, vocabulary), options, learned=False) if biased else None
         self.head = None if config.tie_word_embeddings else Linear(width, vocabulary, options, rngs, std=std)
 
     def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
         """What the head reads at every position of `decoder_input_ids`."""
         padding = padding_mask(batch)
-        source = self.encoder(self._embed(batch["input_ids"]), padding)
+        source = self.encoder(self._scaled(self.embed(batch["input_ids"])), padding)
         decoder_padding = padding_mask(batch, "decoder_attention_mask")
-        x = self.decoder(self._embed(batch["decoder_input_ids"]), decoder_padding, source, padding)
+        embed = self.embed if self.decoder_embed is None else self.decoder_embed
+        x = self.decoder(self._scaled(embed(batch["decoder_input_ids"])), decoder_padding, source, padding)
         return x * jnp.asarray(self.head_scale, x.dtype)
 
-    def _embed(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time width"]:
-        x = self.embed(ids)
+    def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocabulary"]:
+        """Scores of every token, given what the head reads."""
+        y = super().logits(x)
+        return y if self.logits_bias is None else self.logits_bias(y)
+
+    def _scaled(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         return x * jnp.asarray(self.embed_scale, x.dtype)

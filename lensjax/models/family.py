@@ -14,7 +14,7 @@ from lensjax.core.pytrees import PyTree
 from lensjax.core.registry import Registry
 from lensjax.models.options import Options
 from lensjax.models.sharding import RULES, Rules
-from lensjax.models.weights import ParameterNames, Tensor, tensors
+from lensjax.models.weights import ParameterNames, Stored, Tensor, tensors
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ class Family:
       parameter_names: The names of its parameters in a checkpoint, given the configuration.
       prefix: Start of tensor names that checkpoints of the bare model, without a head, leave out.
       ignored: Regular expressions for tensors that checkpoints hold and the model does not need.
-      copies: Tensors that checkpoints may hold besides the one whose values they repeat, by name.
-      zeros: Shapes of constants that checkpoints hold, 0 in all of them, by name, given the configuration.
+      copies: Tensors that checkpoints may hold besides or in place of the one whose values they repeat, by name.
+      zeros: Shapes of constants that checkpoints hold, by name, given the configuration: 0 in nearly all of them, and
+        in all where the model has no parameter for them.
       rules: How its parameters lie on a mesh.
+      two_embeddings: Whether encoder and decoder have an embedding each in models that are not tied.
       encoder_decoder: Whether targets have a decoder of their own.
       examples: Well-known checkpoints.
     """
@@ -41,15 +43,46 @@ class Family:
     parameter_names: Callable[[Any], ParameterNames]
     prefix: str = "model."
     ignored: tuple[str, ...] = (r"^lm_head\.weight$",)
-    copies: Mapping[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
     zeros: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
     rules: Rules = RULES
+    two_embeddings: bool = False
     encoder_decoder: bool = False
     examples: tuple[str, ...] = ()
+
+    def repeated(self, config: Any) -> Mapping[str, str]:
+        """Tensors that may stand in a checkpoint beside or in place of the one whose values they have, by name."""
+        copies = {} if embeds_apart(config) else dict(self.copies)
+        if config.tie_word_embeddings:
+            names = self.parameter_names(config)
+            embed, head = (f"{entry if isinstance(entry, str) else entry.name}.weight" for entry in ends(names))
+            copies[head] = embed
+        return copies
+
+    def passed_over(self, config: Any) -> tuple[str, ...]:
+        """Regular expressions for tensors that checkpoints hold and the model does not need."""
+        unused = r"(^|\.)shared\.weight$"
+        return (*self.ignored, unused) if self.two_embeddings and embeds_apart(config) else self.ignored
+
+    def written_twice(self, config: Any) -> Mapping[str, str]:
+        """Tensors that `transformers` looks for in a checkpoint besides those with their values, by name."""
+        if not (self.two_embeddings and embeds_apart(config)):
+            return {}
+        return {first: name for name, first in reversed(self.copies.items())}
 
     def tensors(self, config: Any, params: PyTree) -> list[Tensor]:
         """Every parameter, or its shape, with its tensors in a checkpoint, in the order of the pytree's leaves."""
         return tensors(params, self.parameter_names(config))
+
+
+def embeds_apart(config: Any) -> bool:
+    """Whether an encoder and a decoder have an embedding each, as in untied BARTs and Switch Transformers."""
+    return not (config.tie_word_embeddings or getattr(config, "one_embedding", False))
+
+
+def ends(names: ParameterNames) -> tuple[str | Stored, str | Stored]:
+    """What a checkpoint calls the embedding and the head."""
+    return names["embed"], names["head"]
 
 
 FAMILIES: Registry[Family] = Registry("family", "lensjax.models.families", "lensjax.families")

@@ -176,6 +176,8 @@ def read_config(folder: Path) -> Any:
         raise InputError(f"{path} is not JSON ({shorten(error)}); fetch it again.") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise InputError(f"{path} does not say its model_type; take the config.json that came with the weights.")
+    if values["model_type"] == "mistral" and "layer_types" in values:
+        values["model_type"] = "ministral"  # as transformers' AutoConfig does
     model_type = values["model_type"]
     if values.get("auto_map") and model_type not in supported():
         raise InputError(
@@ -232,7 +234,8 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
       config: The model's Hugging Face configuration.
 
     Raises:
-      InputError: there is none, or it has more tokens than the model has embeddings.
+      InputError: there is none, or it is another model's: it has tokens without an embedding that were not added to a
+        vocabulary, as those for images or padding are.
     """
     if folder is None or not has_tokenizer(folder):
         raise InputError(
@@ -246,7 +249,7 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
     except Exception as error:  # the tokenizers library raises Exception itself
         why = shorten(" ".join(str(error).split()), 200).rstrip(".")
         raise InputError(f"The tokenizer in {folder} cannot be read ({why}); fetch it again.") from error
-    if len(tokenizer) > config.vocab_size:
+    if len(tokenizer) > config.vocab_size and _without_embedding(tokenizer, config.vocab_size):
         raise InputError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens and the model {config.vocab_size} embeddings; "
             "take tokenizer and weights from one model."
@@ -254,10 +257,20 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
     return tokenizer
 
 
+def _without_embedding(tokenizer: Any, embeddings: int) -> bool:
+    """Whether tokens of the vocabulary itself have no embedding."""
+    beyond = {number for number in tokenizer.get_vocab().values() if number >= embeddings}
+    return not beyond <= set(tokenizer.added_tokens_decoder)
+
+
 def write_config(config: Any, architecture: str, dtype: str, folder: Path) -> None:
     """Write config.json with the names of the class that opens the weights, and of their type."""
     values = config.to_dict() | {"architectures": [architecture], "dtype": dtype}
     values.pop("auto_map", None)
+    for told_by_tensors in ("has_logits_bias", "one_embedding"):
+        values.pop(told_by_tensors, None)
+    if getattr(config, "one_embedding", False) and family_of(config.model_type).two_embeddings:
+        values["tie_word_embeddings"] = True  # or else there would be two; that the head differs, its tensor tells
     (folder / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -29,11 +29,28 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_new": jax.nn.gelu,
     "gelu_fast": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
+    "gelu_python": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_python_tanh": jax.nn.gelu,
+    "gelu_accurate": jax.nn.gelu,
+    "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10, 10),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "hardswish": jax.nn.hard_swish,
+    "laplace": lambda x: 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * np.sqrt(2.0)))),
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
+    "tanh": jnp.tanh,
 }
 
 
 def activation(name: str) -> Callable[[Array], Array]:
     """The elementwise function of that name in a Hugging Face configuration.
+
+    Of those that `transformers` has, two hold parameters of their own and are not here: prelu and xielu.
 
     Raises:
       InputError: there is none.
@@ -82,6 +99,23 @@ class Embedding(nnx.Module):
     def logits(self, x: Float[Array, "... width"]) -> Float[Array, "... rows"]:
         """Scores of every row: the head of models that tie it to their embedding."""
         return x.astype(self.dtype) @ self.embedding[...].astype(self.dtype).T
+
+
+class Bias(nnx.Module):
+    """A bias that stands alone, as of a head that is tied to the embedding.
+
+    Args:
+      shape: Its shape.
+      learned: Whether gradients reach it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], options: Options, *, learned: bool = True) -> None:
+        self.learned = learned
+        self.bias = nnx.Param(jnp.zeros(shape, options.param_dtype))
+
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        bias = self.bias[...].astype(x.dtype)
+        return x + (bias if self.learned else jax.lax.stop_gradient(bias)).reshape(-1)
 
 
 class LayerNorm(nnx.Module):

@@ -1,6 +1,8 @@
 """Making models: from a checkpoint, or at random from a configuration."""
 
 import copy
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from jax.sharding import Mesh
 from numpy.typing import DTypeLike
 
 from lensjax.core.pytrees import Params
-from lensjax.models.family import family_of
+from lensjax.models.family import Family, ends, family_of
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import AttentionImplementation, Remat, make_options
@@ -57,11 +59,12 @@ def load(
         family.tensors(model.config, model.params),
         files,
         family.prefix,
-        family.ignored,
-        family.copies,
+        family.passed_over(model.config),
+        family.repeated(model.config),
         family.zeros(model.config),
     )
-    leaves = read_params(wanted, files, options.param_dtype, jax.tree.leaves(model.shardings))
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(model.params)]
+    leaves = read_params(wanted, files, dtypes, jax.tree.leaves(model.shardings))
     return model.with_params(jax.tree.unflatten(jax.tree.structure(model.params), leaves))
 
 
@@ -97,15 +100,36 @@ def from_config(
 
 
 def _as_stored(config: Any, files: TensorFiles) -> Any:
-    """The configuration, untied if the checkpoint's head differs from the embedding, which T5's configurations hide."""
+    """The configuration, with what only the tensors tell, as `transformers` reads them.
+
+    It is untied if the checkpoint's head differs from the embedding, which T5's configurations hide; encoder and
+    decoder share an embedding that there is one of; and logits have a bias where a constant of the family is not 0.
+    """
     family = family_of(config.model_type)
-    names = family.parameter_names(config)
-    entries = (names["embed"], names["head"])
-    embed, head = (f"{entry.name if isinstance(entry, Stored) else entry}.weight" for entry in entries)
-    if not config.tie_word_embeddings or head in family.copies:
+    told: dict[str, Any] = {}
+    if not config.tie_word_embeddings:
+        if family.two_embeddings and not _held(family.copies, family, files):
+            told["one_embedding"] = True
+    else:
+        copies = family.repeated(config)
+        entries = ends(family.parameter_names(config))
+        embed, head = (f"{entry.name if isinstance(entry, Stored) else entry}.weight" for entry in entries)
+        first = next(iter(_held((embed, *(name for name in copies if name != head)), family, files)), None)
+        may_differ = any(re.search(pattern, head) for pattern in family.ignored)
+        if may_differ and first and head in files.shapes and not files.same(first, head):
+            told |= {"tie_word_embeddings": False, "one_embedding": True}
+    constants = family.zeros(config)
+    if any(files.shapes.get(name) == shape and not files.is_zero(name) for name, shape in constants.items()):
+        told["has_logits_bias"] = True
+    if not told:
         return config
-    if not {embed, head} <= files.shapes.keys() or files.same(embed, head):
-        return config
-    untied = copy.copy(config)
-    untied.tie_word_embeddings = False
-    return untied
+    changed = copy.copy(config)
+    for name, value in told.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def _held(names: Iterable[str], family: Family, files: TensorFiles) -> list[str]:
+    """Those of some tensors that a checkpoint holds, as it names them."""
+    both = ((name, name.removeprefix(family.prefix)) for name in names)
+    return [next(name for name in pair if name in files.shapes) for pair in both if {*pair} & files.shapes.keys()]

@@ -119,9 +119,9 @@ class Model:
         return module.logits(x[None])[0] if x.ndim == 2 else module.logits(x)
 
     def head_of(self, params: Params) -> Params:
-        """The parameters that `logits` reads: those of the head, or the embedding that it is tied to."""
-        key = "head" if "head" in self._shapes else "embed"
-        return {key: params[key]}
+        """The parameters that `logits` reads: those of the head, or the embedding that it is tied to, and biases."""
+        keys = ("head" if "head" in self._shapes else "embed", "head_bias", "logits_bias")
+        return {key: params[key] for key in keys if key in self._shapes}
 
     def chunks(self, shape: tuple[int, ...]) -> Chunks | None:
         """How a batch of that shape, [batch, time], is taken apart where no logits of all of it need be held."""
@@ -250,8 +250,14 @@ class Model:
                 pass
             return
         zeros = ((name, np.zeros(shape, stored)) for name, shape in self.family.zeros(self.config).items())
+        twice = self.family.written_twice(self.config)
+        held = (
+            (also, value)
+            for name, value in checkpoint_tensors(leaves)
+            for also in (name, *(copy for copy, first in twice.items() if first == name))
+        )
         with new_folder(target) as staging:
-            write_tensors(itertools.chain(checkpoint_tensors(leaves), zeros), staging)
+            write_tensors(itertools.chain(held, zeros), staging)
             write_config(self.config, self.family.architecture, stored.name, staging)
             if self.folder is not None:
                 copy_tokenizer(self.folder, staging)

@@ -102,7 +102,7 @@ def check_names(
       wanted: Parameters, named with `prefix`.
       prefix: Start of tensor names that checkpoints of the bare model leave out.
       ignored: Regular expressions for tensors that checkpoints hold and models do not need.
-      copies: Tensors that checkpoints may hold besides the one whose values they repeat, by name.
+      copies: Tensors that checkpoints may hold besides, or in place of, the one whose values they repeat, by name.
       zeros: Shapes of constants that checkpoints may hold and that must be 0, by name.
 
     Returns:
@@ -125,8 +125,16 @@ def check_names(
         wanted = [replace(tensor, names=without_prefix(tensor.names)) for tensor in wanted]
         names = {name.removeprefix(prefix) for name in names}
         copies = {name.removeprefix(prefix): first.removeprefix(prefix) for name, first in copies.items()}
+    instead = {
+        first: name for name, first in reversed([*copies.items()]) if first not in files.shapes and name in files.shapes
+    }
+    if instead:  # of equal tensors, some programs keep another than the first
+        renamed = np.vectorize(lambda name: instead.get(name, name), otypes=[object])
+        wanted = [replace(tensor, names=renamed(tensor.names)) for tensor in wanted]
+        names = {instead.get(name, name) for name in names}
+        copies = {name: instead.get(first, first) for name, first in copies.items()}
     missing = sorted(names - files.shapes.keys(), key=_natural)
-    held = ((name, first) for name, first in copies.items() if {name, first} <= files.shapes.keys())
+    held = ((name, first) for name, first in copies.items() if name in needed and first in files.shapes)
     repeated = {name for name, first in held if files.same(name, first)}
     empty = {name for name, shape in zeros.items() if files.shapes.get(name) == shape and files.is_zero(name)}
     unexpected = sorted(set(needed) - names - repeated - empty, key=_natural)
@@ -154,7 +162,7 @@ def check_names(
 
 
 def read_params(
-    wanted: Sequence[Tensor], files: TensorFiles, dtype: np.dtype[Any], targets: Sequence[Sharding]
+    wanted: Sequence[Tensor], files: TensorFiles, dtypes: Sequence[np.dtype[Any]], targets: Sequence[Sharding]
 ) -> list[jax.Array]:
     """Read parameters onto their devices.
 
@@ -163,11 +171,11 @@ def read_params(
     Args:
       wanted: Parameters, named as the checkpoint names them.
       files: The checkpoint.
-      dtype: Type in which the parameters are held.
+      dtypes: Type in which each of them is held.
       targets: How each of them lies on devices.
     """
 
-    def read(tensor: Tensor, target: Sharding) -> dict[jax.Device, NDArray[Any]]:
+    def read(tensor: Tensor, dtype: np.dtype[Any], target: Sharding) -> dict[jax.Device, NDArray[Any]]:
         held = cast(Mapping[jax.Device, tuple[slice, ...]], target.addressable_devices_indices_map(tensor.shape))
         bounds = {
             device: tuple(s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True))
@@ -178,7 +186,7 @@ def read_params(
 
     arrays: list[jax.Array] = []
     with ThreadPoolExecutor() as pool:
-        for tensor, target, slices in zip(wanted, targets, pool.map(read, wanted, targets), strict=True):
+        for tensor, target, slices in zip(wanted, targets, pool.map(read, wanted, dtypes, targets), strict=True):
             placed = [jax.device_put(value, device) for device, value in slices.items()]
             arrays.append(jax.make_array_from_single_device_arrays(tensor.shape, target, placed))
     return arrays

@@ -22,7 +22,7 @@ from lensjax.study.folder import evidence_cells, evidence_file, read_results, ru
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.chat import ChatFormat, TemplateRefuses
 from lensjax.tasks.task import Task, fingerprint, fingerprints
-from lensjax.tasks.tokens import padding_token, tokenise
+from lensjax.tasks.tokens import tokenise
 from lensjax.tasks.writing import Writing, examine
 from lensjax.train.results import read_result
 from lensjax.train.runs import has_our_tokens, kept_spec
@@ -147,8 +147,8 @@ def check_candidates(spec: StudySpec, bench: Bench) -> dict[str, Writing]:
             tokenizer = read_tokenizer(folder, config)
             encoder_decoder = family_of(config.model_type).encoder_decoder
             with suppress(TemplateRefuses):  # which refused_rows tells
-                tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder)
-            padding_token(tokenizer)
+                size = config.vocab_size
+                tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder, embeddings=size)
             if spec.finetune_spec(candidate).training.packing:
                 check_packing(abstract_model(config, make_options()))
             found[candidate.name] = examine(

@@ -103,7 +103,7 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
     available = _available(spec)
     sizes = spec.ladder(available)
     last = {entry.cell: entry for entry in journal.entries if entry.cell is not None}
-    failures = {cell: entry for cell, entry in last.items() if entry.status == "failed"}
+    failures = {cell: entry for cell, entry in last.items() if entry.status == "failed" and cell.model in spec.names}
     eliminated = _eliminated(journal.entries)
     costs = read_costs(out)
     gone = {cell.model for cell in failures if cell.kind == FINETUNE} | set(eliminated) | set(refused(spec, costs))

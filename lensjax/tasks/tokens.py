@@ -140,7 +140,14 @@ class Tokens:
         return one and each and bool(self.starts[-1] == len(self.ids) == len(self.learned))
 
 
-def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec, *, encoder_decoder: bool) -> Tokens:
+def tokenise(
+    examples: Iterable[Example],
+    tokenizer: "Tokenizer",
+    spec: TaskSpec,
+    *,
+    encoder_decoder: bool,
+    embeddings: int | None = None,
+) -> Tokens:
     """The token ids of examples, cut to the lengths that a spec allows.
 
     For a causal model, prompt and target are encoded as one text. A token that holds any of the target's text belongs
@@ -159,9 +166,10 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
         theirs, the prompt has those with which both the prompt alone and the whole text begin.
       spec: Its `max_prompt_tokens`, `max_target_tokens` and `cut_prompt`.
       encoder_decoder: Whether the model reads prompts with an encoder.
+      embeddings: Number of tokens that the model has an embedding for. Some tokenizers have more, as for images.
 
     Raises:
-      InputError: the tokenizer has no end-of-text token, or a target has no tokens.
+      InputError: the tokenizer has no end-of-text token, a target has no tokens, or a row has one without an embedding.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -196,6 +204,12 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
                 )
             kept = prompt.cut(spec.max_prompt_tokens, spec.cut_prompt)
             answer = target.ids
+            if embeddings is not None and (last := max(*kept, *answer, -1)) >= embeddings:
+                token = shorten(repr(tokenizer.convert_ids_to_tokens(last)))
+                raise InputError(
+                    f"{example.where} has the token {token} (number {last:,}), and the model has {embeddings:,} "
+                    "embeddings, from 0 on; remove it from the row."
+                )
             ids += kept
             ids += answer[: spec.max_target_tokens]
             learned += [False] * len(kept) + (pair.learned or [True] * len(answer))[: spec.max_target_tokens]
@@ -216,9 +230,15 @@ def tokenise(examples: Iterable[Example], tokenizer: "Tokenizer", spec: TaskSpec
     )
 
 
-def padding_token(tokenizer: "Tokenizer") -> int:
-    """The token that fills rows up; no loss and no attention sees it."""
-    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+def padding_token(tokenizer: "Tokenizer", embeddings: int) -> int:
+    """The token that fills rows up; no loss and no attention sees it.
+
+    Args:
+      tokenizer: Whose token for padding it is, or else that for the end of a text.
+      embeddings: Number of tokens that the model has an embedding for, of which it is one.
+    """
+    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in named if token is not None and token < embeddings), 0)
 
 
 @dataclass(frozen=True)

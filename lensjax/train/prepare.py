@@ -136,7 +136,7 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
     encoder_decoder = model.family.encoder_decoder
 
     def make() -> list[str]:
-        tokenizer = model.tokenizer
+        tokenizer, size = model.tokenizer, model.config.vocab_size
         kind = _kind(tokenizer, spec, encoder_decoder)
         # The training examples may be many, and their fingerprints are known.
         train = [(examples.fingerprint(seed, len(rows)), rows) for seed, rows in examples.train.items()]
@@ -149,7 +149,7 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
             names.append(hashlib.sha256((kind + texts).encode()).hexdigest()[:16])
             folder = out / FOLDER / names[-1]
             if not folder.exists():
-                tokens = tokenise(rows, tokenizer, spec, encoder_decoder=encoder_decoder)
+                tokens = tokenise(rows, tokenizer, spec, encoder_decoder=encoder_decoder, embeddings=size)
                 try:
                     tokens.save(folder)
                 except InputError:

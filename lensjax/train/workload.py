@@ -71,7 +71,7 @@ class Workload:
         pretrained = self.trained if training.method == "full" else self.frozen
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(pretrained))
         self.tokens = tokenise_all(self.examples, model, self.spec, out)
-        self.padding = padding_token(model.tokenizer)
+        self.padding = padding_token(model.tokenizer, model.config.vocab_size)
         self.packing = self._packing() if training.packing else (None, None)
         self.programs = make_programs(self.abstract, training, self.mesh)
         of_step, of_losses = program_flops(self.abstract, training, self.mesh, self.programs)

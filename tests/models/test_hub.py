@@ -20,6 +20,9 @@ from transformers import LlamaConfig
 import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models.hub import find_folder, read_config, read_tokenizer
+from lensjax.tasks.spec import TaskSpec
+from lensjax.tasks.task import Example
+from lensjax.tasks.tokens import padding_token, tokenise
 
 MakeConfig = Callable[[str], Any]
 COMMIT = "c0ffee" * 6 + "0123"
@@ -312,6 +315,27 @@ def test_a_tokenizer_of_another_model(checkpoint: Path, save_tokenizer: Callable
     save_tokenizer(checkpoint, 97)
     with pytest.raises(InputError, match="has 97 tokens and the model 96 embeddings; take tokenizer and weights from"):
         _ = lensjax.models.load(checkpoint).tokenizer
+
+
+def test_a_tokenizer_may_have_added_tokens_beyond_the_embedding(checkpoint: Path) -> None:
+    model = lensjax.models.load(checkpoint)
+    tokenizer = model.tokenizer
+    assert len(tokenizer) == 40
+    tokenizer.add_tokens([f"<w{n}>" for n in range(40, 96)])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
+    tokenizer.eos_token = "w5"
+    tokenizer.save_pretrained(checkpoint)
+    again = lensjax.models.load(checkpoint).tokenizer
+    assert len(again) == 98
+    assert again.pad_token_id >= 96 > padding_token(again, 96)
+    task = TaskSpec(name="t", source={"files": {"train": ["none.jsonl"]}}, target="{a}")
+    rows = [Example("w3 w1", " w2", "a.jsonl line 1"), Example("w3", " <image>", "a.jsonl line 2")]
+    tokens = tokenise(rows[:1], again, task, encoder_decoder=False, embeddings=96)
+    assert tokens.ids.max() < 96
+    with pytest.raises(
+        InputError, match=r"a\.jsonl line 2 has the token '<image>' \(number 9\d\), and the model has 96 "
+    ):
+        tokenise(rows, again, task, encoder_decoder=False, embeddings=96)
 
 
 def test_a_tokenizer_that_cannot_be_read(checkpoint: Path, tmp_path: Path, tiny_config: MakeConfig) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -12,6 +13,7 @@ import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models.families.t5 import relative_buckets
 from lensjax.models.family import supported
+from lensjax.models.torch_check import compare_with_torch
 
 MakeConfig = Callable[..., Any]
 SaveModel = Callable[..., Path]
@@ -115,6 +117,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "window-of-all": {"sliding_window": 13, "head_dim": 12},
         "stray-fields": {"attention_bias": True, "mlp_bias": True},
     },
+    "ministral": {"alternating": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}},
     "olmo2": {
         "multi-head": {},
         "grouped-query": {"num_key_value_heads": 2, "tie_word_embeddings": True, "attention_bias": True},
@@ -129,6 +132,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "phi": {
         "half-rotary": {},
         "quarter-rotary": {"partial_rotary_factor": 0.25, "rope_theta": 100.0, "hidden_act": "gelu"},
+        "tied": {"tie_word_embeddings": True, "hidden_act": "quick_gelu"},
         "normed-queries": {"qk_layernorm": True, "num_attention_heads": 4, "num_key_value_heads": 2},
     },
     "qwen2": {
@@ -186,10 +190,67 @@ def test_a_head_of_its_own_equals_torch(
     assert_parity(save_torch_model(make_config(family, **changes), change=untie), gradients=family != "mt5")
 
 
-def test_barts_bias_of_logits_must_be_zero(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+def test_barts_constant_bias_of_logits_equals_torch(
+    tmp_path: Path, make_config: MakeConfig, save_torch_model: SaveModel, assert_parity: Check
+) -> None:
     folder = save_torch_model(make_config("bart"), change=lambda model: model.final_logits_bias.normal_())
-    with pytest.raises(InputError, match=r"1 unexpected \(final_logits_bias\)"):
+    assert_parity(folder, gradients=False)
+    model = lensjax.models.load(folder)
+    batch = {"input_ids": np.arange(5, 11)[None], "labels": np.arange(20, 24)[None]}
+    slope = jax.grad(model.loss)(model.params, batch)
+    assert not slope["logits_bias"]["bias"].any()  # training leaves it as it is
+    assert slope["embed"]["embedding"].any()
+
+
+@pytest.mark.parametrize("family", ["bart", "switch_transformers"])
+def test_embeddings_of_encoder_and_decoder_that_differ_equal_torch(
+    family: str, make_config: MakeConfig, save_torch_model: SaveModel, assert_parity: Check
+) -> None:
+    folder = save_torch_model(make_config(family, tie_word_embeddings=False), change=untie_all)
+    assert_parity(folder, gradients=family == "bart")
+    assert {"embed", "decoder_embed", "head"} <= set(lensjax.models.load(folder).params)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5", "mt5", "switch_transformers", "llama", "gpt2", "phi"])
+def test_whichever_copy_of_a_tied_embedding_is_there_is_read(
+    family: str, make_config: MakeConfig, save_torch_model: SaveModel
+) -> None:
+    folder = save_torch_model(make_config(family, tie_word_embeddings=True))
+    whole, path = lensjax.models.load(folder), folder / "model.safetensors"
+    stored = load_file(path)
+    known, config = whole.family, whole.config
+    copies = known.repeated(config)
+    (first,) = set(copies.values())
+    assert len(copies) == (3 if known.encoder_decoder else 1)
+    for kept in copies:
+        others = {name: value for name, value in stored.items() if name not in (first, *copies)}
+        save_file(others | {kept: stored[first]}, path, {"format": "pt"})
+        model = lensjax.models.load(folder)
+        assert "head" not in model.params
+        np.testing.assert_array_equal(model.params["embed"]["embedding"], whole.params["embed"]["embedding"])
+    save_file(others, path, {"format": "pt"})
+    with pytest.raises(InputError, match=f"1 missing \\({first}\\)"):
         lensjax.models.load(folder)
+
+
+def test_an_untied_head_is_not_read_as_the_embedding(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+    folder = save_torch_model(make_config("llama", tie_word_embeddings=False))
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    del stored["model.embed_tokens.weight"]
+    save_file(stored, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 missing \(model\.embed_tokens\.weight\)"):
+        lensjax.models.load(folder)
+
+
+def test_an_untied_bart_with_one_embedding_is_saved_so_that_torch_opens_it(
+    tmp_path: Path, make_config: MakeConfig, save_torch_model: SaveModel, assert_parity: Check
+) -> None:
+    model = lensjax.models.load(save_torch_model(make_config("bart"), change=untie))
+    assert "decoder_embed" not in model.params
+    model.save(tmp_path / "saved")
+    assert_parity(tmp_path / "saved", gradients=False)
+    assert "decoder_embed" not in lensjax.models.load(tmp_path / "saved").params
 
 
 def test_a_bare_bart_is_the_whole_one(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
@@ -219,11 +280,22 @@ def test_masks_that_pythia_stores_are_passed_over(make_config: MakeConfig, save_
     np.testing.assert_array_equal(model.apply(model.params, batch), plain.apply(plain.params, batch))
 
 
-def test_layer_types_in_mistral_are_refused(make_config: MakeConfig) -> None:
+def test_layer_types_make_mistral_a_ministral(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+    types = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}
+    folder = save_torch_model(make_config("ministral", **types))
+    batch = {"input_ids": np.arange(5, 18)[None]}
+    model = lensjax.models.load(folder)
+    wanted = model.apply(model.params, batch)
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace('"model_type": "ministral"', '"model_type": "mistral"'))
+    again = lensjax.models.load(folder)
+    assert again.family.model_type == "ministral"
+    np.testing.assert_array_equal(again.apply(again.params, batch), wanted)
     config = make_config("mistral")
-    config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(InputError, match=r"layer_types is in config\.json"):
+    config.layer_types = types["layer_types"]
+    with pytest.raises(InputError, match=r"make it a MinistralConfig"):
         lensjax.models.from_config(config)
+    assert lensjax.models.from_config(make_config("ministral", **types)).family.model_type == "ministral"
 
 
 def test_positions_in_opt_follow_the_attention_mask(make_config: MakeConfig) -> None:
@@ -234,11 +306,6 @@ def test_positions_in_opt_follow_the_attention_mask(make_config: MakeConfig) -> 
     np.testing.assert_array_equal(plain, given)
     padded = {"input_ids": np.array([[1, 1, 5, 6, 7, 8]]), "attention_mask": np.array([[0, 0, 1, 1, 1, 1]])}
     np.testing.assert_allclose(model.apply(model.params, padded)[:, 2:], plain, rtol=1e-5, atol=1e-6)
-
-
-def test_a_tied_head_in_phi_is_refused(make_config: MakeConfig) -> None:
-    with pytest.raises(InputError, match=r"tie_word_embeddings is true in config\.json"):
-        lensjax.models.from_config(make_config("phi", tie_word_embeddings=True))
 
 
 def test_the_tied_head_of_switch_must_equal_the_embedding(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
@@ -273,6 +340,44 @@ def test_tensors_that_t5_repeats_must_equal_the_first(make_config: MakeConfig, s
         lensjax.models.load(folder)
 
 
+def test_every_activation_of_transformers_equals_torch() -> None:
+    torch = pytest.importorskip("torch")
+    from transformers.activations import ACT2CLS, ACT2FN
+
+    from lensjax.models.layers import activation
+
+    x = np.linspace(-13, 13, 1001)[::-1].copy()
+    for name in sorted(set(ACT2CLS) - {"prelu", "xielu"}):  # which have parameters of their own
+        theirs = torch.from_numpy(x).requires_grad_()
+        expected = ACT2FN[name](theirs)
+        expected.sum().backward()
+        with jax.enable_x64(True):
+            ours, slopes = activation(name)(x), jax.vmap(jax.grad(activation(name)))(x)
+        np.testing.assert_allclose(ours, expected.detach().numpy(), atol=1e-6, err_msg=name)
+        kinks = np.isin(x, (-3.0, 0.0, 3.0, 6.0))
+        np.testing.assert_allclose(slopes[~kinks], theirs.grad.numpy()[~kinks], atol=1e-6, err_msg=name)
+    with pytest.raises(InputError, match="Activation 'prelu' in config"):
+        activation("prelu")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_t5_in_float16_keeps_its_last_map_in_float32(
+    gated: bool, make_config: MakeConfig, save_torch_model: SaveModel
+) -> None:
+    def widen(model: Any) -> None:  # beyond what float16 holds
+        for side in (model.encoder, model.decoder):
+            side.block[0].layer[-1].DenseReluDense.wo.weight.mul_(3e4)
+
+    config = make_config("t5", **({"feed_forward_proj": "gated-gelu"} if gated else {}))
+    folder = save_torch_model(config, change=widen)
+    model = lensjax.models.load(folder, dtype="float16")
+    mlp = model.params["encoder"]["layers"]["blocks"]["mlp"]
+    assert {name: part["kernel"].dtype.name for name, part in mlp.items()} == {
+        name: "float32" if name == "down" else "float16" for name in mlp
+    }
+    assert all(one.passed and np.isfinite(one.loss) for one in compare_with_torch(folder, "float16"))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 16), (64, 100)])
 def test_buckets_of_t5_equal_torch(buckets: int, furthest: int, causal: bool) -> None:
@@ -282,6 +387,15 @@ def test_buckets_of_t5_equal_torch(buckets: int, furthest: int, causal: bool) ->
     distances = np.arange(-600, 601)
     expected = T5Attention._relative_position_bucket(torch.from_numpy(distances), not causal, buckets, furthest)
     np.testing.assert_array_equal(relative_buckets(distances, buckets, furthest, causal=causal), expected.numpy())
+
+
+def untie_all(model: Any) -> None:
+    import torch
+
+    inner = getattr(model, "model", model)  # of whose embeddings, the shared one is not used
+    for module in (inner.encoder.embed_tokens, inner.decoder.embed_tokens, model.lm_head):
+        module.weight = torch.nn.Parameter(torch.randn_like(module.weight))
+    inner.shared.weight = torch.nn.Parameter(inner.encoder.embed_tokens.weight.detach().clone())
 
 
 def untie(model: Any) -> None:

@@ -95,7 +95,7 @@ def test_writing_inverts_reading_to_the_bit(layout: Any, dtype: str, shard_bytes
     with tempfile.TemporaryDirectory() as folder:
         write_tensors(stored.items(), Path(folder), shard_bytes)
         device = SingleDeviceSharding(jax.devices()[0])
-        leaves = read_params(wanted, TensorFiles(Path(folder)), DTYPES[dtype], [device] * len(wanted))
+        leaves = read_params(wanted, TensorFiles(Path(folder)), [DTYPES[dtype]] * len(wanted), [device] * len(wanted))
     written = dict(checkpoint_tensors(zip(wanted, map(np.asarray, leaves), strict=True)))
     assert written.keys() == stored.keys()
     for name, value in stored.items():

@@ -480,7 +480,10 @@ def test_a_candidate_whose_chat_template_refuses_a_row_is_set_aside(tiny_models,
     )
     again = run_study(spec, tmp_path / "out", say=said.append)
     assert len(again.entries) == len(journal.entries)
-    # The advice: without the row, in another folder; and without the candidate, in the same.
+    # The advice: without the candidate, in the same folder; and without the row, in another.
+    file.write_text(json.dumps(content | {"candidates": [gpt2, t5]}))
+    assert len(run_study(read_study(file), tmp_path / "out").entries) == len(journal.entries)
+    assert list(read_state(read_study(file), tmp_path / "out").failed_cells()) == []
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in rows[:41] + rows[42:]))
     bench = Bench(read_study(file), tmp_path / "other")
     assert refused_rows(bench.spec, bench) == {}

@@ -301,7 +301,7 @@ def test_special_tokens_that_are_written_are_not_added(template: str) -> None:
 def test_one_end_is_learned_also_where_it_is_the_padding(target: str, encoder_decoder: bool) -> None:
     tokenizer = with_template("<s> $A </s>")
     tokenizer.pad_token = "</s>"
-    end = padding_token(tokenizer)
+    end = padding_token(tokenizer, len(tokenizer))
     assert end == tokenizer.eos_token_id
     tokens = encoded(tokenizer, ("(", target), ("(hola hola hola", "hola"), encoder_decoder=encoder_decoder)
     lengths = (32, 16) if encoder_decoder else (32,)

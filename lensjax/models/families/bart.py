@@ -8,12 +8,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lensjax.models.encoder_decoder import EncoderDecoderLM
-from lensjax.models.family import Family, register
+from lensjax.models.family import Family, embeds_apart, register
 from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Stack
 from lensjax.models.masks import check_length
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
 
+_LOGITS_BIAS = "final_logits_bias"  # a constant, which training never moves
 _FIRST = 2  # row of the first position; the rows before it are not used
 
 
@@ -75,7 +76,9 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
 
 
 def parameter_names(config: Any) -> ParameterNames:
-    names = {"embed": "model.shared", "head": "lm_head"}
+    embed = "model.encoder.embed_tokens" if embeds_apart(config) else "model.shared"
+    names = {"embed": embed, "decoder_embed": "model.decoder.embed_tokens", "head": "lm_head"}
+    names |= {"logits_bias/bias": _LOGITS_BIAS}
     attention = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
     for side in ("encoder", "decoder"):
         block, theirs = f"{side}/layers/blocks", f"model.{side}.layers.{{layer}}"
@@ -101,7 +104,10 @@ register(
         parameter_names,
         ignored=(r"^lm_head\.weight$", r"(encoder|decoder)\.version$"),
         copies={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
-        zeros=lambda config: {"final_logits_bias": (1, config.vocab_size)},  # a constant, which training never moves
+        zeros=lambda config: (
+            {} if getattr(config, "has_logits_bias", False) else {_LOGITS_BIAS: (1, config.vocab_size)}
+        ),
+        two_embeddings=True,
         encoder_decoder=True,
         examples=("facebook/bart-base", "facebook/bart-large-cnn"),
     )

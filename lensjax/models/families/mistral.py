@@ -14,8 +14,8 @@ from lensjax.models.options import Options
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
     if getattr(config, "layer_types", None) is not None:
         raise InputError(
-            "layer_types is in config.json, and Mistral has layers of one kind, which sliding_window alone decides; "
-            "remove it where all layers are of that kind."
+            "layer_types is in the configuration, and Mistral has layers of one kind, which sliding_window alone "
+            "decides; make it a MinistralConfig, or remove layer_types where all layers are of that kind."
         )
     kind = "full_attention" if config.sliding_window is None else "sliding_attention"
     return llama.build(config, options, rngs, layer_types=[kind] * config.num_hidden_layers)

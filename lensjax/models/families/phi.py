@@ -5,7 +5,6 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lensjax.core.errors import InputError
 from lensjax.models.decoder import DecoderLM
 from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Angles, Attention, LayerNorm
@@ -36,8 +35,6 @@ class Block(nnx.Module):
 
 
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
-    if config.tie_word_embeddings:
-        raise InputError("tie_word_embeddings is true in config.json; LensJAX has Phi with a head of its own.")
     norm = LayerNorm(config.hidden_size, options, eps=config.layer_norm_eps)
     rotary = rotary_from_config(config, config.hidden_size // config.num_attention_heads, partial=True)
     return DecoderLM(config, lambda rngs: Block(config, options, rngs), norm, rotary, options, rngs, head_bias=True)
@@ -53,7 +50,8 @@ def parameter_names(config: Any) -> ParameterNames:
         "mlp/down": "mlp.fc2",
     }
     layers = {f"layers/blocks/{ours}": f"model.layers.{{layer}}.{theirs}" for ours, theirs in block.items()}
-    return {"embed": "model.embed_tokens", **layers, "norm": "model.final_layernorm", "head": "lm_head"}
+    ends = {"norm": "model.final_layernorm", "head": "lm_head", "head_bias": "lm_head"}
+    return {"embed": "model.embed_tokens", **layers, **ends}
 
 
 register(
@@ -62,7 +60,7 @@ register(
         "PhiForCausalLM",
         module,
         parameter_names,
-        ignored=(r"rotary_emb\.inv_freq$",),
+        ignored=(r"^lm_head\.weight$", r"rotary_emb\.inv_freq$"),
         examples=("microsoft/phi-1", "microsoft/phi-1_5", "microsoft/phi-2"),
     )
 )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from lensjax.core.pytrees import PyTree
 from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.families.t5 import COPIES, Block, block_names, build, dense, side_names
-from lensjax.models.family import Family, register
+from lensjax.models.family import Family, embeds_apart, register
 from lensjax.models.layers import Linear, Stack
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
@@ -107,7 +107,8 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
 
 
 def parameter_names(config: Any) -> ParameterNames:
-    names: dict[str, str | Stored] = {"embed": "shared", "head": "lm_head"}
+    embed = "encoder.embed_tokens" if embeds_apart(config) else "shared"
+    names: dict[str, str | Stored] = {"embed": embed, "decoder_embed": "decoder.embed_tokens", "head": "lm_head"}
     for side in ("encoder", "decoder"):
         names |= side_names(side)
         kinds, count, rest = pattern(config, side == "decoder")
@@ -126,7 +127,8 @@ register(
         parameter_names,
         prefix="",
         ignored=(),
-        copies=COPIES | {"lm_head.weight": "shared.weight"},
+        copies=COPIES,
+        two_embeddings=True,
         encoder_decoder=True,
         examples=("google/switch-base-8", "google/switch-base-128"),
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 
 from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.family import Family, register
-from lensjax.models.layers import MLP, Attention, Embedding, RMSNorm, Stack
+from lensjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm, Stack
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
 
+_WIDE = jnp.float32
 Heads = Float[Array, "1 heads time time"]
 
 
@@ -41,9 +43,9 @@ class Block(nnx.Module):
         source: Float[Array, "batch source width"] | None = None,
         source_mask: Array | None = None,
     ) -> Array:
-        x = x + self.attention(self.attention_norm(x), mask, bias=bias)
+        x = x + _clamped(self.attention(self.attention_norm(x), mask, bias=bias))
         if self.cross is not None and self.cross_norm is not None:
-            x = x + self.cross(self.cross_norm(x), source_mask, source=source)
+            x = x + _clamped(self.cross(self.cross_norm(x), source_mask, source=source))
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -60,6 +62,7 @@ class Side(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
     ) -> Float[Array, "batch time width"]:
+        x = x.astype(_WIDE) if x.dtype == jnp.float16 else x  # as the sum is from the first MLP on
         return self.norm(self.layers(x, mask, self.relative_bias(x.shape[1]), *source))
 
     def relative_bias(self, time: int) -> Heads:
@@ -80,12 +83,23 @@ def attention(config: Any, options: Options, rngs: nnx.Rngs, *, causal: bool) ->
     return made
 
 
-def dense(config: Any, options: Options, rngs: nnx.Rngs, *, gated: bool = False) -> MLP:
-    """The MLP of a block."""
+def dense(config: Any, options: Options, rngs: nnx.Rngs, *, gated: bool = False, wide_out: bool = False) -> MLP:
+    """The MLP of a block; `wide_out` keeps its last map in float32 where all else is in float16, which it exceeds."""
     width, hidden, std = config.d_model, config.d_ff, config.initializer_factor * config.d_model**-0.5
     made = MLP(width, hidden, config.dense_act_fn, options, rngs, gated=gated, std=std)
+    if wide_out and options.dtype == jnp.float16:
+        made.down = Linear(hidden, width, _wide(options), rngs, std=std)
     made.down.kernel[...] *= math.sqrt(width / hidden)
     return made
+
+
+def _wide(options: Options) -> Options:
+    return replace(options, dtype=np.dtype(_WIDE), param_dtype=np.promote_types(options.param_dtype, _WIDE))
+
+
+def _clamped(x: Array) -> Array:
+    """The same, with what is beyond float16 at its ends."""
+    return jnp.clip(x, jnp.finfo(x.dtype).min, jnp.finfo(x.dtype).max) if x.dtype == jnp.float16 else x
 
 
 def relative_buckets(distances: NDArray[np.int_], buckets: int, furthest: int, *, causal: bool) -> NDArray[np.int_]:
@@ -147,7 +161,7 @@ def build(
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
     def make_layers(decoder: bool) -> Stack:
         def block(rngs: nnx.Rngs) -> Block:
-            mlp = dense(config, options, rngs, gated=config.is_gated_act)
+            mlp = dense(config, options, rngs, gated=config.is_gated_act, wide_out=True)
             return Block(config, mlp, options, rngs, decoder=decoder)
 
         return Stack(block, config.num_decoder_layers if decoder else config.num_layers, options, rngs)
