@@ -212,7 +212,7 @@ def _vector_products(case: Case, weights: Arrays, xs: np.ndarray) -> Kernel:
     import jax
     import jax.numpy as jnp
 
-    from lensjax.curvature.ntk.ntk import ntk_vp
+    from lensjax.curvature.ntk import ntk_vp
 
     shape = len(xs), case.outputs
 

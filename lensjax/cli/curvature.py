@@ -13,6 +13,7 @@ from lensjax.core.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from lensjax.measure.approximate import ApproximateKernel
     from lensjax.measure.hessian import Hessian
     from lensjax.measure.kernel import MeasuredKernel
     from lensjax.measure.rungs import FinetuneRun
@@ -29,6 +30,8 @@ def ntk(
     finetuned: FinetunedFolders = (),
     examples: int = 128,
     functional: FunctionalName = "loss",
+    sketch: int | None = None,
+    rank: int | None = None,
     seed: int = 0,
     dtype: Precision = "float32",
     mesh: Mesh = None,
@@ -50,9 +53,15 @@ def ntk(
 
     $ lensjax ntk verses.yaml --model openai-community/gpt2 --finetuned results/gpt2 --out kernels/gpt2
 
+    $ lensjax ntk verses.yaml --model openai-community/gpt2 --examples 20000 --sketch 4096 --out kernels/gpt2
+
     Args:
         out: Folder of the results.
         examples: Number of training examples: the first of a seed, the same for every model.
+        sketch: Number of random features of each example whose inner products estimate the kernel, in place of the
+            kernel: memory and time then grow with the number of examples, not with its square.
+        rank: Number of the kernel's largest eigenvalues and their vectors, in place of the kernel; each of about
+            2 × rank + 18 products takes the gradients of all examples once more, and no more memory.
         functional: Function whose kernel this is: the loss of each example (loss), the log-probabilities of its target
             tokens (target_logprob), the logits of the tokens that targets begin with (label_logits), or random
             projections of its logits (fisher_sketch).
@@ -67,9 +76,15 @@ def ntk(
     if memory_limit is not None and not 0 < memory_limit < float("inf"):
         raise InputError(f"--memory-limit is {memory_limit}; give a number of GB above 0.")
     limit = None if memory_limit is None else int(memory_limit * 1e9)
+    if sketch is not None and rank is not None:
+        raise InputError("--sketch and --rank are two ways; give one of them.")
+    approximate = sketch is not None or rank is not None
+    if approximate and finetuned:
+        raise InputError("Drifts are those of whole kernels; leave out --sketch and --rank, or --finetuned.")
     # bfloat16 would lose what fine-tuning adds to parameters.
     held: Precision = "float32" if finetuned and dtype == "bfloat16" else dtype
     loaded, batch, runs, about = _prepare(spec, model, out, finetuned, examples, seed, dtype, held, mesh)
+    from lensjax.measure.approximate import measure_approximate_kernel
     from lensjax.measure.kernel import measure_kernel, moved
     from lensjax.models import load, make_mesh
     from lensjax.train.runs import MODEL
@@ -82,6 +97,20 @@ def ntk(
         with progress_bar(what) as progress:
             return measure_kernel(model, batch, functional, progress=progress, **how)
 
+    if approximate:
+        with progress_bar("Measuring") as progress:
+            found = measure_approximate_kernel(
+                loaded,
+                batch,
+                functional,
+                sketch=sketch,
+                rank=rank,
+                seed=seed,
+                memory_limit=limit,
+                progress=progress,
+            )
+        _write_kernel(out, found, found.arrays(), about | found.summary() | _cost(time.perf_counter() - began))
+        return
     kernel = measure(loaded, "Measuring")
     ladder: list[dict[str, Any]] = []
     thetas = []
@@ -247,15 +276,17 @@ def _cost(seconds: float) -> dict[str, Any]:
     }
 
 
-def _write_kernel(out: Path, kernel: "MeasuredKernel", arrays: dict[str, Any], summary: dict[str, Any]) -> None:
+def _write_kernel(
+    out: Path, kernel: "MeasuredKernel | ApproximateKernel", arrays: dict[str, Any], summary: dict[str, Any]
+) -> None:
     from lensjax.core.processes import is_first
     from lensjax.report.pages.kernel import render_kernel
 
     if not is_first():
         return
-    rank, size = summary["effective_rank"], summary["size"]
-    sentence = f"Effective rank {rank:.1f} of {size}, largest eigenvalue {summary['largest_eigenvalue']:.4g}."
-    sentence += f" Verified: {summary['verified']}."
+    sentence = kernel.sentence
+    if "verified" in summary:
+        sentence += f" Verified: {summary['verified']}."
     if ladder := summary.get("ladder"):
         drifts = (f"{rung['drift']:.3f} after {rung['examples']:,} examples" for rung in ladder)
         sentence += f" Drift: {', '.join(drifts)}."

@@ -5,7 +5,8 @@ operator with vectors, so that neither needs all N² entries.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
 from lensjax.curvature.jaxpr.program import Function
-from lensjax.curvature.ntk.ntk import ntk, ntk_vp
+from lensjax.curvature.ntk import ntk, ntk_vp
 from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.spectrum import top_eigenpairs
 
@@ -30,12 +31,14 @@ class LowRank:
       vectors: Orthonormal columns.
       relative_error: Estimate of ‖Θ − V diag(λ) Vᵀ‖_F / ‖Θ‖_F.
       standard_error: Of that estimate.
+      products: Number of products with vectors that were taken.
     """
 
     values: Float[np.ndarray, " rank"]
     vectors: Float[np.ndarray, "n rank"]
     relative_error: float
     standard_error: float
+    products: int
 
 
 def nystrom(
@@ -75,11 +78,17 @@ def nystrom(
     values, vectors = np.linalg.eigh((own + own.T) / 2)
     kept = values > _ROUNDING * values[-1]
     left, singular, _ = np.linalg.svd(columns @ (vectors[:, kept] / np.sqrt(values[kept])), full_matrices=False)
-    return _judged(left, singular**2, ntk_vp(f, params, xs, batch_size), rng, probes)
+    return _judged(left, singular**2, _Counted(ntk_vp(f, params, xs, batch_size)), rng, probes)
 
 
 def lanczos(
-    operator: LinearOperator, rank: int, *, steps: int | None = None, seed: int = 0, probes: int = 8
+    operator: LinearOperator,
+    rank: int,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    probes: int = 8,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LowRank:
     """The largest eigenvalues of a positive semidefinite operator and their vectors, by Lanczos' method.
 
@@ -88,6 +97,7 @@ def lanczos(
       rank: Number of eigenvalues.
       steps: Products with vectors; by default 2 × rank + 10.
       seed, probes: See `nystrom`.
+      progress: Called with the number of finished products, and of all.
 
     Raises:
       InputError: see `top_eigenpairs`; or the rank exceeds the rows of the kernel, or there are fewer than two probes.
@@ -97,20 +107,39 @@ def lanczos(
         raise InputError(f"The rank is {rank}; the kernel has {size:,} rows, so give 1 to {size:,}.")
     _check_probes(probes)
     steps = min(size, steps or 2 * rank + 10)
-    pairs = top_eigenpairs(operator, rank, products=steps, basis=max(steps, rank + 2), tolerance=0.0, seed=seed)
+    counted = _Counted(operator, steps + probes, progress)
+    pairs = top_eigenpairs(counted.operator, rank, products=steps, basis=max(steps, rank + 2), tolerance=0.0, seed=seed)
     vectors = np.asarray(pairs.vectors, np.float64).reshape(rank, size).T
-    return _judged(vectors, np.maximum(pairs.values, 0), operator, np.random.default_rng(seed), probes)
+    return _judged(vectors, np.maximum(pairs.values, 0), counted, np.random.default_rng(seed), probes)
+
+
+class _Counted:
+    """An operator whose products are counted."""
+
+    def __init__(
+        self, operator: LinearOperator, expected: int = 0, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.products = 0
+
+        def product(v: PyTree) -> PyTree:
+            found = operator(v)
+            self.products += 1
+            if progress is not None:
+                progress(min(self.products, expected), expected)
+            return found
+
+        self.operator = replace(operator, product=product)
 
 
 def _judged(
     vectors: Float[np.ndarray, "n rank"],
     values: Float[np.ndarray, " rank"],
-    operator: LinearOperator,
+    counted: _Counted,
     rng: np.random.Generator,
     probes: int,
 ) -> LowRank:
     """The approximation and its error: E‖A z‖² is ‖A‖_F² for z of independent random signs."""
-    lost, whole = [], []
+    lost, whole, operator = [], [], counted.operator
     for _ in range(probes):
         z = rng.choice([-1.0, 1.0], len(vectors))
         product = operator(z.reshape(operator.like.shape).astype(operator.like.dtype))
@@ -119,7 +148,8 @@ def _judged(
         whole.append(np.sum(exact**2))
     ratio = np.mean(lost) / np.mean(whole)
     spread = np.std(np.array(lost) - ratio * np.array(whole), ddof=1) / np.mean(whole) / np.sqrt(probes)
-    return LowRank(values, vectors, float(np.sqrt(ratio)), float(spread / (2 * np.sqrt(ratio)) if ratio else 0.0))
+    error = float(np.sqrt(ratio))
+    return LowRank(values, vectors, error, float(spread / (2 * error)) if ratio else 0.0, counted.products)
 
 
 def _check_probes(probes: int) -> None:

@@ -69,6 +69,12 @@ class MeasuredKernel:
             "verification": None if self.verified is None else asdict(self.verified),
         }
 
+    @property
+    def sentence(self) -> str:
+        """What is said of it first."""
+        rank, size = effective_rank(self.theta), len(self.theta)
+        return f"Effective rank {rank:.1f} of {size:,}, largest eigenvalue {self.eigenvalues[0]:.4g}."
+
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, without those that are None."""
         names = ("theta", "standard_error", "f0", "y", "eigenvalues", "times", "residuals")
@@ -123,7 +129,7 @@ def measure_kernel(
       InputError: there is no such functional, or see it and `ntk`.
     """
     kind = FUNCTIONALS[functional]
-    f, classes = _function(model, batch, functional, samples)
+    f, classes = functional_of(model, batch, functional, samples)
     flops = ntk_flops(f, model.params, batch, output=kind.output, memory_limit=memory_limit)
     how: Any = {"memory_limit": memory_limit, "verify": verify, "on_mismatch": on_mismatch, "progress": progress}
     kernel = ntk(f, model.params, batch, output=kind.output, **how)
@@ -136,7 +142,7 @@ def measure_kernel(
         theta = theta.transpose(0, 2, 1, 3).reshape(size, size)
     eigenvalues = spectrum(theta)
     if kind.targets is not None:
-        f0 = np.asarray(_values(f, model.params, batch)).reshape(-1)
+        f0 = np.asarray(values_of(f, model.params, batch)).reshape(-1)
         y = kind.targets(batch, classes).reshape(-1).astype(f0.dtype)
         times = choose_times(eigenvalues)
         residuals = np.asarray(residual_loss(theta, f0, y, times))
@@ -150,7 +156,7 @@ def kernel_flops(model: Model, batch: Batch, functional: str = "loss") -> int:
     Raises:
       InputError: see `measure_kernel`.
     """
-    f, _ = _function(model, batch, functional, SAMPLES)
+    f, _ = functional_of(model, batch, functional, SAMPLES)
     return ntk_flops(f, model.params, batch, output=FUNCTIONALS[functional].output)
 
 
@@ -162,7 +168,9 @@ def choose_times(eigenvalues: Float[np.ndarray, " n"]) -> Float[np.ndarray, " ti
     return np.geomspace(0.01 / kept[0], 10 / kept[-1], _TIMES)
 
 
-def _function(model: Model, batch: Batch, functional: str, samples: int) -> tuple[OfModel, tuple[int, ...]]:
+def functional_of(
+    model: Model, batch: Batch, functional: str, samples: int = SAMPLES
+) -> tuple[OfModel, tuple[int, ...]]:
     """A functional of a model, and the tokens of its classes."""
     kind = FUNCTIONALS[functional]
     classes = () if kind.classes is None else kind.classes(batch)
@@ -186,6 +194,6 @@ def _of_architecture(architecture: _Architecture, kind: Functional, classes: tup
 
 
 @partial(jax.jit, static_argnums=0)
-def _values(f: OfModel, params: PyTree, batch: PyTree) -> jax.Array:
+def values_of(f: OfModel, params: PyTree, batch: PyTree) -> jax.Array:
     """f of every example, one after the other."""
     return jax.lax.map(lambda example: f(params, example), batch)

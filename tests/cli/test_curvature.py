@@ -75,6 +75,32 @@ def test_other_functionals(save_sums, save_model, tmp_path):
     assert json.loads((tmp_path / "target_logprob" / "kernel.json").read_text())["target_alignment"] is None
 
 
+def test_kernels_of_many_examples_are_estimated(save_sums, save_model, tmp_path, capsys, fails):
+    spec, folder = save_sums(), save_model(num_hidden_layers=1, hidden_size=16)
+    given = [spec, "--model", folder, "--examples", 9]
+    for name, way in {"whole": (), "sketch": ("--sketch", 2048), "rank": ("--rank", 3)}.items():
+        run(*given, "--out", tmp_path / name, *way)
+    said = capsys.readouterr().out
+    whole, sketch, rank = (np.load(tmp_path / name / "kernel.npz") for name in ("whole", "sketch", "rank"))
+    assert sketch["features"].shape == (9, 2048)
+    norm = np.linalg.norm(whole["theta"])
+    assert np.linalg.norm(sketch["features"] @ sketch["features"].T - whole["theta"]) < 0.2 * norm
+    np.testing.assert_allclose(rank["eigenvalues"], whole["eigenvalues"][:3], rtol=1e-3)
+    for found in (sketch, rank):
+        assert found["residuals"][0] == pytest.approx(whole["residuals"][0], rel=0.05)
+    summary = json.loads((tmp_path / "sketch" / "kernel.json").read_text())
+    assert abs(summary["trace"] - np.trace(whole["theta"])) < 5 * summary["trace_standard_error"]
+    assert "2,048 random features of 9 rows: trace " in said
+    assert "3 eigenvalues of 9: largest eigenvalue " in said
+    assert "random features" in (tmp_path / "sketch" / "kernel.html").read_text()
+    given = ["ntk", *given, "--out", tmp_path / "no"]
+    assert "are two ways; give one of them" in fails(*given, "--sketch", 64, "--rank", 2)
+    assert "The rank is 10; the kernel has 9 rows" in fails(*given, "--rank", 10)
+    assert "The dimension is 0; give 2 or more" in fails(*given, "--sketch", 0)
+    assert "sum over outputs; take --sketch" in fails(*given, "--rank", 2, "--functional", "target_logprob")
+    assert "leave out --sketch and --rank" in fails(*given, "--rank", 2, "--finetuned", folder)
+
+
 def test_bad_input_is_named(save_sums, save_model, fails, tmp_path):
     spec, folder, out = save_sums(), save_model(n_positions=16), tmp_path / "out"
     given = ["ntk", spec, "--model", folder, "--out", out]

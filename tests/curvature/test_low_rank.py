@@ -7,7 +7,7 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.curvature.low_rank import lanczos, nystrom
-from lensjax.curvature.ntk.ntk import ntk, ntk_vp
+from lensjax.curvature.ntk import ntk, ntk_vp
 
 N, OUTPUTS = 40, 2
 

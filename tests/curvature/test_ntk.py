@@ -10,7 +10,7 @@ import pytest
 import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
-from lensjax.curvature.ntk.ntk import ntk, ntk_flops, ntk_vp
+from lensjax.curvature.ntk import ntk, ntk_flops, ntk_vp
 from lensjax.measure.functionals.fisher_sketch import fisher_sketch
 from lensjax.measure.functionals.label_logits import label_logits
 from lensjax.measure.functionals.loss import loss

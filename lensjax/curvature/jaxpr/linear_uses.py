@@ -66,6 +66,11 @@ class Use:
         """Rows of every step one after another, [all rows, …]; those of layers stay apart."""
         return rows if self.steps is None else rows.reshape(self.all_rows, *rows.shape[2:])
 
+    @property
+    def outputs_first(self) -> bool:
+        """Whether the first group of axes is that of y: then it is δ that has it, and a or ids have the other."""
+        return self.kind == "product" and not self.summed_first
+
 
 @dataclass(frozen=True)
 class LinearUses:

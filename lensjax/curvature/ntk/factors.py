@@ -14,7 +14,8 @@ from lensjax.core.pytrees import PyTree
 from lensjax.curvature.jaxpr.linear_uses import Use, with_probes
 from lensjax.curvature.jaxpr.program import Program
 from lensjax.curvature.jaxpr.walker import Key, aval
-from lensjax.curvature.ntk.contract import Factor
+from lensjax.curvature.ntk.costs import Output, Sides, Ways, ways
+from lensjax.curvature.ntk.factor import Factor
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,39 @@ class Leaf:
     Attributes:
       number: Of the parameter among the leaves of the pytree.
       layers: Length of its leading axis if a scan over layers slices it.
-      first: Rows of its matrix, or of a layer's.
-      width, besides: Count of numbers in the factors of an example and a layer: for each of these rows, and the rest.
+      first, second: Rows and columns of its matrix, or of a layer's.
+      uses: The shapes of its factors, one for each use; a gradient that has no factors is one row, gradient ⊗ 1.
+      outputs: Of the function.
       itemsize: Bytes of each number.
-      divisible: Whether factors can be made for a few rows alone.
     """
 
     number: int
     layers: int | None
     first: int
-    width: int
-    besides: int
+    second: int
+    uses: tuple[Sides, ...]
+    outputs: int
     itemsize: int
-    divisible: bool
+
+    @property
+    def width(self) -> int:
+        """Numbers in the factors of an example and a layer, for each row of the matrix."""
+        return sum(use.rows * (self.outputs if use.outputs_left else 1) for use in self.uses if not use.looks_up)
+
+    @property
+    def besides(self) -> int:
+        """Numbers in these factors whatever the rows of the matrix."""
+        return sum(use.rows * self.second * (1 if use.outputs_left else self.outputs) for use in self.uses)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether factors can be made for a few rows alone."""
+        return self.width > 0
+
+    def ways(self, examples: tuple[int, int], output: Output) -> Ways:
+        """What both ways to its kernel take, of all its layers; see `lensjax.curvature.ntk.costs.ways`."""
+        matrix = self.first, self.second
+        return ways(self.uses, examples, matrix, self.outputs, output, layers=self.layers or 1)
 
     @property
     def example_bytes(self) -> int:
@@ -116,17 +137,13 @@ class ContractionPlan:
         shape = leaf.shape if layers is None else leaf.shape[1:]
         own = [use for use in self.uses.values() if use.leaf == number]
         if not own:
+            gradient = Sides(1, looks_up=False, outputs_left=True)
             size = self.itemsize or leaf.dtype.itemsize
-            return Leaf(number, layers, math.prod(shape), self.count, 1, size, True)
+            return Leaf(number, layers, math.prod(shape), 1, (gradient,), self.count, size)
         first = math.prod(shape[axis] for axis in own[0].axes)
-        second = math.prod(shape) // max(first, 1)
-        width = besides = 0
-        for use in own:
-            outputs_left = use.kind == "product" and not use.summed_first
-            width += use.all_rows * (self.count if outputs_left else 1) if use.kind == "product" else 0
-            besides += use.all_rows * second * (1 if outputs_left else self.count)
+        uses = tuple(Sides(use.all_rows, use.kind == "rows", use.outputs_first) for use in own)
         size = self.itemsize or max(jnp.dtype(use.dtype).itemsize for use in own)
-        return Leaf(number, layers, first, width, besides, size, width > 0)
+        return Leaf(number, layers, first, math.prod(shape) // max(first, 1), uses, self.count, size)
 
 
 def make_parts(plan: ContractionPlan, examples: int, budget: int) -> list[Portion]:
@@ -210,7 +227,6 @@ def _one(plan: ContractionPlan, captured: PyTree, params: PyTree, example: PyTre
         row = gradient.reshape(plan.count, *layers, 1, plan.leaves[i].first)
         made[i].append(Factor(row, jnp.ones((*layers, 1, 1), row.dtype)))
     for key, use in plan.uses.items():
-        product = use.kind == "product" and not use.summed_first
         delta, row = jax.vmap(use.joined)(deltas[key]), use.joined(rows[key])
-        made[use.leaf].append(Factor(*((delta, row) if product else (row, delta))))
+        made[use.leaf].append(Factor(*((delta, row) if use.outputs_first else (row, delta))))
     return value, made

@@ -20,7 +20,8 @@ from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
 from lensjax.curvature.jaxpr.program import Program
 from lensjax.curvature.jaxpr.rounding import rounding
-from lensjax.curvature.ntk.contract import Output, constrain, einsum
+from lensjax.curvature.ntk.costs import Output
+from lensjax.curvature.ntk.factor import constrain, einsum
 
 _MANY = 128  # examples, from which a third one is checked where gradients are not simply formed and multiplied
 _OUTPUTS = 2  # or pairs of outputs, of kernels that keep them apart

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from lensjax.core.pytrees import PyTree, path_name
-from lensjax.curvature.ntk.contract import TAIL, Output
+from lensjax.curvature.ntk.costs import TAIL, Output
 from lensjax.curvature.ntk.factors import ContractionPlan, Leaf
 from lensjax.curvature.ntk.proof import Kernel, Sample, Verification
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lensjax.core.sections import Line, LinePlot, Section
+from lensjax.measure.approximate import ApproximateKernel
 from lensjax.measure.functionals import FUNCTIONALS
 from lensjax.measure.kernel import MeasuredKernel
 from lensjax.report.pages.sections import render_measurement
 
 
-def render_kernel(kernel: MeasuredKernel, summary: Mapping[str, Any]) -> str:
+def render_kernel(kernel: MeasuredKernel | ApproximateKernel, summary: Mapping[str, Any]) -> str:
     """The kernel of one model as a page that needs no network.
 
     Args:
@@ -30,7 +31,6 @@ def render_kernel(kernel: MeasuredKernel, summary: Mapping[str, Any]) -> str:
         line = Line("drift", [rung["examples"] for rung in ladder], [rung["drift"] for rung in ladder])
         note = "1 − cos between this kernel and that after fine-tuning on so many examples."
         plots.append(LinePlot("drift", "Drift", "training examples", "1 − cos", [line], note, ladder=True))
-    rank = f"Effective rank {summary['effective_rank']:.1f} of {summary['size']:,}."
     what = FUNCTIONALS[kernel.functional].description
     sections = [Section("figures", "Figures", plots=plots)]
-    return render_measurement("Neural tangent kernel", "kernel", (what, rank), sections, summary)
+    return render_measurement("Neural tangent kernel", "kernel", (what, kernel.sentence), sections, summary)

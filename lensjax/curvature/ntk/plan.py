@@ -1,0 +1,174 @@
+"""What of a kernel is computed at a time, so that it fits into memory: examples in batches, parameters in portions."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from lensjax.core.errors import InputError
+from lensjax.core.pytrees import PyTree, numeric
+from lensjax.curvature.compiling import exact_options
+from lensjax.curvature.jaxpr.program import Function, traced_program
+from lensjax.curvature.ntk.costs import Output
+from lensjax.curvature.ntk.factor import Factor, constrain
+from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, Portion, make_factors, make_parts
+from lensjax.curvature.ntk.inputs import count_examples, free_memory, kind, on_host, one_after_another
+from lensjax.curvature.ntk.proof import Sample, draw
+from lensjax.curvature.streaming import check_params, layout
+
+HELD = 0.5  # share of the memory limit for the factors that are held; the rest is for making and contracting them
+_WITH_BACKWARD = 3  # times the factors' memory is needed to make them
+_BATCH = 64  # examples at most whose factors are made at a time
+_CHUNK = {"cpu": 2 * 2**20, "gpu": 256 * 2**20}  # bytes formed at a time: on a CPU they stay in its cache
+_LEAST = 1024  # numbers formed at a time of every example's gradient, if memory allows it
+
+Besides = Callable[[Sequence[Leaf]], tuple[int, int]]  # leaves → bytes for each example of a batch, and bytes in all
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work of `ntk`: on which examples, in which portions of the parameters.
+
+    Attributes:
+      captured: Arrays that the function captured.
+      sizes: N, and M or 0.
+      examples: Those of xs, then those of ys.
+      batch, batches: Number of examples whose factors are made at a time, and of such batches.
+      limit: Bytes that may be used on a device.
+      dtype: Type that factors are rounded to, if any.
+    """
+
+    plan: ContractionPlan
+    captured: PyTree
+    parts: list[Portion]
+    sizes: tuple[int, int]
+    examples: PyTree
+    batch: int
+    batches: int
+    limit: int
+    dtype: Any
+    mesh: Mesh | None
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes on a device for what is contracted at a time."""
+        chunk = max(_CHUNK.get(jax.default_backend(), _CHUNK["gpu"]), 4 * sum(self.sizes) * _LEAST)
+        return min(int(self.limit * (1 - HELD)), chunk)
+
+    def examples_of(self, number: int) -> PyTree:
+        """The examples of a batch; the last example fills up the last batch."""
+        rows = np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), sum(self.sizes) - 1)
+        return jax.device_put(jax.tree.map(lambda x: x[rows], self.examples), shared_out(self.mesh))
+
+    def contraction(self, part: Portion, leaf: Leaf, gradients: list[Factor], output: Output) -> tuple[Any, ...]:
+        """Arguments of `_contract` after the first."""
+        first = part.size if part.pieces > 1 and not part.stacked else leaf.first
+        layers = leaf.layers and gradients[0].right.shape[-3]
+        return self.sizes, first, layers, output, self.chunk_bytes, self.mesh
+
+    def sample(self, output: Output, seed: int) -> Sample:
+        """Entries to verify: more where not all gradients are simply formed and multiplied."""
+        clever = bool(self.plan.uses) or any(part.pieces > 1 for part in self.parts)
+        return draw(self.sizes, self.plan.count, output, seed, clever=clever)
+
+
+def prepare(
+    f: Function,
+    params: PyTree,
+    xs: PyTree,
+    ys: PyTree | None,
+    factors: str,
+    memory_limit: int | None,
+    plain: frozenset[int] = frozenset(),
+    besides: Besides | None = None,
+) -> Job:
+    """Check the arguments, and plan.
+
+    Args:
+      f, params, xs, ys, factors, memory_limit: See `ntk`.
+      plain: Numbers of parameters that have plain gradients.
+      besides: Where a batch's factors are used at once and none are held: memory that this takes besides them.
+
+    Raises:
+      InputError: see `ntk`.
+    """
+    xs, ys = numeric(xs), numeric(ys)
+    n, m = count_examples(xs, "xs"), 0 if ys is None else count_examples(ys, "ys")
+    if ys is not None and jax.tree.map(kind, xs) != jax.tree.map(kind, ys):
+        raise InputError("xs and ys hold examples of different shapes or types; give both the same fields and lengths.")
+    check_params(params)
+    mesh = next((s.mesh for s in layout(params) if s is not None and isinstance(s.mesh, Mesh)), None)
+    limit = free_memory() if memory_limit is None else memory_limit
+    dtype = None if factors == "exact" else "bfloat16"
+    program, captured = traced_program(f, params, jax.tree.map(lambda x: on_host(x)[0], xs))
+    plan = ContractionPlan(program if len(program.shapes) == 1 else program.joined, None if dtype is None else 2, plain)
+    parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size, besides)
+    examples = jax.tree.map(on_host, xs) if ys is None else jax.tree.map(one_after_another, xs, ys)
+    return Job(plan, captured, parts, (n, m), examples, batch, -(-(n + m) // batch), limit, dtype, mesh)
+
+
+def _fit(
+    plan: ContractionPlan, examples: int, limit: int, devices: int, besides: Besides | None
+) -> tuple[list[Portion], int]:
+    """Portions whose factors fit, and the number of examples whose factors are made at a time.
+
+    Raises:
+      InputError: the memory does not suffice.
+    """
+    each, in_all = batch_bytes(plan.leaves, besides)
+    if besides is None:
+        parts = make_parts(plan, examples, int(limit * devices * HELD))
+        held = max(-(-examples // devices) * part.example_bytes for part in parts)
+        least, free = math.ceil(max(each / (1 - HELD), held / HELD)), int(limit * (1 - HELD))
+    else:
+        parts = [Portion(plan.leaves, 1, 0)]
+        least, free = each + in_all, limit - in_all
+    if least > limit:
+        raise InputError(f"memory_limit is {limit:,} bytes; these examples need {least:,} at least.")
+    return parts, min(_BATCH, free // max(each, 1), -(-examples // devices)) * devices
+
+
+def batch_bytes(leaves: Sequence[Leaf], besides: Besides | None = None) -> tuple[int, int]:
+    """Bytes that making, and using at once, the factors of each example of a batch takes, and what comes besides."""
+    more, in_all = (0, 0) if besides is None else besides(leaves)
+    return _WITH_BACKWARD * sum(leaf.example_bytes for leaf in leaves) + more, in_all
+
+
+def _fill(
+    plan: ContractionPlan,
+    part: Portion,
+    dtype: Any,
+    mesh: Mesh | None,
+    held: PyTree,
+    captured: PyTree,
+    params: PyTree,
+    examples: PyTree,
+    piece: Array,
+    batch: Array,
+) -> tuple[Array, PyTree]:
+    """Values of the function, and `held` with the factors of a batch of examples put in."""
+    values, made = make_factors(plan, part, captured, params, examples, piece, dtype)
+    if held is None:
+        return constrain(values, mesh), jax.tree.map(lambda new: new[None], made)
+
+    def put(old: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
+
+    return constrain(values, mesh), jax.tree.map(put, held, made)
+
+
+@cache
+def filler() -> Callable[..., tuple[Array, Any]]:
+    """`_fill`, compiled for each plan and part once."""
+    return jax.jit(_fill, static_argnums=(0, 1, 2, 3), donate_argnums=4, compiler_options=exact_options())
+
+
+def shared_out(mesh: Mesh | None, axis: int = 0) -> NamedSharding | None:
+    """The sharding of arrays whose examples the devices share."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
