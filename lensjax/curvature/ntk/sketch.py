@@ -25,7 +25,7 @@ from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import PyTree
 from lensjax.curvature.jaxpr.program import Function
 from lensjax.curvature.ntk.factor import Factor, constrain, einsum
-from lensjax.curvature.ntk.factors import Leaf
+from lensjax.curvature.ntk.factors import Leaf, make_factors
 from lensjax.curvature.ntk.inputs import automatic_axes, check_finite
 from lensjax.curvature.ntk.plan import Job, batch_bytes, filler, prepare
 from lensjax.curvature.spectrum import StochasticEstimate
@@ -137,10 +137,10 @@ def sketch_plan(
     with automatic_axes(params) as params:
         job = _job(f, params, xs, dimension, memory_limit)
         (part,), zero, n = job.parts, jnp.asarray(0), job.sizes[0]
-        static = job.plan, part, job.dtype, job.mesh
-        some = job.captured, params, job.examples_of(0), zero, zero
-        flops = matmul_flops(filler(), *static, None, *some)
-        _, held = jax.eval_shape(lambda *some: filler()(*static, None, *some), *some)
+        some = job.captured, params, job.examples_of(0), zero
+        flops = matmul_flops(filler(), job.plan, part, job.dtype, job.mesh, None, *some, zero)
+        _, made = jax.eval_shape(partial(make_factors, job.plan, part), *some)
+        held = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), made)
         for leaf, factors in zip(part.leaves, held, strict=True):
             flops += matmul_flops(_projected, leaf, dimension, job.mesh, factors, jax.random.key(0))
         each, in_all = batch_bytes(part.leaves, partial(_besides, dimension))
