@@ -27,6 +27,15 @@ def describe(*packages: str) -> dict[str, Any]:
     }
 
 
+def refuse_unless_idle(most: float = 0.5) -> None:
+    """End the program where its numbers could not be compared: on a busy machine, or of code that is in no commit."""
+    load, revision = os.getloadavg()[0], _revision()
+    if load > most:
+        sys.exit(f"The load is {load:.2f}; nothing is measured above {most}: wait until the machine is idle.")
+    if revision is None or revision.endswith("-dirty"):
+        sys.exit(f"The revision is {revision}; commit what has changed, so that the numbers have a revision.")
+
+
 def peak_memory_gb() -> float:
     """Largest resident memory that this process has had.
 

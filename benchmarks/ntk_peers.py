@@ -27,6 +27,7 @@ Arrays = Mapping[str, np.ndarray]
 Kernel = Callable[[], Any]
 
 _AT_ONCE = 4  # vectors that are multiplied by a kernel together
+_CHUNK = 8  # examples whose Jacobians are computed together
 
 
 @dataclass(frozen=True)
@@ -226,17 +227,21 @@ def _vector_products(case: Case, weights: Arrays, xs: np.ndarray) -> Kernel:
     return lambda: kernel(params)
 
 
-def _torch_contraction(case: Case, weights: Arrays, xs: np.ndarray) -> Kernel:
-    import torch
+def _torch_contraction(*, chunk: int | None = None, compiled: bool = False) -> Callable[..., Kernel]:
+    def make(case: Case, weights: Arrays, xs: np.ndarray) -> Kernel:
+        import torch
 
-    f, params, xs = torch_function(case), *_torch_arrays(weights, xs)
+        f, params, xs = torch_function(case), *_torch_arrays(weights, xs)
 
-    def kernel() -> Any:
-        jacobians = torch.func.vmap(torch.func.jacrev(f), (None, 0))(params, xs)
-        flat = [jacobian.flatten(2) for jacobian in jacobians.values()]
-        return sum(torch.einsum("nkp,mkp->nm", jacobian, jacobian) for jacobian in flat)
+        def kernel(params: Any, xs: Any) -> Any:
+            jacobians = torch.func.vmap(torch.func.jacrev(f), (None, 0), chunk_size=chunk)(params, xs)
+            flat = [jacobian.flatten(2) for jacobian in jacobians.values()]
+            return sum(torch.einsum("nkp,mkp->nm", jacobian, jacobian) for jacobian in flat)
 
-    return kernel
+        fast = torch.compile(kernel, dynamic=False) if compiled else kernel
+        return lambda: fast(params, xs)
+
+    return make
 
 
 def _torch_vector_products(case: Case, weights: Arrays, xs: np.ndarray) -> Kernel:
@@ -287,12 +292,18 @@ def import_neural_tangents() -> Any:
 
 
 JAX = {"lensjax": _lensjax, "jax.jacrev, contraction": _jacrev, "ntk_vp, vector products": _vector_products}
-TORCH = {"torch.func, contraction": _torch_contraction, "torch.func, vector products": _torch_vector_products}
+TORCH = {
+    "torch.func, contraction": _torch_contraction(),
+    "torch.func, chunked": _torch_contraction(chunk=_CHUNK),
+    "torch.func, compiled": _torch_contraction(compiled=True),
+    "torch.func, vector products": _torch_vector_products,
+}
+STRUCTURED = {"neural-tangents, structured derivatives": _neural_tangents("STRUCTURED_DERIVATIVES")}
 NEURAL_TANGENTS = {
     "neural-tangents, contraction": _neural_tangents("JACOBIAN_CONTRACTION"),
     "neural-tangents, vector products": _neural_tangents("NTK_VECTOR_PRODUCTS"),
 }
-CONTENDERS = JAX | TORCH | NEURAL_TANGENTS
+CONTENDERS = JAX | TORCH | NEURAL_TANGENTS | STRUCTURED
 VECTOR_PRODUCTS = [name for name in CONTENDERS if name.endswith("vector products")]
 
 

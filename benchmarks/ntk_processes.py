@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ntk_peers
@@ -26,17 +26,33 @@ NEURAL_TANGENTS = (
     "typing_extensions==4.14.1",
 )
 
+# The newest with which it has structured derivatives too.
+STRUCTURED = (
+    "absl-py==2.3.1",
+    "frozendict==2.4.6",
+    "jax==0.4.25",
+    "jaxlib==0.4.25",
+    "ml_dtypes==0.5.1",
+    "neural-tangents==0.6.5",
+    "numpy==1.26.4",
+    "opt_einsum==3.4.0",
+    "scipy==1.13.1",
+    "typing_extensions==4.14.1",
+)
+
 
 @contextlib.contextmanager
-def contender(name: str, folder: Path, neural_tangents: str = "") -> Iterator[Callable[[], Json]]:
+def contender(name: str, folder: Path, neural_tangents: str = "", structured: str = "") -> Iterator[Callable[[], Json]]:
     """What computes the kernel of a case in a process of its own, and gives seconds and memory.
 
     Args:
       name: Of a contender of `ntk_peers`.
       folder: Of the case.
       neural_tangents: Python that has neural-tangents.
+      structured: Python that has it with structured derivatives.
     """
     python = neural_tangents if name in ntk_peers.NEURAL_TANGENTS else sys.executable
+    python = structured if name in ntk_peers.STRUCTURED else python
     messages = (folder / f"{name}.txt").open("w+", encoding="utf-8")
     with (
         messages,
@@ -69,23 +85,23 @@ def contender(name: str, folder: Path, neural_tangents: str = "") -> Iterator[Ca
                 process.stdin.close()
 
 
-def install_neural_tangents(folder: Path) -> str:
+def install_neural_tangents(folder: Path, packages: Sequence[str] = NEURAL_TANGENTS) -> str:
     """Python of an environment that has neural-tangents, made where there is none; empty where that cannot be."""
     python = folder.absolute() / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     wanted = folder / "installed.txt"
-    if wanted.exists() and wanted.read_text(encoding="utf-8").split() == list(NEURAL_TANGENTS):
+    if wanted.exists() and wanted.read_text(encoding="utf-8").split() == list(packages):
         return str(python)
     print(f"Installing neural-tangents into {folder}")
     try:
         venv.create(folder, with_pip=True)
         # Without what it says it needs: that is TensorFlow, for parts that are not used here.
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, *NEURAL_TANGENTS], check=True, capture_output=True, text=True)
+        subprocess.run([*pip, *packages], check=True, capture_output=True, text=True)
         check = "import ntk_peers; ntk_peers.import_neural_tangents()"
         there = Path(ntk_peers.__file__).parent
         subprocess.run([str(python), "-c", check], check=True, capture_output=True, text=True, cwd=there)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"neural-tangents is skipped: {getattr(error, 'stderr', None) or error}")
         return ""
-    wanted.write_text("\n".join(NEURAL_TANGENTS) + "\n", encoding="utf-8")
+    wanted.write_text("\n".join(packages) + "\n", encoding="utf-8")
     return str(python)

@@ -360,7 +360,8 @@ def test_ntk_agrees_with_its_peers(quick_ntk):
     part = quick_ntk["parts"]["peers"]
     assert "neural-tangents" in part["missing"]  # quick runs install nothing
     names = ["jax.jacrev, contraction", "ntk_vp, vector products"]
-    names += ["torch.func, contraction", "torch.func, vector products"] * (find_spec("torch") is not None)
+    torch = ("contraction", "chunked", "vector products")
+    names += [f"torch.func, {way}" for way in torch] * (find_spec("torch") is not None)
     case = part["transformer"]
     assert case["max_relative_difference"] < 1e-5
     assert case["wrong"] == []
@@ -377,7 +378,7 @@ def test_ntk_cost_is_drawn(quick_ntk, made):
 
 
 def test_ntk_targets_are_judged_by_what_was_measured(quick_ntk):
-    assert len(quick_ntk["targets"]) == 3
+    assert len(quick_ntk["targets"]) == 2
     assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in quick_ntk["targets"])
 
 
@@ -392,6 +393,19 @@ def test_ntk_contenders_have_processes_of_their_own(ntk, ntk_processes, tmp_path
     assert ntk.difference(kernels[3], kernels[2]) < 1e-5
     with ntk_processes.contender("none", tmp_path) as run, pytest.raises(RuntimeError, match="KeyError: 'none'"):
         run()
+
+
+def test_nothing_is_measured_on_a_busy_machine_or_of_changed_code(parts, monkeypatch):
+    machine = importlib.import_module("machine")
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.6, 0, 0))
+    with pytest.raises(SystemExit, match=r"The load is 0.60; nothing is measured above 0.5"):
+        machine.refuse_unless_idle()
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.1, 0, 0))
+    monkeypatch.setattr(machine, "_revision", lambda: "abc-dirty")
+    with pytest.raises(SystemExit, match="The revision is abc-dirty; commit what has changed"):
+        machine.refuse_unless_idle()
+    monkeypatch.setattr(machine, "_revision", lambda: "abc")
+    machine.refuse_unless_idle()
 
 
 def test_ntk_goes_without_a_peer_that_cannot_be_installed(ntk_processes, tmp_path, monkeypatch, capsys):
@@ -410,7 +424,7 @@ def test_committed_ntk_results_are_of_a_full_run(quick_ntk):
     text = (RESULTS / "ntk.json").read_text()
     found, parts = json.loads(text), quick_ntk["parts"]
     assert found["quick"] is False
-    assert found["notes"] == quick_ntk["notes"]
+    assert found["notes"].keys() == quick_ntk["notes"].keys()
     assert set(NTK_PARTS) <= set(found["parts"])
     for name in ("lensjax", "contraction"):
         assert kinds(found["parts"]["floor"][name]) == kinds(parts["floor"][name])
@@ -419,8 +433,7 @@ def test_committed_ntk_results_are_of_a_full_run(quick_ntk):
         if title.startswith("transformer"):
             assert case["max_relative_difference"] < 1e-4
             quick = parts["peers"]["transformer"]
-            shared = quick.keys() - {"wrong"}
-            assert kinds({key: case[key] for key in shared}) == kinds({key: quick[key] for key in shared})
+            assert set(quick["lensjax"]) >= set(case["lensjax"]) > {"median_s", "min_s"}
     for name in ("examples", "tokens", "width", "outputs"):
         points = found["parts"]["cost"][name]["points"]
         assert len(points) == 4
