@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from transformers import GPT2Config
 
 from lensjax.core.errors import InputError
@@ -56,6 +57,14 @@ def test_sketches_of_other_examples_can_be_multiplied(problem):
         one.kernel(third)
     with pytest.raises(InputError, match="The dimension is 1; give 2 or more"):
         ntk_sketch(f, params, xs, 1)
+
+
+@pytest.mark.eight_devices
+def test_devices_that_share_the_work_do_not_change_it(problem):
+    f, params, xs = problem
+    everywhere = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
+    shared = ntk_sketch(f, jax.device_put(params, everywhere), xs[:13], 64)
+    np.testing.assert_allclose(shared.features, ntk_sketch(f, params, xs[:13], 64).features, rtol=1e-4, atol=1e-5)
 
 
 def test_twenty_thousand_examples_of_gpt2_fit_into_the_memory_that_is_stated():
