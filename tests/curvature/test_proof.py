@@ -56,6 +56,7 @@ def test_the_kernel_says_what_was_verified(output):
     assert len(said.rows) == len(said.columns) == 1
     assert said.entries == (5 if output == "trace" else 10)  # three layers, two parameters; an output, or two
     assert 0 < said.largest < 0.5
+    assert said.seconds > 0
     assert str(said).startswith(f"{said.entries} entries of examples {said.rows[0]} with {said.columns[0]} of ys agree")
     parts = ntk(f, PARAMS, XS, output=output, by_parameter=True)
     assert len(parts["layers"].verified.rows) == 2

@@ -7,6 +7,7 @@ examples' gradients, N × P values, are never held. If the factors of all exampl
 for a part of the parameters at a time. The kernel is that of Novak et al. (arXiv 2206.08720), at finite width.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -106,13 +107,15 @@ def ntk(
 def _verified(job: Job, params: PyTree, total: Total) -> Verification:
     """Compare the sample of a kernel with plain gradients."""
     assert total.sample is not None
+    began = time.perf_counter()
     sample, plan = total.sample, job.plan
     rows = sample.rows if sample.same else np.concatenate([sample.rows, job.sizes[0] + sample.columns])
     examples = jax.tree.map(lambda x: x[rows], job.examples)
     some = sample, plan.program, total.names, [leaf.layers for leaf in plan.leaves], job.captured, params, examples
     limit = int(job.limit * (1 - HELD))
     said = verified(*some, rounded=job.dtype, limit=limit, mesh=job.mesh)
-    return replace(said, dense=tuple(total.names[number] for number in sorted(plan.plain)))
+    dense = tuple(total.names[number] for number in sorted(plan.plain))
+    return replace(said, dense=dense, seconds=time.perf_counter() - began)
 
 
 def _sum_up(job: Job, params: PyTree, kernel: Total, progress: Callable[[int, int], None] | None) -> None:

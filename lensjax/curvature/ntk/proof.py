@@ -46,6 +46,7 @@ class Verification:
       rows, columns: Examples whose entries with each other were compared, for every parameter and layer.
       entries: Count of the numbers that were compared.
       largest: The largest difference, as a share of that which rounding may make.
+      seconds: What it took; the first time of a function, compilation too.
       dense: Parameters whose kernels were wrong at first, and are those of gradients formed one by one instead.
     """
 
@@ -53,6 +54,7 @@ class Verification:
     columns: tuple[int, ...]
     entries: int
     largest: float
+    seconds: float = 0.0
     dense: tuple[str, ...] = ()
 
     def __str__(self) -> str:
