@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lensjax.cli.arguments import FinetunedFolders, FunctionalName, Mesh, ModelSource, Precision, SpecFile
-from lensjax.cli.console import progress_bar
+from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.outputs import as_json, write_all
 from lensjax.core.errors import InputError
 
@@ -38,6 +38,7 @@ def ntk(
     memory_limit: float | None = None,
     verify: bool = True,
     on_mismatch: OnMismatch = "raise",
+    explain: bool = False,
 ) -> None:
     """Compute a model's exact empirical neural tangent kernel on examples of a task, and how far fine-tuning moves it.
 
@@ -72,6 +73,8 @@ def ntk(
         verify: Compute entries of two or three examples a second time, from plain gradients, and compare them.
         on_mismatch: What to do where they differ by more than rounding: raise an error that names the parameter, or
             compute its kernel from plain gradients (dense).
+        explain: Say first how the kernel of each parameter is computed, why, and what it takes, and measure each way
+            for about a second.
     """
     if memory_limit is not None and not 0 < memory_limit < float("inf"):
         raise InputError(f"--memory-limit is {memory_limit}; give a number of GB above 0.")
@@ -79,6 +82,8 @@ def ntk(
     if sketch is not None and rank is not None:
         raise InputError("--sketch and --rank are two ways; give one of them.")
     approximate = sketch is not None or rank is not None
+    if approximate and explain:
+        raise InputError("--explain is of whole kernels; leave out --sketch and --rank, or --explain.")
     if approximate and finetuned:
         raise InputError("Drifts are those of whole kernels; leave out --sketch and --rank, or --finetuned.")
     # bfloat16 would lose what fine-tuning adds to parameters.
@@ -111,6 +116,8 @@ def ntk(
             )
         _write_kernel(out, found, found.arrays(), about | found.summary() | _cost(time.perf_counter() - began))
         return
+    if explain:
+        about["plan"] = _explained(loaded, batch, functional, limit)
     kernel = measure(loaded, "Measuring")
     ladder: list[dict[str, Any]] = []
     thetas = []
@@ -274,6 +281,19 @@ def _cost(seconds: float) -> dict[str, Any]:
         "lensjax": importlib.metadata.version("lensjax"),
         "jax": jax.__version__,
     }
+
+
+def _explained(model: "Model", batch: "Mapping[str, np.ndarray]", functional: str, limit: int | None) -> dict[str, Any]:
+    """Show how the kernel will be computed."""
+    from lensjax.core.processes import is_first
+    from lensjax.curvature.ntk.explain import HEADINGS
+    from lensjax.measure.kernel import explain_kernel
+
+    plan = explain_kernel(model, batch, functional, memory_limit=limit, measure=True)
+    if is_first():
+        title = f"How the kernel of each parameter is computed, {plan.batch} examples at a time"
+        make_console().print(make_table(title, HEADINGS, plan.rows(), words=("parameter", "way", "why")))
+    return plan.as_json()
 
 
 def _write_kernel(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
 from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, residual_loss, spectrum
+from lensjax.curvature.ntk.explain import Explanation, explain
 from lensjax.curvature.ntk.ntk import ntk, ntk_flops
 from lensjax.curvature.ntk.proof import Verification
 from lensjax.measure.functionals import FUNCTIONALS, Batch, Functional, OfModel
@@ -149,6 +150,19 @@ def measure_kernel(
         residuals = np.asarray(residual_loss(theta, f0, y, times))
     known = functional, theta, error, f0, y, eigenvalues, times, residuals, classes, flops
     return MeasuredKernel(*known, kernel.verified)
+
+
+def explain_kernel(
+    model: Model, batch: Batch, functional: str = "loss", *, memory_limit: int | None = None, measure: bool = False
+) -> Explanation:
+    """How `measure_kernel` computes the kernel, see `lensjax.curvature.ntk.explain.explain`.
+
+    Raises:
+      InputError: see `measure_kernel`.
+    """
+    f, _ = functional_of(model, batch, functional)
+    how: Any = {"output": FUNCTIONALS[functional].output, "memory_limit": memory_limit}
+    return explain(f, model.params, batch, measure=measure, **how)
 
 
 def kernel_flops(model: Model, batch: Batch, functional: str = "loss") -> int:

@@ -118,9 +118,16 @@ def test_bad_input_is_named(save_sums, save_model, fails, tmp_path):
 
 
 @pytest.mark.eight_devices
-def test_the_kernel_is_that_of_the_api(save_sums, save_model, tmp_path):
+def test_the_kernel_is_that_of_the_api_and_is_explained(save_sums, save_model, tmp_path, capsys):
     spec, folder = save_sums(), save_model()
-    run(spec, "--model", folder, "--examples", 4, "--out", tmp_path / "out", "--mesh", "data=1,fsdp=8")
+    given = "--examples", 4, "--mesh", "data=1,fsdp=8", "--explain"
+    run(spec, "--model", folder, *given, "--out", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "How the kernel of each parameter is computed, 8 examples at a time" in said
+    assert "add takes it" in said or "broadcast_in_dim" in said
+    plan = json.loads((tmp_path / "out" / "kernel.json").read_text())["plan"]
+    assert {one["way"] for one in plan["parameters"]} > {"plain"}
+    assert all(one["predicted"].keys() == one["measured"].keys() for one in plan["parameters"])
     model, task = lensjax.models.load(folder), read_spec(spec, FinetuneSpec)
     batch = probe_batch(model, task, probe_examples(task, 4))
     theta = ntk(loss(model), model.params, batch)

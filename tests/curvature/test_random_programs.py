@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_programs import BACKWARD_ONLY, FORWARD_ONLY, SINGLE, STEPS, UNDEFINED, WEIGHTS, Program, programs
 
@@ -20,6 +20,16 @@ from lensjax.curvature.ntk.ntk import ntk
 
 PROGRAMS = int(os.environ.get("LENSJAX_TEST_PROGRAMS", "200"))
 STEPS_AT_MOST = 2 if PROGRAMS <= 200 else 4
+# What was wrong once: ids of the next piece in the last tile of a table, lookups beyond it, complex activations, and
+# custom rules around lookups and of straight-through estimators.
+KNOWN = {
+    "tiles": Program((("next token", "w", 0),), "vector", 5),
+    "filled": Program((("lookup, filled", "w", 0),), "vector", 0),
+    "complex": Program((("complex", "w", 0),), "sum", 0),
+    "rule": Program((("lookup by a rule", "w", 0),), "vector", 0),
+    "estimator": Program((("sine of product", "straight-through", 0),), "sum", 0),
+    "spectrum": Program((("spectrum", "w", 0),), "sum", 0),
+}
 OUTPUTS = {"trace": "nkp,mkp->nm", "diagonal": "nkp,mkp->nmk", "full": "nkp,mlp->nmkl"}
 
 
@@ -83,7 +93,11 @@ def assert_close(found, expected, program, scale=0.0):
 
 
 @trials(0.5)
-@given(programs(FORWARD_ONLY, STEPS_AT_MOST), st.sampled_from(list(OUTPUTS)), st.booleans(), st.integers(0, 3))
+@given(programs(FORWARD_ONLY, STEPS_AT_MOST), st.sampled_from(list(OUTPUTS)), st.booleans(), st.integers(0, 7))
+@example(KNOWN["tiles"], "trace", False, 0)
+@example(KNOWN["filled"], "full", True, 1)
+@example(KNOWN["complex"], "trace", False, 2)
+@example(KNOWN["rule"], "diagonal", False, 3)
 def test_kernels(program, output, pairs, how):
     params, xs = program.params(), program.examples(2 if how else 24)  # of which tiles are small
     ys = program.examples(3, more=1) if pairs else None
@@ -97,10 +111,10 @@ def test_kernels(program, output, pairs, how):
         least = int(re.search("need ([0-9,]+)", str(refused.value))[1].replace(",", ""))
         limit = int(least * (1 + program.seed % 8 / 8))  # for pieces of different sizes
     found = ntk(
-        program, params, xs, ys, output=output, memory_limit=limit, by_parameter=how < 2, verify=program.seed % 4 == 0
+        program, params, xs, ys, output=output, memory_limit=limit, by_parameter=how < 4, verify=program.seed % 8 == 0
     )
     total = sum(expected.values())
-    if how < 2:
+    if how < 4:
         for name, part in found.items():
             part = part.sum(axis=0) if part.size > expected[name].size else part  # over layers
             assert_close(part.reshape(expected[name].shape), expected[name], program, np.abs(total).max())
@@ -110,6 +124,8 @@ def test_kernels(program, output, pairs, how):
 
 @trials(0.3)
 @given(programs(UNDEFINED, STEPS_AT_MOST), st.integers(0, 2))
+@example(KNOWN["estimator"], 0)
+@example(KNOWN["spectrum"], 0)
 def test_forms_and_blocks(program, how):
     forward = bool(program.names & FORWARD_ONLY)
     backward = bool(program.names & BACKWARD_ONLY)
@@ -120,7 +136,7 @@ def test_forms_and_blocks(program, how):
     blocks = hessian(lambda p: losses(p, xs), params, forward=forward)
     if how == 0:
         dense = whole(blocks, params, 2)
-        form = quadratic_form(losses, params, xs, v, verify=program.seed % 4 == 0)
+        form = quadratic_form(losses, params, xs, v, verify=program.seed % 8 == 0)
         scale = np.abs(dense).max(initial=0) * np.square(flat(v)).sum()
         assert_close(form, np.einsum("i,nij,j->n", flat(v), dense, flat(v)), program, scale * 1e-3)
         return

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lensjax.curvature.ntk.costs import Output, ways
+from lensjax.curvature.ntk.costs import Output, Way, ways
 from lensjax.curvature.ntk.factor import Factor, are_ids, constrain, einsum, tiles
 from lensjax.curvature.ntk.gram import gram
 from lensjax.curvature.ntk.panels import by_panels
@@ -18,7 +18,13 @@ _PANEL = 64  # examples at least, of a panel of a symmetric product
 
 
 def contract(
-    a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int, mesh: Mesh | None = None
+    a: Sequence[Factor],
+    b: Sequence[Factor],
+    first: int,
+    output: Output,
+    chunk_bytes: int,
+    mesh: Mesh | None = None,
+    way: Way | None = None,
 ) -> Array:
     """The kernel of one matrix between two sets of examples, by the way that should take less time.
 
@@ -27,13 +33,14 @@ def contract(
       first: Length of its first axis.
       chunk_bytes: Bytes on a device for what is formed at a time.
       mesh: Devices that share the work.
+      way: The way, whatever it takes.
     """
     one = a[0]
     dtype = wide(one.right.dtype)
     sizes = one.examples, (0 if a is b else b[0].examples)
     uses = [factor.sides for factor in a]
     found = ways(uses, sizes, (first, one.second), one.outputs, output, itemsize=dtype.itemsize)
-    if found.chosen == "gram":
+    if (way or found.chosen) == "gram":
         return gram(a, b, output, chunk_bytes, mesh)
     if all(factor.looks_up for factor in a):
         a, b, first = _compact(a, b, first)
