@@ -23,7 +23,7 @@ from lensjax.curvature.jaxpr.rounding import rounding
 from lensjax.curvature.ntk.costs import Output
 from lensjax.curvature.ntk.factor import constrain, einsum
 
-_MANY = 128  # examples, from which a third one is checked where gradients are not simply formed and multiplied
+_MANY = 256  # examples, from which a third one is checked where gradients are not simply formed and multiplied
 _OUTPUTS = 2  # or pairs of outputs, of kernels that keep them apart
 # Relative errors of a parameter's gradient that rounding may make, in units of it and at most, and those that all
 # other gradients make in it, as in those of parameters that should cancel.
@@ -249,7 +249,9 @@ def _entries(
             for a, b in zip(one, other, strict=True)
         ]
 
-    if summed:
+    if summed and len(pairs) == 1:  # without a loop, which would copy the gradients
+        made = products(pairs[0])
+    elif summed:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(products, pairs[0]))
         made, _ = jax.lax.scan(lambda total, pair: (jax.tree.map(jnp.add, total, products(pair)), None), zeros, pairs)
     else:
