@@ -3,6 +3,7 @@
 `make test` tries 200 programs; LENSJAX_TEST_PROGRAMS=5000 names another number.
 """
 
+import itertools
 import os
 import re
 
@@ -37,6 +38,15 @@ OUTPUTS = {"trace": "nkp,mkp->nm", "diagonal": "nkp,mkp->nmk", "full": "nkp,mlp-
 def wide():
     with jax.enable_x64(True):
         yield
+
+
+_tried = itertools.count(1)
+
+
+def forget_programs():
+    """Drop what JAX keeps of every program, once in a while: of 5,000 that is many GB."""
+    if next(_tried) % 200 == 0:
+        jax.clear_caches()
 
 
 def trials(share):
@@ -99,6 +109,7 @@ def assert_close(found, expected, program, scale=0.0):
 @example(KNOWN["complex"], "trace", False, 2)
 @example(KNOWN["rule"], "diagonal", False, 3)
 def test_kernels(program, output, pairs, how):
+    forget_programs()
     params, xs = program.params(), program.examples(2 if how else 24)  # of which tiles are small
     ys = program.examples(3, more=1) if pairs else None
     one = dense(program, params, xs)
@@ -127,6 +138,7 @@ def test_kernels(program, output, pairs, how):
 @example(KNOWN["estimator"], 0)
 @example(KNOWN["spectrum"], 0)
 def test_forms_and_blocks(program, how):
+    forget_programs()
     forward = bool(program.names & FORWARD_ONLY)
     backward = bool(program.names & BACKWARD_ONLY)
     if forward and (backward or how == 1):
@@ -157,6 +169,7 @@ def test_forms_and_blocks(program, how):
     programs(FORWARD_ONLY | UNDEFINED, STEPS_AT_MOST), st.sampled_from(["linearized", "direct"]), st.sampled_from("HGF")
 )
 def test_products(program, mode, kind):
+    forget_programs()
     if kind != "H" and program.names & BACKWARD_ONLY:
         return
     params, xs, losses = program.params(), program.examples(2), loss_of(program)
