@@ -43,12 +43,12 @@ def test_every_parameter_says_which_way_it_goes_and_why(plan):
         "bias": "broadcast_in_dim takes it",
         "first": "sin takes it",
         "idle": "nothing uses it",
-        "over": "every step of a loop uses all of it",
     }
     for name, why in reasons.items():
         assert (by_name[name].way, why in by_name[name].why or by_name[name].why) == ("plain", True), name
     assert by_name["table"].why.startswith("1 lookup; ")
     assert by_name["deep"].why.startswith("1 product; ")
+    assert by_name["over"].why.startswith("1 product; ")
     assert by_name["mixed"].why.startswith("2 products; ")
     for name in ("deep", "head", "table"):
         one = by_name[name]
