@@ -15,14 +15,16 @@ from typing import Any, Literal, NamedTuple
 import tyro
 from pydantic import ValidationError
 
+from lensjax.core.artefacts import read_sealed
 from lensjax.core.errors import InputError
-from lensjax.core.files import LOCK, locked, make_folder, read_json, write_files
+from lensjax.core.files import LOCK, locked, make_folder, write_files
 from lensjax.measure.kinds.hessian import bound_terms
 from lensjax.measure.kinds.ntk import kernel_drifts, kernels, residuals
 from lensjax.measure.kinds.weights import weight_scores
 from lensjax.measure.measurement import Cell
 from lensjax.models.pocket import SCHEME, bundled
-from lensjax.study.folder import read_evidence, read_results, read_searches, running, runs_folder, study_records
+from lensjax.study.evidence import read_evidence
+from lensjax.study.folder import read_results, read_searches, running, runs_folder, study_records
 from lensjax.study.runner import run_study
 from lensjax.study.spec import CandidateSpec, StudySpec, read_study
 from lensjax.study.state import StudyState, read_state
@@ -30,7 +32,7 @@ from lensjax.tasks.ready_made import TASKS, write_rows
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
 from lensjax.train.results import WRITING, Result, curves_csv
-from lensjax.train.runs import CLAIM
+from lensjax.train.runs import CLAIM, Claim
 
 Training = Literal["twelve_epochs", "eight_epochs", "thrice_as_long"]
 Curvature = Literal["of_the_code", "of_the_theorem"]
@@ -106,9 +108,9 @@ def evidence(state: StudyState, out: Path) -> dict[str, Any]:
     for candidate in spec.candidates:
         if rejected := read_searches(out, candidate, state.results):
             searches[candidate.name] = sum(run.flops for run in rejected)
-    claims = {one.name: read_json(runs_folder(out, one) / one.name / CLAIM) for one in spec.candidates}
+    claims = {one.name: read_sealed(runs_folder(out, one) / one.name / CLAIM, Claim) for one in spec.candidates}
     return {
-        "pretrained": {name: claim["weights"] for name, claim in claims.items() if claim is not None},
+        "pretrained": {name: claim.weights for name, claim in claims.items() if claim is not None},
         "searches": searches,
         "kernels": [
             {

@@ -82,8 +82,8 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
         ],
         "note": remark,
     }
-    _print(content)
     write(lambda: as_json(content))
+    _print(content)
 
 
 def fetch(task: TaskName, out: Path = Path(".")) -> None:

@@ -58,8 +58,8 @@ def evaluate(
     tables = [read_source(source, unit) for source in curves]
     with progress_bar("Evaluating") as progress:
         scores = backtest(tables, target, divisors, progress=progress)
-    print_means(scores, {table.task: table.unit.name for table in tables})
     write(lambda: to_csv(scores))
+    print_means(scores, {table.task: table.unit.name for table in tables})
 
 
 def print_means(scores: Sequence["Score"], units: Mapping[str, str]) -> None:

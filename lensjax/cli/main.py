@@ -5,6 +5,7 @@ import sys
 import tyro
 
 from lensjax.cli import curvature, data, evaluate, finetune, models, next, plan, rank, report, study
+from lensjax.cli.streams import OutputLost, enduring
 from lensjax.core.compiled import keep_compiled_programs
 from lensjax.core.errors import InputError
 
@@ -38,20 +39,25 @@ def _commands() -> tyro.extras.SubcommandApp:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; bad input exits with status 2 and one sentence on standard error."""
+    """Run the command line; bad input exits with status 2 and one sentence on standard error.
+
+    A reader of the output that goes away, as `| head` does, ends printing and nothing else.
+    """
     keep_compiled_programs()
     try:
-        _commands().cli(
-            prog="lensjax",
-            description="Which of these language models should we fine-tune on our data?",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        with enduring():
+            _commands().cli(
+                prog="lensjax",
+                description="Which of these language models should we fine-tune on our data?",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
     except InputError as error:
         print(f"lensjax: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("lensjax: interrupted; nothing was written.", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, as `| head` does
+    except OutputLost as error:
+        print(f"lensjax: the output could not be written ({error}); all files are.", file=sys.stderr)
+        sys.exit(1)

@@ -76,8 +76,8 @@ def show(
 
     sizes = parse_mesh(mesh)
     table = parameter_table(read_config(find_folder(model, revision, what="config")), sizes, dtype)
-    _print_parameters(table)
     write(table.to_json)
+    _print_parameters(table)
 
 
 def check(model: ModelName, dtype: DType = "float32", revision: Revision = None) -> None:

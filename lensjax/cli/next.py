@@ -71,13 +71,13 @@ def next_cells(
     with Console(stderr=True).status("Fitting"):
         advice = advise(table, target, costs, prefer=prefer, metric=asked)
     record, console = _record(table, target, max_examples, advice) | {"margin": smallest_within}, make_console(120)
+    write(lambda: as_json(record))
     if advice.points:
         console.print(_table(record, top))
     for model, why in record["ineligible"].items():
         console.print(f"Not to be chosen, nor measured further: {model}, as {why}.", markup=False, soft_wrap=True)
     for sentence in filter(None, (record["remark"], record["why"], _sentence(record, larger))):
         console.print(sentence, markup=False, soft_wrap=True)
-    write(lambda: as_json(record))
 
 
 def _rungs(table: "CurveTable", target: int, max_examples: int | None) -> tuple[list[int], list[int], int]:

@@ -51,8 +51,8 @@ def plan(
 
     with progress_bar("Planning") as progress:
         planned = make_plan(study, topology=topology, mesh=mesh, timing=timing, progress=progress)
-    print_plan(planned)
     write(lambda: planned.model_dump_json(indent=2) + "\n")
+    print_plan(planned)
 
 
 def print_plan(plan: "Plan") -> None:

@@ -69,8 +69,8 @@ def rank(
     with progress_bar("Fitting") as progress:
         asked = None if metric is None else metric_named(metric)
         ranking = rank_models(table, budget, target, method, progress, metric=asked, prefer=prefer)
-    print_ranking(ranking)
     write(lambda: ranking_json(ranking), lambda: ranking_csv(ranking), lambda: _page(ranking))
+    print_ranking(ranking)
 
 
 def print_ranking(ranking: "Ranking") -> None:

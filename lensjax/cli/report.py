@@ -22,6 +22,6 @@ def report(folder: StudyFolder) -> None:
     from lensjax.study.report import collect
 
     findings = collect(spec, folder)
-    print_decision(findings.report)
     for path in write_findings(findings, folder):
         print(f"Wrote {path}")
+    print_decision(findings.report)

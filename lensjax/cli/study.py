@@ -73,6 +73,7 @@ def run(
     dry_run: bool = False,
     limit: int | None = None,
     retry: bool = False,
+    tries: int = 3,
 ) -> None:
     """Run a study: measure the candidates on growing subsets, and decide which one to fine-tune on everything.
 
@@ -93,9 +94,13 @@ def run(
         dry_run: Only list the cells that are left if no candidate drops out and the budget lasts.
         limit: Stop after this many cells.
         retry: Repeat cells that failed before.
+        tries: Times that the process may die while it computes one cell, as when the system kills it for lack of
+            memory, before that cell counts as failed and the study goes on without it.
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; give 1 or more.")
+    if tries < 1:
+        raise InputError(f"--tries is {tries}; give 1 or more.")
     from lensjax.core.processes import is_first, start_processes
     from lensjax.study.spec import read_study
 
@@ -116,7 +121,7 @@ def run(
             say(str(cell))
         return
     with resumable():
-        run_study(study, folder, launcher=launcher, retry=retry, limit=limit, show=True, say=say)
+        run_study(study, folder, launcher=launcher, retry=retry, limit=limit, tries=tries, show=True, say=say)
     findings = collect(pinned(study, folder), folder)
     for path in write_findings(findings, folder):
         say(f"Wrote {path}")

@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from lensjax.core.errors import InputError, shorten
@@ -56,33 +58,39 @@ def check_new_folder(folder: Path) -> None:
         raise InputError(f"Cannot write {shorten(folder, 400)}: {above} is not writable; choose another place.")
 
 
-def write_files(contents: Mapping[Path, str | bytes]) -> None:
+def write_files(contents: Mapping[Path, str | bytes], *, follow: bool = True) -> None:
     """Write several files, all of them or none.
 
     Each is first written beside its destination, and all are moved into place once they are on disk. An interrupted or
-    failed write leaves the earlier files as they were. Links are followed; devices and pipes are written to directly.
+    failed write leaves the earlier files as they were. Devices and pipes are written to directly.
 
     Args:
       contents: Texts, which are encoded as UTF-8, and bytes by path.
+      follow: Write to what a link leads to; otherwise the file takes the place of the link, as in folders that are
+        LensJAX's own, where a link may lead to somebody else's file.
 
     Raises:
       InputError: a folder is missing or not writable, or the disk is full.
     """
     staged: list[tuple[str, Path]] = []
+    held = ExitStack()
     try:
         for path, content in contents.items():
             data = content.encode() if isinstance(content, str) else content
             with explained(path):
-                destination = path.resolve()
-                if destination.is_dir():
+                destination = path.resolve() if follow else path.parent.resolve() / path.name
+                if not follow and destination.is_dir() and not destination.is_symlink():
+                    raise InputError(f"{path} is a folder, and a file of LensJAX belongs there; remove it.")
+                if follow and destination.is_dir():
                     raise InputError(f"{path} is a folder; give the name of a file to write.")
-                if destination.exists() and not destination.is_file():
+                if follow and destination.exists() and not destination.is_file():
                     destination.write_bytes(data)
                     continue
-                handle, name = tempfile.mkstemp(dir=destination.parent, prefix=_PREFIX, suffix=_SUFFIX)
+                file, name = held.enter_context(_staging_file(destination.parent))
                 staged.append((name, destination))
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
                 share(name)
         for name, destination in staged:
             with explained(destination):
@@ -91,6 +99,27 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
         for name, _ in staged:
             if os.path.exists(name):
                 os.unlink(name)
+        held.close()
+
+
+@contextmanager
+def _staging_file(folder: Path) -> Iterator[tuple[FileIO, str]]:
+    """A new file that is not yet whole, and its name; it is locked, so that nobody takes it for a leftover."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=_PREFIX, suffix=_SUFFIX)
+    with FileIO(handle, "wb") as file:
+        _try_lock(handle)
+        yield file, name
+
+
+def _try_lock(handle: int) -> bool:
+    """Lock an open file or folder until it is closed, if nobody else holds its lock and the file system has locks."""
+    import fcntl  # POSIX only
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -109,9 +138,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         place = path.resolve()
         staging = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{place.name}-", suffix=_SUFFIX, dir=place.parent))
-        yield staging
-        share(staging, 0o777)
-        os.replace(staging, place)  # over an empty folder at most
+        handle = os.open(staging, os.O_RDONLY)
+        try:
+            _try_lock(handle)
+            yield staging
+            share(staging, 0o777)
+            os.replace(staging, place)  # over an empty folder at most
+        finally:
+            os.close(handle)
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
     finally:
@@ -120,16 +154,23 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove the unfinished files and folders of killed processes; no process may be writing there now.
+    """Remove what killed processes did not finish writing; what a process is writing now is locked, and stays.
 
     Args:
       folder: Where they wrote.
       name: Only those that were to become the folder of this name; all by default.
     """
-    for path in folder.iterdir():
-        if is_leftover(path.name) and path.name.startswith(f"{_PREFIX}{name}"):
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if not (is_leftover(entry.name) and entry.name.startswith(f"{_PREFIX}{name}")) or entry.is_symlink():
+                continue
             with suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                handle = os.open(entry.path, os.O_RDONLY)
+                try:
+                    if _try_lock(handle):
+                        shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+                finally:
+                    os.close(handle)
 
 
 def is_leftover(name: str) -> bool:
@@ -168,6 +209,9 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
     import fcntl  # POSIX only
 
     with explained(path):
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            # Of ours alone: a link may lead to somebody else's file, and opening a pipe waits for ever.
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         file = path.open("a")
     with file:
         try:

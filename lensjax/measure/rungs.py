@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lensjax.core.artefacts import Damaged, read_sealed
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import read_json
 from lensjax.core.flops import matmul_flops
 from lensjax.curvature.bound import EPSILON, REMAINDER, Block, LayerTerms, bound_terms, layer_terms, layer_terms_flops
 from lensjax.curvature.phases import LEVEL, Phases, find_phases, fit_decay
@@ -18,12 +18,12 @@ from lensjax.measure.model_losses import target_tokens
 from lensjax.measure.transition import residual_transition
 from lensjax.models import load
 from lensjax.models.hub import find_folder
+from lensjax.models.inputs import model_fingerprint
 from lensjax.models.model import Batch, Model
-from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example, fingerprint, load_task
 from lensjax.train.results import Result, read_result
-from lensjax.train.runs import CLAIM, MODEL, SPEC, has_our_tokens
+from lensjax.train.runs import CLAIM, MODEL, SPEC, Claim, KeptSpec, has_our_tokens
 
 _FITTED = ("examples", "sum_of_largest", "gap", "test_loss")
 
@@ -70,22 +70,30 @@ def find_runs(folders: Sequence[Path], source: str | Path, seed: int = 0) -> lis
                 )
             if not (run / MODEL).is_dir():
                 raise InputError(f"{where} holds no model; run `lensjax curve` again with --save-models.")
-            kept = read_json(run.parent.parent / SPEC)
-            if kept is not None and "digest" in kept and not has_our_tokens(kept):
+            kept = _kept(run.parent.parent / SPEC)
+            if kept is not None and not has_our_tokens(kept):
                 raise InputError(
                     f"{where} was fine-tuned by another version of LensJAX, which made other tokens of the same texts; "
                     "fine-tune it again in a new folder."
                 )
-            claim = read_json(run.parent / CLAIM)
+            claim = read_sealed(run.parent / CLAIM, Claim, required=False)
             if claim is not None:
-                weights = weights or weights_fingerprint(find_folder(source))
-                if claim.get("weights") != weights:
+                weights = weights or model_fingerprint(find_folder(source))
+                if claim.weights != weights:
                     raise InputError(
-                        f"{where} was fine-tuned from {shorten(claim.get('source'), 200)}, whose weights are not those "
+                        f"{where} was fine-tuned from {shorten(claim.source, 200)}, whose weights are not those "
                         f"of {shorten(source, 200)}; give the model that it was made from."
                     )
             taken.append(FinetuneRun(run, result))
     return sorted(taken, key=lambda run: run.result.examples)
+
+
+def _kept(path: Path) -> KeptSpec | None:
+    """The spec of runs, where they lie in a folder that has one; copies of runs may lie beside anything."""
+    try:
+        return read_sealed(path, KeptSpec, required=False)
+    except Damaged:
+        return None
 
 
 def training_examples(spec: TaskSpec, runs: Sequence[FinetuneRun], count: int) -> list[Example]:

@@ -94,6 +94,17 @@ def local_folder(source: str | Path) -> Path | None:
     return None
 
 
+def folder_here(source: str | Path) -> Path | None:
+    """The folder of a model whose weights are here, without asking the hub; None where they are not."""
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = local_folder(source) or _snapshot(str(source), None, "model", local=True)
+    except (InputError, HFValidationError, LocalEntryNotFoundError):
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
 def _snapshot(name: str, revision: str | None, what: Parts, *, local: bool) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -272,6 +283,12 @@ def write_config(config: Any, architecture: str, dtype: str, folder: Path) -> No
     if getattr(config, "one_embedding", False) and family_of(config.model_type).two_embeddings:
         values["tie_word_embeddings"] = True  # or else there would be two; that the head differs, its tensor tells
     (folder / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model besides its weights: configuration and tokenizer."""
+    found = {path for pattern in (_CONFIG, *_TOKENIZER) for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

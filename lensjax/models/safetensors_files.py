@@ -1,10 +1,8 @@
 """Reading and writing the safetensors files of a checkpoint folder."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +17,7 @@ from lensjax.core.files import share
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATING = ("F64", "F32", "F16", "BF16")  # the types of weights that can be loaded
 _BLOCK_BYTES = 2**20
-_SAMPLES, _SAMPLE_BYTES = 256, 2**12
 _LINE = 16  # float32 values in a cache line
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """A hash of the sizes, the headers and samples of the values of a checkpoint's files, most of which is not read.
-
-    Files that have not changed since this process last asked are not read again.
-    """
-    found = ((path, path.stat()) for path in sorted(_weight_files(folder)))
-    return _fingerprint(tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found))
-
-
-@lru_cache(maxsize=256)
-def _fingerprint(files: tuple[tuple[Path, int, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, size, *_ in files:
-        digest.update(f"{path.name}{size}".encode())
-        with path.open("rb") as file:
-            for at in range(0, size, max(size // _SAMPLES, _BLOCK_BYTES)):
-                file.seek(at)
-                digest.update(file.read(_SAMPLE_BYTES if at else _BLOCK_BYTES))
-    return digest.hexdigest()
 
 
 class TensorFiles:
@@ -59,7 +35,7 @@ class TensorFiles:
     def __init__(self, folder: Path) -> None:
         self.where = str(folder)
         self._slices: dict[str, Any] = {}
-        for path in _weight_files(folder):
+        for path in weight_files(folder):
             try:
                 file = safe_open(path, framework="numpy")
             except (SafetensorError, OSError) as error:
@@ -147,7 +123,12 @@ def write_tensors(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, sha
     (folder / _INDEX).write_text(text, encoding="utf-8")
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder.
+
+    Raises:
+      InputError: there are none, or one that the index names is missing.
+    """
     if (folder / _SINGLE).exists():
         return [folder / _SINGLE]
     index = folder / _INDEX

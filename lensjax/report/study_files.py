@@ -34,5 +34,5 @@ def write_findings(findings: Findings, out: Path) -> list[Path]:
         out / CURVES: findings.curves,
     }
     if is_first():
-        write_files(contents)
+        write_files(contents, follow=False)
     return list(contents)

@@ -7,22 +7,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from lensjax.core.artefacts import Damaged
 from lensjax.core.errors import InputError, one_line
-from lensjax.core.files import make_folder, read_json
+from lensjax.core.files import make_folder
 from lensjax.core.processes import is_first, on_first
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, Subject
 from lensjax.models import make_mesh
 from lensjax.models.hub import find_folder
-from lensjax.models.safetensors_files import weights_fingerprint
-from lensjax.study.folder import (
-    evidence_file,
-    is_awaited,
-    read_evidence,
-    run_folder,
-    runs_folder,
-    settings_of,
-    write_evidence,
-)
+from lensjax.models.inputs import model_fingerprint
+from lensjax.study.evidence import evidence_file, read_evidence, write_evidence
+from lensjax.study.folder import is_awaited, run_folder, runs_folder, settings_of
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Example, Task, fingerprint, load_task
 from lensjax.tasks.writing import sample
@@ -158,7 +152,7 @@ class Bench:
         """Measure evidence, unless it is on disk."""
         subject, path = self._subject(cell), evidence_file(self.out, cell)
         asked = self._asked(subject)
-        summary = on_first(lambda: read_json(path))
+        summary = on_first(lambda: self._known(cell))
         if summary is None or summary.get("asked") != asked:
             on_first(lambda: make_folder(path.parent))
             summary = on_first(lambda: self._of_same_model(cell, asked))
@@ -174,13 +168,21 @@ class Bench:
         flops = summary.get("flops")
         return Measured(flops=flops if isinstance(flops, int) else 0)
 
+    def _known(self, cell: Cell) -> dict[str, Any] | None:
+        """The numbers of evidence that is on disk."""
+        found = read_evidence(self.out, cell)
+        return None if found is None else dict(found.summary)
+
     def _of_same_model(self, cell: Cell, asked: dict[str, Any]) -> dict[str, Any] | None:
         """The evidence of another candidate that is the same pretrained model, copied to this one's; None without it.
 
         It has no FLOPs, as they were spent once.
         """
         for name in self.spec.names if cell.examples == 0 else ():
-            found = read_evidence(self.out, cell._replace(model=name))
+            try:
+                found = read_evidence(self.out, cell._replace(model=name))
+            except Damaged:  # it is no use to this cell
+                continue
             if found is not None and found.summary.get("asked") == asked:
                 summary = {key: value for key, value in found.summary.items() if key != "flops"}
                 write_evidence(self.out, cell, Measured(summary, found.arrays))
@@ -189,7 +191,7 @@ class Bench:
 
     def _asked(self, subject: Subject) -> dict[str, Any]:
         """Everything that evidence depends on: weights, examples and settings."""
-        asked: dict[str, Any] = {"model": on_first(lambda: weights_fingerprint(find_folder(subject.source)))}
+        asked: dict[str, Any] = {"model": on_first(lambda: model_fingerprint(find_folder(subject.source)))}
         if subject.examples:
             asked |= {"data": fingerprint(subject.examples), "examples": len(subject.examples)}
         return asked | settings_of(self.spec, subject.cell)

@@ -5,27 +5,27 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import jax
 from pydantic import ValidationError
 
+from lensjax.core.artefacts import Damaged
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import read_json
 from lensjax.core.processes import on_first
 from lensjax.models.family import family_of
 from lensjax.models.hub import find_folder, read_config, read_tokenizer
 from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
 from lensjax.study.bench import Bench
-from lensjax.study.folder import evidence_cells, evidence_file, read_results, runs_folder
+from lensjax.study.evidence import evidence_asked, evidence_cells
+from lensjax.study.folder import read_results, runs_folder
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.chat import ChatFormat, TemplateRefuses
 from lensjax.tasks.task import Task, fingerprint, fingerprints
 from lensjax.tasks.tokens import tokenise
 from lensjax.tasks.writing import Writing, examine
-from lensjax.train.results import read_result
-from lensjax.train.runs import has_our_tokens, kept_spec
+from lensjax.train.results import Result, read_result
+from lensjax.train.runs import KeptSpec, has_our_tokens, kept_spec
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.workload import check_packing
 
@@ -49,26 +49,33 @@ def check_results(spec: StudySpec, out: Path, task: Task, *, retry: bool = False
 def _check(spec: StudySpec, out: Path, task: Task, retry: bool) -> None:
     held_out = fingerprint([*task.validation, *task.test])
     of_folder = {runs_folder(out, candidate): candidate for candidate in spec.candidates}
-    kept = {folder: found for folder in of_folder if (found := kept_spec(folder)) is not None}
+    kept = {folder: found for folder in of_folder if (found := _kept_spec(folder)) is not None}
     if not all(_is_of(found, held_out) for found in kept.values()) or not _same_training_examples(spec, out, task):
         raise InputError(
             f"{shorten(out, 400)} holds results of other examples than the task's source has now; give a new folder "
             "(--out), or the data that it was made with."
         )
     for folder, found in kept.items():
-        if found.get("digest") != spec.finetune_spec(of_folder[folder]).digest(held_out):
+        if found.digest != spec.finetune_spec(of_folder[folder]).digest(held_out):
             _make_way(folder, retry, found)
 
 
-def _is_of(kept: dict[str, Any], held_out: str) -> bool:
+def _kept_spec(folder: Path) -> KeptSpec | None:
+    try:
+        return kept_spec(folder)
+    except Damaged:  # opening the folder sees to it
+        return None
+
+
+def _is_of(kept: KeptSpec, held_out: str) -> bool:
     """Whether runs were validated and tested on these examples; True where this version cannot tell."""
     if not has_our_tokens(kept):
         return True
     try:
-        made = FinetuneSpec.model_validate(kept.get("spec"))
+        made = FinetuneSpec.model_validate(kept.spec)
     except ValidationError:
         return True
-    return made.digest(held_out) == kept.get("digest")
+    return made.digest(held_out) == kept.digest
 
 
 def _same_training_examples(spec: StudySpec, out: Path, task: Task) -> bool:
@@ -84,17 +91,20 @@ def _same_training_examples(spec: StudySpec, out: Path, task: Task) -> bool:
 
 def _known(spec: StudySpec, out: Path) -> Iterator[tuple[int, int, str]]:
     """Seed, number and fingerprint of the training examples of every result."""
-    for result in read_results(spec, out):
+    for result in read_results(spec, out, {}):
         yield result.seed, result.examples, result.data
     for cell in evidence_cells(spec, out):
-        asked = (read_json(evidence_file(out, cell)) or {}).get("asked")
-        if isinstance(asked, dict) and isinstance(asked.get("examples"), int):
+        try:
+            asked = evidence_asked(out, cell)
+        except Damaged:  # it is made again
+            continue
+        if asked is not None and isinstance(asked.get("examples"), int):
             yield cell.seed, asked["examples"], str(asked.get("data"))
 
 
-def _make_way(folder: Path, retry: bool, kept: dict[str, Any]) -> None:
+def _make_way(folder: Path, retry: bool, kept: KeptSpec) -> None:
     """Remove runs with other training settings than now where another try is asked for; keep any that went well."""
-    results = (read_result(run) for run in folder.glob("*/examples-*"))
+    results = [_result(run) for run in folder.glob("*/examples-*")]
     if any(result is not None and result.examples and result.status == "ok" for result in results):
         if not has_our_tokens(kept):
             raise InputError(
@@ -107,6 +117,13 @@ def _make_way(folder: Path, retry: bool, kept: dict[str, Any]) -> None:
         )
     if retry:
         shutil.rmtree(folder)
+
+
+def _result(run: Path) -> Result | None:
+    try:
+        return read_result(run)
+    except Damaged:  # it is made again
+        return None
 
 
 def check_device(spec: StudySpec) -> None:

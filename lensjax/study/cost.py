@@ -76,7 +76,7 @@ def _spent(state: StudyState) -> Iterator[schema.Spent]:
             count = len({entry.cell for entry in entries})
             yield schema.Spent(model=model, kind=kind, cells=count, seconds=seconds, flops=flops)
     for one in state.spec.candidates:
-        if runs := read_searches(state.out, one, state.results):
+        if runs := read_searches(state.out, one, state.results, dict(state.faults)):
             flops = sum(run.flops for run in runs)  # whose seconds are in those of the cell that searched
             yield schema.Spent(model=one.name, kind=schema.LEARNING_RATES, cells=len(runs), seconds=0, flops=flops)
 

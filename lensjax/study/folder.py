@@ -1,54 +1,83 @@
 """A study's folder: whose it is, which command runs the study in it, where results lie, and how they are read."""
 
-import io
-import itertools
-import json
-import re
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pydantic import BaseModel
 
 from lensjax import __version__
+from lensjax.core.artefacts import QUARANTINE, Damaged, digest, read_ours, read_sealed, sealed, set_aside
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import LOCK, locked, make_folder, read_json, write_files
+from lensjax.core.files import LOCK, is_leftover, locked, make_folder, remove_leftovers, write_files
 from lensjax.core.processes import on_first
 from lensjax.core.specs import validated
 from lensjax.curves.table import CurveTable
-from lensjax.measure.measurement import FINETUNE, Cell, Measured, Records, selectable
-from lensjax.study.journal import Journal
+from lensjax.measure.measurement import FINETUNE, Cell, Measured, Records
+from lensjax.study.deaths import MARK
+from lensjax.study.evidence import EVIDENCE, evidence_asked, evidence_file, read_evidence
+from lensjax.study.inference import INFERENCE
+from lensjax.study.journal import JOURNAL, Journal, journal_studies
+from lensjax.study.journal import QUARANTINE as ODD_LINES
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.tasks.source import as_source
 from lensjax.tasks.tokens import TOKENS_VERSION
-from lensjax.train.results import Result, read_result
+from lensjax.train.results import CURVES, RESULT, Result, read_result
 from lensjax.train.runs import MODEL, SEARCH, Run
 
-EVIDENCE = "evidence"  # folder of all results but those of runs
 STUDY = "study.json"
+RUNS = "runs"
+INPUTS = "inputs.json"
 _RUNNING = ".running"  # held by the command that runs the study
+_OURS = {LOCK, _RUNNING, MARK, STUDY, JOURNAL, ODD_LINES, INFERENCE, INPUTS, CURVES, EVIDENCE, RUNS, QUARANTINE}
+_REPORTS = {"report.html", "report.json", "ranking.csv"}
+Say = Callable[[str], None]
+
+
+class KeptStudy(BaseModel):
+    """What a study's folder says of it.
+
+    Attributes:
+      lensjax: The version that wrote this.
+      identity, name: Of the study.
+      spec: Its fields.
+    """
+
+    lensjax: str = "before 0.1.0"
+    identity: str
+    name: str
+    spec: dict[str, Any]
 
 
 @contextmanager
-def running(spec: StudySpec, out: Path) -> Iterator[Journal]:
+def running(spec: StudySpec, out: Path, say: Say = lambda sentence: None) -> Iterator[Journal]:
     """Within it, this command alone runs the study in a folder, and has its journal.
+
+    Args:
+      spec, out: The study and its folder.
+      say: Called with a sentence for everything that was damaged, and is mended.
 
     Raises:
       InputError: the folder holds another study, another command runs it, or it cannot be written.
     """
     with ExitStack() as held:
 
-        def hold() -> None:
-            open_study(spec, out)
+        def hold() -> list[str]:
+            said = open_study(spec, out)
             try:
                 held.enter_context(locked(out / _RUNNING, blocking=False))
             except BlockingIOError as error:
                 where = shorten(out, 400)
                 raise InputError(f"Another command runs the study in {where}; wait for it, or stop it.") from error
+            for folder, _, _ in os.walk(out):
+                remove_leftovers(Path(folder))
+            return said
 
-        on_first(hold)
+        for sentence in on_first(hold):
+            say(sentence)
         yield Journal(out, spec.identity)
 
 
@@ -70,25 +99,45 @@ def pinned(spec: StudySpec, out: Path) -> StudySpec:
     return spec.model_copy(update={"task": spec.task.model_copy(update={"source": source})})
 
 
-def open_study(spec: StudySpec, out: Path) -> None:
+def open_study(spec: StudySpec, out: Path) -> list[str]:
     """Make a study's folder, or make sure that it holds this study, and keep the spec there.
+
+    Returns:
+      What was damaged and is mended, in sentences.
 
     Raises:
       InputError: it holds another study or something else, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / STUDY).exists())):
+    if out.exists() and (not out.is_dir() or _is_foreign(out)):
         raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
     make_folder(out)
+    path, said = out / STUDY, list[str]()
     with locked(out / LOCK):
-        kept = read_json(out / STUDY)
-        if kept is not None and kept.get("identity") != spec.identity:
+        try:
+            kept = read_sealed(path, KeptStudy, required=False)
+        except Damaged as error:
+            said.append(set_aside(path, error.why, out))
+            kept = None
+        # Without it, the journal says whose folder it is.
+        known = journal_studies(out) - {""} if kept is None else {kept.identity}
+        if known and spec.identity not in known:
+            name = "another study" if kept is None else f"the study {shorten(kept.name)}"
             raise InputError(
-                f"{shorten(out, 400)} holds the study {shorten(kept.get('name'))}, and this one has another name, "
-                "task or training; give a new folder, or the spec that it was made with."
+                f"{shorten(out, 400)} holds {name}, and this one has another name, task or training; give a new "
+                "folder, or the spec that it was made with."
             )
-        content: dict[str, Any] = {"lensjax": __version__, "identity": spec.identity, "name": spec.name}
-        content["spec"] = spec.model_dump(mode="json")
-        write_files({out / STUDY: json.dumps(content, indent=2, ensure_ascii=False) + "\n"})
+        content = KeptStudy(
+            lensjax=__version__, identity=spec.identity, name=spec.name, spec=spec.model_dump(mode="json")
+        )
+        write_files({path: sealed(content.model_dump())}, follow=False)
+    return said
+
+
+def _is_foreign(out: Path) -> bool:
+    """Whether a folder without a study's file holds anything that no study wrote."""
+    names = {path.name for path in out.iterdir()}
+    others = {name for name in names - _OURS - _REPORTS if not (is_leftover(name) or name.startswith(f"{RUNS}-"))}
+    return bool(others) and STUDY not in names
 
 
 def read_study_folder(out: Path) -> StudySpec:
@@ -100,23 +149,28 @@ def read_study_folder(out: Path) -> StudySpec:
     Raises:
       InputError: it holds no study, or one that this version of LensJAX cannot read; says which version can.
     """
-    content, path = read_json(out / STUDY), out / STUDY
-    if content is None:
-        raise InputError(f"{shorten(out, 400)} holds no study; give the folder that `lensjax run` wrote.")
-    spec = content.get("spec")
+    path = out / STUDY
+    again = f"run the study again with its spec and --out {shorten(out, 400)}, which makes it anew"
     try:
-        return validated(StudySpec, spec if isinstance(spec, dict) else {}, path)
+        kept = read_sealed(path, KeptStudy, required=False)
+    except Damaged as error:
+        raise InputError(f"{shorten(path, 400)} is damaged ({error.why}); {again}.") from error
+    if kept is None and (out / JOURNAL).exists():
+        raise InputError(f"{shorten(path, 400)} is missing; {again}.")
+    if kept is None:
+        raise InputError(f"{shorten(out, 400)} holds no study; give the folder that `lensjax run` wrote.")
+    try:
+        return validated(StudySpec, kept.spec, path)
     except InputError as error:
-        writer = f"LensJAX {shorten(content['lensjax'])}" if "lensjax" in content else "LensJAX before 0.1.0"
         raise InputError(
-            f"{error} {writer} wrote it, and this is {__version__}; read it with that version, or run the study again "
-            "with its spec."
+            f"{error} LensJAX {shorten(kept.lensjax)} wrote it, and this is {__version__}; read it with that version, "
+            "or run the study again with its spec."
         ) from error
 
 
 def runs_folder(out: Path, candidate: CandidateSpec) -> Path:
     """The folder of a candidate's fine-tuning runs; all candidates without training settings of their own share one."""
-    return out / (f"runs-{candidate.name}" if candidate.training else "runs")
+    return out / (f"{RUNS}-{candidate.name}" if candidate.training else RUNS)
 
 
 def run_folder(out: Path, candidate: CandidateSpec, cell: Cell) -> Path:
@@ -124,65 +178,43 @@ def run_folder(out: Path, candidate: CandidateSpec, cell: Cell) -> Path:
     return Run.of(runs_folder(out, candidate) / candidate.name, cell.examples, cell.seed).folder
 
 
-def evidence_file(out: Path, cell: Cell) -> Path:
-    """The JSON file of a cell's result; arrays lie beside it, under the same name with .npz."""
-    name = f"{cell.kind}-{cell.examples}-seed-{cell.seed}" if cell.examples or cell.seed else cell.kind
-    return out / EVIDENCE / cell.model / f"{name}.json"
+def result_file(spec: StudySpec, out: Path, cell: Cell) -> Path:
+    """The file that holds a cell's result."""
+    if cell.kind == FINETUNE:
+        return run_folder(out, spec.candidate(cell.model), cell) / RESULT
+    return evidence_file(out, cell)
 
 
-def evidence_cells(spec: StudySpec, out: Path) -> Iterator[Cell]:
-    """The cells besides runs whose results are on disk, of candidates of the study."""
-    for name, kind in itertools.product(spec.names, selectable()):
-        for path in sorted((out / EVIDENCE / name).glob(f"{kind}*.json")):
-            named = re.fullmatch(rf"{re.escape(kind)}(?:-(\d+)-seed-(\d+))?", path.stem)  # see `evidence_file`
-            if named is not None:
-                yield Cell(kind, name, int(named[1] or 0), int(named[2] or 0))
+def result_digest(spec: StudySpec, out: Path, cell: Cell) -> str:
+    """A hash of the file that holds a cell's result; "" where there is none."""
+    content = read_ours(result_file(spec, out, cell))
+    return "" if content is None else digest(content)
 
 
-def read_evidence(out: Path, cell: Cell) -> Measured | None:
-    """The result of a cell; None where there is none.
-
-    Raises:
-      InputError: a file cannot be read.
-    """
-    path = evidence_file(out, cell)
-    summary = read_json(path)
-    if summary is None:
-        return None
-    beside = path.with_suffix(".npz")
-    if not beside.exists():
-        return Measured(summary)
-    try:
-        with np.load(beside, allow_pickle=False) as arrays:
-            return Measured(summary, dict(arrays))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"Cannot read {beside}; remove it and {path.name}, and they are made again.") from error
-
-
-def study_records(spec: StudySpec, out: Path, sizes: Sequence[int], curves: CurveTable | None) -> Records:
+def study_records(
+    spec: StudySpec, out: Path, sizes: Sequence[int], curves: CurveTable | None, faults: dict[Path, str] | None = None
+) -> Records:
     """Everything that was measured, for measurements to read back.
 
     Args:
       spec, out: The study and its folder.
       sizes: Rungs of the ladder.
       curves: Losses of the candidates that have any.
+      faults: Gets what is wrong with evidence that is damaged, in place of an error.
     """
-    return Records(spec.names, sizes, spec.seeds, curves, cache(lambda cell: read_evidence(out, cell)))
 
+    def read(cell: Cell) -> Measured | None:
+        if faults is not None and evidence_file(out, cell) in faults:
+            return None
+        try:
+            return read_evidence(out, cell)
+        except Damaged as error:
+            if faults is None:
+                raise
+            faults[error.path] = error.why
+            return None
 
-def write_evidence(out: Path, cell: Cell, measured: Measured) -> None:
-    """Write the result of a cell, all of it or nothing.
-
-    Raises:
-      InputError: the folder is missing or not writable, or the disk is full.
-    """
-    path, contents = evidence_file(out, cell), dict[Path, str | bytes]()
-    if measured.arrays:
-        packed = io.BytesIO()
-        np.savez_compressed(packed, **measured.arrays)  # type: ignore[arg-type]
-        contents[path.with_suffix(".npz")] = packed.getvalue()
-    contents[path] = json.dumps(measured.summary, indent=2, ensure_ascii=False) + "\n"
-    write_files(contents)
+    return Records(spec.names, sizes, spec.seeds, curves, cache(read))
 
 
 def settings_of(spec: StudySpec, cell: Cell) -> dict[str, Any]:
@@ -200,11 +232,14 @@ def is_current(spec: StudySpec, out: Path, cell: Cell) -> bool:
     Raises:
       InputError: it cannot be read.
     """
-    if cell.kind == FINETUNE:
-        folder = run_folder(out, spec.candidate(cell.model), cell)
-        return ((folder / MODEL).is_dir() or not is_awaited(spec, out, cell)) and read_result(folder) is not None
-    asked = (read_json(evidence_file(out, cell)) or {}).get("asked")
-    return isinstance(asked, dict) and settings_of(spec, cell).items() <= asked.items()
+    try:
+        if cell.kind == FINETUNE:
+            folder = run_folder(out, spec.candidate(cell.model), cell)
+            return ((folder / MODEL).is_dir() or not is_awaited(spec, out, cell)) and read_result(folder) is not None
+        asked = evidence_asked(out, cell)
+        return asked is not None and settings_of(spec, cell).items() <= asked.items()
+    except Damaged:
+        return False
 
 
 def is_awaited(spec: StudySpec, out: Path, run: Cell) -> bool:
@@ -216,26 +251,56 @@ def is_awaited(spec: StudySpec, out: Path, run: Cell) -> bool:
     return not all(is_current(spec, out, cell) for cell in spec.cells_at(run))
 
 
-def read_results(spec: StudySpec, out: Path) -> list[Result]:
+def read_results(spec: StudySpec, out: Path, faults: dict[Path, str] | None = None) -> list[Result]:
     """Every result of fine-tuning that is on disk, candidate by candidate.
 
+    Args:
+      spec, out: The study and its folder.
+      faults: Gets what is wrong with each file that is damaged or of another run, in place of an error; files that are
+        in it already are left out.
+
     Raises:
+      Damaged: a file is.
       InputError: one cannot be read.
     """
     results: list[Result] = []
     for candidate in spec.candidates:
         folder = runs_folder(out, candidate) / candidate.name
-        runs = (read_result(run) for run in sorted(folder.glob("examples-*")))
+        runs = (_result(run, candidate, faults) for run in sorted(folder.glob("examples-*")))
         results += sorted((run for run in runs if run is not None), key=lambda run: (run.seed, run.examples))
     return [result for result in results if result.seed in spec.seeds]
 
 
-def read_searches(out: Path, candidate: CandidateSpec, results: Sequence[Result]) -> list[Result]:
+def _result(run: Path, candidate: CandidateSpec, faults: dict[Path, str] | None) -> Result | None:
+    """The result in the folder of a candidate's run; see `read_results`."""
+    if faults is not None and run / RESULT in faults:
+        return None
+    try:
+        result = read_result(run)
+        if result is not None and result.model != candidate.name:
+            raise Damaged(run / RESULT, f"it is of the model {shorten(result.model)}")
+        return result
+    except Damaged as error:
+        if faults is None:
+            raise
+        faults[error.path] = error.why
+        return None
+
+
+def read_searches(
+    out: Path, candidate: CandidateSpec, results: Sequence[Result], faults: dict[Path, str] | None = None
+) -> list[Result]:
     """The runs by which a candidate's learning rate was chosen, without the one that is a rung's result too.
 
+    Args:
+      out, candidate: The study's folder, and the candidate.
+      results: See `read_results`.
+      faults: See `read_results`.
+
     Raises:
+      Damaged: a file is.
       InputError: one cannot be read.
     """
     folder = runs_folder(out, candidate) / candidate.name / SEARCH
-    runs = (read_result(run) for run in sorted(folder.glob("*")))
+    runs = (_result(run, candidate, faults) for run in sorted(folder.glob("*")))
     return [run for run in runs if run is not None and run not in results]

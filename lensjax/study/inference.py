@@ -1,14 +1,14 @@
 """The costs of a study's candidates at inference, in a file of its folder, and the candidates that cost too much."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from pydantic import ValidationError
+from pydantic import RootModel
 
+from lensjax.core.artefacts import Damaged, read_sealed, sealed
 from lensjax.core.errors import InputError, listing
-from lensjax.core.files import read_json, write_files
+from lensjax.core.files import write_files
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.inference import InferenceCost, inference_cost
 from lensjax.selection.cheaper import COSTS, CostName
@@ -18,6 +18,10 @@ from lensjax.study.spec import StudySpec
 INFERENCE = "inference.json"
 
 Costs = Mapping[str, InferenceCost]  # by candidate
+
+
+class _Kept(RootModel[dict[str, InferenceCost]]):
+    """Costs on disk, by candidate."""
 
 
 def candidates_costs(spec: StudySpec) -> dict[str, InferenceCost]:
@@ -41,21 +45,30 @@ def write_costs(out: Path, costs: Costs) -> None:
     Raises:
       InputError: the folder is missing or not writable, or the disk is full.
     """
-    content = {name: cost.model_dump() for name, cost in costs.items()}
-    write_files({out / INFERENCE: json.dumps(content, indent=2, ensure_ascii=False) + "\n"})
+    write_files({out / INFERENCE: sealed({name: cost.model_dump() for name, cost in costs.items()})}, follow=False)
 
 
-def read_costs(out: Path) -> dict[str, InferenceCost]:
-    """The costs in a study's folder; none where an earlier version began it.
+def read_costs(spec: StudySpec, out: Path) -> dict[str, InferenceCost]:
+    """The costs in a study's folder, or where they are damaged, those of its candidates now.
 
     Raises:
-      InputError: they cannot be read.
+      InputError: they cannot be read, and the models are not here either.
     """
-    path = out / INFERENCE
     try:
-        return {name: InferenceCost.model_validate(cost) for name, cost in (read_json(path) or {}).items()}
-    except ValidationError as error:
-        raise InputError(f"{path} does not hold costs of models; remove it, and run the study again.") from error
+        kept = read_sealed(out / INFERENCE, _Kept, required=False)
+    except Damaged as error:
+        try:
+            return candidates_costs(spec)
+        except InputError as missing:
+            raise InputError(
+                f"{error.path} is damaged ({error.why}); run the study again where its models are, which makes it anew."
+            ) from missing
+    if kept is None:  # an earlier version began it, or it was lost
+        try:
+            return candidates_costs(spec) if spec.constraints is not None else {}
+        except InputError:
+            return {}
+    return kept.root
 
 
 def costs_by_name(costs: Costs) -> dict[CostName, dict[str, float]]:

@@ -1,23 +1,30 @@
-"""The journal of a study: what was done and decided, in order, as JSON lines that are only ever added to."""
+"""The journal of a study: what was done and decided, in order, as JSON lines that are only ever added to.
+
+Every line ends with a checksum of itself. A line that does not fit its own, is of another study, or cannot be read is
+set aside, and what it told of is done again or found on disk; all other lines stay.
+"""
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+import jax
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 
+from lensjax.core.artefacts import read_ours, sealed_line, unsealed_line
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, write_files
-from lensjax.core.processes import on_first
+from lensjax.core.processes import is_first, on_first
 from lensjax.core.specs import Strict
 from lensjax.measure.measurement import FINETUNE, Cell
 
 JOURNAL = "journal.jsonl"
-QUARANTINE = "journal.quarantined.jsonl"  # lines that could not be read
-VERSION = 1
+QUARANTINE = "journal.quarantined.jsonl"  # lines that were set aside
+VERSION = 2  # from which on lines have checksums
 
 
 class Entry(Strict):
@@ -28,9 +35,10 @@ class Entry(Strict):
       study: Identity of the study.
       time: When, in UTC.
       cell: The cell that ended; None for a decision.
-      status, error: Whether the cell failed, and why.
+      status, error: Whether the cell failed or the process died while computing it, and why.
       seconds: Its wall time, loading and compiling included.
       flops: Its floating-point operations, where they are counted.
+      digest: Hash of the file that holds its result; "" where there is none.
       decision: A decision in a sentence; "" for a cell.
       basis: Hash of everything that the decision depends on.
       choice: The first candidate at the decision.
@@ -39,14 +47,15 @@ class Entry(Strict):
       stop: Whether measuring ends here.
     """
 
-    version: int = VERSION
+    version: int = 1  # of lines that do not say
     study: str
     time: str
     cell: Cell | None = None
-    status: Literal["ok", "failed"] = "ok"
+    status: Literal["ok", "failed", "died"] = "ok"
     error: str = ""
-    seconds: float = 0.0
-    flops: int = 0
+    seconds: NonNegativeFloat = Field(0.0, allow_inf_nan=False)
+    flops: NonNegativeInt = 0
+    digest: str = ""
     decision: str = ""
     basis: str = ""
     choice: str = ""
@@ -77,17 +86,21 @@ class Journal:
 
     def __init__(self, folder: Path, study: str) -> None:
         self.path, self.study = folder / JOURNAL, study
+        parsed: list[Entry] = []
 
         def read() -> list[Any]:
             with locked(folder / LOCK):
-                entries, damaged = _read(self.path)
-                _check(entries, study, self.path)
-                if damaged:
-                    self._set_aside(entries, damaged)
-            return [[entry.model_dump(mode="json") for entry in entries], len(damaged)]
+                lines, odd = _read(self.path, study, parsed)
+                if odd:
+                    self._set_aside(lines, odd)
+            return [[line.decode() for line in lines], len(odd)] if jax.process_count() > 1 else [[], len(odd)]
 
-        entries, self.quarantined = on_first(read)
-        self.entries = [Entry.model_validate(entry) for entry in entries]
+        lines, self.quarantined = on_first(read)
+        self.entries = parsed if is_first() else [Entry.model_validate_json(line) for line in lines]
+        self._places: dict[Cell, list[int]] = defaultdict(list)  # of each cell's entries, oldest first
+        for number, entry in enumerate(self.entries):
+            if entry.cell is not None:
+                self._places[entry.cell].append(number)
 
     def add(self, **fields: object) -> Entry:
         """Add a line, which is on disk when this returns.
@@ -101,67 +114,104 @@ class Journal:
 
         def write() -> dict[str, Any]:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            entry = Entry.model_validate({"study": self.study, "time": now, **fields})
+            entry = Entry.model_validate({"version": VERSION, "study": self.study, "time": now, **fields})
             with locked(self.path.parent / LOCK), self.path.open("ab") as file:
-                file.write(entry.model_dump_json(exclude_defaults=True).encode() + b"\n")
+                file.write(_line(entry) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             return entry.model_dump(mode="json")
 
-        self.entries.append(Entry.model_validate(on_first(write)))
-        return self.entries[-1]
+        entry = Entry.model_validate(on_first(write))
+        self.entries.append(entry)
+        if entry.cell is not None:
+            self._places[entry.cell].append(len(self.entries) - 1)
+        return entry
 
     def last(self, cell: Cell, forgiven: int = 0) -> Entry | None:
-        """How a cell ended the last time it was tried; None where it was not.
+        """How a cell ended the last time it was tried; None where it was not, or its process died.
 
         Args:
           cell: The cell.
           forgiven: Number of entries, from the first, among which failures do not count.
         """
-        for number in range(len(self.entries) - 1, -1, -1):
-            entry = self.entries[number]
-            if entry.cell == cell:
-                return None if entry.status == "failed" and number < forgiven else entry
-        return None
+        number = next(reversed(self._places.get(cell, ())), None)
+        if number is None:
+            return None
+        entry = self.entries[number]
+        return None if entry.status == "died" or (entry.status == "failed" and number < forgiven) else entry
 
-    def _set_aside(self, entries: Sequence[Entry], damaged: Sequence[str]) -> None:
-        """Move lines that cannot be read out of the journal."""
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells that it tells of."""
+        return list(self._places)
+
+    def deaths(self, cell: Cell) -> int:
+        """How often in a row the process died while computing a cell, up to now."""
+        count = 0
+        for number in reversed(self._places.get(cell, ())):
+            if self.entries[number].status != "died":
+                break
+            count += 1
+        return count
+
+    def _set_aside(self, lines: Sequence[bytes], odd: Sequence[bytes]) -> None:
+        """Move odd lines out of the journal."""
         beside = self.path.with_name(QUARANTINE)
-        earlier = beside.read_text(encoding="utf-8") if beside.exists() else ""
-        kept = "".join(entry.model_dump_json(exclude_defaults=True) + "\n" for entry in entries)
-        write_files({beside: earlier + "".join(line + "\n" for line in damaged), self.path: kept})
-
-
-def _check(entries: Sequence[Entry], study: str, path: Path) -> None:
-    if any(entry.study != study for entry in entries):
-        raise InputError(
-            f"{shorten(path, 400)} is the journal of another study; give that study's spec, or a new folder."
+        earlier = read_ours(beside) or b""
+        write_files(
+            {beside: earlier + b"".join(line + b"\n" for line in odd), self.path: b"".join(x + b"\n" for x in lines)},
+            follow=False,
         )
 
 
-def _read(path: Path) -> tuple[list[Entry], list[str]]:
-    """The entries of a journal, and its damaged lines."""
-    try:
-        lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise InputError(f"Cannot read {shorten(path, 400)}: {error.strerror}; mend its permissions.") from error
-    entries, damaged = [], []
-    for number, line in enumerate(lines, start=1):
+def journal_studies(folder: Path) -> set[str]:
+    """Identities of the studies that whole lines of a folder's journal are of.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    found = (unsealed_line(line) for line in (read_ours(folder / JOURNAL) or b"").splitlines())
+    return {json.loads(line).get("study", "") for line in found if line is not None}
+
+
+def _line(entry: Entry) -> bytes:
+    return sealed_line(entry.model_dump_json(exclude_defaults=True))
+
+
+def _read(path: Path, study: str, entries: list[Entry]) -> tuple[list[bytes], list[bytes]]:
+    """The good and the odd lines of a journal; the entries of the good ones are added to `entries`."""
+    good, odd, others = list[bytes](), list[bytes](), 0
+    for number, line in enumerate((read_ours(path) or b"").splitlines(), start=1):
         if not line.strip():
             continue
+        plain = unsealed_line(line)
         try:
-            content = json.loads(line)
-            version = content.get("version", VERSION) if isinstance(content, dict) else VERSION
-            if isinstance(version, int) and version > VERSION:
+            entry = Entry.model_validate_json(line if plain is None else plain)
+        except (ValidationError, RecursionError) as error:
+            if plain is not None and (version := _newer(plain)):
                 raise InputError(
                     f"{shorten(path, 400)} line {number} was written by a newer version of LensJAX (journal version "
                     f"{version}, this one reads {VERSION}); update LensJAX."
-                )
-            entries.append(Entry.model_validate(content))
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, InputError):
-                raise
-            damaged.append(line)
-    return entries, damaged
+                ) from error
+            odd.append(line)
+            continue
+        if plain is None and entry.version != 1:
+            odd.append(line)
+        elif entry.study != study:
+            others += 1
+            odd.append(line)
+        else:
+            good.append(line)
+            entries.append(entry)
+    if others and not good:
+        raise InputError(
+            f"{shorten(path, 400)} is the journal of another study; give that study's spec, or a new folder."
+        )
+    return good, odd
+
+
+def _newer(line: bytes) -> int:
+    """The version of a line that a newer version wrote; 0 for other lines."""
+    content = json.loads(line)
+    version = content.get("version") if isinstance(content, dict) else None
+    return version if isinstance(version, int) and version > VERSION else 0

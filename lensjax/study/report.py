@@ -63,7 +63,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     curves = curves_csv(state.results, spec.task.max_unwritable)
     table = results_table(curves, spec.task.name)
     table = None if table is None else table.barring(state.barred)
-    measured = study_records(spec, out, state.sizes, table)
+    measured = study_records(spec, out, state.sizes, table, dict(state.faults))
     ranking, why = _rank(state, table, evidence_for_methods(measured))
     report = StudyReport(
         lensjax=lensjax.__version__,

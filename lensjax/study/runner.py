@@ -14,8 +14,18 @@ from lensjax.selection import advice
 from lensjax.selection.evidence import Evidence
 from lensjax.study.bench import Bench
 from lensjax.study.checks import check_candidates, check_device, check_results, refused_rows
+from lensjax.study.deaths import TRIES, note_deaths
 from lensjax.study.decisions import basis, decide, evidence_for_methods, rankable, results_table
-from lensjax.study.folder import is_current, pinned, read_results, read_searches, run_folder, running, study_records
+from lensjax.study.folder import (
+    is_current,
+    pinned,
+    read_results,
+    read_searches,
+    result_digest,
+    run_folder,
+    running,
+    study_records,
+)
 from lensjax.study.inference import (
     Costs,
     candidates_costs,
@@ -25,8 +35,10 @@ from lensjax.study.inference import (
     too_costly,
     write_costs,
 )
+from lensjax.study.inputs import check_inputs, note_inputs
 from lensjax.study.journal import Entry, Journal
 from lensjax.study.launching import LAUNCHERS, Launch
+from lensjax.study.mending import lost_cells, mend
 from lensjax.study.spec import StudySpec
 from lensjax.train.results import CURVES, curves_csv, read_result, result_sentence
 
@@ -42,6 +54,7 @@ def run_study(
     launcher: str = "local",
     retry: bool = False,
     limit: int | None = None,
+    tries: int = TRIES,
     show: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Journal:
@@ -53,6 +66,7 @@ def run_study(
       launcher: Name of the launcher that computes cells, such as "local" or "ray"; see `lensjax.study.launching`.
       retry: Try failed cells again.
       limit: Largest number of cells to compute.
+      tries: Number of processes in a row that may die while computing a cell, before it counts as failed.
       show: Whether to show progress of training on standard error.
       say: Called with a sentence for each cell and each decision.
 
@@ -69,10 +83,14 @@ def run_study(
     with ExitStack() as stack:
         launch = stack.enter_context(LAUNCHERS[launcher](bench))  # first: JAX has no threads yet, and Ray may fork
         check_device(spec)
-        journal = stack.enter_context(running(spec, out))
+        journal = stack.enter_context(running(spec, out, say))
         if journal.quarantined:
             say(f"{journal.quarantined} damaged lines of the journal were set aside; results on disk replace them.")
+        for sentence in filter(None, [note_deaths(out, journal, tries), *mend(spec, out, journal)]):
+            say(sentence)
         check_results(spec, out, bench.task, retry=retry)
+        check_inputs(spec, out)
+        note_inputs(spec, out)
         writing = check_candidates(spec, bench)
         costs = candidates_costs(spec)
         unwritable = {name: found.why_not(spec.task.max_unwritable) for name, found in writing.items()}
@@ -88,6 +106,7 @@ def run_study(
         runner = _Runner(bench, journal, launch, limit, say, costs)
         runner.set_aside(on_first(lambda: refused_rows(spec, bench)))
         try:
+            runner.restore()
             runner.adaptive() if spec.strategy == "adaptive" else runner.ladder()
         except LimitReached:
             say(f"Stopped after {limit} cells; the same command goes on.")
@@ -163,6 +182,13 @@ class _Runner:
                 self.journal.add(cell=cell, status="failed", error=reason)
                 self.say(f"{name} is set aside: {reason}")
 
+    def restore(self) -> None:
+        """Make again what ended well and is lost, also of candidates that are measured no further."""
+        lost = [cell for cell in lost_cells(self.spec, self.out, self.journal) if cell.model not in self.refused]
+        self.compute(cell for cell in lost if cell.kind == FINETUNE)
+        self.compute(cell for cell in lost if cell.kind != FINETUNE)
+        on_first(self.write_curves)  # which may be damaged too
+
     def ladder(self) -> None:
         """Measure all candidates on one rung before the next."""
         self.climb(self.bench.sizes)
@@ -220,6 +246,7 @@ class _Runner:
                 error=outcome.error,
                 seconds=round(outcome.seconds, 3),
                 flops=outcome.flops,
+                digest="" if outcome.error else on_first(lambda done=cell: result_digest(self.spec, self.out, done)),
             )
             on_first(self.write_curves)
             self.say(self.sentence(cell, entry))
@@ -355,7 +382,7 @@ class _Runner:
     def write_curves(self) -> str:
         """The table of all results so far, which `lensjax rank` reads."""
         text = curves_csv(read_results(self.spec, self.out), self.spec.task.max_unwritable)
-        write_files({self.out / CURVES: text})
+        write_files({self.out / CURVES: text}, follow=False)
         return text
 
     def sentence(self, cell: Cell, entry: Entry) -> str:

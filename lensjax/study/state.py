@@ -9,7 +9,9 @@ from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.study import schema
 from lensjax.study.folder import read_results
 from lensjax.study.inference import Costs, read_costs, refused, too_costly
+from lensjax.study.inputs import changed_data, changed_models
 from lensjax.study.journal import QUARANTINE, Entry, Journal
+from lensjax.study.mending import find_faults
 from lensjax.study.runner import has_ended, stages
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import load_task
@@ -17,6 +19,7 @@ from lensjax.train.results import Result
 
 _MENDS = (
     ("chat template", "Mend or remove the row and run the study in a new folder (--out), or leave the candidate out."),
+    ("the process ended", "Lower batch_size, or raise accumulation or remat, if it was for lack of memory."),
     ("out of memory", "Lower batch_size, or raise accumulation, remat or the number of devices, for this candidate."),
     ("RESOURCE_EXHAUSTED", "Measure this evidence on fewer examples, or give the candidate a mesh of more devices."),
     ("is nan", "Lower learning_rate in the candidate's training, or raise warmup."),
@@ -38,7 +41,8 @@ class StudyState:
       costs: Of candidates at inference; none in folders of earlier versions.
       pending: Cells that are left; None where the strategy chooses them as it goes.
       ended_by: See `schema.StudyProgress`.
-      damage: Faults of the journal, in sentences.
+      faults: What is wrong with files that are damaged or missing, and left out.
+      damage: All that, faults of the journal, and changes of the inputs, in sentences.
     """
 
     spec: StudySpec
@@ -52,12 +56,13 @@ class StudyState:
     costs: Costs
     pending: Sequence[Cell] | None
     ended_by: str | None
+    faults: dict[Path, str]
     damage: Sequence[str]
 
     @property
     def done(self) -> set[Cell]:
         """Cells that ended, well or badly."""
-        return {entry.cell for entry in self.journal if entry.cell is not None}
+        return {entry.cell for entry in self.journal if entry.cell is not None and entry.status != "died"}
 
     @property
     def failed(self) -> dict[str, Entry]:
@@ -102,10 +107,10 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
     journal = Journal(out, spec.identity)
     available = _available(spec)
     sizes = spec.ladder(available)
-    last = {entry.cell: entry for entry in journal.entries if entry.cell is not None}
+    last = {cell: entry for cell in journal.cells if (entry := journal.last(cell)) is not None}
     failures = {cell: entry for cell, entry in last.items() if entry.status == "failed" and cell.model in spec.names}
     eliminated = _eliminated(journal.entries)
-    costs = read_costs(out)
+    costs = read_costs(spec, out)
     gone = {cell.model for cell in failures if cell.kind == FINETUNE} | set(eliminated) | set(refused(spec, costs))
     left = [name for name in spec.names if name not in gone]
     ended_by = _ended(journal.entries)
@@ -120,11 +125,15 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
     damage = []
     if journal.quarantined:
         damage.append(f"{journal.quarantined} damaged lines of the journal were set aside, in {QUARANTINE}.")
+    faults = find_faults(spec, out, journal)
+    for path, why in faults.items():
+        damage.append(f"{path.relative_to(out)} is left out ({why}); lensjax run makes it again.")
+    damage += [*changed_models(spec, out).values(), *changed_data(spec, out)]
     return StudyState(
         spec=spec,
         out=out,
         journal=journal.entries,
-        results=read_results(spec, out),
+        results=read_results(spec, out, dict(faults)),
         sizes=sizes,
         target=spec.target or available,
         failures=failures,
@@ -132,6 +141,7 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
         costs=costs,
         pending=pending,
         ended_by=ended_by,
+        faults=faults,
         damage=damage,
     )
 

@@ -61,6 +61,10 @@ class Source(Strict, ABC):
         """
         return self
 
+    def paths(self) -> list[Path]:
+        """The files that its rows are in, where it has any of its own."""
+        return []
+
     def relative_to(self, folder: Path) -> Self:
         """This source with its relative paths taken from a folder."""
         return self.model_copy(update={name: _relative_to(folder, value) for name, value in self})

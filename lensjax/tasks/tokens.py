@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
+from pydantic import RootModel
 
-from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import new_folder
+
+from lensjax.core.artefacts import Damaged, read_sealed, sealed
+from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.files import new_folder, write_files
+from lensjax.core.hashes import file_hashes
 from lensjax.tasks.boundary import encode, make_split
 from lensjax.tasks.chat import ChatFormat
 from lensjax.tasks.spec import TaskSpec
@@ -27,10 +31,15 @@ if TYPE_CHECKING:
 # Of the ids that a tokenizer, a text and a spec give. What was made of other ids is not used again: raise it with any
 # change of them, or of the text of a field.
 TOKENS_VERSION = 4
+HASHES = "hashes.json"  # of the files beside it
 _BATCH = 1000
 _DTYPES = {"ids": "int32", "starts": "int64", "prompts": "int32"} | dict.fromkeys(
     ("prompt_cut", "target_cut", "learned", "firsts"), "bool"
 )
+
+
+class _Hashes(RootModel[dict[str, str]]):
+    """SHA-256 of token files, by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,27 +118,34 @@ class Tokens:
           InputError: the folder is there already and not empty, or cannot be written.
         """
         with new_folder(folder) as staging:
-            for field in fields(self):
-                np.save(staging / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
+            paths = [staging / f"{field.name}.npy" for field in fields(self)]
+            for path in paths:
+                np.save(path, getattr(self, path.stem), allow_pickle=False)
+            hashes = {path.name: found for path, found in zip(paths, file_hashes(paths), strict=True)}
+            write_files({staging / HASHES: sealed(hashes)})
 
     @classmethod
     def load(cls, folder: Path) -> "Tokens":
         """Map the arrays that `save` wrote from disk.
 
         Raises:
-          InputError: a file is missing or damaged.
+          Damaged: a file is missing or not what was written.
         """
+        known = read_sealed(folder / HASHES, _Hashes)
+        names = [f"{field.name}.npy" for field in fields(cls)]
         try:
-            arrays = {
-                field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False)
-                for field in fields(cls)
-            }
+            hashes = dict(zip(names, file_hashes([folder / name for name in names]), strict=True))
+            if known is None or hashes != known.root:
+                differing = [name for name in names if known is None or hashes[name] != known.root.get(name)]
+                raise Damaged(folder, f"the content of {listing(differing)} is not what was written")
+            arrays = {Path(name).stem: np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in names}
         except (OSError, ValueError) as error:
-            why = shorten(getattr(error, "strerror", None) or error)
-            raise InputError(f"{folder} does not hold whole token files ({why}); remove it to make it anew.") from error
+            if isinstance(error, Damaged):
+                raise
+            raise Damaged(folder, "it does not hold whole token files") from error
         tokens = cls(**arrays)
         if not tokens._fits():
-            raise InputError(f"{folder} holds token files that do not fit together; remove it to make it anew.")
+            raise Damaged(folder, "its token files do not fit together")
         return tokens
 
     def _fits(self) -> bool:

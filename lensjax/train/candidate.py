@@ -1,7 +1,6 @@
 """One model and one task, ready to be fine-tuned on any number of the task's examples."""
 
 import importlib.metadata
-import json
 import math
 import shutil
 import time
@@ -13,22 +12,23 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lensjax.core.artefacts import Damaged, read_sealed, sealed, set_aside
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import LOCK, locked, make_folder, read_json, remove_leftovers, write_files
+from lensjax.core.files import LOCK, locked, make_folder, remove_leftovers, write_files
 from lensjax.core.processes import is_first, on_first, wait_for_all
 from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.models import load, make_mesh
 from lensjax.models.hub import find_folder
+from lensjax.models.inputs import model_fingerprint
 from lensjax.models.lora import add_lora, join, split_trainable
 from lensjax.models.model import Model, Params
-from lensjax.models.safetensors_files import weights_fingerprint
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine_tune
 from lensjax.train.prepare import Examples, TokenSets
 from lensjax.train.recorder import Recorder
-from lensjax.train.results import METRICS, Result, write_curves, write_result
-from lensjax.train.runs import CLAIM, Run, opened_folder
+from lensjax.train.results import METRICS, Result, read_result, write_curves, write_result
+from lensjax.train.runs import CLAIM, Claim, Run, opened_folder
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.workload import Workload
 
@@ -68,7 +68,7 @@ class Candidate(Workload):
                 f"devices along fsdp{lora}."
             ) from error
         self._loaded: Model | None = model  # for the first run; later runs load it again
-        self.weights = weights_fingerprint(find_folder(source))
+        self.weights = model_fingerprint(find_folder(source))
         self.prepare(model, out)
 
     @property
@@ -91,6 +91,14 @@ class Candidate(Workload):
             model = add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
         return model
 
+    def _check_unchanged(self) -> None:
+        """Raise InputError where the model's files are no longer those that this was made of."""
+        if on_first(lambda: model_fingerprint(find_folder(self.source))) != self.weights:
+            raise InputError(
+                f"The files of {shorten(self.source, 400)} changed while it was fine-tuned; give back those that it "
+                "had, or give the changed model another name."
+            )
+
     def planned(self, examples: int, seed: int, rate: float) -> Run:
         """The run of a rung, which `make` makes."""
         return Run.of(self.folder, examples, seed, rate)
@@ -104,17 +112,32 @@ class Candidate(Workload):
 
         def note() -> None:
             path = self.folder / CLAIM
-            claim = read_json(path)
+            try:
+                claim = read_sealed(path, Claim, required=False)
+            except Damaged as error:
+                set_aside(path, error.why, self.out)
+                claim = None
             if claim is None:
                 make_folder(self.folder)
-                write_files({path: json.dumps({"source": self.source, "weights": self.weights}, indent=2) + "\n"})
-            elif claim.get("weights") != self.weights:
-                raise InputError(
-                    f"{shorten(self.folder, 400)} holds results of another model "
-                    f"({shorten(claim.get('source'), 200)}); give this one another name."
-                )
+                if not self._are_all_ours():
+                    raise _of_another_model(self.folder, "")
+                ours = Claim(source=self.source, weights=self.weights)
+                write_files({path: sealed(ours.model_dump())}, follow=False)
+            elif claim.weights != self.weights:
+                raise _of_another_model(self.folder, f" ({shorten(claim.source, 200)}, as its files were then)")
 
         on_first(note)
+
+    def _are_all_ours(self) -> bool:
+        """Whether all results in this model's folder are of this model, as far as they say."""
+        for folder in self.folder.glob("examples-*"):
+            try:
+                result = read_result(folder)
+            except Damaged:  # it is made again
+                continue
+            if result is not None and result.weights not in ("", self.weights):
+                return False
+        return True
 
     def make(self, run: Run, recorder: Recorder, *, save_model: bool = False) -> Result:
         """Make a run while no other command does.
@@ -161,6 +184,7 @@ class Candidate(Workload):
         progress, checkpoints = Progress(), Checkpoints(run.checkpoints) if run.examples else None
         try:
             model, self._loaded = self._loaded or self.pretrained(), None
+            self._check_unchanged()
             trained, frozen = split_trainable(model.params)
             del model  # so that its parameters are freed once training has used them
             if checkpoints is not None:
@@ -193,6 +217,10 @@ class Candidate(Workload):
         finally:
             if checkpoints is not None:
                 checkpoints.close()
+        return self.finish(run, result)
+
+    def finish(self, run: Run, result: Result) -> Result:
+        """Write the result of a run, and the table of all."""
         if is_first():
             make_folder(run.folder)
             write_result(run.folder, result)
@@ -270,6 +298,7 @@ class Candidate(Workload):
             devices=self.mesh.size,
             spec=self.examples.digest,
             data=self.fingerprint(run),
+            weights=self.weights,
             origin=self.examples.origin,
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
@@ -277,6 +306,13 @@ class Candidate(Workload):
             note="" if test is None else _note(test, self.tokens),
             writing=self.tokens.writing,
         )
+
+
+def _of_another_model(folder: Path, which: str) -> InputError:
+    return InputError(
+        f"{shorten(folder, 400)} holds results of another model{which}; give this one another name, or the files back "
+        "that the model had."
+    )
 
 
 def _note(test: Evaluation, tokens: TokenSets) -> str:

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from lensjax.core.artefacts import QUARANTINE, Damaged, read_sealed
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import read_json
 from lensjax.core.processes import on_first
 from lensjax.models.hub import find_folder
-from lensjax.models.safetensors_files import weights_fingerprint
+from lensjax.models.inputs import model_fingerprint
 from lensjax.train.candidate import Candidate
 from lensjax.train.prepare import FIRST_RUNG, Examples, read_examples
 from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import CURVES, Result, write_curves
-from lensjax.train.runs import CLAIM, SPEC, Run, known_result, open_folder, pinned
+from lensjax.train.runs import CLAIM, SPEC, Claim, Run, known_result, open_folder, pinned
 from lensjax.train.search import choose_rate, result_of_search
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.trackers import check_trackers
@@ -95,8 +95,11 @@ class Curve:
         """Whether the folder holds results of this model."""
 
         def check() -> bool:
-            claim = read_json(self.folder / CLAIM)
-            return claim is not None and claim.get("weights") == weights_fingerprint(find_folder(self.source))
+            try:
+                claim = read_sealed(self.folder / CLAIM, Claim, required=False)
+            except Damaged:  # loading the candidate sees to it
+                return False
+            return claim is not None and claim.weights == model_fingerprint(find_folder(self.source))
 
         return on_first(check)
 
@@ -204,7 +207,7 @@ def measure(
 
 def check_name(name: str) -> None:
     """Raise InputError if a name cannot be that of the folder of a model's results."""
-    if not re.fullmatch(r"[\w+-][\w.+ -]*", name) or name in (TOKENS, CURVES, SPEC):
+    if not re.fullmatch(r"[\w+-][\w.+ -]*", name) or name in (TOKENS, CURVES, SPEC, QUARANTINE):
         raise InputError(f"'{shorten(name)}' cannot name a folder of results; give another name.")
 
 

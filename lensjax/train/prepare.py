@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from lensjax.core.artefacts import Damaged, set_aside
 from lensjax.core.errors import InputError
 from lensjax.core.files import remove_leftovers
 from lensjax.core.processes import on_first
@@ -148,7 +150,7 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
         for texts, rows in (*train, *held_out):
             names.append(hashlib.sha256((kind + texts).encode()).hexdigest()[:16])
             folder = out / FOLDER / names[-1]
-            if not folder.exists():
+            if _is_damaged(folder, out):
                 tokens = tokenise(rows, tokenizer, spec, encoder_decoder=encoder_decoder, embeddings=size)
                 try:
                     tokens.save(folder)
@@ -197,6 +199,17 @@ def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path
         remark=remark,
         choices=choices,
     )
+
+
+def _is_damaged(folder: Path, out: Path) -> bool:
+    """Whether a folder of tokens is missing or damaged; a damaged one is set aside."""
+    try:
+        Tokens.load(folder)
+    except Damaged as error:
+        if os.path.lexists(folder):
+            set_aside(folder, error.why, out)
+        return True
+    return False
 
 
 def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:

@@ -2,13 +2,14 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
-from lensjax.core.errors import InputError, shorten
+from lensjax.core.artefacts import Damaged, read_sealed, sealed
 from lensjax.core.files import LOCK, locked, write_files
 from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN
 from lensjax.tasks.writing import Writing
@@ -24,6 +25,17 @@ METRICS = (  # each has a column for its error
     "choice_accuracy",
     "choice_accuracy_per_byte",
 )
+
+
+_ROUNDING = 1e-4  # how far below 0 a loss may come out that is none
+
+
+def _without_rounding(value: object) -> object:
+    return 0.0 if isinstance(value, float) and -_ROUNDING < value < 0 else value
+
+
+Finite = Annotated[NonNegativeFloat, Field(allow_inf_nan=False), BeforeValidator(_without_rounding)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Result(BaseModel):
@@ -53,6 +65,7 @@ class Result(BaseModel):
       seconds: Time of training, validation and test, with the compilation of programs that were not cached.
       device, devices: Kind and number of devices.
       spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
+      weights: Hash of the model's files before fine-tuning; see `lensjax.models.inputs`.
       origin: The data set on the hub that examples come from, and its commit; "" for files.
       lensjax, jax: Versions.
       note: How conversations are rendered, unless the tokenizer's own template does all, and why metrics are not known,
@@ -63,47 +76,54 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    examples: int
-    loss: float | None
-    seed: int
-    size: int
+    examples: NonNegativeInt
+    loss: Finite | None
+    seed: NonNegativeInt
+    size: NonNegativeInt
     family: str
-    standard_error: float | None = None
-    bits_per_byte: float | None = None
-    bits_per_byte_error: float | None = None
-    nats_per_example: float | None = None
-    nats_per_example_error: float | None = None
-    token_accuracy: float | None = None
-    token_accuracy_error: float | None = None
-    exact_match: float | None = None
-    exact_match_error: float | None = None
-    choice_accuracy: float | None = None
-    choice_accuracy_error: float | None = None
-    choice_accuracy_per_byte: float | None = None
-    choice_accuracy_per_byte_error: float | None = None
+    standard_error: Finite | None = None
+    bits_per_byte: Finite | None = None
+    bits_per_byte_error: Finite | None = None
+    nats_per_example: Finite | None = None
+    nats_per_example_error: Finite | None = None
+    token_accuracy: Share | None = None
+    token_accuracy_error: Finite | None = None
+    exact_match: Share | None = None
+    exact_match_error: Finite | None = None
+    choice_accuracy: Share | None = None
+    choice_accuracy_error: Finite | None = None
+    choice_accuracy_per_byte: Share | None = None
+    choice_accuracy_per_byte_error: Finite | None = None
     status: Literal["ok", "failed"] = "ok"
-    validation_loss: float | None = None
-    learning_rate: float | None = None
-    best_step: int = 0
-    steps: int = 0
-    tokens: int = 0
-    flops: int = 0
-    seconds: float = 0.0
-    test_examples: int = 0
-    test_tokens: int = 0
-    test_bytes: int | None = None
+    validation_loss: Finite | None = None
+    learning_rate: Finite | None = None
+    best_step: NonNegativeInt = 0
+    steps: NonNegativeInt = 0
+    tokens: NonNegativeInt = 0
+    flops: NonNegativeInt = 0
+    seconds: Finite = 0.0
+    test_examples: NonNegativeInt = 0
+    test_tokens: NonNegativeInt = 0
+    test_bytes: NonNegativeInt | None = None
     method: str = "full"
     dtype: str = "float32"
     device: str = ""
-    devices: int = 1
+    devices: NonNegativeInt = 1
     spec: str = ""
     data: str = ""
+    weights: str = ""
     origin: str = ""
     lensjax: str = ""
     jax: str = ""
     error: str = ""
     note: str = ""
     writing: Writing | None = None
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if self.loss is None and self.status == "ok":
+            raise ValueError("it has no loss, and did not fail")
+        return self
 
     @property
     def still_learning(self) -> bool:
@@ -144,15 +164,21 @@ def read_result(folder: Path) -> Result | None:
     """The result in a run's folder; None if the run has not ended.
 
     Raises:
-      InputError: the file is not a result.
+      Damaged: the file does not hold a result, or that of a run of another folder.
     """
     path = folder / RESULT
-    try:
-        return Result.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{shorten(path, 400)} is not a result; remove it, and the run is made again.") from error
+    result = read_sealed(path, Result, required=False)  # earlier versions wrote none
+    if result is not None and (why := _misplaced(folder, result)):
+        raise Damaged(path, why)
+    return result
+
+
+def _misplaced(folder: Path, result: Result) -> str:
+    """Why a result is not of the run whose folder it lies in, as far as the folder's name tells; "" where it may be."""
+    named = re.fullmatch(r"examples-(\d+)-seed-(\d+)", folder.name)
+    if named is not None and (int(named[1]), int(named[2])) != (result.examples, result.seed):
+        return f"it is of {result.examples:,} examples and seed {result.seed}"
+    return ""
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -161,7 +187,7 @@ def write_result(folder: Path, result: Result) -> None:
     Raises:
       InputError: the folder is missing or not writable, or the disk is full.
     """
-    write_files({folder / RESULT: result.model_dump_json(indent=2) + "\n"})
+    write_files({folder / RESULT: sealed(result.model_dump(mode="json"))}, follow=False)
 
 
 def write_curves(folder: Path, max_unwritable: float) -> Path:
@@ -182,7 +208,7 @@ def write_curves(folder: Path, max_unwritable: float) -> Path:
     path = folder / CURVES
     with locked(folder / LOCK):
         results = (read_result(run) for run in sorted(folder.glob("*/examples-*")))
-        write_files({path: curves_csv([one for one in results if one is not None], max_unwritable)})
+        write_files({path: curves_csv([one for one in results if one is not None], max_unwritable)}, follow=False)
     return path
 
 

@@ -1,26 +1,55 @@
 """Runs on disk: the folder of a spec's results that commands share, and the results in it."""
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from lensjax.core.artefacts import QUARANTINE, Damaged, read_sealed, sealed, set_aside
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import LOCK, is_leftover, locked, make_folder, read_json, write_files
+from lensjax.core.files import LOCK, is_leftover, locked, make_folder, write_files
 from lensjax.core.processes import on_first
 from lensjax.tasks.source import as_source
 from lensjax.tasks.tokens import TOKENS_VERSION
+from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.prepare import Examples
-from lensjax.train.results import Result, read_result
+from lensjax.train.results import CURVES, Result, read_result
 from lensjax.train.spec import FinetuneSpec
 
 SPEC = "spec.json"
 CLAIM = "model.json"  # whose results a model's folder holds
 SEARCH = "learning_rates"  # folder of the runs that a learning rate is chosen by
 MODEL = "model"  # folder of a run's fine-tuned model
+
+
+class KeptSpec(BaseModel):
+    """The spec that the runs in a folder were made with.
+
+    Attributes:
+      digest: See `FinetuneSpec.digest`.
+      tokens: `TOKENS_VERSION` of the version that wrote it; None of the first ones.
+      spec: Its fields.
+    """
+
+    digest: str
+    tokens: int | None = None
+    spec: dict[str, Any]
+
+
+class Claim(BaseModel):
+    """The model whose runs a folder holds.
+
+    Attributes:
+      source: Its folder or hub id.
+      weights: See `lensjax.models.inputs.model_fingerprint`.
+    """
+
+    source: str
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -56,10 +85,10 @@ def pinned(spec: FinetuneSpec, out: Path) -> FinetuneSpec:
     """
 
     def pin() -> dict[str, Any]:
-        made = (read_json(out / SPEC) or {}).get("spec")
         try:
-            kept = as_source(made.get("source")) if isinstance(made, dict) else None
-        except ValueError:  # of another version
+            made = read_sealed(out / SPEC, KeptSpec, required=False)
+            kept = None if made is None else as_source(made.spec.get("source"))
+        except (Damaged, ValueError):  # which opening the folder sees to; or it is of another version
             kept = None
         return spec.source.pinned(kept).model_dump(mode="json")
 
@@ -92,42 +121,74 @@ def opened_folder(out: Path, spec: FinetuneSpec, digest: str) -> Iterator[None]:
         raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
     make_folder(out)
     with locked(out / LOCK):
-        kept = kept_spec(out)
+        try:
+            kept = kept_spec(out)
+        except Damaged as error:
+            set_aside(out / SPEC, error.why, out)
+            kept = None
         if kept is None:
-            content = {"digest": digest, "tokens": TOKENS_VERSION, "spec": spec.model_dump(mode="json")}
-            write_files({out / SPEC: json.dumps(content, indent=2) + "\n"})
-        elif kept.get("digest") != digest and not has_our_tokens(kept):
+            _check_all_of(out, digest)
+            content = KeptSpec(digest=digest, tokens=TOKENS_VERSION, spec=spec.model_dump(mode="json"))
+            write_files({out / SPEC: sealed(content.model_dump())}, follow=False)
+        elif kept.digest != digest and not has_our_tokens(kept):
             raise InputError(
                 f"{shorten(out, 400)} holds results of another version of LensJAX, which made other tokens of the same "
                 "texts; give a new folder."
             )
-        elif kept.get("digest") != digest:
-            raise InputError(
-                f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new "
-                "folder, or the spec that it was made with."
-            )
+        elif kept.digest != digest:
+            raise _of_another_spec(out)
         yield
 
 
-def kept_spec(out: Path) -> dict[str, Any] | None:
-    """The spec that the runs in a folder were made with, and its digest; None if there are no runs.
+def _check_all_of(out: Path, digest: str) -> None:
+    """Make sure that all results in a folder without a spec are of this one."""
+    for folder in out.glob("*/examples-*"):
+        try:
+            result = read_result(folder)
+        except Damaged:  # it is made again
+            continue
+        if result is not None and result.spec not in ("", digest):
+            raise _of_another_spec(out)
+
+
+def _of_another_spec(out: Path) -> InputError:
+    return InputError(
+        f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new folder, "
+        "or the spec that it was made with."
+    )
+
+
+def kept_spec(out: Path) -> KeptSpec | None:
+    """The spec that the runs in a folder were made with; None if there are no runs.
 
     Raises:
-      InputError: the spec cannot be read.
+      Damaged: it does not hold a spec.
+      InputError: it cannot be read.
     """
     began = any(out.glob("*/examples-*")) or any(out.glob(f"*/{SEARCH}"))
-    return read_json(out / SPEC) if began else None
+    return read_sealed(out / SPEC, KeptSpec, required=False) if began else None
 
 
-def has_our_tokens(kept: Mapping[str, Any]) -> bool:
-    """Whether the version that wrote a `kept_spec` made the same tokens of texts as this one."""
-    return kept.get("tokens") == TOKENS_VERSION
+def has_our_tokens(kept: KeptSpec) -> bool:
+    """Whether the version that wrote a spec made the same tokens of texts as this one."""
+    return kept.tokens == TOKENS_VERSION
 
 
 def _is_foreign(folder: Path) -> bool:
     """Whether a folder holds something else than a spec's results; leftovers of killed commands do not count."""
-    names = {path.name for path in folder.iterdir()} - {LOCK}
-    return not all(map(is_leftover, names)) and read_json(folder / SPEC) is None
+
+    def of_model(path: Path) -> bool:
+        return any((path / name).exists() for name in (CLAIM, SEARCH)) or any(path.glob("examples-*"))
+
+    paths = list(folder.iterdir())
+    models = [path for path in paths if of_model(path)]
+    try:
+        known = read_sealed(folder / SPEC, KeptSpec, required=False) is not None
+    except Damaged:
+        known = False
+    ours = {LOCK, CURVES, TOKENS, QUARANTINE} | ({SPEC} if models else set())
+    others = [path for path in paths if path not in models and path.name not in ours and not is_leftover(path.name)]
+    return bool(others) and not known
 
 
 def known_result(examples: Examples, run: Run, retry: bool, save_model: bool = False) -> Result | None:

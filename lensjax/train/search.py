@@ -1,17 +1,37 @@
 """The search for a model's learning rate on the first rung of its ladder."""
 
-import json
 import math
 import shutil
 from typing import Any
 
+from pydantic import BaseModel, PositiveFloat
+
+from lensjax.core.artefacts import Damaged, read_sealed, sealed, set_aside
 from lensjax.core.errors import InputError
-from lensjax.core.files import make_folder, read_json, write_files
+from lensjax.core.files import make_folder, write_files
 from lensjax.core.processes import on_first
 from lensjax.train.candidate import Candidate
 from lensjax.train.recorder import LOG, Recorder
 from lensjax.train.results import Result, read_result, write_curves, write_result
 from lensjax.train.runs import SEARCH, Run, known_result
+
+CHOSEN = "learning_rate.json"
+
+
+class ChosenRate(BaseModel):
+    """A model's learning rate, and how it was chosen.
+
+    Attributes:
+      learning_rate: The one of the lowest validation loss.
+      examples, seed, data: Number, seed and fingerprint of the training examples.
+      validation_losses: Of each rate; None where training failed.
+    """
+
+    learning_rate: PositiveFloat
+    examples: int
+    seed: int
+    data: str
+    validation_losses: dict[str, float | None]
 
 
 def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False, save_model: bool = False) -> float:
@@ -29,11 +49,20 @@ def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False
     rates = candidate.spec.training.learning_rates
     if len(rates) == 1:
         return rates[0]
-    path = candidate.folder / "learning_rate.json"
+    path = candidate.folder / CHOSEN
     runs = [_search_run(candidate, rate) for rate in rates]
-    kept = on_first(lambda: read_json(path))
-    if kept is not None and kept.get("data") == candidate.fingerprint(runs[0]):
-        return float(str(kept["learning_rate"]))
+
+    def kept() -> float | None:
+        try:
+            found = read_sealed(path, ChosenRate, required=False)
+        except Damaged as error:
+            set_aside(path, error.why, candidate.out)
+            return None
+        same = found is not None and found.data == candidate.fingerprint(runs[0]) and found.learning_rate in rates
+        return found.learning_rate if found is not None and same else None
+
+    if (known := on_first(kept)) is not None:
+        return known
     results = [
         known_result(candidate.examples, run, retry) or candidate.make(run, recorder, save_model=save_model)
         for run in runs
@@ -54,14 +83,14 @@ def choose_rate(candidate: Candidate, recorder: Recorder, *, retry: bool = False
         for run in runs:
             if run.rate != best:
                 shutil.rmtree(run.model, ignore_errors=True)
-        content = {
-            "learning_rate": best,
-            "examples": candidate.examples.search,
-            "seed": 0,
-            "data": candidate.fingerprint(runs[0]),
-            "validation_losses": {f"{rate:g}": losses.get(rate) for rate in rates},
-        }
-        write_files({path: json.dumps(content, indent=2) + "\n"})
+        content = ChosenRate(
+            learning_rate=best,
+            examples=candidate.examples.search,
+            seed=0,
+            data=candidate.fingerprint(runs[0]),
+            validation_losses={f"{rate:g}": losses.get(rate) for rate in rates},
+        )
+        write_files({path: sealed(content.model_dump())}, follow=False)
 
     on_first(keep)
     return best

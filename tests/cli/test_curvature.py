@@ -9,6 +9,7 @@ import pytest
 
 import lensjax.models
 from lensjax.cli.main import main
+from lensjax.core.artefacts import sealed
 from lensjax.curvature.bound import layer_terms
 from lensjax.curvature.dynamics import effective_rank, kernel_drift
 from lensjax.curvature.ntk.ntk import ntk
@@ -219,17 +220,17 @@ def test_hessian_and_bound_are_written(ladder, tmp_path, capsys, fails):
     assert "--batch-size is 0" in fails(*given, runs, "--batch-size", 0)
     assert "epsilon (ε) is 0.0; give a finite number above 0." in fails(*given, runs, "--epsilon", 0)
     assert "give block='diagonal' with positive_steps" in fails(*given, runs, "--positive-steps", 2)
-    moved = json.loads((runs / "model.json").read_text()) | {"weights": "others"}
-    (runs / "model.json").write_text(json.dumps(moved))
+    (runs / "model.json").write_text(sealed({"source": "elsewhere", "weights": "others"}))
     assert "whose weights are not those of" in fails(*given, runs)
     (runs / "model.json").unlink()
     wider = tmp_path / "wider"
     shutil.copytree(runs / "examples-24-seed-0", wider)
     shutil.rmtree(wider / "model")
     assert "holds no model; run `lensjax curve` again" in fails(*given, wider)
-    result = json.loads((wider / "result.json").read_text())
+    result = json.loads((wider / "result.json").read_text()) | {"data": "others"}
+    del result["checksum"]
     shutil.copytree(folder, wider / "model")
-    (wider / "result.json").write_text(json.dumps(result | {"data": "others"}))
+    (wider / "result.json").write_text(sealed(result))
     assert "was trained on other examples than those of the spec" in fails(*given, wider)
 
 

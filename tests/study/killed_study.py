@@ -21,7 +21,7 @@ import lensjax.study.runner  # noqa: F401
 
 def run(spec: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
     def command(name: str) -> list[str]:
-        return ["run", spec, "--out", str(folder / name)]
+        return ["run", spec, "--out", str(folder / name), "--tries", "1000"]
 
     began = time.monotonic()
     assert wait(start(command("whole")), 300) == 0

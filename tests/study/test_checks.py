@@ -8,11 +8,12 @@ import pytest
 from tokenizers import normalizers
 
 from lensjax.core.errors import InputError
-from lensjax.measure.measurement import Cell
+from lensjax.measure.measurement import Cell, Measured
 from lensjax.study.bench import Bench
 from lensjax.study.checks import check_candidates, check_results
 from lensjax.study.constraints import Constraints
-from lensjax.study.folder import evidence_cells, evidence_file, is_current, run_folder, runs_folder
+from lensjax.study.evidence import evidence_cells, evidence_file, write_evidence
+from lensjax.study.folder import is_current, run_folder, runs_folder
 from lensjax.study.inference import candidates_costs, check_some_left
 from lensjax.study.spec import read_study
 from lensjax.tasks.task import fingerprint, load_task
@@ -71,7 +72,7 @@ def write_kernel(spec, out, cell, data=None, **asked):
     asked = {"model": "", "data": data, "examples": 8, "functional": "loss", "tokens": TOKENS_VERSION} | asked
     file = evidence_file(out, cell)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"asked": asked}))
+    write_evidence(out, cell, Measured({"asked": asked}))
 
 
 def check(spec, out, **how):

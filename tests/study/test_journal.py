@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lensjax.core.artefacts import sealed_line, unsealed_line
 from lensjax.core.errors import InputError
 from lensjax.measure.measurement import Cell
 from lensjax.study.journal import QUARANTINE, Journal
@@ -62,8 +63,57 @@ def test_journals_of_other_studies_and_newer_versions_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"journal.jsonl is the journal of another study"):
         Journal(tmp_path, "b")
     path = tmp_path / "journal.jsonl"
-    before = json.dumps({**json.loads(path.read_text()), "version": 2, "colour": "blue"}) + "\n"
-    path.write_text(before)
+    line = unsealed_line(path.read_bytes().strip())
+    before = sealed_line(json.dumps({**json.loads(line), "version": 3, "colour": "blue"}))
+    path.write_bytes(before)
     with pytest.raises(InputError, match=r"line 1 was written by a newer version .* update LensJAX"):
         Journal(tmp_path, "a")
-    assert path.read_text() == before
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b'"seconds":1.5', b'"seconds":2.5'),
+        (b'"version":2', b'"version":7'),
+        (b'"seconds":1.5', b'"seconds":NaN'),
+        (b"gpt2", b"gpt3"),
+        (b'"study":"a"', b'"study":"b"'),
+    ],
+    ids=lambda change: change[1].decode(),
+)
+def test_a_line_that_was_changed_is_not_believed_and_the_others_are(tmp_path, change):
+    journal = Journal(tmp_path, "a")
+    for seed in range(3):
+        journal.add(cell=CELL._replace(seed=seed), seconds=1.5)
+    first, odd, last = journal.path.read_bytes().splitlines()
+    journal.path.write_bytes(b"\n".join([first, odd.replace(*change), last]) + b"\n")
+    (tmp_path / QUARANTINE).write_bytes(b"\xff\n")  # whatever lies there already
+    again = Journal(tmp_path, "a")
+    assert (again.entries, again.quarantined) == ([journal.entries[0], journal.entries[2]], 1)
+    assert (tmp_path / QUARANTINE).read_bytes() == b"\xff\n" + odd.replace(*change) + b"\n"
+
+
+def test_a_whole_line_of_another_study_among_many_is_set_aside(tmp_path):
+    ours, theirs = Journal(tmp_path, "a"), Journal(tmp_path / "..", "b")
+    theirs.path = ours.path
+    ours.add(cell=CELL)
+    theirs.add(cell=CELL._replace(seed=2))
+    again = Journal(tmp_path, "a")
+    assert (again.entries, again.quarantined) == (ours.entries, 1)
+
+
+def test_lines_of_the_first_version_have_no_checksum(tmp_path):
+    line = {"study": "a", "time": "2026-01-01T00:00:00+00:00", "cell": list(CELL), "seconds": 2.0}
+    (tmp_path / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    assert Journal(tmp_path, "a").last(CELL).seconds == 2.0
+
+
+def test_deaths_in_a_row_are_counted_and_do_not_end_a_cell(tmp_path):
+    journal = Journal(tmp_path, "a")
+    for _ in range(2):
+        journal.add(cell=CELL, status="died")
+        journal.add(cell=CELL._replace(seed=2))
+    assert (journal.deaths(CELL), journal.last(CELL)) == (2, None)
+    journal.add(cell=CELL, status="failed", error="it died")
+    assert (journal.deaths(CELL), journal.last(CELL).status) == (0, "failed")

@@ -22,7 +22,8 @@ from lensjax.selection.prediction import Prediction
 from lensjax.study import decisions
 from lensjax.study.bench import Bench, Outcome
 from lensjax.study.checks import refused_rows
-from lensjax.study.folder import evidence_file, read_evidence, read_results, read_searches, runs_folder, study_records
+from lensjax.study.evidence import evidence_file, read_evidence
+from lensjax.study.folder import read_results, read_searches, runs_folder, study_records
 from lensjax.study.journal import Journal
 from lensjax.study.launching import LAUNCHERS
 from lensjax.study.runner import _Runner, cells_left, run_study

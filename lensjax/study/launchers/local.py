@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from lensjax.measure.measurement import Cell
 from lensjax.study.bench import Bench, Outcome
+from lensjax.study.deaths import marked
 from lensjax.study.launching import LAUNCHERS, Launch
 
 
@@ -15,6 +16,8 @@ def local(bench: Bench) -> Iterator[Launch]:
 
     def launch(cells: Iterable[Cell]) -> Iterator[tuple[Cell, Outcome]]:
         for cell in cells:
-            yield cell, bench.compute(cell)
+            with marked(bench.out, cell):
+                outcome = bench.compute(cell)
+            yield cell, outcome
 
     yield launch

@@ -25,6 +25,9 @@ class Files(Source):
         paths = self.files.get(split)
         return Parts([open_rows(path, fields) for path in paths]) if paths else None
 
+    def paths(self) -> list[Path]:
+        return [path for paths in self.files.values() for path in paths]
+
     @model_validator(mode="before")
     @classmethod
     def _names_its_splits(cls, value: Any) -> Any:

@@ -26,6 +26,9 @@ class Saved(NamedSplits):
     def title(self) -> str:
         return f"folder {shorten(self.saved, 200)}"
 
+    def paths(self) -> list[Path]:
+        return sorted(path for path in self.saved.rglob("*") if path.is_file())
+
     def find(self, name: str, fields: Collection[str] = ()) -> tuple[Rows | None, list[str]]:
         several = self.saved / "dataset_dict.json"
         if several.is_file():

@@ -1,6 +1,7 @@
 """Sets that each have a source of their own."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
@@ -31,6 +32,9 @@ class Train(Source):
     @property
     def origin(self) -> str:
         return ", ".join(filter(None, (one.origin for _, one in self if isinstance(one, Source))))
+
+    def paths(self) -> list[Path]:
+        return [path for _, one in self if isinstance(one, Source) for path in one.paths()]
 
     def pinned(self, kept: object = None) -> Self:
         sources = {name: one for name, one in self if isinstance(one, Source)}

@@ -1,0 +1,163 @@
+"""Files that LensJAX writes to read again: sealed with a checksum, read into typed models, set aside if damaged.
+
+A file that does not hold what was written is `Damaged`. A command that can make it again moves it to the folder
+`quarantine`, with the reason, and goes on; any other says in a sentence what to do.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import make_folder
+
+CHECKSUM = "checksum"
+QUARANTINE = "quarantine"  # folder of files that were set aside
+REASONS = "reasons.jsonl"  # in it: when and why
+_AT_END = re.compile(rb',"checksum":"([0-9a-f]{16})"\}$')
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+class Damaged(InputError):
+    """A file of LensJAX does not hold what was written there.
+
+    Attributes:
+      path: The file.
+      why: What is wrong with it, without a full stop.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.path, self.why = path, why
+        super().__init__(f"{shorten(path, 400)} is damaged ({why}); remove it, and it is made again.")
+
+
+def digest(content: bytes) -> str:
+    """A hash of the content of a file."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """The text of a JSON file, with a checksum of its content."""
+    plain = dict(content)
+    return json.dumps(plain | {CHECKSUM: _of_content(plain)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def sealed_line(content: str) -> bytes:
+    """A JSON object of one line with a checksum of its bytes at its end, which is quicker to check."""
+    plain = content.encode()
+    return plain[:-1] + b',"checksum":"' + digest(plain).encode() + b'"}'
+
+
+def unsealed_line(line: bytes) -> bytes | None:
+    """The line of which `sealed_line` made this one; None where the checksum is missing or does not fit."""
+    found = _AT_END.search(line)
+    if found is None:
+        return None
+    plain = line[: found.start()] + b"}"
+    return plain if digest(plain).encode() == found[1] else None
+
+
+def read_ours(path: Path) -> bytes | None:
+    """The content of a file of ours; None where there is none.
+
+    Raises:
+      Damaged: it is a folder, a device, a pipe or a link in a circle.
+      InputError: it cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would be waited for
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise Damaged(path, "it is not a file")
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError as error:
+        raise Damaged(path, "it is a folder") from error
+    except NotADirectoryError as error:
+        raise InputError(f"{shorten(path.parent, 400)} is not a folder; give the name of one.") from error
+    except OSError as error:
+        if path.is_symlink():
+            raise Damaged(path, "it is a link that leads nowhere") from error
+        raise InputError(f"Cannot read {shorten(path, 400)}: {error.strerror}; mend its permissions.") from error
+
+
+def read_sealed(path: Path, kind: type[Fields], *, required: bool = True) -> Fields | None:
+    """The content of a file that `sealed` made the text of; None where there is none.
+
+    Args:
+      path: The file.
+      kind: The model of its fields.
+      required: Whether it must have a checksum, as all files but those of earlier versions do.
+
+    Raises:
+      Damaged: it does not hold what was written.
+      InputError: it cannot be read.
+    """
+    content = read_ours(path)
+    return None if content is None else unsealed(content, kind, path, required=required)
+
+
+def unsealed(content: bytes, kind: type[Fields], path: Path, *, required: bool = True) -> Fields:
+    """The fields of a sealed file with this content; see `read_sealed`."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, "it is empty" if not content.strip() else "it is not JSON") from error
+    if not isinstance(fields, dict):
+        raise Damaged(path, "it is not a JSON object")
+    checksum = fields.pop(CHECKSUM, None)
+    if checksum is None and required:
+        raise Damaged(path, "it has no checksum")
+    if checksum is not None and checksum != _of_content(fields):
+        raise Damaged(path, "its checksum does not fit its content")
+    try:
+        return kind.model_validate(fields)
+    except (ValidationError, RecursionError) as error:
+        raise Damaged(path, _first(error)) from error
+
+
+def set_aside(path: Path, why: str, root: Path) -> str:
+    """Move a file or folder into the quarantine of a folder above it, and note why; returns a sentence that says so.
+
+    Raises:
+      InputError: it cannot be moved.
+    """
+    place = root / QUARANTINE
+    make_folder(place)
+    name = str(path.relative_to(root)).replace(os.sep, "_")
+    now, taken = datetime.now(UTC).isoformat(timespec="seconds"), {one.name for one in place.iterdir()}
+    new = next(one for n in range(len(taken) + 1) if (one := f"{name}.{n}" if n else name) not in taken)
+    try:
+        os.replace(path, place / new)
+        with (place / REASONS).open("a", encoding="utf-8") as file:
+            note = {"time": now, "was": str(path.relative_to(root)), "is": new, "reason": why}
+            file.write(json.dumps(note, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"{shorten(path, 400)} is damaged ({why}) and cannot be moved to {QUARANTINE} ({error.strerror}); make "
+            "room or mend the folder's permissions, and run the same command again."
+        ) from error
+    return f"{shorten(path.relative_to(root), 400)} was set aside in {QUARANTINE} ({why}); it is made again."
+
+
+def _of_content(fields: Mapping[str, Any]) -> str:
+    return digest(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _first(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    why = first["msg"].removeprefix("Value error, ")
+    return shorten(f"{field}: {why[:1].lower()}{why[1:]}" if field else why, 200)

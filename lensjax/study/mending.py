@@ -1,0 +1,103 @@
+"""What is damaged in a study's folder: a report leaves it out and says so, a run sets it aside and makes it again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from lensjax.core.artefacts import Damaged, read_sealed, set_aside
+from lensjax.core.processes import on_first
+from lensjax.measure.measurement import FINETUNE, Cell
+from lensjax.study.evidence import evidence_cells, evidence_file, read_evidence
+from lensjax.study.folder import read_results, read_searches, result_digest, result_file, runs_folder
+from lensjax.study.journal import Journal
+from lensjax.study.spec import StudySpec
+from lensjax.train.runs import CLAIM, SPEC, Claim, KeptSpec
+from lensjax.train.search import CHOSEN, ChosenRate
+
+LOST = "it is missing"
+
+
+def find_faults(spec: StudySpec, out: Path, journal: Journal) -> dict[Path, str]:
+    """The files of results that are damaged, missing, of another cell, or not those of the journal, and why.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    faults: dict[Path, str] = {}
+    for cell in _ended(spec, journal):
+        known, found = journal.last(cell), result_digest(spec, out, cell)
+        if known is not None and known.digest not in ("", found):
+            why = "the journal tells of another content" if found else LOST
+            faults[result_file(spec, out, cell)] = why
+    told = {path: why for path, why in faults.items() if why != LOST}
+    results = read_results(spec, out, told)
+    for candidate in spec.candidates:
+        read_searches(out, candidate, results, told)
+    for cell in evidence_cells(spec, out):
+        try:
+            read_evidence(out, cell)
+        except Damaged as error:  # more precisely said than that the journal tells of another
+            told[evidence_file(out, cell)] = error.why
+    return faults | told
+
+
+def mend(spec: StudySpec, out: Path, journal: Journal) -> list[str]:
+    """Set all that is damaged aside, so that it is made again; only the command that runs the study may.
+
+    Returns:
+      What was set aside and why, in sentences.
+
+    Raises:
+      InputError: a file cannot be read or moved.
+    """
+
+    def look() -> list[str]:
+        faults = {path: why for path, why in find_faults(spec, out, journal).items() if why != LOST}
+        said = [set_aside(path, why, out) for path, why in (faults | dict(_side_faults(spec, out))).items()]
+        for path in faults:
+            beside = path.with_suffix(".npz")
+            if beside.exists():
+                set_aside(beside, f"{path.name} beside it was set aside", out)
+        return said
+
+    return on_first(look)
+
+
+def lost_cells(spec: StudySpec, out: Path, journal: Journal) -> list[Cell]:
+    """The cells that ended well and whose results are no longer there, with the runs that they need.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+
+    def look() -> list[list[Any]]:
+        lost = [cell for cell in _ended(spec, journal) if not result_digest(spec, out, cell)]
+        runs = [cell._replace(kind=FINETUNE) for cell in lost if cell.examples or cell.kind == FINETUNE]
+        return [list(cell) for cell in dict.fromkeys([*runs, *lost])]
+
+    return [Cell(*cell) for cell in on_first(look)]
+
+
+def _ended(spec: StudySpec, journal: Journal) -> Iterator[Cell]:
+    """The cells of the study that ended well."""
+    names, kinds = set(spec.names), set(spec.measurements)
+    for cell in journal.cells:
+        last = journal.last(cell)
+        if cell.model in names and cell.kind in kinds and last is not None and last.status == "ok":
+            yield cell
+
+
+def _side_faults(spec: StudySpec, out: Path) -> Iterator[tuple[Path, str]]:
+    """The files beside results that are damaged."""
+    kinds: list[tuple[Path, type[BaseModel]]] = []
+    for candidate in spec.candidates:
+        folder = runs_folder(out, candidate)
+        of_model = folder / candidate.name
+        kinds += [(folder / SPEC, KeptSpec), (of_model / CLAIM, Claim), (of_model / CHOSEN, ChosenRate)]
+    for path, kind in dict(kinds).items():
+        try:
+            read_sealed(path, kind, required=False)
+        except Damaged as error:
+            yield path, error.why
