@@ -61,8 +61,8 @@ def enduring() -> Iterator[None]:
     Raises:
       OutputLost: some of standard output could not be written, as on a full disk; at the end.
     """
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Enduring(stream or _nowhere()) for stream in before)  # type: ignore[assignment]
+    before, nowhere = (sys.stdout, sys.stderr), open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # closed below
+    sys.stdout, sys.stderr = (Enduring(stream or nowhere) for stream in before)  # type: ignore[assignment]
     output = sys.stdout
     try:
         yield
@@ -73,11 +73,8 @@ def enduring() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before
+        nowhere.close()
 
 
 class OutputLost(Exception):
     """Some of standard output could not be written; the message says why."""
-
-
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
