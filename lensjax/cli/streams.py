@@ -62,7 +62,7 @@ def enduring() -> Iterator[None]:
       OutputLost: some of standard output could not be written, as on a full disk; at the end.
     """
     before, nowhere = (sys.stdout, sys.stderr), open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # closed below
-    sys.stdout, sys.stderr = (Enduring(stream or nowhere) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (Enduring(stream or nowhere) for stream in before)
     output = sys.stdout
     try:
         yield

@@ -31,14 +31,14 @@ def find_faults(spec: StudySpec, out: Path, journal: Journal) -> dict[Path, str]
         if known is not None and known.digest not in ("", found):
             why = "the journal tells of another content" if found else LOST
             faults[result_file(spec, out, cell)] = why
-    told = {path: why for path, why in faults.items() if why != LOST}
+    told: dict[Path, str] = {}  # more precisely than that the journal tells of another content
     results = read_results(spec, out, told)
     for candidate in spec.candidates:
         read_searches(out, candidate, results, told)
     for cell in evidence_cells(spec, out):
         try:
             read_evidence(out, cell)
-        except Damaged as error:  # more precisely said than that the journal tells of another
+        except Damaged as error:
             told[evidence_file(out, cell)] = error.why
     return faults | told
 

@@ -60,8 +60,8 @@ def test_a_finished_command_loads_no_model(make_spec, pretrained, mesh, loads, t
     assert [result.seed for result in results(seeds=(0, 1))] == [0, 1]
     assert len(loads) == 4
 
-    path = left.with_name("result.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "loss": None, "error": "it rained"}))
+    failed = first[0].model_copy(update={"status": "failed", "loss": None, "error": "it rained"})
+    write_result(left.parent, failed)
     assert results()[0].error == "it rained"
     assert len(loads) == 4
     assert results(retry=True)[0].loss == first[0].loss

@@ -1,0 +1,216 @@
+"""What happens to studies besides damaged files: deaths, full disks, clocks, leftovers, and inputs that change."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+
+import pytest
+import yaml
+from chaos_study import Scene, outcome
+
+from lensjax.core.artefacts import QUARANTINE
+from lensjax.core.errors import InputError
+from lensjax.measure.measurement import Cell
+from lensjax.models.hub import find_folder
+from lensjax.study.deaths import marked
+from lensjax.study.folder import read_study_folder
+from lensjax.study.launchers import local
+from lensjax.study.state import read_state
+from lensjax.train import ladder
+
+DEADLY = Cell("finetune", "small", 200, 1)
+
+
+@pytest.fixture
+def copy(scene, tmp_path):
+    """A copy of the finished study."""
+    return shutil.copytree(scene.whole, tmp_path / "copy")
+
+
+_kept = []
+
+
+class Death(BaseException):
+    """The process dies: nothing below handles it."""
+
+
+@contextmanager
+def left_by_death(out, cell):
+    """The mark of a cell, which stays where the process dies."""
+    mark = marked(out, cell)
+    _kept.append(mark)  # or else its end removes the mark
+    mark.__enter__()
+    yield
+    mark.__exit__(None, None, None)
+
+
+def test_a_folder_that_only_holds_bookkeeping_is_taken(scene, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").touch()  # as a full disk leaves it, before study.json
+    (out / ".lensjax-x.part").touch()
+    scene.run(out)
+    assert outcome(out) == outcome(scene.whole)
+    (out / "thesis.tex").touch()
+    scene.run(out)  # what a user puts into the folder of a study is no reason to refuse it
+
+
+def test_the_advice_on_an_empty_study_json_is_followed(scene, copy):
+    (copy / "study.json").write_text("")
+    with pytest.raises(InputError, match=r"study.json is damaged \(it is empty\); run the study again with its spec"):
+        read_study_folder(copy)
+    scene.run(copy)
+    assert outcome(copy) == outcome(scene.whole)
+    (copy / "study.json").unlink()
+    with pytest.raises(InputError, match=r"study.json is missing; run the study again with its spec"):
+        read_study_folder(copy)
+    scene.run(copy)
+    assert read_study_folder(copy).name == "study"
+
+
+def test_what_killed_commands_left_is_removed_and_what_others_write_is_not(scene, copy):
+    left = copy / "evidence" / "small" / ".lensjax-dead.part"
+    left.write_text("half")
+    handle, held = tempfile.mkstemp(dir=copy, prefix=".lensjax-", suffix=".part")
+    import fcntl
+
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    scene.run(copy)
+    assert not left.exists()
+    assert os.path.exists(held)
+    os.close(handle)
+
+
+def test_a_cell_that_processes_die_of_is_given_up_and_the_study_goes_on(scene, tmp_path, monkeypatch):
+    out, train = tmp_path / "out", ladder.Candidate.train
+    monkeypatch.setattr(local, "marked", left_by_death)
+
+    def kills(self, run, recorder, **how):
+        if (self.name, run.examples, run.seed) == ("small", 200, 1):
+            raise Death
+        return train(self, run, recorder, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder.Candidate, "train", kills)
+        for _ in range(3):
+            with pytest.raises(Death):
+                scene.run(out)
+        said = scene.run(out)
+    told = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    ends = [line.get("status") for line in told if line.get("cell") == list(DEADLY)]
+    assert ends == ["died", "died", "died", "failed"]
+    assert said[0].startswith(f"{DEADLY}: failed, the process ended 3 times while computing this cell")
+    rows, _, _ = outcome(out)
+    assert {row["model"] for row in rows if row["examples"] == "400"} == {"large"}
+    failure = next(iter(read_state(read_study_folder(out), out).failed_cells()))
+    assert "3 times" in failure.error
+    assert failure.mend.startswith("Lower batch_size")
+    scene.run(out, retry=True)
+    assert outcome(out)[0] == outcome(scene.whole)[0]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), -1.0])
+def test_a_loss_that_is_none_is_set_aside_with_its_reason(scene, copy, loss):
+    path = copy / "runs" / "large" / "examples-400-seed-1" / "result.json"
+    content = json.loads(path.read_text()) | {"loss": loss}
+    del content["checksum"]  # as an earlier version wrote it
+    path.write_text(json.dumps(content))
+    state = read_state(read_study_folder(copy), copy)
+    assert any(said.startswith("runs/large/examples-400-seed-1/result.json is left out (") for said in state.damage)
+    said = scene.run(copy)
+    assert said[0].startswith("runs/large/examples-400-seed-1/result.json was set aside in quarantine (loss: ")
+    assert outcome(copy) == outcome(scene.whole)
+    (reason,) = (copy / QUARANTINE / "reasons.jsonl").read_text().splitlines()
+    assert json.loads(reason)["reason"].startswith("loss: ")
+
+
+def test_files_from_the_future_are_as_good_as_others(scene, copy):
+    scene.computed.clear()
+    later = time.time() + 3600
+    for path in copy.rglob("*"):
+        os.utime(path, (later, later))
+    scene.run(copy)
+    assert scene.computed == []
+    assert outcome(copy) == outcome(scene.whole)
+
+
+def test_a_changed_byte_of_the_weights_is_noticed_at_start_and_in_reports(scene, tmp_path):
+    model = shutil.copytree(find_folder("pocket:gpt2-0.2m"), tmp_path / "model")
+    content = yaml.safe_load(scene.file.read_text())
+    content["candidates"][0]["source"] = str(model)
+    content["task"]["source"] = {"files": str(scene.file.parent / "numbers.jsonl")}
+    ours = Scene(tmp_path / "study.yaml")
+    ours.file.write_text(yaml.safe_dump(content))
+    ours.run(ours.whole, limit=4)
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError) as refused:
+        ours.run(ours.whole)
+    said = str(refused.value)
+    assert said.startswith(f"The files of {model} have changed: they were used as ")
+    assert "small, kernel" in said
+    assert "small, 0 examples, seed 0" in said
+    assert "give back the files that it had, or give the candidate small another name" in said
+    damage = read_state(read_study_folder(ours.whole), ours.whole).damage
+    assert any(one.startswith(f"The files of {model} have changed") for one in damage)
+
+    content["candidates"][0]["name"] = "changed"  # the one advice
+    ours.file.write_text(yaml.safe_dump(content))
+    ours.run(ours.whole, limit=1)
+    weights.write_bytes(whole)  # the other
+    content["candidates"][0]["name"] = "small"
+    ours.file.write_text(yaml.safe_dump(content))
+    ours.run(ours.whole)
+    assert outcome(ours.whole)[0] == outcome(scene.whole)[0]
+
+
+def test_reports_tell_of_rows_that_changed(scene, copy):
+    rows = scene.file.parent / "numbers.jsonl"
+    before = rows.read_bytes()
+    try:
+        rows.write_bytes(before + b"\n")
+        damage = read_state(read_study_folder(copy), copy).damage
+    finally:
+        rows.write_bytes(before)
+    assert [f"{rows} has changed since the study last ran" in one for one in damage] == [True]
+
+
+@pytest.mark.skipif("LENSJAX_TEST_CHAOS" not in os.environ, reason="takes a minute; .ci/run sets LENSJAX_TEST_CHAOS")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_at_any_point_costs_nothing(scene, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(size, *how):
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}k", *how]), "tmpfs", str(disk)],
+            check=True,
+            capture_output=True,
+        )
+
+    try:
+        mount(4)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be mounted here")
+    subprocess.run(["umount", str(disk)], check=True)
+    full, said = [], []
+    for size in range(4, 420, 24):
+        mount(size)
+        try:
+            try:
+                scene.run(disk / "out")
+            except InputError as error:
+                full.append(size)
+                said.append(str(error))
+            mount(8000, "remount")
+            scene.run(disk / "out")
+            assert outcome(disk / "out") == outcome(scene.whole), size
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert len(full) > 5
+    assert all("No space left on device" in one for one in said)
