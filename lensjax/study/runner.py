@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from lensjax.core.files import write_files
@@ -246,7 +247,7 @@ class _Runner:
                 error=outcome.error,
                 seconds=round(outcome.seconds, 3),
                 flops=outcome.flops,
-                digest="" if outcome.error else on_first(lambda done=cell: result_digest(self.spec, self.out, done)),
+                digest="" if outcome.error else on_first(partial(result_digest, self.spec, self.out, cell)),
             )
             on_first(self.write_curves)
             self.say(self.sentence(cell, entry))

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 from pydantic import RootModel
 
-
 from lensjax.core.artefacts import Damaged, read_sealed, sealed
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import new_folder, write_files

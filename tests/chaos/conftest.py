@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,19 @@ from chaos_study import Scene
 _FALL = {"small": 0.30, "large": 0.55}  # of the loss with every doubling of the examples
 
 
+@pytest.fixture
+def scene(finished: tuple[Scene, list[tuple[Any, str, Any]]], monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """The finished study; in the test, models are stood for by made-up losses and kernels."""
+    here, stand_ins = finished
+    for place, name, value in stand_ins:
+        monkeypatch.setattr(place, name, value)
+    here.computed.clear()
+    return here
+
+
 @pytest.fixture(scope="session")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """The study, finished once for all tests; while they run, models are stood for by made-up losses and kernels."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, list[tuple[Any, str, Any]]]:
+    """The study, finished once for all tests, and what stands for what, as `monkeypatch.setattr` takes it."""
     from lensjax.measure.kinds.ntk import TangentKernel
     from lensjax.measure.measurement import Measured, Subject
     from lensjax.models import hub
@@ -134,22 +144,24 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         return Measured(summary, arrays | {"times": times, "residuals": 1 / times}, 1000)
 
     read_tokenizer, inference_cost, examine = hub.read_tokenizer, inference.inference_cost, checks.examine
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ladder, "Candidate", StandIn)
-        patch.setattr(ladder.Curve, "_recorder", None)
-        patch.setattr(TangentKernel, "measure", kernel)
+    taken = bench.sample
+    stand_ins: list[tuple[Any, str, Any]] = [
+        (ladder, "Candidate", StandIn),
+        (ladder.Curve, "_recorder", None),
+        (TangentKernel, "measure", kernel),
         # What does not depend on the study's folder is made once.
-        patch.setattr(checks, "read_config", config_of)
-        patch.setattr(inference, "read_config", config_of)
-        patch.setattr(checks, "read_tokenizer", tokenizer_of)
-        patch.setattr(of_models, "read_tokenizer", tokenizer_of)
-        patch.setattr(inference, "inference_cost", cost_of)
-        patch.setattr(checks, "examine", judge)
-        patch.setattr(prepare, "examine", judge)
-        taken = bench.sample
-        for module in (bench, prepare):
-            patch.setattr(module, "sample", lambda task: once("sample", lambda: taken(task)))
-        patch.setattr(checks, "tokenise", lambda *args, **how: None)
+        (checks, "read_config", config_of),
+        (inference, "read_config", config_of),
+        (checks, "read_tokenizer", tokenizer_of),
+        (of_models, "read_tokenizer", tokenizer_of),
+        (inference, "inference_cost", cost_of),
+        (checks, "examine", judge),
+        (prepare, "examine", judge),
+        (checks, "tokenise", lambda *args, **how: None),
+        *((module, "sample", lambda task: once("sample", lambda: taken(task))) for module in (bench, prepare)),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name, value in stand_ins:
+            patch.setattr(place, name, value)
         here.run(here.whole)
-        here.computed.clear()
-        yield here
+    return here, stand_ins

@@ -16,7 +16,7 @@ from lensjax.core.artefacts import QUARANTINE
 from lensjax.core.errors import InputError
 from lensjax.measure.measurement import Cell
 from lensjax.models.hub import find_folder
-from lensjax.study.deaths import marked
+from lensjax.study.deaths import MARK, marked
 from lensjax.study.folder import read_study_folder
 from lensjax.study.launchers import local
 from lensjax.study.state import read_state
@@ -31,9 +31,6 @@ def copy(scene, tmp_path):
     return shutil.copytree(scene.whole, tmp_path / "copy")
 
 
-_kept = []
-
-
 class Death(BaseException):
     """The process dies: nothing below handles it."""
 
@@ -41,11 +38,11 @@ class Death(BaseException):
 @contextmanager
 def left_by_death(out, cell):
     """The mark of a cell, which stays where the process dies."""
-    mark = marked(out, cell)
-    _kept.append(mark)  # or else its end removes the mark
-    mark.__enter__()
+    with marked(out, cell):
+        mark = (out / MARK).read_bytes()
+    (out / MARK).write_bytes(mark)
     yield
-    mark.__exit__(None, None, None)
+    (out / MARK).unlink()
 
 
 def test_a_folder_that_only_holds_bookkeeping_is_taken(scene, tmp_path):
