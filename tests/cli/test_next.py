@@ -121,7 +121,7 @@ def test_cells_that_the_fit_needs(capsys, tmp_path):
     table = curve_table(["[b]x", "y", "z"], [0, 200, 400], [[5, 3, 2], [5, 3, nan], [5, nan, nan]])
     table.write(tmp_path / "short.csv")
     out = advised(capsys, tmp_path / "short.csv", "--target", TARGET, "--json", tmp_path / "next.json")
-    assert out.splitlines()[-2] == (
+    assert out.splitlines()[-1] == (
         "Fine-tune z on 200 examples next: 2 models have fewer than the two sizes above 0 that a fit needs, and their "
         "cells come first."
     )
