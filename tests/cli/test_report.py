@@ -34,7 +34,9 @@ def test_it_says_the_decision_and_what_it_wrote(study, capsys):
     report(study)
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == "No decision yet: nothing was measured so far. 6 cells of 6 are left."
-    assert said[:-1] == [f"Wrote {study / name}" for name in ("report.html", "report.json", "ranking.csv", "curves.csv")]
+    assert said[:-1] == [
+        f"Wrote {study / name}" for name in ("report.html", "report.json", "ranking.csv", "curves.csv")
+    ]
     assert StudyReport.model_validate_json((study / "report.json").read_text()).target == 460
 
 
