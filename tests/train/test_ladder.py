@@ -106,7 +106,7 @@ def test_a_damaged_result_is_named(tmp_path):
     run.mkdir(parents=True)
     assert read_result(run) is None
     (run / "result.json").write_text('{"model": "tiny"')
-    with pytest.raises(InputError, match=r"result.json is not a result; remove it"):
+    with pytest.raises(InputError, match=r"result.json is damaged .*; remove it"):
         write_curves(tmp_path, 0.0)
 
 
