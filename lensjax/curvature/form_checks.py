@@ -97,7 +97,7 @@ def check_form(
     if _unchecked[program]:
         return
     at = int(np.random.default_rng(computed).integers(form.size)) if form.ndim else None
-    given = float(form if at is None else form[at])
+    given = float(np.asarray(form)[() if at is None else at])
     right, scale = _plain(losses, program, captured, params, batch, v, value, at)
     slack = min(_SLACK * np.sqrt(rounding(program)), _MOST) * scale
     if np.isfinite(right) and not abs(given - right) <= slack:
