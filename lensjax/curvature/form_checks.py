@@ -123,9 +123,12 @@ def _plain(
         return _second_derivative(program, captured, params, batch, v)[1:]
     lengths = {np.shape(x)[0] if np.ndim(x) else 0 for x in jax.tree.leaves(batch)}
     if lengths == {len(value)}:  # one example alone, if its loss is the same
-        alone = jax.tree.map(lambda x: x[at : at + 1], batch)
+        keys = jax.dtypes.extended  # of random numbers, which have no NumPy array
+        alone = jax.tree.map(
+            lambda x: (x if jnp.issubdtype(jnp.result_type(x), keys) else np.asarray(x))[at : at + 1], batch
+        )
         loss, *made = _second_derivative(*traced_program(losses, params, alone), params, alone, v)
-        if np.isclose(loss, float(value[at]), rtol=_SLACK * np.sqrt(rounding(program)), atol=1e-6):
+        if np.isclose(loss, float(np.asarray(value)[at]), rtol=_SLACK * np.sqrt(rounding(program)), atol=1e-6):
             return made[0], made[1]
     one, own = traced_program(lambda params, batch: losses(params, batch)[at], params, batch)
     return _second_derivative(one, own, params, batch, v)[1:]
