@@ -66,6 +66,14 @@ _LONGEST = (
 
 # A family for every kind of block: the others are made of the blocks of these.
 _DISTINCT = ("bart", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "olmo2", "opt", "switch_transformers", "t5")
+if "LENSJAX_TEST_FAMILIES" in os.environ:
+    _DISTINCT += ("gpt_oss", "lfm2", "qwen3_5_text")
+
+
+# Families that compute with the parts of others. Unless LENSJAX_TEST_FAMILIES is set, they are left out of tests that
+# compile much for each family.
+_ALIKE = ("granite", "ministral3", "mixtral", "olmo3", "phi3", "qwen3_moe", "smollm3", "umt5")
+_SLOW_PER_FAMILY = ("models/test_model.py", "models/test_packing.py", "curvature/test_hvp.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -77,13 +85,26 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # by which pytest-xdist begins with the files of the most tests instead
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _family(item: pytest.Item) -> str | None:
+    """The family that a test is about."""
+    params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+    return (params or {}).get("model_type")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    if "LENSJAX_TEST_FAMILIES" not in os.environ:
+        alike = {Path(__file__).parent / name for name in _SLOW_PER_FAMILY}
+        left = [item for item in items if item.path in alike and _family(item) in _ALIKE]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 _SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _ROTARY = _SIZES | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+_NARROW = {key: value for key, value in _ROTARY.items() if key != "head_dim"}
+_T5 = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 _TINY: dict[str, dict[str, Any]] = {
     "bart": {
         "vocab_size": 96,
@@ -98,28 +119,54 @@ _TINY: dict[str, dict[str, Any]] = {
     "gemma3_text": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "num_hidden_layers": 6},
     "gpt2": _SIZES | {"n_positions": 64},
     "gpt_neox": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
+    "gpt_oss": _ROTARY | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    "granite": _NARROW
+    | {"attention_multiplier": 0.3, "residual_multiplier": 0.4, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    "lfm2": _NARROW
+    | {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"], "tie_word_embeddings": False},
     "llama": _ROTARY,
     "ministral": _ROTARY | {"sliding_window": 4},
+    "ministral3": _ROTARY
+    | {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 16.0,
+            "original_max_position_embeddings": 4,
+            "llama_4_scaling_beta": 0.3,
+        }
+    },
     "mistral": _ROTARY | {"sliding_window": 4},
-    "mt5": {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
-    "olmo2": {key: value for key, value in _ROTARY.items() if key != "head_dim"},
+    "mixtral": _ROTARY | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mt5": _T5,
+    "olmo2": _NARROW,
+    "olmo3": _NARROW | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     "opt": _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
     "phi": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
-    "qwen2": {key: value for key, value in _ROTARY.items() if key != "head_dim"},
+    "phi3": _NARROW,
+    "qwen2": _NARROW,
     "qwen3": _ROTARY,
-    "switch_transformers": {
-        "vocab_size": 96,
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 48,
-        "num_layers": 2,
-        "num_heads": 4,
+    "qwen3_moe": _ROTARY
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]},
+    "qwen3_5_text": _ROTARY
+    | {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 6,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "partial_rotary_factor": 0.5,
+    },
+    "smollm3": _NARROW | {"no_rope_layer_interval": 2},
+    "switch_transformers": _T5
+    | {
         "num_sparse_encoder_layers": 1,
         "num_decoder_layers": 2,
         "num_sparse_decoder_layers": 1,
         "num_experts": 4,
     },
-    "t5": {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    "t5": _T5,
+    "umt5": _T5,
 }
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
 

@@ -84,6 +84,12 @@ def _ragged_dot_general(equation: JaxprEqn) -> int:
     return _size(equation) * _product(shape, contracted) // (groups if divided else 1)
 
 
+def _grouped(equation: JaxprEqn) -> int:
+    """Products of `lensjax.models.grouped`: every row meets one matrix, or adds to one."""
+    one, other = (_shape(variable) for variable in equation.invars[:2])
+    return math.prod(one) * other[-1]
+
+
 def _convolution(equation: JaxprEqn) -> int:
     """Every value of the result is a sum over the kernel's window and input features."""
     kernel, outputs = _shape(equation.invars[1]), equation.params["dimension_numbers"].rhs_spec[0]
@@ -105,5 +111,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 _PRODUCTS: dict[str, Callable[[JaxprEqn], int]] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot_general,
+    "grouped_dot": _grouped,
+    "grouped_outer": _grouped,
     "ragged_dot_general": _ragged_dot_general,
 }

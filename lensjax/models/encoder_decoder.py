@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lensjax.models.family import embeds_apart
 from lensjax.models.layers import Bias, Embedding, LanguageModel, Linear
-from lensjax.models.masks import padding_mask
+from lensjax.models.masks import check_causal, padding_mask
 from lensjax.models.options import Options
 
 
@@ -36,6 +36,7 @@ class EncoderDecoderLM(LanguageModel):
         embed_scale: float = 1.0,
         head_scale: float = 1.0,
     ) -> None:
+        check_causal(config)
         vocabulary, width = config.vocab_size, config.d_model
         self.mesh, self.embed_scale, self.head_scale = options.mesh, embed_scale, head_scale
         self.embed = Embedding(vocabulary, width, options, rngs, std=std)

@@ -22,19 +22,20 @@ little before the likeliest density and therefore prefers another λ_min, where 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from scipy.linalg import eigvalsh
 
 from lensjax.core.errors import InputError
 from lensjax.models.lora import merge_lora
 from lensjax.models.model import Model
-from lensjax.models.weights import checkpoint_tensors
+from lensjax.models.weights import Tensor, checkpoint_tensors
 
 Vector = Float[np.ndarray, " n"]
 
@@ -133,13 +134,13 @@ def weight_metrics(model: Model, *, progress: Callable[[int, int], None] | None 
     """
     model = merge_lora(model)
     pairs = zip(model.family.tensors(model.config, model.params), jax.tree.leaves(model.params), strict=True)
-    matrices = [(tensor, leaf) for tensor, leaf in pairs if len(tensor.stored_shape) == 2]
-    total = len({name for tensor, _ in matrices for name in tensor.names.flat})
+    matrices = [(tensor, leaf) for tensor, leaf in pairs if _is_matrix(tensor)]
+    stored = {name: tensor.stored_shape for tensor, _ in matrices for name in tensor.names.flat}
+    total = sum(math.prod(shape[:-2]) for shape in stored.values())
     layers: list[LayerMetrics] = []
     left_out: list[str] = []
     held = ((tensor, np.asarray(leaf)) for tensor, leaf in matrices)
-    for done, (tensor_name, matrix) in enumerate(checkpoint_tensors(held)):
-        name = tensor_name.removesuffix(".weight")
+    for done, (name, matrix) in enumerate(_matrices(checkpoint_tensors(held))):
         metrics = _measure(name, matrix)
         if metrics is None:
             left_out.append(name)
@@ -153,6 +154,22 @@ def weight_metrics(model: Model, *, progress: Callable[[int, int], None] | None 
             "leave weight metrics out for a model this small."
         )
     return WeightMetrics(tuple(layers), tuple(left_out))
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    """Whether a checkpoint's tensor is a matrix or, of experts, several; kernels of convolutions are not."""
+    linear = tensor.path.endswith(("/kernel", "/embedding"))
+    return linear and len(tensor.stored_shape) >= 2 and min(tensor.stored_shape[1:]) > 1
+
+
+def _matrices(tensors: Iterable[tuple[str, NDArray[Any]]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The matrices of a checkpoint by name; experts that share a tensor have a number behind it."""
+    for tensor_name, values in tensors:
+        name = tensor_name.removesuffix(".weight")
+        if values.ndim == 2:
+            yield name, values
+        else:
+            yield from ((f"{name}.{number}", matrix) for number, matrix in enumerate(values))
 
 
 def fit_power_law(values: Vector) -> TailFit:

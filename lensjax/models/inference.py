@@ -111,7 +111,9 @@ def _cached_values(model: Model, prompt: int, answer: int) -> int:
 
 def _positions(module: Any, layers: int, context: int) -> int:
     """Positions that all layers of a decoder keep together."""
-    window, kinds = getattr(module, "window", None), getattr(module, "kinds", ())
+    window = getattr(module, "window", None)
     if window is None:
         return layers * context
-    return sum(min(context, window) if kind else context for kind in kinds)
+    if len(module.kinds) == 1:
+        return layers * min(context, window)
+    return sum(min(context, window) if module.kinds[kind][0] else context for kind in module.kind_of_layer)

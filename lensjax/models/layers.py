@@ -19,7 +19,8 @@ from lensjax.models.remat import costly, recomputed, rematerialised
 from lensjax.models.rotary import rotate
 from lensjax.models.sharding import constrain_activations
 
-Angles = tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]
+# Cosines and sines [batch, time, half], and in models whose queries grow with their positions, the factor of those.
+Angles = tuple[Float[Array, "batch time half"], ...]
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -71,7 +72,7 @@ class Linear(nnx.Module):
         self, inputs: int, outputs: int, options: Options, rngs: nnx.Rngs, *, bias: bool = False, std: float = 0.02
     ) -> None:
         self.dtype = options.dtype
-        self.kernel = _normal(rngs, (inputs, outputs), std, options)
+        self.kernel = normal(rngs, (inputs, outputs), std, options)
         self.bias = nnx.Param(jnp.zeros(outputs, options.param_dtype)) if bias else None
         self.lora_a: nnx.Param[Array] | None = None
         self.lora_b: nnx.Param[Array] | None = None
@@ -91,7 +92,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, rows: int, width: int, options: Options, rngs: nnx.Rngs, *, std: float = 0.02) -> None:
         self.dtype = options.dtype
-        self.embedding = _normal(rngs, (rows, width), std, options)
+        self.embedding = normal(rngs, (rows, width), std, options)
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... width"]:
         return self.embedding[...].at[ids].get(mode="fill", wrap_negative_indices=False).astype(self.dtype)
@@ -197,6 +198,8 @@ class Attention(nnx.Module):
       softcap: Squash scores to ±softcap through tanh (Gemma 2).
       qk_norm: Makes a norm of the given size for queries and keys.
       norm_heads: Whether that norm is over each head, or over all heads together (OLMo 2).
+      gated: Whether the heads' outputs are multiplied by the sigmoid of a linear map of x.
+      sinks: Whether every head has a score of its own that takes part in softmaxes and adds nothing (gpt-oss).
     """
 
     def __init__(
@@ -215,6 +218,8 @@ class Attention(nnx.Module):
         softcap: float | None = None,
         qk_norm: Callable[[int], nnx.Module] | None = None,
         norm_heads: bool = True,
+        gated: bool = False,
+        sinks: bool = False,
         std: float = 0.02,
     ) -> None:
         self.head_dim = width // heads if head_dim is None else head_dim
@@ -226,6 +231,8 @@ class Attention(nnx.Module):
         self.k = Linear(width, kv_inner, options, rngs, bias=bias, std=std)
         self.v = Linear(width, kv_inner, options, rngs, bias=bias, std=std)
         self.o = Linear(inner, width, options, rngs, bias=bias if out_bias is None else out_bias, std=std)
+        self.gate = Linear(width, inner, options, rngs, bias=bias, std=std) if gated else None
+        self.sinks = nnx.Param(jnp.zeros(heads, options.param_dtype)) if sinks else None
         self.q_norm = None if qk_norm is None else qk_norm(self.head_dim if norm_heads else inner)
         self.k_norm = None if qk_norm is None else qk_norm(self.head_dim if norm_heads else kv_inner)
 
@@ -248,24 +255,30 @@ class Attention(nnx.Module):
         v = self._heads(self.v(kv), None)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+            q = q if len(angles) == 2 else q * angles[2][:, :, None, None].astype(q.dtype)
         self._warn_if_unfused(q.dtype)
         if mask is not None and self.implementation == "cudnn":  # cuDNN needs a row of the mask for every query
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
-        if self.softcap is None and (q.dtype in (jnp.float32, jnp.bfloat16) or self.implementation == "cudnn"):
+        plain = self.softcap is None and self.sinks is None
+        if plain and (q.dtype in (jnp.float32, jnp.bfloat16) or self.implementation == "cudnn"):
             y = jax.nn.dot_product_attention(
                 q, k, v, bias, mask, scale=self.scale, is_causal=self.causal, implementation=self.implementation
             )
         else:
-            y = _attend(q, k, v, bias, both(mask, _causal(x) if self.causal else None), self.scale, self.softcap)
+            mask = both(mask, _causal(x) if self.causal else None)
+            sinks = None if self.sinks is None else self.sinks[...]
+            y = _attend(q, k, v, bias, mask, self.scale, self.softcap, sinks)
         y = y if self.implementation == "cudnn" else costly(y)  # the fused kernel's is kept already
-        return self.o(y.reshape(*x.shape[:-1], -1))
+        y = y.reshape(*x.shape[:-1], -1)
+        return self.o(y if self.gate is None else y * jax.nn.sigmoid(self.gate(x)))
 
     def _warn_if_unfused(self, dtype: np.dtype[Any]) -> None:
         """Say that attention on a GPU could be faster; in float32, which curvature needs, it could not."""
         if jax.default_backend() != "gpu" or dtype.itemsize != 2:
             return
-        if self.softcap is not None:
-            warnings.warn("Attention runs unfused on this GPU: the fused kernel cannot cap scores.", stacklevel=2)
+        if self.softcap is not None or self.sinks is not None:
+            what = "cap scores" if self.sinks is None else "have sinks"
+            warnings.warn(f"Attention runs unfused on this GPU: the fused kernel cannot {what}.", stacklevel=2)
         elif self.implementation != "cudnn":
             warnings.warn("Attention runs unfused on this GPU; choose attention cudnn.", stacklevel=2)
 
@@ -347,10 +360,11 @@ def _attend(
     mask: Bool[Array, "#batch #heads #time #source"] | None,
     scale: float,
     softcap: float | None,
+    sinks: Float[Array, " heads"] | None,
 ) -> Float[Array, "batch time heads dim"]:
     """Attention where `jax.nn.dot_product_attention` cannot compute it.
 
-    It cannot cap scores by softcap·tanh(score/softcap), stay in float64, or take float16 on CPUs and TPUs.
+    It cannot cap scores by softcap·tanh(score/softcap), have sinks, stay in float64, or take float16 on CPUs and TPUs.
     """
     batch, time, heads, dim = q.shape
     kv_heads = k.shape[2]
@@ -363,11 +377,16 @@ def _attend(
         scores = scores + bias.astype(scores.dtype)
     if mask is not None:
         scores = jnp.where(mask, scores, -0.7 * jnp.finfo(scores.dtype).max)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, -1, time, scores.shape[-1])
+    if sinks is not None:
+        beside = jnp.broadcast_to(sinks.astype(scores.dtype)[:, None, None], (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, beside], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)[..., : k.shape[1]]
+    weights = weights.reshape(batch, kv_heads, -1, time, k.shape[1])
     return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, time, heads, dim)
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, options: Options) -> nnx.Param[Array]:
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, options: Options) -> nnx.Param[Array]:
+    """A parameter that starts as Gaussian noise."""
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, options.param_dtype))
 
 

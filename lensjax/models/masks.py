@@ -1,6 +1,7 @@
 """Where tokens are in their rows, and what each may attend to."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,19 @@ def check_positions(batch: Mapping[str, Array], learned: int) -> None:
     """
     if "position_ids" not in batch and "segment_ids" not in batch:
         check_length(batch["input_ids"].shape[1], learned)
+
+
+def check_causal(config: Any) -> None:
+    """Refuse a configuration whose decoder sees tokens to come, which `transformers` makes of any model.
+
+    Raises:
+      InputError: it asks for that.
+    """
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        raise InputError(
+            "is_causal is false or use_bidirectional_attention is true in config.json; LensJAX has decoders whose "
+            "tokens see only those before them."
+        )
 
 
 def padding_mask(batch: Mapping[str, Array], key: str = "attention_mask") -> Bool[Array, "batch 1 1 source"] | None:

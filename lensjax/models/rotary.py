@@ -21,7 +21,9 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
+_BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on the length of the sequence
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Rotary:
 
     Attributes:
       dim: Number of leading dimensions of each head that are rotated.
-      kind: "default" or a scaling: "linear", "dynamic", "yarn" (arXiv 2309.00071), "llama3".
+      kind: "default" or a scaling: "linear", "dynamic", "yarn" (arXiv 2309.00071), "llama3", "longrope" (arXiv
+        2402.13753).
       theta: Base of the frequencies.
       length: Longest sequence the configuration declares.
       settings: The other values of the configuration's `rope_parameters`, as sorted pairs.
@@ -40,20 +43,24 @@ class Rotary:
     kind: str
     theta: float
     length: int
-    settings: tuple[tuple[str, float], ...]
+    settings: tuple[tuple[str, Any], ...]
 
     def __call__(
         self, positions: Int[Array, "batch time"], length: int | None = None
-    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    ) -> tuple[Float[Array, "..."], ...]:
         """Cosines and sines, [batch, time, dim / 2], of the angles at these positions, in float32 or wider.
 
         Args:
           positions: Of the tokens.
-          length: One more than the largest of them, where that is known; "dynamic" scaling depends on it.
+          length: One more than the largest of them, where that is known; some scalings depend on it.
         """
         wide = jnp.zeros(()).dtype
-        if length is not None or self.kind != "dynamic":
+        if length is not None or self.kind not in _BY_LENGTH:
             frequencies = jnp.asarray(self.frequencies(length or 1), wide)
+        elif self.kind == "longrope":
+            original = int(dict(self.settings)["original_max_position_embeddings"])
+            short, long = (jnp.asarray(self.frequencies(length), wide) for length in (original, original + 1))
+            frequencies = jnp.where(positions.max() + 1 > original, long, short)
         else:
             stretch = self._stretch(jnp.maximum(positions.max() + 1, self.length).astype(wide))
             powers = np.arange(0, self.dim, 2) / self.dim
@@ -70,12 +77,15 @@ class Rotary:
     def frequencies(self, length: int) -> Frequencies:
         """Radians per position, [dim / 2], for a sequence of `length` tokens."""
         settings = dict(self.settings)
-        theta, factor = self.theta, settings.get("factor", 1.0)
+        theta, factor = self.theta, settings.get("factor") or 1.0
         if self.kind == "dynamic":
             theta *= math.pow(self._stretch(max(length, self.length)), self.dim / (self.dim - 2))
         plain = np.power(theta, -np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
         if self.kind == "linear":
             return plain / factor
+        if self.kind == "longrope":
+            beyond = length > settings["original_max_position_embeddings"]
+            return plain / np.asarray(settings["long_factor" if beyond else "short_factor"])
         if self.kind == "llama3":
             return _llama3(plain, factor, settings)
         if self.kind == "yarn":
@@ -83,12 +93,16 @@ class Rotary:
         return plain
 
     def magnitude(self) -> float:
-        """The factor of cosines and sines; 1 for all kinds but yarn (its equation 22)."""
+        """The factor of cosines and sines; 1 for all kinds but yarn (its equation 22) and longrope."""
         settings = dict(self.settings)
-        if self.kind != "yarn":
+        if self.kind not in ("yarn", "longrope"):
             return 1.0
         if settings.get("attention_factor") is not None:
             return float(settings["attention_factor"])
+        if self.kind == "longrope":
+            original = settings["original_max_position_embeddings"]
+            factor = settings["factor"] if "factor" in settings else self.length / original
+            return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
 
         def log_scale(weight: float = 1.0) -> float:
             return 1.0 if settings["factor"] <= 1 else 0.1 * weight * math.log(settings["factor"]) + 1.0
@@ -128,18 +142,26 @@ def rotary_from_config(
             )
         share = None
     dim = int(head_dim * (1.0 if share is None else share))
-    numbers = {key: value for key, value in settings.items() if isinstance(value, int | float)}
+    lists = {key: tuple(value) for key, value in settings.items() if isinstance(value, list | tuple)}
+    numbers: dict[str, Any] = {key: value for key, value in settings.items() if isinstance(value, int | float)} | lists
     missing = [key for key in _KINDS[kind] if key not in numbers]
     if missing:
         raise InputError(f"rope_parameters lacks {missing[0]} in config.json, which rope_type '{kind}' needs; give it.")
+    if kind == "longrope":
+        for name in ("short_factor", "long_factor"):
+            if len(numbers[name]) != dim // 2:
+                raise InputError(
+                    f"{name} has {len(numbers[name])} numbers in config.json, and {dim} dimensions of each head are "
+                    f"rotated; give {dim // 2}."
+                )
     return Rotary(dim, kind, float(theta), config.max_position_embeddings, tuple(sorted(numbers.items())))
 
 
 def rotate(
-    x: Float[Array, "batch time heads dim"], angles: tuple[Float[Array, "..."], Float[Array, "..."]]
+    x: Float[Array, "batch time heads dim"], angles: tuple[Float[Array, "..."], ...]
 ) -> Float[Array, "batch time heads dim"]:
     """Rotate pairs (i, i + dim/2) of the leading dimensions of every head, and leave the other dimensions alone."""
-    cos, sin = (table[:, :, None, :].astype(x.dtype) for table in angles)
+    cos, sin = (table[:, :, None, :].astype(x.dtype) for table in angles[:2])
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)

@@ -33,6 +33,12 @@ RULES: Rules = (
     (r"(o|down)/lora_b$", PartitionSpec(None, "fsdp")),
 )
 
+# Of families whose MLPs are `lensjax.models.experts.Experts`: each device has whole experts.
+EXPERT_RULES: Rules = (
+    (r"experts/(gate|up|down)/(kernel|lora_a|lora_b)$", PartitionSpec("tensor", "fsdp", None)),
+    *RULES,
+)
+
 
 def parse_mesh(text: str) -> dict[str, int]:
     """Axis sizes from text such as "fsdp=4,tensor=2"; axes not named have size 1.

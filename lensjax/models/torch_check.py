@@ -111,7 +111,7 @@ def torch_outputs(
     import transformers
 
     kind, wide = getattr(transformers, architecture), dtype == "float64"
-    settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "experts_implementation": "eager"}
     model = kind.from_pretrained(folder, use_safetensors=True, **settings)
     outputs = {}
     with wide_torch(wide), torch.no_grad():

@@ -32,14 +32,14 @@ class Stored:
     Attributes:
       name: Name of the Hugging Face module; "{layer}" and "{expert}" stand for the index on our leading axes.
       transposed: Whether kernels are stored [outputs, inputs], as by torch's Linear; ours are [inputs, outputs].
-      part: (index, parts, groups) where a tensor holds the outputs of several of our modules: outputs are stored
-        [groups, parts, size] and ours are [:, index].
+      part: (index, shares, groups) where a tensor holds the outputs of several of our modules: in each group of them
+        the modules' outputs follow one another, in numbers as shares[0], shares[1], … are, and ours is number `index`.
       first, step: The layer at index i of our leading axis is layer first + step·i of the checkpoint.
     """
 
     name: str
     transposed: bool = True
-    part: tuple[int, int, int] | None = None
+    part: tuple[int, tuple[int, ...], int] | None = None
     first: int = 0
     step: int = 1
 
@@ -70,7 +70,8 @@ class Tensor:
         """Shape of each of the checkpoint's tensors."""
         shape = list(self.shape[self.names.ndim :])
         if self.stored.part is not None:
-            shape[-1] *= self.stored.part[1]
+            index, shares, _ = self.stored.part
+            shape[-1] = shape[-1] // shares[index] * sum(shares)
         return tuple(reversed(shape)) if self.stored.transposed else tuple(shape)
 
 
@@ -199,13 +200,13 @@ def checkpoint_tensors(parameters: Iterable[tuple[Tensor, NDArray[Any]]]) -> Ite
         for position in np.ndindex(tensor.names.shape):
             name, value, stored = str(tensor.names[position]), values[position], tensor.stored
             if stored.part is not None:
-                index, count, groups = stored.part
+                index, shares, groups = stored.part
                 fused = parts.setdefault(name, {})
-                fused[index] = value.reshape(*value.shape[:-1], groups, 1, -1)
-                if len(fused) < count:
+                fused[index] = value.reshape(*value.shape[:-1], groups, -1)
+                if len(fused) < len(shares):
                     continue
-                value = np.concatenate([fused[i] for i in range(count)], axis=-2)
-                value = value.reshape(*value.shape[:-3], -1)
+                value = np.concatenate([fused[i] for i in range(len(shares))], axis=-1)
+                value = value.reshape(*value.shape[:-2], -1)
                 del parts[name]
             yield name, np.ascontiguousarray(value.T if stored.transposed else value)
 
@@ -249,20 +250,22 @@ def _copy(
 ) -> None:
     """Copy one tensor's values within `bounds` (of our axes) into `out`."""
     if stored.part is not None:
-        index, parts, groups = stored.part
+        index, shares, groups = stored.part
         shape = files.shapes[name]
-        size = (shape[0] if stored.transposed else shape[-1]) // (parts * groups)
+        group = (shape[0] if stored.transposed else shape[-1]) // groups
+        unit = group // sum(shares)
+        before, size = unit * sum(shares[:index]), unit * shares[index]
         start, stop = bounds[-1]
         if groups > 1:  # our outputs lie in every group, so read the groups that they touch
             low, high = start // size, math.ceil(stop / size)
-            fused = np.empty([*out.shape[:-1], (high - low) * parts * size], out.dtype)
-            around = (*bounds[:-1], (low * parts * size, high * parts * size))
+            fused = np.empty([*out.shape[:-1], (high - low) * group], out.dtype)
+            around = (*bounds[:-1], (low * group, high * group))
             files.copy(name, around, fused, transposed=stored.transposed)
-            fused = fused.reshape(*out.shape[:-1], high - low, parts, size)
-            ours = fused[..., index, :].reshape(*out.shape[:-1], -1)
+            fused = fused.reshape(*out.shape[:-1], high - low, group)
+            ours = fused[..., before : before + size].reshape(*out.shape[:-1], -1)
             out[...] = ours[..., start - low * size : stop - low * size]
             return
-        bounds = (*bounds[:-1], (start + index * size, stop + index * size))
+        bounds = (*bounds[:-1], (start + before, stop + before))
     files.copy(name, bounds, out, transposed=stored.transposed)
 
 

@@ -61,7 +61,8 @@ def test_every_kind_of_block_has_the_kernel_of_its_dense_jacobian(tiny_config, r
     np.testing.assert_array_equal(theta, theta.T)
     rounded = ntk(loss(narrow), narrow.params, xs)
     assert rounded.dtype == np.float32
-    assert_close(rounded, dense @ dense.T, 1e-5)
+    # Keys of a delta rule are divided by their norm, which is small in some heads of so small a random model.
+    assert_close(rounded, dense @ dense.T, 1e-4 if distinct_type == "qwen3_5_text" else 1e-5)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bart"])

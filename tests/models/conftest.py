@@ -73,6 +73,25 @@ def assert_parity() -> Callable[..., None]:
     return check
 
 
+@pytest.fixture
+def logits_of_torch() -> Callable[[Path], tuple[dict[str, np.ndarray], Reference]]:
+    """Makes a batch for the model in a folder, and computes what torch does of it in float32."""
+
+    def make(folder: Path) -> tuple[dict[str, np.ndarray], Reference]:
+        from transformers import AutoConfig
+
+        batch = make_batch(AutoConfig.from_pretrained(folder))
+        return batch, torch_reference(folder, batch, "float32")
+
+    return make
+
+
+@pytest.fixture
+def assert_equal_logits() -> Callable[..., None]:
+    """Checks a model's logits and losses in float32 against those of torch."""
+    return lambda model, batch, expected: compare(model, batch, expected, 1e-5, gradients=False)
+
+
 def make_batch(config: Any) -> dict[str, np.ndarray]:
     """Random token ids, labels on most; the second example is padded by 4 on the right, the third by 1 on the left."""
     rng = np.random.default_rng(0)
@@ -156,7 +175,7 @@ def torch_reference(folder: Path, batch: dict[str, np.ndarray], dtype: str) -> R
     from transformers.core_model_loading import revert_weight_conversion
 
     config = AutoConfig.from_pretrained(folder)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     stored = load_torch_file(folder / "model.safetensors")
     with wide_torch(dtype == "float64"):
         wanted = {"config": config, "state_dict": stored, "dtype": getattr(torch, dtype)}

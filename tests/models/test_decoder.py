@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from jaxtyping import Array
 
-import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models.decoder import DecoderLM
 from lensjax.models.layers import Angles
+from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
 from lensjax.models.rotary import Rotary
 
@@ -73,7 +73,7 @@ def test_every_layer_gets_its_own_mask_and_angles(layers: str, padded: bool) -> 
 
 def test_window_is_of_no_effect_without_layer_types() -> None:
     assert make(None).window is None
-    assert set(make(None).kinds) == {0}
+    assert make(None).kinds == ((False, ROTARY[FULL]),)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,20 @@ def test_what_cannot_be_honoured_is_refused(
         make(layer_types, **changes)
 
 
-@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
-def test_bidirectional_attention_is_refused(model_type: str, tiny_config: Callable[[str], Any]) -> None:
-    config = tiny_config(model_type)
-    config.use_bidirectional_attention = True
-    with pytest.raises(InputError, match="use_bidirectional_attention is true"):
-        lensjax.models.from_config(config)
+@pytest.mark.parametrize(
+    ("model_type", "option"),
+    [
+        *((name, {"use_bidirectional_attention": True}) for name in ("gemma", "gemma2", "gemma3_text")),
+        *((name, {"is_causal": False}) for name in ("gpt2", "opt", "bart", "t5", "switch_transformers")),
+    ],
+)
+def test_decoders_that_see_tokens_to_come_are_refused(
+    model_type: str, option: dict[str, bool], tiny_config: Callable[..., Any]
+) -> None:
+    with pytest.raises(InputError, match=r"is_causal is false or use_bidirectional_attention is true in config\.json"):
+        abstract_model(tiny_config(model_type, **option), make_options())
+
+
+def test_a_head_of_another_size_is_refused_by_gpt_neox(tiny_config: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match=r"head_dim is 12 in config\.json, and heads of gpt_neox have 8; remove it"):
+        abstract_model(tiny_config("gpt_neox", head_dim=12), make_options())

@@ -24,6 +24,11 @@ HEAD_DIM, LENGTH = 32, 256
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+LONG = {
+    "short_factor": [1.0 + i / 20 for i in range(HEAD_DIM // 2)],
+    "long_factor": [1.5 + i for i in range(HEAD_DIM // 2)],
+    "original_max_position_embeddings": 64,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 8.0},
     "linear-partial": {"rope_type": "linear", "factor": 8.0, "partial_rotary_factor": 0.5},
@@ -38,6 +43,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "yarn-no-original": {"rope_type": "yarn", "factor": 4.0},
     "yarn-short-original": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4},
     "yarn-shrinking": {"rope_type": "yarn", "factor": 0.5, "original_max_position_embeddings": 64},
+    "longrope": {"rope_type": "longrope"} | LONG,
+    "longrope-factor": {"rope_type": "longrope", "factor": 2.0} | LONG,
+    "longrope-attention-factor": {"rope_type": "longrope", "factor": 8.0, "attention_factor": 1.3} | LONG,
+    "longrope-shrinking": {"rope_type": "longrope"} | LONG | {"original_max_position_embeddings": 512},
 }
 
 
@@ -92,7 +101,8 @@ def test_rotation_turns_pairs_half_a_head_apart() -> None:
     np.testing.assert_allclose(rotate(x, rotary(jnp.array([[3]])))[0, 0, 0], expected, rtol=1e-6, atol=1e-7)
 
 
-ROTATING = ["gemma", "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "olmo2", "phi", "qwen2", "qwen3"]
+ROTATING = ["gemma", "gemma2", "gemma3_text", "gpt_neox", "granite", "llama", "mistral", "olmo2"]
+ROTATING += ["olmo3", "phi", "phi3", "qwen2", "qwen3", "smollm3"]
 
 
 def their_rotary(model_type: str, described: Any) -> Any:
@@ -110,7 +120,8 @@ def test_a_share_of_a_head_is_rotated_by_the_families_of_which_transformers_does
     described = tiny_config(model_type, partial_rotary_factor=0.5)
     theirs = their_rotary(model_type, described)
     module = nnx.eval_shape(lambda: family_of(model_type).module(described, make_options(), nnx.Rngs(0)))
-    for kind, ours in zip(("full_attention", "sliding_attention"), module.rotary, strict=True):
+    for sliding, ours in (kind for kind in module.kinds if kind[1] is not None):
+        kind = "sliding_attention" if sliding else "full_attention"
         expected = getattr(theirs, "inv_freq" if hasattr(theirs, "inv_freq") else f"{kind}_inv_freq")
         np.testing.assert_allclose(ours.frequencies(7), expected.numpy(), rtol=1e-6)
 
@@ -122,13 +133,19 @@ def test_a_scaled_share_of_a_head_that_is_rotated_whole_is_refused() -> None:
     assert rotary_from_config(described, HEAD_DIM).dim == HEAD_DIM  # as the message advises
 
 
-@pytest.mark.parametrize("largest", [3, LENGTH - 1, 3 * LENGTH])
-def test_dynamic_frequencies_follow_the_largest_position(largest: int) -> None:
-    rotary = rotary_from_config(config(SETTINGS["dynamic"]), HEAD_DIM)
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("largest", [3, 63, 64, LENGTH - 1, 3 * LENGTH])
+def test_frequencies_follow_the_largest_position(kind: str, largest: int) -> None:
+    rotary = rotary_from_config(config(SETTINGS[kind]), HEAD_DIM)
     positions = jnp.array([[0, largest], [1, 2]])
     with jax.enable_x64(True):
         for ours, known in zip(rotary(positions), rotary(positions, largest + 1), strict=True):
             np.testing.assert_allclose(ours, known, rtol=1e-9, atol=1e-9)
+
+
+def test_factors_of_longrope_are_as_many_as_frequencies() -> None:
+    with pytest.raises(InputError, match=r"short_factor has 16 numbers in config\.json, and 16 dimensions .* give 8"):
+        rotary_from_config(config(SETTINGS["longrope"]), HEAD_DIM // 2)
 
 
 def test_unknown_kind_is_refused() -> None:

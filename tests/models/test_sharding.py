@@ -1,6 +1,7 @@
 """Parameters lie on a mesh as the rules say, and a model computes the same wherever its parameters lie."""
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from lensjax.models.sharding import RULES, SMALL, abstract_mesh, constrain_activ
 
 ALL_AXES = "data=2,fsdp=2,tensor=2"
 DISTINCT = ("bart", "gemma3_text", "gpt2", "gpt_neox", "llama", "opt", "switch_transformers", "t5")  # kinds of blocks
+DISTINCT += ("gpt_oss", "lfm2", "qwen3_5_text") if "LENSJAX_TEST_FAMILIES" in os.environ else ("gpt_oss",)
 CASES = [(name, ALL_AXES) for name in DISTINCT]
 CASES += [("gpt2", "tensor=4,data=2"), ("switch_transformers", "fsdp=8")]
 MakeConfig = Callable[[str], Any]

@@ -30,17 +30,16 @@ DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloa
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[dict[str, Stored], dict[str, Any]]:
     """A table of modules whose tensors lie in any of the ways there are, and the shapes of their parameters."""
-    parts, groups = draw(st.sampled_from([(1, 1), (2, 1), (3, 1), (3, 2), (2, 4)]))
+    shares, groups = draw(st.sampled_from([((1,), 1), ((1, 1), 1), ((3, 1, 2), 1), ((1, 1, 1), 2), ((1, 2), 4)]))
     size, inputs = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     layers, experts = draw(st.integers(0, 3)), draw(st.integers(0, 3))
     name = "".join([".{layer}" * (layers > 0), ".{expert}" * (experts > 0)])
     first, step = draw(st.integers(0, 2)), draw(st.integers(1, 3))
     transposed = draw(st.booleans())
     lead = [count for count in (layers, experts) if count]
-    outputs = groups * size
     table, shapes = {}, {}
-    for index in range(parts):
-        part = (index, parts, groups) if parts > 1 else None
+    for index, share in enumerate(shares):
+        part, outputs = (index, shares, groups) if len(shares) > 1 else None, groups * size * share
         table[f"m{index}"] = Stored(f"fused{name}", transposed, part, first, step)
         shapes[f"m{index}"] = {
             "bias": jax.ShapeDtypeStruct((*lead, outputs), np.float32),
@@ -63,8 +62,10 @@ def assemble(tensor: weights.Tensor, stored: dict[str, np.ndarray]) -> np.ndarra
         value = stored[str(tensor.names[position])].astype(np.float64)
         value = value.T if tensor.stored.transposed else value
         if tensor.stored.part is not None:
-            index, parts, groups = tensor.stored.part
-            value = value.reshape(*value.shape[:-1], groups, parts, -1)[..., index, :].reshape(*value.shape[:-1], -1)
+            index, shares, groups = tensor.stored.part
+            grouped = value.reshape(*value.shape[:-1], groups, sum(shares), -1)
+            ours = grouped[..., sum(shares[:index]) : sum(shares[: index + 1]), :]
+            value = ours.reshape(*value.shape[:-1], -1)
         values[position] = value
     return values
 

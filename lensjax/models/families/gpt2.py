@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from lensjax.core.errors import InputError
 from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack
-from lensjax.models.masks import check_positions, positions, self_mask
+from lensjax.models.masks import check_causal, check_positions, positions, self_mask
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
 
@@ -36,6 +36,7 @@ class GPT2(LanguageModel):
     takes_segments = True
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
+        check_causal(config)
         if config.add_cross_attention or config.scale_attn_by_inverse_layer_idx:
             raise InputError(
                 "add_cross_attention or scale_attn_by_inverse_layer_idx is true in config.json; "
@@ -59,7 +60,7 @@ class GPT2(LanguageModel):
 
 def parameter_names(config: Any) -> ParameterNames:
     def fused(part: int) -> Stored:
-        return Stored("transformer.h.{layer}.attn.c_attn", transposed=False, part=(part, 3, 1))
+        return Stored("transformer.h.{layer}.attn.c_attn", transposed=False, part=(part, (1, 1, 1), 1))
 
     def conv(name: str) -> Stored:
         return Stored(f"transformer.h.{{layer}}.{name}", transposed=False)

@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lensjax.core.errors import InputError
 from lensjax.models.decoder import DecoderLM
 from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Angles, Attention, LayerNorm
@@ -30,15 +31,28 @@ class Block(nnx.Module):
 
 
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
-    norm = LayerNorm(config.hidden_size, options, eps=config.layer_norm_eps)
-    rotary = rotary_from_config(config, config.hidden_size // config.num_attention_heads, partial=True)
+    norm, dim = LayerNorm(config.hidden_size, options, eps=config.layer_norm_eps), width_of_head(config)
+    rotary = rotary_from_config(config, dim, partial=True)
     return DecoderLM(config, lambda rngs: Block(config, options, rngs), norm, rotary, options, rngs)
+
+
+def width_of_head(config: Any) -> int:
+    """Size of a head, which follows from the width.
+
+    Raises:
+      InputError: the configuration gives another, by which `transformers` would rotate too many dimensions.
+    """
+    dim = config.hidden_size // config.num_attention_heads
+    given = getattr(config, "head_dim", None) or dim
+    if given != dim:
+        raise InputError(f"head_dim is {given} in config.json, and heads of {config.model_type} have {dim}; remove it.")
+    return int(dim)
 
 
 def parameter_names(config: Any) -> ParameterNames:
     def fused(part: int) -> Stored:
         heads = config.num_attention_heads
-        return Stored("gpt_neox.layers.{layer}.attention.query_key_value", part=(part, 3, heads))
+        return Stored("gpt_neox.layers.{layer}.attention.query_key_value", part=(part, (1, 1, 1), heads))
 
     return {
         "embed": "gpt_neox.embed_in",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -11,7 +12,8 @@ from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Angles, Attention, RMSNorm
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary, rotary_from_config
-from lensjax.models.weights import ParameterNames
+from lensjax.models.segments import layer_names
+from lensjax.models.weights import ParameterNames, Stored
 
 
 class Block(nnx.Module):
@@ -24,6 +26,9 @@ class Block(nnx.Module):
       mlp_bias: Whether the MLP has biases.
       qk_norm: Whether queries and keys are normalised.
       score_softcap: The `softcap` of `Attention`.
+      residual_scale: Factor of what attention and MLP add to x.
+      make_mlp: Makes what is there in place of a gated MLP.
+      make_mixer: Makes what is there in place of attention.
       attention: Other arguments of `Attention`.
     """
 
@@ -40,32 +45,47 @@ class Block(nnx.Module):
         mlp_bias: bool = False,
         qk_norm: bool = False,
         score_softcap: float | None = None,
+        residual_scale: float = 1.0,
+        make_mlp: Callable[[nnx.Rngs], nnx.Module] | None = None,
+        make_mixer: Callable[[nnx.Rngs], nnx.Module] | None = None,
         **attention: Any,
     ) -> None:
         width, std = config.hidden_size, config.initializer_range
+        self.residual_scale = residual_scale
         self.attention_norm = norm(width) if before else None
-        self.attention = Attention(
-            width,
-            config.num_attention_heads,
-            options,
-            rngs,
-            kv_heads=config.num_key_value_heads,
-            head_dim=head_dim(config),
-            qk_norm=norm if qk_norm else None,
-            softcap=score_softcap,
-            std=std,
-            **attention,
-        )
+        self.attention: nnx.Module
+        if make_mixer is None:
+            self.attention = Attention(
+                width,
+                config.num_attention_heads,
+                options,
+                rngs,
+                kv_heads=config.num_key_value_heads,
+                head_dim=head_dim(config),
+                qk_norm=norm if qk_norm else None,
+                softcap=score_softcap,
+                std=std,
+                **attention,
+            )
+        else:
+            self.attention = make_mixer(rngs)
         self.attention_post_norm = norm(width) if after else None
         self.mlp_norm = norm(width) if before else None
-        act = config.hidden_act if act is None else act
-        self.mlp = MLP(width, config.intermediate_size, act, options, rngs, gated=True, bias=mlp_bias, std=std)
+        self.mlp: nnx.Module
+        if make_mlp is None:
+            act = config.hidden_act if act is None else act
+            self.mlp = MLP(width, config.intermediate_size, act, options, rngs, gated=True, bias=mlp_bias, std=std)
+        else:
+            self.mlp = make_mlp(rngs)
         self.mlp_post_norm = norm(width) if after else None
 
     def __call__(self, x: Float[Array, "batch time width"], mask: Array | None, angles: Angles) -> Array:
         attended = self.attention(_normed(self.attention_norm, x), mask, angles=angles)
-        x = x + _normed(self.attention_post_norm, attended)
-        return x + _normed(self.mlp_post_norm, self.mlp(_normed(self.mlp_norm, x)))
+        x = x + self._scaled(_normed(self.attention_post_norm, attended))
+        return x + self._scaled(_normed(self.mlp_post_norm, self.mlp(_normed(self.mlp_norm, x))))
+
+    def _scaled(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+        return x if self.residual_scale == 1 else x * jnp.asarray(self.residual_scale, x.dtype)
 
 
 def head_dim(config: Any) -> int:
@@ -78,33 +98,44 @@ def build(
     options: Options,
     rngs: nnx.Rngs,
     *,
-    rotary: Mapping[str, Rotary] | None = None,
+    rotary: Rotary | Mapping[str, Rotary | None] | None = None,
     layer_types: Sequence[str] | None = None,
+    rotary_types: Sequence[str] | None = None,
     embed_scale: float = 1.0,
+    logit_scale: float = 1.0,
     softcap: float | None = None,
     norm_offset: float = 0.0,
+    block_types: Sequence[str] | None = None,
+    blocks: Mapping[str, Mapping[str, Any]] | None = None,
     **block: Any,
 ) -> DecoderLM:
     """A model of such blocks, which get the arguments in `block`.
 
     Args:
-      rotary: The rotary embedding of each kind of layer, by default the one that the configuration describes.
-      layer_types, embed_scale, softcap: See `DecoderLM`.
+      blocks: Further arguments of the blocks of each type, of which `block_types` gives every layer one.
+      rotary: The rotary embedding, by default the one that the configuration describes.
+      layer_types, rotary_types, embed_scale, logit_scale, softcap: See `DecoderLM`.
       norm_offset: See `RMSNorm`.
     """
 
     def norm(size: int) -> RMSNorm:
         return RMSNorm(size, options, eps=config.rms_norm_eps, offset=norm_offset)
 
+    def maker(**own: Any) -> Callable[[nnx.Rngs], Block]:
+        return lambda rngs: Block(config, norm, options, rngs, **block, **own)
+
     return DecoderLM(
         config,
-        lambda rngs: Block(config, norm, options, rngs, **block),
+        maker() if blocks is None else {kind: maker(**own) for kind, own in blocks.items()},
         norm(config.hidden_size),
         rotary_from_config(config, head_dim(config)) if rotary is None else rotary,
         options,
         rngs,
         layer_types=layer_types,
+        rotary_types=rotary_types,
+        block_types=block_types,
         embed_scale=embed_scale,
+        logit_scale=logit_scale,
         softcap=softcap,
     )
 
@@ -115,6 +146,21 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
 
 def parameter_names(config: Any) -> ParameterNames:
     """The names of such blocks' parameters, those included that only some families have."""
+    return names_of([""] * config.num_hidden_layers, {"": block_names()})
+
+
+def names_of(types: Sequence[str], blocks: Mapping[str, Mapping[str, str | Stored]]) -> dict[str, str | Stored]:
+    """The names of a model's parameters, given those of each type of block; see `segments.layer_names`."""
+    return {
+        "embed": "model.embed_tokens",
+        **dict(layer_names(types, blocks)),
+        "norm": "model.norm",
+        "head": "lm_head",
+    }
+
+
+def block_names() -> dict[str, str | Stored]:
+    """The names of a block's parameters, those included that only some families have."""
     block = {
         "attention_norm": "input_layernorm",
         **{f"attention/{name}": f"self_attn.{name}_proj" for name in "qkvo"},
@@ -124,8 +170,7 @@ def parameter_names(config: Any) -> ParameterNames:
         **{f"mlp/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
         "mlp_post_norm": "post_feedforward_layernorm",
     }
-    layers = {f"layers/blocks/{ours}": f"model.layers.{{layer}}.{theirs}" for ours, theirs in block.items()}
-    return {"embed": "model.embed_tokens", **layers, "norm": "model.norm", "head": "lm_head"}
+    return {ours: f"model.layers.{{layer}}.{theirs}" for ours, theirs in block.items()}
 
 
 def _normed(norm: RMSNorm | None, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack
-from lensjax.models.masks import check_positions, positions, self_mask
+from lensjax.models.masks import check_causal, check_positions, positions, self_mask
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
 
@@ -39,6 +39,7 @@ class OPT(LanguageModel):
     takes_segments = True
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
+        check_causal(config)
         width, embed_width, std = config.hidden_size, config.word_embed_proj_dim, config.init_std
         self.mesh, self.length = options.mesh, config.max_position_embeddings
         self.embed = Embedding(config.vocab_size, embed_width, options, rngs, std=std)

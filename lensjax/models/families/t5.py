@@ -21,13 +21,42 @@ _WIDE = jnp.float32
 Heads = Float[Array, "1 heads time time"]
 
 
-class Block(nnx.Module):
-    """Attention onto itself, in the decoder also onto the encoder, and an MLP, each with its norm in front."""
+class RelativeBias(Embedding):
+    """What each head adds to the score of two positions, by the bucket that their distance is in."""
 
-    def __init__(self, config: Any, mlp: nnx.Module, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, causal: bool) -> None:
+        buckets, std = config.relative_attention_num_buckets, config.initializer_factor * config.d_model**-0.5
+        super().__init__(buckets, config.num_heads, options, rngs, std=std)
+        self.causal, self.buckets, self.furthest = causal, buckets, config.relative_attention_max_distance
+
+    def scores(self, time: int) -> Heads:
+        """The bias of every pair of `time` positions."""
+        distances = np.arange(1 - time, time)
+        biases = self(jnp.asarray(relative_buckets(distances, self.buckets, self.furthest, causal=self.causal)))
+        places = jnp.arange(time)
+        return biases[places[None, :] - places[:, None] + time - 1].transpose(2, 0, 1)[None]
+
+
+class Block(nnx.Module):
+    """Attention onto itself, in the decoder also onto the encoder, and an MLP, each with its norm in front.
+
+    With `biased` it has a relative bias of its own in place of one that all layers share.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        mlp: nnx.Module,
+        options: Options,
+        rngs: nnx.Rngs,
+        *,
+        decoder: bool,
+        biased: bool = False,
+    ) -> None:
         def norm() -> RMSNorm:
             return RMSNorm(config.d_model, options, eps=config.layer_norm_epsilon)
 
+        self.bias = RelativeBias(config, options, rngs, causal=decoder) if biased else None
         self.attention_norm = norm()
         self.attention = attention(config, options, rngs, causal=decoder)
         self.cross_norm = norm() if decoder else None
@@ -39,10 +68,11 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "batch time width"],
         mask: Array | None,
-        bias: Heads,
+        bias: Heads | None,
         source: Float[Array, "batch source width"] | None = None,
         source_mask: Array | None = None,
     ) -> Array:
+        bias = bias if self.bias is None else self.bias.scores(x.shape[1])
         x = x + _clamped(self.attention(self.attention_norm(x), mask, bias=bias))
         if self.cross is not None and self.cross_norm is not None:
             x = x + _clamped(self.cross(self.cross_norm(x), source_mask, source=source))
@@ -50,12 +80,12 @@ class Block(nnx.Module):
 
 
 class Side(nnx.Module):
-    """The encoder or the decoder: layers that share one bias for relative positions, and a norm."""
+    """The encoder or the decoder: layers, a bias for relative positions if they share one, and a norm."""
 
-    def __init__(self, config: Any, layers: nnx.Module, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
-        buckets, std = config.relative_attention_num_buckets, config.initializer_factor * config.d_model**-0.5
-        self.decoder, self.buckets, self.furthest = decoder, buckets, config.relative_attention_max_distance
-        self.bias = Embedding(buckets, config.num_heads, options, rngs, std=std)
+    def __init__(
+        self, config: Any, layers: nnx.Module, options: Options, rngs: nnx.Rngs, *, decoder: bool, biased: bool
+    ) -> None:
+        self.bias = RelativeBias(config, options, rngs, causal=decoder) if biased else None
         self.layers = layers
         self.norm = RMSNorm(config.d_model, options, eps=config.layer_norm_epsilon)
 
@@ -63,14 +93,8 @@ class Side(nnx.Module):
         self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
     ) -> Float[Array, "batch time width"]:
         x = x.astype(_WIDE) if x.dtype == jnp.float16 else x  # as the sum is from the first MLP on
-        return self.norm(self.layers(x, mask, self.relative_bias(x.shape[1]), *source))
-
-    def relative_bias(self, time: int) -> Heads:
-        """The bias that is added to the score of every pair of positions."""
-        distances = np.arange(1 - time, time)
-        biases = self.bias(jnp.asarray(relative_buckets(distances, self.buckets, self.furthest, causal=self.decoder)))
-        places = jnp.arange(time)
-        return biases[places[None, :] - places[:, None] + time - 1].transpose(2, 0, 1)[None]
+        bias = None if self.bias is None else self.bias.scores(x.shape[1])
+        return self.norm(self.layers(x, mask, bias, *source))
 
 
 def attention(config: Any, options: Options, rngs: nnx.Rngs, *, causal: bool) -> Attention:
@@ -144,30 +168,40 @@ def block_names(path: str, side: str, mlp: Mapping[str, str], first: int = 0, st
 
 
 def build(
-    config: Any, make_layers: Callable[[bool], nnx.Module], options: Options, rngs: nnx.Rngs, *, scaled: bool
+    config: Any,
+    make_layers: Callable[[bool], nnx.Module],
+    options: Options,
+    rngs: nnx.Rngs,
+    *,
+    scaled: bool,
+    shared_bias: bool = True,
 ) -> EncoderDecoderLM:
     """A model whose layers `make_layers` makes, of the decoder if its argument is true, else of the encoder.
 
-    `scaled` says whether the decoder's output is divided by √width for the head.
+    `scaled` says whether the decoder's output is divided by √width for the head, and `shared_bias` whether the layers
+    of a side share their relative bias.
     """
 
     def make_side(decoder: bool) -> Side:
-        return Side(config, make_layers(decoder), options, rngs, decoder=decoder)
+        return Side(config, make_layers(decoder), options, rngs, decoder=decoder, biased=shared_bias)
 
     scale = config.d_model**-0.5 if scaled else 1.0
     return EncoderDecoderLM(config, make_side, options, rngs, std=config.initializer_factor, head_scale=scale)
 
 
-def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
+def module(config: Any, options: Options, rngs: nnx.Rngs, *, shared_bias: bool = True) -> EncoderDecoderLM:
+    """See `build`."""
+
     def make_layers(decoder: bool) -> Stack:
         def block(rngs: nnx.Rngs) -> Block:
             mlp = dense(config, options, rngs, gated=config.is_gated_act, wide_out=True)
-            return Block(config, mlp, options, rngs, decoder=decoder)
+            return Block(config, mlp, options, rngs, decoder=decoder, biased=not shared_bias)
 
         return Stack(block, config.num_decoder_layers if decoder else config.num_layers, options, rngs)
 
     # T5 1.1 and mT5 do not scale what their head reads; only T5's configuration can ask for it.
-    return build(config, make_layers, options, rngs, scaled=getattr(config, "scale_decoder_outputs", False))
+    scaled = getattr(config, "scale_decoder_outputs", False)
+    return build(config, make_layers, options, rngs, scaled=scaled, shared_bias=shared_bias)
 
 
 def parameter_names(config: Any) -> ParameterNames:
