@@ -365,6 +365,7 @@ def test_ntk_agrees_with_its_peers(quick_ntk):
     case = part["transformer"]
     assert case["max_relative_difference"] < 1e-5
     assert case["wrong"] == []
+    assert case["failed"] == {}
     assert case["best_peer"] in names
     for name in names:
         assert all(positive(case[name][key]) for key in ("median_s", "ratio_within_turns", "ratio_of_memory"))
