@@ -22,6 +22,8 @@ from lensjax.tasks.spec import TaskSpec, list_of_choices, template_pieces
 _HELD_OUT = 0  # stream of the permutations that choose validation and test
 _TRAIN = 1  # stream of those that order the pool
 _COUNTED = 100_000  # rows that are read to count examples, at most
+_TOGETHER = 1000  # rows that are encoded at once, while they have no more
+_CHARACTERS = 1 << 20  # than so many: places of tokens take a hundred times as many bytes
 Text = tuple[str, str]
 
 
@@ -208,6 +210,20 @@ def fingerprints(examples: Iterable[Example], sizes: Iterable[int]) -> dict[int,
         if size in wanted:
             prints[size] = digest.hexdigest()
     return prints
+
+
+def together(rows: Iterable[tuple[Example, bool]]) -> Iterator[list[tuple[Example, bool]]]:
+    """Rows, each with a mark, that are encoded at once: a thousand, or few where they are long."""
+    batch: list[tuple[Example, bool]] = []
+    characters = 0
+    for row, mark in rows:
+        batch.append((row, mark))
+        characters += len(row.prompt) + len(row.target)
+        if len(batch) == _TOGETHER or characters >= _CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _plain(text: str) -> str:

@@ -22,7 +22,7 @@ from lensjax.core.hashes import file_hashes
 from lensjax.tasks.boundary import encode, make_split
 from lensjax.tasks.chat import ChatFormat
 from lensjax.tasks.spec import TaskSpec
-from lensjax.tasks.task import Example
+from lensjax.tasks.task import Example, together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # change of them, or of the text of a field.
 TOKENS_VERSION = 4
 HASHES = "hashes.json"  # of the files beside it
-_BATCH = 1000
 _DTYPES = {"ids": "int32", "starts": "int64", "prompts": "int32"} | dict.fromkeys(
     ("prompt_cut", "target_cut", "learned", "firsts"), "bool"
 )
@@ -176,7 +175,7 @@ def tokenise(
     lose tokens of their text before special ones, and targets are cut after the end-of-text token was added.
 
     Args:
-      examples: The examples, which are tokenised a thousand at a time.
+      examples: The examples, which are tokenised a thousand, or a million characters, at a time.
       tokenizer: Tokenizer of `transformers`. Those in Python alone do not say where in a text their tokens are: of
         theirs, the prompt has those with which both the prompt alone and the whole text begin.
       spec: Its `max_prompt_tokens`, `max_target_tokens` and `cut_prompt`.
@@ -202,8 +201,7 @@ def tokenise(
     cut: list[tuple[bool, bool]] = []
     firsts: list[bool] = []
     rows = (one.rows(encoder_decoder=encoder_decoder) for one in examples)
-    iterator = ((row, not place) for several in rows for place, row in enumerate(several))
-    while numbered := list(itertools.islice(iterator, _BATCH)):
+    for numbered in together((row, not place) for several in rows for place, row in enumerate(several)):
         batch = [row for row, _ in numbered]
         firsts += [is_first for _, is_first in numbered]
         ids: list[int] = []

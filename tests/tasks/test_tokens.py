@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
-from lensjax.tasks import tokens as tokens_module
 from lensjax.tasks.spec import TaskSpec
-from lensjax.tasks.task import Example
+from lensjax.tasks.task import Example, together
 from lensjax.tasks.tokens import Tokens, tokenise
 
 BOS, EOS = 1, 2
@@ -146,7 +145,7 @@ def test_batches_change_nothing_and_lengths_are_kept(
 def test_more_examples_than_a_batch(make_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, tokenizer = examples(TEXTS * 3), make_tokenizer()
     whole = pairs(tokenise(iter(rows), tokenizer, spec(), encoder_decoder=False))
-    monkeypatch.setattr(tokens_module, "_BATCH", 5)
+    monkeypatch.setattr("lensjax.tasks.task._TOGETHER", 5)
     assert pairs(tokenise(iter(rows), tokenizer, spec(), encoder_decoder=False)) == whole
 
 
@@ -230,3 +229,10 @@ def test_files_that_are_not_whole(tmp_path: Path, make_tokenizer: MakeTokenizer)
     assert re.search(changed, message())
     path.write_bytes(whole)
     assert len(Tokens.load(tmp_path / "train")) == len(TEXTS)
+
+
+def test_long_rows_are_encoded_a_few_at_a_time_and_none_is_lost():
+    rows = [(Example("p" * size, "t", str(size)), True) for size in [10] * 2500 + [1 << 19] * 3]
+    parts = [*together(iter(rows))]
+    assert [len(part) for part in parts] == [1000, 1000, 502, 1]
+    assert [row for part in parts for row in part] == rows
