@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lensjax.core.terminal import say
+from lensjax.core.text import clean, plain
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -16,8 +19,14 @@ def make_console(width: int = 140) -> "Console":
     """Standard output, of a fixed width where it is not a terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=width)
+    class Plain(Console):
+        """A console whose texts cannot steer the terminal."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(plain(one) if isinstance(one, str) else one for one in objects), **options)
+
+    console = Plain(highlight=False)
+    return console if console.is_terminal else Plain(highlight=False, width=width)
 
 
 def make_table(
@@ -42,12 +51,12 @@ def make_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", title_style="bold", **style)
+    table = Table(title=escape(clean(title)), title_justify="left", title_style="bold", **style)
     for heading in headings:
         text = heading in words
         table.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not (text or wrap))
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(clean(cell)) for cell in row))
     return table
 
 
@@ -72,10 +81,10 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except Stopped:
-        print("lensjax: stopped; all progress is saved, and the same command resumes from there.", file=sys.stderr)
+        say("lensjax: stopped; all progress is saved, and the same command resumes from there.", error=True)
         sys.exit(143)
     except KeyboardInterrupt:
-        print("lensjax: interrupted; finished work is kept, and the same command resumes.", file=sys.stderr)
+        say("lensjax: interrupted; finished work is kept, and the same command resumes.", error=True)
         sys.exit(130)
 
 
@@ -88,12 +97,12 @@ def print_decision(report: "StudyReport") -> None:
         rows = [(name, *cells) for name, cells in table.rows]
         make_console().print(make_table(table.title, ("model", *table.columns), rows))
     for note in tested_notes(report.candidates):
-        print(f"Note: {note}")
+        say(f"Note: {note}")
     for warning in report.warnings:
-        print(f"Caution: {warning}")
+        say(f"Caution: {warning}")
     for candidate in report.candidates:
         if candidate.ineligible:
             how = "Not measured" if candidate.state == "refused" else "Not to be chosen"
-            print(f"{how}: {candidate.name}, as {candidate.ineligible}.")
+            say(f"{how}: {candidate.name}, as {candidate.ineligible}.")
     for sentence in (*report.decision.because, report.decision.sentence):
-        print(sentence)
+        say(sentence)

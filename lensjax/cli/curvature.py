@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lensjax.cli.arguments import FinetunedFolders, FunctionalName, Mesh, ModelSource, Precision, SpecFile
 from lensjax.cli.console import make_console, make_table, progress_bar
-from lensjax.cli.outputs import as_json, write_all
+from lensjax.cli.outputs import write_all
 from lensjax.core.errors import InputError
+from lensjax.core.terminal import say
+from lensjax.core.text import json_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -340,7 +342,7 @@ def _write(
 
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
-    print(sentence)
+    say(sentence)
     write_all(
-        {out / f"{name}.npz": packed.getvalue(), out / f"{name}.html": page, out / f"{name}.json": as_json(summary)}
+        {out / f"{name}.npz": packed.getvalue(), out / f"{name}.html": page, out / f"{name}.json": json_text(summary)}
     )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from lensjax.cli.arguments import SpecFile, TaskName
 from lensjax.cli.console import make_console, make_table
-from lensjax.cli.outputs import as_json, output_writer
+from lensjax.cli.outputs import output_writer
+from lensjax.core.terminal import say
+from lensjax.core.text import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -82,7 +84,7 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
         ],
         "note": remark,
     }
-    write(lambda: as_json(content))
+    write(lambda: json_text(content))
     _print(content)
 
 
@@ -108,8 +110,8 @@ def fetch(task: TaskName, out: Path = Path(".")) -> None:
     made = TASKS[task]
     with path.open(encoding="utf-8") as rows:
         count = sum(1 for _ in rows)
-    print(f"Wrote {path}: {count:,} rows, {made.about} ({made.licence}).")
-    print(f"Prompt {made.prompt!r}, target {made.target!r}.")
+    say(f"Wrote {path}: {count:,} rows, {made.about} ({made.licence}).")
+    say(f"Prompt {made.prompt!r}, target {made.target!r}.")
 
 
 def _tokenizer(model: str) -> tuple[Any, bool, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lensjax.cli.arguments import Mesh, ModelSource, SpecFile
 from lensjax.cli.console import resumable
 from lensjax.core.errors import InputError
+from lensjax.core.terminal import say
 
 if TYPE_CHECKING:
     from lensjax.train.results import Result
@@ -112,15 +113,15 @@ def _measure(spec: Path, model: str, sizes: Sequence[int], out: Path, mesh: str 
         for result in results:
             done.append(result)
             if is_first():
-                print(_sentence(result), flush=True)
+                say(_sentence(result))
     if is_first():
         if done and (found := done[-1].writing) and (why := found.why_not(task.max_unwritable)):
-            print(f"Caution: {done[-1].model} is never to be chosen: {why}.")
-        print(f"Wrote {out / 'curves.csv'}")
+            say(f"Caution: {done[-1].model} is never to be chosen: {why}.")
+        say(f"Wrote {out / 'curves.csv'}")
         if caution := steps_caution(done):
-            print(f"Caution: {caution}")
+            say(f"Caution: {caution}")
         for note in notes(done):
-            print(f"Note: {note}")
+            say(f"Note: {note}")
     if any(result.status == "failed" for result in done):
         sys.exit(1)
 

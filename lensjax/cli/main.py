@@ -5,9 +5,11 @@ import sys
 import tyro
 
 from lensjax.cli import curvature, data, evaluate, finetune, models, next, plan, rank, report, study
+from lensjax.cli.faults import internal_error, sentences
 from lensjax.cli.streams import OutputLost, enduring
 from lensjax.core.compiled import keep_compiled_programs
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, as_sentence
+from lensjax.core.terminal import prepare_streams, say
 
 
 def _commands() -> tyro.extras.SubcommandApp:
@@ -39,13 +41,16 @@ def _commands() -> tyro.extras.SubcommandApp:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; bad input exits with status 2 and one sentence on standard error.
+    """Run the command line.
 
-    A reader of the output that goes away, as `| head` does, ends printing and nothing else.
+    Exits with status 2 and one sentence on standard error for bad input, and with 1 and the name of a file that holds
+    the details for a fault of LensJAX. A reader of the output that goes away, as `| head` does, ends printing and
+    nothing else.
     """
+    prepare_streams()
     keep_compiled_programs()
     try:
-        with enduring():
+        with enduring(), sentences():
             _commands().cli(
                 prog="lensjax",
                 description="Which of these language models should we fine-tune on our data?",
@@ -53,11 +58,14 @@ def main(arguments: list[str] | None = None) -> None:
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except InputError as error:
-        print(f"lensjax: {error}", file=sys.stderr)
+        say(f"lensjax: {as_sentence(error)}", error=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("lensjax: interrupted; nothing was written.", file=sys.stderr)
+        say("lensjax: interrupted; nothing was written.", error=True)
         sys.exit(130)
     except OutputLost as error:
-        print(f"lensjax: the output could not be written ({error}); all files are.", file=sys.stderr)
+        say(f"lensjax: the output could not be written ({error}); all files are.", error=True)
+        sys.exit(1)
+    except Exception as error:
+        say(f"lensjax: {internal_error(error)}", error=True)
         sys.exit(1)

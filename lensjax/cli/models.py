@@ -8,9 +8,11 @@ from tyro.conf import Positional, arg
 
 from lensjax.cli.arguments import DType, ModelName, Revision
 from lensjax.cli.console import make_console, make_table
-from lensjax.cli.outputs import as_json, output_writer
+from lensjax.cli.outputs import output_writer
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import check_new_folder
+from lensjax.core.terminal import say
+from lensjax.core.text import json_text
 
 if TYPE_CHECKING:
     from lensjax.models.parameter_table import ParameterTable
@@ -38,7 +40,7 @@ def list_families(json: bool = False) -> None:
             {"model_type": f.model_type, "kind": kind, "class": f.architecture, "examples": list(f.examples)}
             for f, kind in zip(families, kinds, strict=True)
         ]
-        print(as_json(content), end="")
+        say(json_text(content), end="")
         return
     rows = [
         (f.model_type, kind, f.architecture, "\n".join(f.examples)) for f, kind in zip(families, kinds, strict=True)

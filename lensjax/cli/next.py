@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lensjax.cli.arguments import CurvesFile, MaxParameters, MetricName, SmallestWithin, UnitName
 from lensjax.cli.console import make_console, make_table
 from lensjax.cli.curves import check_target, preference, within_size
-from lensjax.cli.outputs import as_json, output_writer
+from lensjax.cli.outputs import output_writer
 from lensjax.core.errors import InputError, shorten
 
 if TYPE_CHECKING:

@@ -1,11 +1,10 @@
 """Files that commands write."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lensjax.core.files import check_writable, write_files
+from lensjax.core.terminal import say
 
 
 def output_writer(*outputs: Path | None, reads: Sequence[str | Path] = ()) -> Callable[..., None]:
@@ -42,9 +41,4 @@ def write_all(contents: Mapping[Path, str | bytes]) -> None:
     """
     write_files(contents)
     for path in contents:
-        print(f"Wrote {path}")
-
-
-def as_json(content: Any) -> str:
-    """JSON for people and programs."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        say(f"Wrote {path}")

@@ -2,6 +2,7 @@
 
 from lensjax.cli.arguments import StudyFolder
 from lensjax.cli.console import print_decision
+from lensjax.core.terminal import say
 
 
 def report(folder: StudyFolder) -> None:
@@ -23,5 +24,5 @@ def report(folder: StudyFolder) -> None:
 
     findings = collect(spec, folder)
     for path in write_findings(findings, folder):
-        print(f"Wrote {path}")
+        say(f"Wrote {path}")
     print_decision(findings.report)

@@ -6,6 +6,7 @@ from pathlib import Path
 from lensjax.cli.arguments import LauncherName, StudyFile
 from lensjax.cli.console import print_decision, resumable
 from lensjax.core.errors import InputError
+from lensjax.core.terminal import say
 
 
 def init(
@@ -53,7 +54,7 @@ def init(
         target = target or _ask("Target, with fields of a row in braces", "--target")
     text = new_study(out, candidates, data, prompt or "", target, budget, full)
     write_files({out: text})
-    print(f"Wrote {out}; see what it will cost with: lensjax plan {out}")
+    say(f"Wrote {out}; see what it will cost with: lensjax plan {out}")
 
 
 def _ask(question: str, flag: str) -> str:
@@ -112,19 +113,19 @@ def run(
     from lensjax.study.report import collect
     from lensjax.study.runner import cells_left, run_study
 
-    def say(sentence: str) -> None:
+    def say_once(sentence: str) -> None:
         if is_first():
-            print(sentence, flush=True)
+            say(sentence)
 
     if dry_run:
         for cell in cells_left(study, folder, retry=retry):
-            say(str(cell))
+            say_once(str(cell))
         return
     with resumable():
-        run_study(study, folder, launcher=launcher, retry=retry, limit=limit, tries=tries, show=True, say=say)
+        run_study(study, folder, launcher=launcher, retry=retry, limit=limit, tries=tries, show=True, say=say_once)
     findings = collect(pinned(study, folder), folder)
     for path in write_findings(findings, folder):
-        say(f"Wrote {path}")
+        say_once(f"Wrote {path}")
     if is_first():
         print_decision(findings.report)
     usable = sum(candidate.state not in ("failed", "refused") for candidate in findings.report.candidates)

@@ -15,6 +15,12 @@ def shorten(text: object, limit: int = 60) -> str:
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
+def as_sentence(error: Exception, limit: int = 1200) -> str:
+    """The message of an InputError on one line, printable; of a longer one, its beginning and its end."""
+    text = shorten(" ".join(str(error).split()), 10**7)
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"
+
+
 def one_line(error: Exception, limit: int = 120) -> str:
     """The message of another library's error, on one line of at most `limit` characters, without a full stop."""
     return shorten(" ".join(str(error).split()), limit).rstrip(".")

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from lensjax.core.errors import InputError, shorten
+from lensjax.core.errors import InputError, one_line, shorten
 
 LOCK = ".lock"  # held by a command while it changes files that others may change too
 _PREFIX, _SUFFIX = ".lensjax-", ".part"  # of files and folders that are not yet whole
@@ -28,19 +28,24 @@ def check_writable(outputs: Sequence[Path], inputs: Sequence[str | Path] = ()) -
     Raises:
       InputError: an output is given twice, is an input or a folder, or its folder is missing or not writable.
     """
-    places = [path.resolve() for path in outputs]
-    read = {Path(path).resolve() for path in inputs}
+    places = []
+    for path in outputs:
+        with explained(path):
+            places.append(os.path.realpath(path))
+    # An input with an impossible name is refused by whoever reads it.
+    read = {os.path.realpath(path) for path in inputs if "\0" not in str(path)}
     for path, place in zip(outputs, places, strict=True):
+        where, above = shorten(path, 400), shorten(path.parent, 400)
         if places.count(place) > 1:
-            raise InputError(f"{path} is named for two outputs; give each its own file.")
+            raise InputError(f"{where} is named for two outputs; give each its own file.")
         if place in read:
-            raise InputError(f"{path} is an input, and writing to it would lose its content; give another file.")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give the name of a file to write.")
-        if not path.parent.is_dir():
-            raise InputError(f"Cannot write {path}: there is no folder {path.parent}; make it first.")
+            raise InputError(f"{where} is an input, and writing to it would lose its content; give another file.")
+        if os.path.isdir(path):
+            raise InputError(f"{where} is a folder; give the name of a file to write.")
+        if not os.path.isdir(path.parent):
+            raise InputError(f"Cannot write {where}: there is no folder {above}; make it first.")
         if not os.access(path.parent, os.W_OK):
-            raise InputError(f"Cannot write {path}: the folder {path.parent} is not writable; choose another place.")
+            raise InputError(f"Cannot write {where}: the folder {above} is not writable; choose another place.")
 
 
 def check_new_folder(folder: Path) -> None:
@@ -255,9 +260,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeEncodeError as error:
-        raise InputError(f"Cannot write {path}: a name in it is not valid text; mend the name.") from error
-    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Cannot write {shorten(path, 400)}: a name in it is not valid text; mend the name."
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a circle of links, before Python 3.13
         if isinstance(error, InputError):
             raise
-        why = error.strerror if isinstance(error, OSError) else error
+        why = error.strerror if isinstance(error, OSError) else one_line(error)
         raise InputError(f"Cannot write {shorten(path, 400)}: {why}; choose another place.") from error

@@ -9,8 +9,9 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
-from lensjax.core import text
 from lensjax.core.errors import InputError, one_line, shorten
+from lensjax.core.reading import read_text
+from lensjax.core.text import significant
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Fields = TypeVar("Fields", bound=BaseModel)
@@ -61,7 +62,7 @@ class Interval(Strict):
     upper: float
 
     def __str__(self) -> str:
-        value, lower, upper = (text.significant(one, 3) for one in (self.value, self.lower, self.upper))
+        value, lower, upper = (significant(one, 3) for one in (self.value, self.lower, self.upper))
         return f"{value} ({lower} to {upper})"
 
 
@@ -77,11 +78,9 @@ def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
       InputError: the file cannot be read, is not YAML, or holds no fields.
     """
     where = shorten(path, 200)
+    text = read_text(path, f"give the YAML file of {what}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"Cannot read {where}: {why}; give the YAML file of {what}.") from error
+        content = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # as of 2024-13-45
         raise InputError(f"{where} is not YAML ({one_line(error, 200)}); mend it.") from error
     if not isinstance(content, dict):

@@ -1,12 +1,15 @@
 """Numbers and untrusted names as the short texts a report prints."""
 
 import html
+import json
 import math
+import re
 import unicodedata
 
 DASH = "–"
 _NBSP = "\u00a0"
 _BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_UNSEEN = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff" + "".join(_BIDI) + "]")
 _TITLES = {
     name.lower(): name
     for name in (
@@ -32,6 +35,25 @@ def clean(name: object, limit: int | None = None) -> str:
         "�" if c in _BIDI or unicodedata.category(c) in {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"} else c for c in str(name)
     )
     return flat if limit is None or len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def plain(text: str) -> str:
+    """`text` without the characters that `clean` replaces, but with its lines, and as long as it was."""
+    return "\n".join(map(clean, text.split("\n"))) if not text.isascii() or not text.isprintable() else text
+
+
+def json_text(content: object) -> str:
+    """JSON for people and programs, in which what `clean` replaces is written as its number.
+
+    Raises:
+      ValueError: it holds NaN or infinity, which JSON lacks.
+    """
+    return escaped_json(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)) + "\n"
+
+
+def escaped_json(text: str) -> str:
+    """JSON text in which what `clean` replaces is written as its number."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def plotly_text(name: object, limit: int = 60) -> str:

@@ -26,7 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lensjax.core.csv_text import cell_text
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.reading import read_text
 from lensjax.curves.loss_columns import choose_losses
 from lensjax.curves.metrics import ENDS, METRICS, Shares
 from lensjax.curves.table import (
@@ -63,12 +65,7 @@ def read_curves(path: str | Path, task: str | None = None, unit: Unit | None = N
       InputError: naming the file, the line and the column at fault.
     """
     path, where = Path(path), shorten(path, 200)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 text; save it as a CSV in UTF-8.") from error
-    except (OSError, ValueError) as error:  # ValueError: no file can have this name
-        raise InputError(f"Cannot read {where}: {getattr(error, 'strerror', error)}.") from error
+    text = read_text(path, "give a CSV file of curves in UTF-8")
     return parse_curves(text, where, path.stem if task is None else task, unit)
 
 
@@ -106,7 +103,7 @@ def _rows(where: str, text: str) -> Iterator[_Row]:
                 width = width or len(cells)
                 if len(cells) != width:
                     raise InputError(f"{where} line {line} has {len(cells)} cells, but the header has {width}.")
-                yield line, cells
+                yield line, [cell_text(cell) for cell in cells]
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{where} line {line} is not CSV ({error}); mend or remove it.") from error

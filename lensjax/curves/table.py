@@ -3,8 +3,6 @@
 `CurveTable` is where measuring and predicting meet. It holds one task; `lensjax.curves.csv_files` reads it from a file.
 """
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lensjax.core.csv_text import csv_text
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import write_files
 from lensjax.curves.metrics import ENDS, Metric, Shares
@@ -126,30 +125,28 @@ class CurveTable:
         A wide table says in a column what its losses are in, unless that is nats per token; a tidy one by the name of
         the column that holds them.
         """
-        text = io.StringIO()
         # Before Python 3.13 the writer leaves a lone carriage return unquoted, a new row to a reader.
         bare = "\r" in "".join(self.models + self.families + self.ineligible)
-        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
         counts = ["" if math.isnan(p) else np.format_float_positional(p, trim="-") for p in self.parameters]
         columns = zip(META_COLUMNS, (counts, self.families, self.ineligible), strict=True)
         meta: dict[str, Sequence[str]] = {name: values for name, values in columns if any(values)}
         if layout == "wide":
             if self.unit != NATS_PER_TOKEN:
                 meta[UNIT_COLUMN] = [self.unit.name] * len(self.models)
-            writer.writerow([NAME_COLUMNS[0], *(str(size) for size in self.sizes), *meta])
+            rows: list[list[object]] = [[NAME_COLUMNS[0], *(str(size) for size in self.sizes), *meta]]
             for i, model in enumerate(self.models):
                 cells = ["" if math.isnan(x) else repr(float(x)) for x in self.loss[i]]
-                writer.writerow([model, *cells, *(values[i] for values in meta.values())])
+                rows.append([model, *cells, *(values[i] for values in meta.values())])
         else:
             shares = {
                 name + end: part for name, both in self.metrics.items() for end, part in zip(ENDS, both, strict=True)
             }
-            writer.writerow([*TIDY_COLUMNS, self.unit.column, *shares, *meta])
+            rows = [[*TIDY_COLUMNS, self.unit.column, *shares, *meta]]
             for i, j in zip(*np.nonzero(self.measured), strict=True):
                 numbers = [self.loss[i, j], *(part[i, j] for part in shares.values())]
                 row = [self.models[i], int(self.sizes[j]), *("" if math.isnan(x) else repr(float(x)) for x in numbers)]
-                writer.writerow([*row, *(values[i] for values in meta.values())])
-        return text.getvalue()
+                rows.append([*row, *(values[i] for values in meta.values())])
+        return csv_text(rows, quoted=bare)
 
     def write(self, path: str | Path, layout: Literal["wide", "tidy"] = "wide") -> None:
         """Write the table to `path` as CSV, whole or not at all.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.reading import check_regular, read_text
 from lensjax.models.family import family_of, supported
 from lensjax.models.pocket import SCHEME, bundled_folder
 
@@ -43,6 +44,7 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
+_MOST, _MOST_LAYERS = 2**28, 2**12  # of any of these; the largest models have 126 layers and a vocabulary of 262,144
 
 
 def find_folder(source: str | Path, revision: str | None = None, *, what: Parts = "model") -> Path:
@@ -175,14 +177,11 @@ def read_config(folder: Path) -> Any:
       InputError: config.json is missing or malformed, or describes a model that is not supported.
     """
     path = folder / _CONFIG
+    if not os.path.lexists(path):
+        raise InputError(f"{folder} has no config.json; give the folder of a model as transformers saves it.")
+    text = read_text(path, "fetch it again")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} has no config.json; give the folder of a model as transformers saves it."
-        ) from error
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}; fetch it again.") from error
+        values = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({shorten(error)}); fetch it again.") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
@@ -222,6 +221,12 @@ def _check_sizes(config: Any, path: Path) -> None:
     """Check what configuration classes do not: that sizes are positive, and that key heads divide the others."""
     sizes = {name: value for name in _SIZES if isinstance(value := getattr(config, name, None), int)}
     for name, value in sizes.items():
+        most = _MOST_LAYERS if "layer" in name else _MOST
+        if value > most:
+            raise InputError(
+                f"{path} says {name} is {shorten(value)}, and no model has more than {most:,}; take the config.json "
+                "that came with the weights."
+            )
         if value < 1:
             raise InputError(f"{path} says {name} is {value}; take the config.json that came with the weights.")
     heads, shared = sizes.get("num_attention_heads", 1), sizes.get("num_key_value_heads", 1)
@@ -253,6 +258,9 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
             f"{folder or 'A model made from a configuration'} has no tokenizer; "
             "take the folder with the tokenizer files that came with the weights."
         )
+    for pattern in _TOKENIZER:
+        for path in folder.glob(pattern):
+            check_regular(path, "fetch it again")
     from transformers import AutoTokenizer
 
     try:

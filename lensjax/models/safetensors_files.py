@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import share
+from lensjax.core.reading import check_regular, read_text
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATING = ("F64", "F32", "F16", "BF16")  # the types of weights that can be loaded
@@ -36,6 +37,7 @@ class TensorFiles:
         self.where = str(folder)
         self._slices: dict[str, Any] = {}
         for path in weight_files(folder):
+            check_regular(path, "fetch it again")
             try:
                 file = safe_open(path, framework="numpy")
             except (SafetensorError, OSError) as error:
@@ -134,8 +136,10 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(json.loads(read_text(index, "fetch it again"))["weight_map"].values()))
             paths = [folder / Path(name).name for name in names]
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"{index} is not an index of safetensors files; fetch it again.") from error
         absent = [path.name for path in paths if not path.exists()]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lensjax.core.files import write_files
 from lensjax.core.processes import is_first
+from lensjax.core.text import escaped_json
 from lensjax.report.pages.study import render_study
 from lensjax.selection.records import ranking_csv
 from lensjax.study.report import Findings
@@ -29,7 +30,7 @@ def write_findings(findings: Findings, out: Path) -> list[Path]:
     header = ",".join([*(name for name in Ranked.model_fields if name not in ("baselines", "law")), "unit"]) + "\n"
     contents: dict[Path, str | bytes] = {
         out / PAGE: render_study(findings.report, findings.ranking),
-        out / REPORT: findings.report.model_dump_json(indent=2) + "\n",
+        out / REPORT: escaped_json(findings.report.model_dump_json(indent=2)) + "\n",
         out / RANKING: header if findings.ranking is None else ranking_csv(findings.ranking),
         out / CURVES: findings.curves,
     }

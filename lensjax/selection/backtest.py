@@ -1,12 +1,11 @@
 """Back-tests: predictions of every method at every budget against the losses measured at the target."""
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from lensjax.core.csv_text import csv_text
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
 from lensjax.selection.methods import METHODS, methods_in_order
@@ -104,11 +103,7 @@ def _check(table: CurveTable, target: int, ratios: Sequence[int]) -> None:
 
 def to_csv(scores: Iterable[Score]) -> str:
     """Scores as tidy CSV text with the columns task, method, budget, metric, value and unit."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Score._fields)
-    writer.writerows(score._replace(value=f"{score.value:.6g}") for score in scores)  # type: ignore[arg-type]
-    return text.getvalue()
+    return csv_text([Score._fields, *(score._replace(value=f"{score.value:.6g}") for score in scores)])  # type: ignore[arg-type]
 
 
 def means(scores: Iterable[Score]) -> dict[tuple[str, str, str], float]:

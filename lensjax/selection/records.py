@@ -1,8 +1,5 @@
 """Rankings as plain records, CSV and JSON, and places of models under every method."""
 
-import csv
-import io
-import json
 import math
 from typing import Any, Literal
 
@@ -10,6 +7,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from lensjax import __version__
+from lensjax.core.csv_text import csv_text
+from lensjax.core.text import clean, json_text
 from lensjax.selection.by_metric import MetricPrediction
 from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Ranking
@@ -92,11 +91,7 @@ def _of_metric(ranking: Ranking, metric: MetricPrediction, i: int) -> dict[str, 
 def ranking_csv(ranking: Ranking) -> str:
     """Records as CSV with the unit of losses, one row per model, best first; blank where nothing is known."""
     rows = [row | {"unit": ranking.table.unit.name} for row in records(ranking)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([list(rows[0]), *([clean(x) if isinstance(x, str) else x for x in row.values()] for row in rows)])
 
 
 def ranking_json(ranking: Ranking) -> str:
@@ -126,4 +121,4 @@ def ranking_json(ranking: Ranking) -> str:
         "warnings": list(ranking.warnings),
         "assumptions": list(ranking.assumptions),
     }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json_text(content)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from lensjax.core.errors import InputError, listing, one_line, shorten
+from lensjax.core.reading import check_regular, open_regular
 from lensjax.tasks.arrow import ArrowRows
 from lensjax.tasks.rows import Csv, Json, Jsonl, Rows
 
@@ -42,12 +43,10 @@ def open_rows(
         if inner == PARQUET:
             raise InputError(f"{shorten(path, 200)} is Parquet in {COMPRESSED[ending]}; write it out and give that.")
     elif ending in TEXTS:
-        try:
-            with path.open("rb") as file:
-                return TEXTS[ending](path, file)
-        except OSError as error:
-            raise InputError(f"Cannot read {shorten(path, 200)}: {error.strerror}; {mend}.") from error
+        with open_regular(path, mend) as file:
+            return TEXTS[ending](path, file)
     elif ending == PARQUET:
+        check_regular(path, mend)
         return _open_parquet(path, fields, mend, name or shorten(path, 200))
     raise InputError(
         f"{shorten(path, 200)} is of an unknown kind ('{shorten(''.join(path.suffixes[-2:]))}'); give a {FORMATS} file."
@@ -62,7 +61,7 @@ def _written_out(path: Path, compression: str, mend: str) -> Iterator[BinaryIO]:
     where = shorten(path, 200)
     with tempfile.TemporaryFile() as file:
         try:
-            with path.open("rb") as raw, pa.CompressedInputStream(raw, compression) as stream:
+            with open_regular(path, mend) as raw, pa.CompressedInputStream(raw, compression) as stream:
                 while piece := stream.read(_PIECE):
                     file.write(piece)
         except OSError as error:

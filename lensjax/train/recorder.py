@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from lensjax.core.devices import peak_flops
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import explained, write_files
 from lensjax.core.processes import is_first
+from lensjax.core.terminal import say
 from lensjax.train.evaluate import Evaluation
 from lensjax.train.loop import Progress
 from lensjax.train.trackers import TRACKERS, Tracker
@@ -113,7 +113,7 @@ class Recorder:
         self._write(progress, values)
         self._recent = [(progress, progress)]
         if self._show and self._bar is None:
-            print(f"{self._title}: step {progress.step}, validation loss {evaluation.loss:.4f}", file=sys.stderr)
+            say(f"{self._title}: step {progress.step}, validation loss {evaluation.loss:.4f}", error=True)
 
     def _write(self, progress: Progress, values: Mapping[str, float]) -> None:
         if self._file is None:

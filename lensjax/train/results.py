@@ -1,7 +1,5 @@
 """The results of fine-tuning runs, and the table of curves that is made of them."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from lensjax.core.artefacts import Damaged, read_sealed, sealed
+from lensjax.core.csv_text import csv_text
 from lensjax.core.files import LOCK, locked, write_files
 from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN
 from lensjax.tasks.writing import Writing
@@ -237,12 +236,10 @@ def curves_csv(results: Sequence[Result], max_unwritable: float) -> str:
       results: The results.
       max_unwritable: Largest share of targets that a model may be unable to write and still be chosen.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(name for name in Result.model_fields if name != "writing"), *WRITING])
+    rows: list[list[object]] = [[*(name for name in Result.model_fields if name != "writing"), *WRITING]]
     for result in sorted(results, key=lambda r: (r.model, r.seed, r.examples)):
         cells = [*result.model_dump(exclude={"writing"}).values()]
         found = result.writing
         cells += [None, ""] if found is None else [found.unwritable, found.why_not(max_unwritable)]
-        writer.writerow(["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in cells])
-    return text.getvalue()
+        rows.append(["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in cells])
+    return csv_text(rows)

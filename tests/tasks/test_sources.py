@@ -291,10 +291,12 @@ def test_folders_that_were_not_saved_so(tmp_path: Path, save_hf: SaveHF) -> None
     arrow.write_bytes(whole[: len(whole) // 2])
     assert re.search(r"\.arrow is missing or not a whole Arrow file \(.*\); save the data set again\.", message(folder))
     arrow.unlink()
-    assert "is missing or not a whole Arrow file (" in message(folder)
-    for entries in ("[3]", '["a.arrow"]', "[{}]", '[{"filename": 3}]'):
+    assert re.search(r"Cannot read .*\.arrow: No such file or directory; save the data set again\.", message(folder))
+    for entries in ("[3]", '["a.arrow"]', "[{}]", '[{"filename": 3}]', '[{"filename": "../a.arrow"}]'):
         (folder / "state.json").write_text(f'{{"_data_files": {entries}}}')
-        assert re.search(r"state\.json is not what .* writes \(a data file has no filename\); save", message(folder))
+        assert re.search(
+            r"state\.json is not what .* writes \(a data file has no filename of its own\); save", message(folder)
+        )
     mixed = save_hf(tmp_path / "mixed", [[{"en": "one"}], [{"es": 1}]])
     assert re.search(r"mixed do not have the same columns \([^\n]*\); save the data set again\.", message(mixed))
     (folder / "state.json").write_text("{}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lensjax.core.errors import InputError, one_line, shorten
+from lensjax.core.reading import check_regular, read_text
 from lensjax.tasks.arrow import ArrowRows
 from lensjax.tasks.rows import Rows
 from lensjax.tasks.source import SOURCES, NamedSplits
@@ -33,7 +34,8 @@ class Saved(NamedSplits):
         several = self.saved / "dataset_dict.json"
         if several.is_file():
             names = _read_json(several, "splits")
-            return (_open_arrow(self.saved / name) if name in names else None), names
+            inside = name in names and Path(name).name == name
+            return (_open_arrow(self.saved / name) if inside else None), names
         if not (self.saved / "state.json").is_file():
             raise InputError(
                 f"{shorten(self.saved, 200)} has neither dataset_dict.json nor state.json; give the folder that "
@@ -49,12 +51,13 @@ def _open_arrow(folder: Path) -> Rows:
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in _read_json(state, "_data_files")]
     tables = []
     for name in names:
-        if not isinstance(name, str):
+        if not isinstance(name, str) or Path(name).name != name:
             raise InputError(
-                f"{shorten(state, 200)} is not what save_to_disk of HF datasets writes (a data file has no filename); "
-                "save the data set again."
+                f"{shorten(state, 200)} is not what save_to_disk of HF datasets writes (a data file has no filename of "
+                "its own); save the data set again."
             )
         path = folder / name
+        check_regular(path, "save the data set again")
         try:
             tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
         except (OSError, pa.ArrowException) as error:
@@ -75,11 +78,13 @@ def _open_arrow(folder: Path) -> Rows:
 def _read_json(path: Path, key: str) -> list[Any]:
     """A list in a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, "save the data set again"))
         values = content[key]
         if not isinstance(values, list):
             raise TypeError(f"{key} is no list")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{shorten(path, 200)} is not what save_to_disk of HF datasets writes ({one_line(error)}); "
             "save the data set again."
