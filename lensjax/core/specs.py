@@ -14,6 +14,7 @@ from lensjax.core.reading import read_text
 from lensjax.core.text import significant
 
 Count = Annotated[int, Field(ge=1, strict=True)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
 Fields = TypeVar("Fields", bound=BaseModel)
 
 _MERGE = "tag:yaml.org,2002:merge"  # <<, which may be there several times
@@ -44,6 +45,18 @@ def _plain_number(value: Any) -> Any:
         return value
 
 
+def _no_truth(value: Any) -> Any:
+    """A value as it is, which no truth value is a number for."""
+    if isinstance(value, bool):
+        raise ValueError("give a number, not true or false")
+    return value
+
+
+_Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
+Positive = Annotated[_Number, Field(gt=0)]
+NonNegative = Annotated[_Number, Field(ge=0)]
+Share = Annotated[_Number, Field(ge=0, lt=1)]
+Probability = Annotated[_Number, Field(gt=0, lt=1)]
 Quantity = Annotated[float, BeforeValidator(quantity)]
 Bytes = Annotated[ByteSize, BeforeValidator(_plain_number), Field(gt=0)]  # as in 8 GB, 500 MiB
 

@@ -4,6 +4,7 @@ import fnmatch
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -200,6 +201,7 @@ def read_config(folder: Path) -> Any:
             f"{path} has a quantization_config; only floating-point weights can be loaded, so take the model as it "
             "was before quantisation."
         )
+    _check_sizes(values, path)
     from transformers import AutoConfig
 
     try:
@@ -209,7 +211,7 @@ def read_config(folder: Path) -> Any:
         raise InputError(
             f"{path} does not describe a {model_type} model ({why}); mend it or fetch it again."
         ) from error
-    _check_sizes(config, path)
+    _check_sizes({name: getattr(config, name, None) for name in _SIZES}, path)
     return config
 
 
@@ -217,18 +219,16 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"it holds {constant}")
 
 
-def _check_sizes(config: Any, path: Path) -> None:
-    """Check what configuration classes do not: that sizes are positive, and that key heads divide the others."""
-    sizes = {name: value for name in _SIZES if isinstance(value := getattr(config, name, None), int)}
+def _check_sizes(values: Mapping[str, Any], path: Path) -> None:
+    """Check what configuration classes do not: sizes are positive and possible, and key heads divide the others."""
+    sizes = {name: values[name] for name in _SIZES if isinstance(values.get(name), (int, float))}
     for name, value in sizes.items():
         most = _MOST_LAYERS if "layer" in name else _MOST
-        if value > most:
+        if type(value) is not int or not 1 <= value <= most:
             raise InputError(
-                f"{path} says {name} is {shorten(value)}, and no model has more than {most:,}; take the config.json "
-                "that came with the weights."
+                f"{path} says {name} is {shorten(value)}, which is no whole number from 1 to {most:,}; take the "
+                "config.json that came with the weights."
             )
-        if value < 1:
-            raise InputError(f"{path} says {name} is {value}; take the config.json that came with the weights.")
     heads, shared = sizes.get("num_attention_heads", 1), sizes.get("num_key_value_heads", 1)
     if heads % shared:
         raise InputError(

@@ -6,7 +6,7 @@ from pydantic import Field
 from rich import filesize
 
 from lensjax.core import text
-from lensjax.core.specs import Bytes, Count, Quantity, Strict
+from lensjax.core.specs import Bytes, Count, Positive, Quantity, Strict
 from lensjax.models.inference import InferenceCost
 from lensjax.selection.cheaper import CostName, Preference, beyond
 from lensjax.tasks.spec import TaskSpec
@@ -70,7 +70,7 @@ class Prefer(Strict):
       by: What is to be small.
     """
 
-    smallest_within: float = Field(gt=0)
+    smallest_within: Positive
     by: CostName = "parameters"
 
     @property

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, create_model, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from lensjax.core.errors import InputError, listing, shorten
-from lensjax.core.specs import Count, Strict, read_fields, validated
+from lensjax.core.specs import Count, Natural, NonNegative, Positive, Probability, Strict, read_fields, validated
 from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.measure.kinds.finetune import FinetunedLoss
@@ -22,8 +22,6 @@ from lensjax.train.ladder import check_name, model_name, rungs
 from lensjax.train.prepare import FIRST_RUNG
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 
-Probability = Annotated[float, Field(gt=0, lt=1)]
-NotNegative = Annotated[float, Field(ge=0)]
 Size = Annotated[int, Field(ge=1, le=MAX_EXAMPLES, strict=True)]  # of a training set, in examples
 
 
@@ -37,11 +35,11 @@ class Resources(Strict):
       retries: How often a cell is begun again after its worker or host died.
     """
 
-    cpus: NotNegative = 1
-    gpus: NotNegative = 0
-    custom: dict[str, NotNegative] = Field(default_factory=dict)
+    cpus: NonNegative = 1
+    gpus: NonNegative = 0
+    custom: dict[str, NonNegative] = Field(default_factory=dict)
     hosts: Count = 1
-    retries: Annotated[int, Field(ge=0, strict=True)] = 2
+    retries: Natural = 2
 
 
 class CandidateSpec(Strict):
@@ -86,8 +84,8 @@ class Budget(_Any):
     """
 
     examples: Size | None = None
-    flops: PositiveFloat | None = None
-    hours: PositiveFloat | None = None
+    flops: Positive | None = None
+    hours: Positive | None = None
 
     @field_validator("examples")
     @classmethod
@@ -127,7 +125,7 @@ class StopRule(_Any):
     """
 
     probability_best: Probability | None = None
-    expected_regret: PositiveFloat | None = None
+    expected_regret: Positive | None = None
 
 
 class StudySpec(Strict):
@@ -162,7 +160,7 @@ class StudySpec(Strict):
     training: TrainingSpec = TrainingSpec()
     budget: Budget
     target: Size | None = None
-    seeds: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = (0,)
+    seeds: tuple[Natural, ...] = (0,)
     evidence: EvidenceSettings = EvidenceSettings()  # type: ignore[valid-type]  # its fields come from the registry
     method: str = DEFAULT_METHOD
     metric: Literal["exact_match", "token_accuracy", "choice_accuracy", "choice_accuracy_per_byte"] | None = None

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, SerializeAsAny, field_validator, model_validator
 
 from lensjax.core.errors import shorten
-from lensjax.core.specs import Count, Strict, read_fields, validated
+from lensjax.core.specs import Count, Share, Strict, read_fields, validated
 from lensjax.tasks.source import Source, as_source
 
 
@@ -47,7 +47,7 @@ class TaskSpec(Strict):
     max_prompt_tokens: Count = 512
     max_target_tokens: Count = 128
     cut_prompt: Literal["start", "end"] = "end"
-    max_unwritable: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    max_unwritable: Share = 0.001
 
     @field_validator("prompt", "target")
     @classmethod

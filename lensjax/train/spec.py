@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from lensjax.core.specs import Count, Strict
+from lensjax.core.specs import Count, Natural, NonNegative, Positive, Share, Strict
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.tokens import TOKENS_VERSION
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
 
 _RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (1e-4, 3e-4, 1e-3)}
 _HOW_ONLY = (
@@ -58,24 +55,24 @@ class TrainingSpec(Strict):
 
     method: Literal["full", "lora"] = "full"
     lora_rank: Count = 8
-    lora_alpha: PositiveFloat = 16.0
+    lora_alpha: Positive = 16.0
     lora_targets: tuple[str, ...] | None = None
-    learning_rate: tuple[PositiveFloat, ...] = ()
+    learning_rate: tuple[Positive, ...] = ()
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.05
     batch_size: Count = 32
     packing: bool = False
     accumulation: Count = 1
     epochs: Count = 10
-    min_steps: Annotated[int, Field(ge=0)] = 0
+    min_steps: Natural = 0
     max_steps: Count | None = None
     evaluate_every: Count | None = None
     patience: Count = 3
     weight_decay: NonNegative = 0.01
     beta1: Share = 0.9
     beta2: Share = 0.999
-    epsilon: PositiveFloat = 1e-8
-    clip: PositiveFloat = 1.0
+    epsilon: Positive = 1e-8
+    clip: Positive = 1.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Literal["none", "cheap", "dots", "full"] = "cheap"
     attention: Literal["xla", "cudnn"] = "xla"

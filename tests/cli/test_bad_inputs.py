@@ -1,0 +1,202 @@
+"""One sentence for every bad input: what it is, in which file or field, and status 2; nothing is written."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lensjax.cli.main import main
+
+CURVES = "config name,200,400,800,1600\na,4,3,2.5,2.2\nb,3.5,3,2.8,2.7\n"
+ROWS = "".join(json.dumps({"en": f"word {i}", "es": f"palabra {i}"}) + "\n" for i in range(300))
+TASK = {"source": {"files": "rows.jsonl"}, "prompt": "{en}:", "target": " {es}", "validation": 20, "test": 20}
+STUDY = {"candidates": ["pocket:gpt2-0.2m", "pocket:t5-0.4m"], "task": TASK, "budget": 400}
+LONG, NUL = "x" * 5000, "a\0b"
+
+Case = tuple[str, tuple[str, ...], Callable[[], object] | None, str]
+# What lies at the path instead of a file, and what the sentence says of it.
+PLACES = {
+    "missing": "No such file",
+    "a folder": "folder|directory",
+    "a pipe": "pipe or a device",
+    "a device": "pipe or a device",
+    "a circle of links": "[Ll]ink|Too many levels",
+    "a broken link": "No such file",
+    LONG: "too long",
+    NUL: "null (byte|character)",
+    "latin-1": "UTF-8",
+}
+READERS = {
+    "rank": ("rank", "{}", "--target", "3200"),
+    "rank.unit": ("rank", "{}", "--target", "3200", "--unit", "nats_per_token"),
+    "next": ("next", "{}", "--target", "3200"),
+    "evaluate": ("evaluate", "{}", "--target", "1600"),
+    "plan": ("plan", "{}", "--no-timing"),
+    "run": ("run", "{}"),
+    "dry run": ("run", "{}", "--dry-run"),
+    "data": ("data", "show", "{}"),
+    "finetune": ("finetune", "{}", "--model", "pocket:gpt2-0.2m", "--examples", "200", "--out", "out"),
+    "curve": ("curve", "{}", "--model", "pocket:gpt2-0.2m", "--max-examples", "200", "--out", "out"),
+}
+WRITERS = {
+    "json": ("rank", "curves.csv", "--target", "3200", "--method", "sub_tuning", "--json", "{}"),
+    "csv": ("rank", "curves.csv", "--target", "3200", "--method", "sub_tuning", "--csv", "{}"),
+    "html": ("rank", "curves.csv", "--target", "3200", "--method", "sub_tuning", "--html", "{}"),
+    "next": ("next", "curves.csv", "--target", "3200", "--json", "{}"),
+}
+TARGETS = {
+    "no/such/folder/x.json": "no folder",
+    "a folder": "folder",
+    "a circle of links": "[Ll]ink|Too many levels",
+    f"{LONG}.json": "too long",
+    NUL: "null (byte|character)",
+    "curves.csv": "is an input",
+    "/proc/x.json": "not writable|No such file|denied",
+}
+NUMBERS = {
+    "--target": ["0", "-1", "1e400", "nan", "abc", "1.5", "9" * 30, "", "True", "inf"],
+    "--budget": ["nan", "x", "1e400"],
+    "--smallest-within": ["-1", "nan", "inf", "x", "0"],
+    "--max-parameters": ["-1", "nan", "inf", "x", "0", "1e999", "1.2.3B"],
+}
+WRONG = [True, float("inf"), float("nan"), -1, "x", [1, "y"], {"a": 1}]
+TRAINING = (
+    *("learning_rate", "warmup", "batch_size", "accumulation", "epochs", "min_steps", "max_steps", "patience"),
+    *("weight_decay", "beta1", "epsilon", "clip", "lora_rank", "lora_alpha", "dtype", "remat"),
+)
+IN_STUDY = {
+    "budget": [*WRONG, 0],
+    "target": [*WRONG, 0],
+    "seeds": [*WRONG, [], [0, 0], [0.5]],
+    "eliminate_below": [*WRONG, 0, 1],
+    "candidates": [*WRONG, [], ["pocket:gpt2-0.2m"]],
+    "method": ["stackd", True, 1],
+    "strategy": ["laddr", True],
+    "candidate": ["pocket:gpt2-0.2m"],
+    "task": [True, 3, "none.yaml", {}],
+}
+SIZES = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"]
+CURVE_CELLS = ["-1", "nan", "inf", "1e400", "x", "1_000", "True", "0", "0x10", "=1+1"]
+HEADERS = ["", "a,b", "config name,200,200", "model,examples", "config name,-5", "config name,1e400,200"]
+TASKS = {
+    "prompt": ["{none}", "{", "{en!x}", 3, True, "{en.__class__}", "{en[0]}"],
+    "target": ["{none}", "", 3, "{es:{en}}"],
+    "validation": [0, -1, True, 1e9, "x", float("inf")],
+    "test": [0, -1, True, 1e9, "x"],
+    "max_prompt_tokens": [0, -1, True, "x", float("inf")],
+    "source": [3, {}, {"files": "none.jsonl"}, {"files": "rows.txt"}, {"hub": "x"}, {"saved": "none"}, {"fils": "a"}],
+}
+
+
+def cases() -> Iterator[Case]:
+    """Name, command, what to write before, and key words of the sentence."""
+    for name, command in READERS.items():
+        for place, words in PLACES.items():
+            yield f"{name}: {place[:20]}", tuple(part.format(place) for part in command), None, words
+    for name, command in WRITERS.items():
+        for place, words in TARGETS.items():
+            yield f"{name} to {place[:20]}", tuple(part.format(place) for part in command), None, words
+    for flag, values in NUMBERS.items():
+        for value in values:
+            others = ("--target", "3200") if flag != "--target" else ()
+            yield f"{flag} {value[:9]}", ("rank", "curves.csv", *others, flag, value), None, flag.strip("-")[:5]
+    for field in TRAINING:
+        for value in WRONG:
+            if (field, value) in (("min_steps", 0), ("lora_alpha", "x")) or (field == "learning_rate" and value == []):
+                continue
+            yield _study(f"training.{field}", value, {**STUDY, "training": {field: value}}, field)
+    for field, values in IN_STUDY.items():
+        for value in values:
+            if field == "target" and value is None:
+                continue
+            yield _study(field, value, {**STUDY, field: value}, field)
+    for field, values in TASKS.items():
+        for value in values:
+            task = {**TASK, field: value}
+            words = f"{field}|{value}" if isinstance(value, str) and "{" not in value else ""
+            yield _written(f"task {field} {value!r}", "task.yaml", task, ("data", "show", "task.yaml"), words)
+    for field in SIZES:
+        for value in (0, -1, 10**18, 10**400, "x", 1.5, [1], True):
+            config = {"model_type": "llama", field: value}
+            name = f"config {field} {str(value)[:9]}"
+            yield _written(name, "model/config.json", config, ("models", "show", "model"), "config.json")
+    for cell in CURVE_CELLS:
+        text = f"config name,200,400\na,3,{cell}\nb,3,2\n"
+        yield _written(f"loss {cell}", "bad.csv", text, ("rank", "bad.csv", "--target", "800"), "bad.csv line 2")
+    for header in HEADERS:
+        text = f"{header}\na,3,2\n" if header else ""
+        yield _written(f"header {header}", "bad.csv", text, ("rank", "bad.csv", "--target", "800"), "bad.csv")
+    for name, text in {
+        "deep": "[" * 100_000,
+        "deep flow": "a: " + "{a: " * 50_000,
+        "tag": "a: !!python/object:os.x",
+    }.items():
+        yield _written(f"yaml {name}", "bad.yaml", text, ("plan", "bad.yaml"), "bad.yaml")
+        yield _written(f"json {name}", "model/config.json", text, ("models", "show", "model"), "config.json")
+
+
+def _study(field: str, value: object, study: dict[str, object], words: str) -> Case:
+    return _written(f"{field} {value!r}", "bad.yaml", study, ("run", "bad.yaml", "--dry-run"), words)
+
+
+def _written(name: str, file: str, content: object, command: tuple[str, ...], words: str) -> Case:
+    def write() -> None:
+        path = Path(file)
+        path.parent.mkdir(exist_ok=True)
+        text = content if isinstance(content, str) else json.dumps(content)
+        if path.suffix == ".yaml":  # whose infinity and NaN are others than JSON's
+            text = re.sub(r"\bInfinity\b", ".inf", re.sub(r"\bNaN\b", ".nan", text))
+        path.write_text(text)
+
+    return name, command, write, words
+
+
+CASES = list(cases())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good files, and with whatever may lie where a file is asked for."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "curves.csv").write_text(CURVES)
+    (folder / "rows.jsonl").write_text(ROWS)
+    (folder / "a folder").mkdir()
+    os.mkfifo(folder / "a pipe")
+    (folder / "a device").symlink_to("/dev/zero")
+    (folder / "a circle of links").symlink_to("a circle of links")
+    (folder / "a broken link").symlink_to("nowhere")
+    (folder / "latin-1").write_bytes("a: é\n".encode("latin-1"))
+    return folder
+
+
+def test_there_are_many() -> None:
+    names = [name for name, *_ in CASES]
+    assert len(names) >= 250
+
+
+@pytest.mark.parametrize(("command", "write", "words"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_is_refused_by_a_sentence(
+    folder: Path,
+    command: tuple[str, ...],
+    write: Callable[[], object] | None,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    if write is not None:
+        write()
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        main(list(command))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2, said
+    assert "Traceback" not in said
+    assert len(said) < 1500
+    assert re.search(words, said), said
+    if said.startswith("lensjax:"):  # and else the parser of arguments says it in a box
+        assert re.fullmatch(r"lensjax: [^\n]*[.…]\n", said), said
+    assert {path.name for path in folder.iterdir()} == before
