@@ -8,6 +8,7 @@ from lensjax.cli.console import make_console, make_table
 from lensjax.cli.curves import check_target, preference, within_size
 from lensjax.cli.outputs import output_writer
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.text import json_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +72,7 @@ def next_cells(
     with Console(stderr=True).status("Fitting"):
         advice = advise(table, target, costs, prefer=prefer, metric=asked)
     record, console = _record(table, target, max_examples, advice) | {"margin": smallest_within}, make_console(120)
-    write(lambda: as_json(record))
+    write(lambda: json_text(record))
     if advice.points:
         console.print(_table(record, top))
     for model, why in record["ineligible"].items():

@@ -36,13 +36,13 @@ def test_names_cannot_steer(curves: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_whoever_reads_may_leave(curves: Path) -> None:
-    """All work is done, its files are whole, and the status tells that the output was cut."""
+    """All work is done, and its files are whole."""
     reader, writer = os.pipe()
     os.close(reader)
     call = [sys.executable, "-m", "lensjax", "rank", str(curves), *ARGUMENTS, "--json", "r.json"]
     ended = subprocess.run(call, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert (ended.returncode, ended.stderr) == (141, "")
+    assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(Path("r.json").read_text())["target"] == 3200
 
 
@@ -92,7 +92,7 @@ def test_no_error_reaches_users_but_in_a_sentence(
 
 def test_limit_of_files_that_are_read_whole(curves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The advice of the sentence is followed."""
-    curves.write_text(f"config name,200,400,family\na,3,2,{'x' * 1_100_000}\nb,3,2,y\n")
+    curves.write_text("config name,200,400,family\n" + " \n" * 600_000 + "a,3,2,x\nb,3,2,y\n")
     monkeypatch.setenv(MOST, "1")
     with pytest.raises(SystemExit) as stop:
         main(["rank", str(curves), *ARGUMENTS])

@@ -259,7 +259,7 @@ BAD_CONFIGS: dict[str, tuple[str, str]] = {
         '{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 5}',
         "does not describe a llama model .*32.*multiple",
     ),
-    "no layers": ('{"model_type": "llama", "num_hidden_layers": 0}', "says num_hidden_layers is 0; take the config"),
+    "no layers": ('{"model_type": "llama", "num_hidden_layers": 0}', "says num_hidden_layers is 0, which is no whole number from 1 to"),
     "negative width": ('{"model_type": "gpt2", "n_embd": -8}', "says hidden_size is -8"),
     "key heads": (
         '{"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 3}',
@@ -286,7 +286,7 @@ def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no config\.json; give the folder of a model as transformers saves it"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_bytes(b'{"model_type": "gpt2", "name": "\xff"}')
-    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+    with pytest.raises(InputError, match=r"config\.json is not UTF-8 text; fetch it again"):
         read_config(tmp_path)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").mkdir()
