@@ -26,6 +26,35 @@ sys.stdin.read()
 """
 
 
+# What a cluster that the launcher starts listens on, besides the loopback.
+_LISTEN = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import psutil
+from lensjax.study.launchers.ray import ray_launcher
+from lensjax.study.spec import read_study
+
+with ray_launcher(SimpleNamespace(spec=read_study(Path(sys.argv[1])), out=Path("out"), retry=False)):
+    me = psutil.Process()
+    sockets = [one for process in [me, *me.children(recursive=True)] for one in process.net_connections("inet")]
+    listening = [one.laddr.ip for one in sockets if one.status == "LISTEN"]
+    print(len(listening), *{ip.removeprefix("::ffff:") for ip in listening} - {"127.0.0.1", "::1"})
+"""
+
+
+def test_a_cluster_of_this_machine_listens_on_the_loopback_alone(write_study, tmp_path):
+    psutil = pytest.importorskip("psutil")
+    assert psutil.Process().net_connections() is not None
+    spec = write_study(tmp_path, "gpt2", "opt")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    call = [sys.executable, "-c", _LISTEN, str(spec)]
+    ended = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+    count, *others = ended.stdout.split()
+    assert int(count) > 0
+    assert others == []
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Ray on this machine, with room for two workers."""

@@ -24,13 +24,16 @@ _benches: dict[str, Bench] = {}  # of a worker, whose programs stay compiled fro
 @LAUNCHERS.register("ray")
 @contextmanager
 def ray_launcher(bench: Bench) -> Iterator[Launch]:
-    """Within it, cells are computed on the Ray cluster that RAY_ADDRESS names, or else on this machine.
+    """Within it, cells are computed on the Ray cluster that RAY_ADDRESS names, or else on this machine alone.
 
     Every host must see the study's folder, its models and its data under the same paths.
 
     Raises:
       InputError: Ray is not installed, or the cluster cannot be reached.
     """
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        # A cluster of this machine alone listens on its loopback; Ray reads this when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
@@ -178,9 +181,10 @@ def _address() -> str:
     """Address and free port of this host."""
     import ray
 
+    host = ray.util.get_node_ip_address()
     with socket.socket() as free:
-        free.bind(("", 0))
-        return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+        free.bind((host, 0))
+        return f"{host}:{free.getsockname()[1]}"
 
 
 def _member(study: str, out: str, retry: bool, cell: Cell, rank: int) -> Outcome:
