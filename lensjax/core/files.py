@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -152,7 +153,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             os.close(handle)
     except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
+        why = error.strerror or (os.strerror(errno.ENOSPC) if is_disk_full(error) else error)
+        raise InputError(f"Cannot write {path}: {why}; choose another place.") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -245,6 +247,21 @@ def read_json(path: Path) -> dict[str, object] | None:
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read {shorten(path, 400)}; remove it, and it is made again.") from error
     return content if isinstance(content, dict) else None
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, is that of a disk without room."""
+    full = errno.ENOSPC, errno.EDQUOT
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in full:
+            return True
+        # Of other processes, Orbax and NumPy there is only the text.
+        if any(os.strerror(code) in str(error) or f"os_error_code='{code}'" in str(error) for code in full):
+            return True
+        if re.search(r"\d requested and \d+ written", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def share(path: str | Path, mode: int = 0o666) -> None:

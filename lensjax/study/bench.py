@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lensjax.core.artefacts import Damaged
-from lensjax.core.errors import InputError, one_line
-from lensjax.core.files import make_folder
+from lensjax.core.errors import InputError, one_line, shorten
+from lensjax.core.files import is_disk_full, make_folder
 from lensjax.core.processes import is_first, on_first
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, Subject
 from lensjax.models import make_mesh
@@ -93,9 +93,10 @@ class Bench:
     def compute(self, cell: Cell) -> Outcome:
         """Compute a cell, whose result is then on disk; one that is there already is not computed again.
 
-        A fault of one candidate becomes the outcome's error, so that the others can go on.
+        A fault of one candidate becomes the outcome's error, so that the others can go on. A full disk is nobody's.
 
         Raises:
+          InputError: the disk is full.
           Stopped: the process was told to end; the same call goes on.
         """
         began, measured = time.perf_counter(), Measured()
@@ -104,8 +105,13 @@ class Bench:
         except (Stopped, KeyboardInterrupt):
             raise
         except InputError as error:
+            if is_disk_full(error):
+                raise
             measured = Measured(error=str(error))
         except Exception as error:  # whatever a checkpoint or a compiler makes libraries raise
+            if is_disk_full(error):
+                where = shorten(self.out, 400)
+                raise InputError(f"The disk of {where} is full; make room, and run the same command again.") from error
             measured = Measured(error=f"{type(error).__name__}: {one_line(error, 300)}")
         return Outcome(measured.error, time.perf_counter() - began, measured.flops)
 
