@@ -1,6 +1,6 @@
 """Kernels, forms, blocks, and products of random programs, against dense Jacobians and Hessians in float64.
 
-`make test` tries 200 programs; LENSJAX_TEST_PROGRAMS=5000 names another number.
+`make test` tries 200 programs; LENSJAX_TEST_PROGRAMS names another number, as .ci/run does.
 """
 
 import itertools

@@ -4,9 +4,9 @@ Per-model fits of a four-parameter law lose to a straight line, because five to 
 four parameters. Here all models are fitted together: see `lensjax.fit.joint.hierarchy` for the model,
 `lensjax.fit.joint.shapes` for its priors. Slopes are positive functions of Gaussian coefficients, whose posterior is
 Gaussian to first order about its mode (Gauss and Newton's method). In turn with it, amplitudes, noise and jumps are
-learned by maximum marginal likelihood under weak priors (BFGS, with gradients by Fisher's identity), and the weights
-that make noise and level jumps Student-t. The same fit without the largest sizes predicts them, which shows whether its
-intervals are wide enough; if not, they are widened.
+learned by maximum marginal likelihood under weak priors (Optax's L-BFGS, with gradients by Fisher's identity), and the
+weights that make noise and level jumps Student-t. The same fit without the largest sizes predicts them, which shows
+whether its intervals are wide enough; if not, they are widened.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +22,7 @@ from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import hold_out, widenings
 from lensjax.fit.joint.curves import Fitted
+from lensjax.fit.joint.descent import Descent
 from lensjax.fit.joint.hierarchy import (
     Observations,
     Scales,
@@ -47,8 +48,6 @@ SETTLING = 4  # rounds of learning weights and slopes, in which amplitudes stay 
 LEARNING = 10  # rounds after these, of learning amplitudes, then weights and slopes
 AGAIN = 5  # such rounds where amplitudes start from those of nearly the same curves
 EVALUATIONS = 10  # of the evidence in a round, at most
-ENOUGH = 1e-2  # rise of the log evidence in a step, in nats, that ends a round
-FARTHEST = 0.5  # change of the log of an amplitude in a round
 HALVINGS = 8  # of a step of the coefficients, at most
 TIMES = 13  # at which log F is tried
 REFINEMENTS = 2  # between the best and its neighbours
@@ -301,7 +300,7 @@ def _learn(
     rounds = SETTLING + (LEARNING if first is None else AGAIN)
     coefficients = np.zeros((priors, models, prior.centre.shape[1] + prior.path.shape[-1]))
     weights = Weights(*np.ones((2, priors, *obs.x.shape)))
-    metric = np.broadcast_to(settings.amplitude_sd**2 * np.eye(centre.shape[1]), (priors, *[centre.shape[1]] * 2))
+    descent = Descent(priors, centre.shape[1], settings.amplitude_sd)
     measured = np.arange(prior.path.shape[-1]) < last_size(obs)[:, None]
     change, pace = np.zeros_like(coefficients), np.ones((priors, models, 1))
     for number in range(rounds + 1):  # the last round only evaluates
@@ -309,7 +308,7 @@ def _learn(
 
         if not known and SETTLING <= number < rounds:
             objective = partial(_objective, centre, obs, prior, settings, weights, slopes)
-            parameters, metric = _descend(objective, parameters, metric, EVALUATIONS)
+            parameters = descent.lower(objective, parameters, EVALUATIONS)
         scales = unpack(parameters, prior, settings.jumps)
         given = condition(obs, weights, scales, slopes)
         if number == rounds:
@@ -368,52 +367,3 @@ def _objective(
     rise = _packed(gradient(obs, weights, scales, given, sensitivity(obs, given)), parameters, prior)
     away = (parameters - centre) / settings.amplitude_sd
     return 0.5 * np.sum(away**2, axis=1) - given.evidence, away / settings.amplitude_sd - rise
-
-
-def _descend(
-    objective: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-    point: Float[np.ndarray, "P h"],
-    metric: Float[np.ndarray, "P h h"],
-    evaluations: int,
-) -> tuple[Float[np.ndarray, "P h"], Float[np.ndarray, "P h h"]]:
-    """A few steps of BFGS with backtracking, of P objectives at once.
-
-    Args:
-      objective: values and gradients of P points.
-      point: to start from.
-      metric: approximate inverse Hessians, kept from one call to the next.
-      evaluations: of the objective, at most.
-
-    Returns:
-      Points no higher than the first ones, and the metric there.
-    """
-    start = point
-    value, slope = objective(point)
-    share, gain = np.ones(len(point)), np.full(len(point), np.inf)
-    for _ in range(evaluations - 1):
-        if np.all(gain <= ENOUGH):
-            break
-        step = np.clip(point - share[:, None] * times(metric, slope), start - FARTHEST, start + FARTHEST) - point
-        trial_value, trial_slope = objective(point + step)
-        better = trial_value <= value + 1e-4 * np.sum(step * slope, axis=1)
-        metric = _updated(metric, step, trial_slope - slope)
-        gain = np.where(better, value - trial_value, gain)
-        share = np.where(better, 1.0, share / 4)
-        point = np.where(better[:, None], point + step, point)
-        slope = np.where(better[:, None], trial_slope, slope)
-        value = np.where(better, trial_value, value)
-    return point, metric
-
-
-def _updated(
-    metric: Float[np.ndarray, "P h h"], step: Float[np.ndarray, "P h"], change: Float[np.ndarray, "P h"]
-) -> Float[np.ndarray, "P h h"]:
-    """The BFGS update of inverse Hessians by how the gradient changed over a step, where that curves upwards."""
-    curvature = np.sum(step * change, axis=1)
-    turned = times(metric, change)
-    bent = curvature > 1e-10 * np.sqrt(np.sum(step**2, axis=1) * np.sum(change**2, axis=1)) + 1e-30
-    curvature = np.where(bent, curvature, 1.0)[:, None, None]
-    mixed = turned[:, :, None] * step[:, None, :]
-    size = 1 + np.sum(change * turned, axis=1)[:, None, None] / curvature
-    new = metric - (mixed + mixed.mT) / curvature + size * step[:, :, None] * step[:, None, :] / curvature
-    return np.where(bent[:, None, None], new, metric)
