@@ -44,7 +44,8 @@ settings.load_profile("lensjax")
 # Files that take minutes, the longest first. A worker of pytest-xdist takes a file whole, and one that began with such
 # a file near the end would work on while all others wait.
 _LONGEST = (
-    "curvature/test_random_programs.py",  # of 5,000 programs
+    "curvature/test_random_programs.py",  # of 1,000 programs in .ci/run
+    "models/test_option_matrix.py",
     "models/test_parity.py",
     "train/test_resume.py",
     "study/test_resume.py",
