@@ -37,7 +37,9 @@ def test_a_plan_is_told_and_written(save_study, tmp_path, capsys, save_sums):
     said = capsys.readouterr().out
     found = Plan.model_validate_json((tmp_path / "plan.json").read_text())
     tables, _, _ = said.partition(found.notes[0])
-    assert max(map(len, tables.splitlines())) <= 80
+    wrote, *lines = tables.splitlines()
+    assert wrote == f"Wrote {tmp_path / 'plan.json'}"
+    assert max(map(len, lines)) <= 80
     assert found.target == 576 - 40
     assert found.reached == 0
     assert found.sentence.startswith("The budget may not be enough for two rungs; all of them are at most ")
