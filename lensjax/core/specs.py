@@ -93,7 +93,7 @@ def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
     where = shorten(path, 200)
     text = read_text(path, f"give the YAML file of {what}")
     try:
-        content = yaml.load(text, _UniqueKeys)
+        content = yaml.load(text, _UniqueKeys)  # noqa: S506  # a safe loader
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # as of 2024-13-45
         raise InputError(f"{where} is not YAML ({one_line(error, 200)}); mend it.") from error
     if not isinstance(content, dict):

@@ -124,7 +124,7 @@ def _sword_verses(module: str) -> Iterator[tuple[tuple[str, int, int], str]]:
     if program is None:
         raise InputError(f"There is no mod2imp, which reads Bibles in SWORD's format; {mend}.")
     try:
-        done = subprocess.run([program, module], capture_output=True, check=True, encoding="utf-8")
+        done = subprocess.run([program, module], capture_output=True, check=True, encoding="utf-8")  # noqa: S603  # no shell
     except (OSError, subprocess.CalledProcessError, UnicodeDecodeError) as error:
         raise InputError(f"mod2imp cannot read the SWORD module {module} ({one_line(error)}); {mend}.") from error
     place = None
