@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lensjax.core.artefacts import CHECKSUM, sealed
 from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
 from lensjax.selection.ranking import rank
@@ -317,7 +318,9 @@ def test_curvature_may_be_that_of_the_code_or_of_the_theorem(
 
 def _fail(result: Path) -> None:
     content = json.loads(result.read_text(encoding="utf-8"))
-    result.write_text(json.dumps(content | {"status": "failed", "loss": None, "error": "no memory"}), encoding="utf-8")
+    del content[CHECKSUM]
+    content |= {"status": "failed", "loss": None, "error": "no memory"}
+    result.write_text(sealed(content), encoding="utf-8")
 
 
 def test_what_is_missing_is_said(experiment: dict[str, ModuleType], tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ def test_packed_rows_have_the_loss_and_gradients_of_unpacked_ones(model_type, ti
 def test_the_next_example_is_not_predicted_and_positions_begin_anew(tiny_config, random_model):
     model = random_model(tiny_config("gpt2"))
     batch = rows_of(make_examples(LENGTHS, model.config.vocab_size, labelled_from=0), PACKED)
-    labels = model._logits_and_targets(model.params, batch)[1]
+    labels = model.targets(batch)
     assert (labels != -100).sum() == sum(LENGTHS) - len(LENGTHS)  # the first token of an example has none before it
     del batch["labels"]
-    np.testing.assert_array_equal(model._logits_and_targets(model.params, batch)[1], labels)
+    np.testing.assert_array_equal(model.targets(batch), labels)
     expected = np.concatenate([np.arange(9), np.arange(7)]), np.concatenate([np.arange(5), np.arange(3), np.zeros(8)])
     np.testing.assert_array_equal(positions(batch)[:2], expected)
     assert positions(batch | {"position_ids": 7}) == 7

@@ -55,7 +55,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
         "is not a whole safetensors file",
     ),
-    "folder": (lambda folder: (folder / "model.safetensors").mkdir(), "is not a whole safetensors file"),
+    "folder": (lambda folder: (folder / "model.safetensors").mkdir(), "it is a folder; fetch it again"),
     "lost shard": (lose_a_shard, r"lacks model-00002-of-00003\.safetensors, which model.* names; fetch the whole mod"),
     "many lost shards": (
         lambda folder: write_index(folder, json.dumps({"weight_map": {str(i): f"{i}" for i in range(99)}})),
@@ -66,7 +66,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index of a list": (lambda folder: write_index(folder, '{"weight_map": ["a"]}'), "is not an index"),
     "index of numbers": (lambda folder: write_index(folder, '{"weight_map": {"a": 1}}'), "is not an index"),
     "index of lists": (lambda folder: write_index(folder, '{"weight_map": {"a": []}}'), "is not an index"),
-    "index that is a folder": (lambda folder: (folder / "model.safetensors.index.json").mkdir(), "is not an index"),
+    "index that is a folder": (
+        lambda folder: (folder / "model.safetensors.index.json").mkdir(),
+        "it is a folder; fetch",
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
+from lensjax.core.artefacts import sealed
 from lensjax.core.errors import InputError
 from lensjax.study.folder import open_study
 from lensjax.study.folder import pinned as pinned_study
@@ -169,7 +170,7 @@ def test_the_commit_of_the_first_time_is_kept(verses: Server, tmp_path: Path) ->
     spec = FinetuneSpec.model_validate(task({"hub": "our/verses"}).model_dump())
     first = pinned(spec, tmp_path)
     assert first.source.commit == OLD
-    (tmp_path / SPEC).write_text(json.dumps({"spec": first.model_dump(mode="json")}))
+    (tmp_path / SPEC).write_text(sealed({"digest": "0", "spec": first.model_dump(mode="json")}))
     verses.add("our/verses", NEW, {"train.parquet": parquet(range(900, 990))})
     forget()
     again = pinned(spec, tmp_path)

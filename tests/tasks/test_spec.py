@@ -192,5 +192,5 @@ def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Cannot read .*none\.yaml: No such file or directory; give the YAML file of"):
         read_spec(tmp_path / "none.yaml", TaskSpec)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="it is not UTF-8 text; give the YAML file"):
+    with pytest.raises(InputError, match=r"binary\.yaml is not UTF-8 text; give the YAML file"):
         read_spec(tmp_path / "binary.yaml", TaskSpec)
