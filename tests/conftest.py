@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -192,7 +193,8 @@ def tiny_config() -> Callable[..., Any]:
     def make(model_type: str, **changes: Any) -> Any:
         from transformers import AutoConfig
 
-        return AutoConfig.for_model(model_type, **(_TINY[model_type] | _TOKENS | changes))
+        # transformers writes into the dictionaries that it is given
+        return AutoConfig.for_model(model_type, **deepcopy(_TINY[model_type] | _TOKENS | changes))
 
     return make
 

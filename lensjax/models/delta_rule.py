@@ -23,6 +23,9 @@ class GatedDeltaNet(nnx.Module):
       taps: Of the convolutions.
       act: Name of the activation behind them.
       eps: Of the norm of what is read.
+
+    Attributes:
+      recomputes: Whether the backward pass keeps the memory before every chunk only, and computes the others again.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class GatedDeltaNet(nnx.Module):
         self.forget_log = nnx.Param(jnp.zeros(value_heads, options.param_dtype))
         self.forget_bias = nnx.Param(jnp.ones(value_heads, options.param_dtype))
         self.norm = RMSNorm(value_dim, options, eps=eps)
+        self.recomputes = True
         self.o = linear(values, width)
 
     def __call__(
@@ -81,7 +85,7 @@ class GatedDeltaNet(nnx.Module):
         kept = jnp.exp(-jnp.exp(self.forget_log[...].astype(v.dtype)) * gaps)
         if mask is not None and mask.shape[2] > 1:  # each example begins with an empty memory
             kept = jnp.where(seen_before(mask, 1)[..., None], kept, 0)
-        y = delta_rule(q * self.key_dim**-0.5, k, v, kept, rates).astype(self.dtype)
+        y = delta_rule(q * self.key_dim**-0.5, k, v, kept, rates, recomputes=self.recomputes).astype(self.dtype)
         gate = self._heads(self.gate(x), self.value_dim)
         y = (self.norm(y) * jax.nn.silu(gate)).astype(self.dtype)
         return self.o(y.reshape(*x.shape[:-1], -1))
@@ -97,11 +101,14 @@ def delta_rule(
     v: Float[Array, "batch time heads value"],
     kept: Float[Array, "batch time heads"],
     rates: Float[Array, "batch time heads"],
+    *,
+    recomputes: bool = True,
 ) -> Float[Array, "batch time heads value"]:
     """What is read at every token from a memory S [key, value] of each head.
 
     A token multiplies S by its `kept`, moves the value that S has for its key towards its own by the share `rates`, and
-    reads S by its query: S ← kept·S; S ← S + rates·k ⊗ (v − kᵀS); y = qᵀS.
+    reads S by its query: S ← kept·S; S ← S + rates·k ⊗ (v − kᵀS); y = qᵀS. If it
+    `recomputes`, the backward pass keeps the memory before every chunk of tokens only.
     """
 
     def step(memory: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -117,7 +124,7 @@ def delta_rule(
     batch, time, heads, key = k.shape
     tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, kept, rates))
     memory = jnp.zeros((batch, heads, key, v.shape[-1]), v.dtype)
-    if time <= _CHUNK:
+    if time <= _CHUNK or not recomputes:
         return jnp.moveaxis(chunk(memory, tokens)[1], 0, 1)
     size = -(-time // _CHUNK)
     padded = (jnp.pad(x, ((0, size * _CHUNK - time), *((0, 0),) * (x.ndim - 1))) for x in tokens)

@@ -13,7 +13,7 @@ from lensjax.core.pytrees import PyTree
 from lensjax.models.grouped import grouped_dot
 from lensjax.models.layers import Linear, activation
 from lensjax.models.options import Options
-from lensjax.models.remat import recomputed
+from lensjax.models.remat import costly, recomputed
 
 # From router logits [tokens, experts]: weights and numbers of the chosen experts, [tokens, chosen] each.
 Route = Callable[[Float[Array, "tokens experts"]], tuple[Array, Array]]
@@ -137,5 +137,5 @@ def _linear(linear: Linear, rows: Float[Array, "rows inputs"], groups: Int[Array
 
     y = product(rows, linear.kernel[...])
     if linear.lora_a is not None and linear.lora_b is not None:
-        y = y + linear.lora_scale * product(product(rows, linear.lora_a[...]), linear.lora_b[...])
-    return y if linear.bias is None else y + linear.bias[...].at[groups].get(mode="clip").astype(linear.dtype)
+        y = y + linear.lora_scale * product(costly(product(rows, linear.lora_a[...])), linear.lora_b[...])
+    return costly(y if linear.bias is None else y + linear.bias[...].at[groups].get(mode="clip").astype(linear.dtype))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import PyTree
+from lensjax.models.delta_rule import GatedDeltaNet
 from lensjax.models.gradient import loss_and_gradient
 from lensjax.models.layers import Attention, Stack
 from lensjax.models.lora import join, split_trainable
@@ -215,9 +216,13 @@ def _warn_if_unfused(model: Model) -> None:
 def as_counted(model: Model) -> Model:
     """The model whose cost is counted for this one: it recomputes scores at most, and its attention is of products."""
     module = nnx.merge(model.graphdef, model.without_params().params)
-    for _, node in nnx.iter_graph(module):
-        if isinstance(node, Stack) and (node.options.remat != "cheap" or model.options.attention == "cudnn"):
+    nodes = [node for _, node in nnx.iter_graph(module)]
+    scores_only = model.options.attention != "cudnn" and not any(isinstance(node, GatedDeltaNet) for node in nodes)
+    for node in nodes:
+        if isinstance(node, Stack) and not (scores_only and node.options.remat == "cheap"):
             node.options = replace(node.options, remat="none")
         if isinstance(node, Attention):
             node.implementation = "xla"
+        if isinstance(node, GatedDeltaNet):
+            node.recomputes = False
     return replace(model, graphdef=nnx.split(module)[0])
