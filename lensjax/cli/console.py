@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lensjax.core.terminal import say
@@ -88,9 +89,10 @@ def resumable() -> Iterator[None]:
         sys.exit(130)
 
 
-def print_decision(report: "StudyReport") -> None:
+def print_decision(report: "StudyReport", folder: Path) -> None:
     """Print what the last tests of a study showed, the cautions to read before it is trusted, and its decision."""
     from lensjax.study.tested import tested_notes, tested_table
+    from lensjax.study.winner import winner_command
 
     table = tested_table(report.candidates)
     if table is not None:
@@ -104,5 +106,7 @@ def print_decision(report: "StudyReport") -> None:
         if candidate.ineligible:
             how = "Not measured" if candidate.state == "refused" else "Not to be chosen"
             say(f"{how}: {candidate.name}, as {candidate.ineligible}.")
+    if report.decision.model is not None and report.decision.final:
+        say(f"To fine-tune it on all the data: {winner_command(folder)}")
     for sentence in (*report.decision.because, report.decision.sentence):
         say(sentence)

@@ -5,9 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lensjax.cli.arguments import FinetunedFolders, FunctionalName, Mesh, ModelSource, Precision, SpecFile
+from lensjax.cli.arguments import (
+    CandidateName,
+    Examples,
+    FinetunedFolders,
+    FunctionalName,
+    Mesh,
+    ModelSource,
+    Precision,
+    PrecisionName,
+    Settings,
+    SpecFile,
+)
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.outputs import write_all
+from lensjax.cli.specs import read_subject
 from lensjax.core.errors import InputError
 from lensjax.core.terminal import say
 from lensjax.core.text import json_text
@@ -15,6 +27,7 @@ from lensjax.core.text import json_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from lensjax.cli.specs import Subject
     from lensjax.measure.approximate import ApproximateKernel
     from lensjax.measure.hessian import Hessian
     from lensjax.measure.kernel import MeasuredKernel
@@ -27,16 +40,18 @@ OnMismatch = Literal["raise", "dense"]
 
 def ntk(
     spec: SpecFile,
-    model: ModelSource,
     out: Path,
+    model: ModelSource = None,
+    candidate: CandidateName = None,
     finetuned: FinetunedFolders = (),
-    examples: int = 128,
+    examples: Examples = 128,
     functional: FunctionalName = "loss",
-    sketch: int | None = None,
+    sketch: Examples | None = None,
     rank: int | None = None,
     seed: int = 0,
     dtype: Precision = "float32",
     mesh: Mesh = None,
+    settings: Settings = (),
     memory_limit: float | None = None,
     verify: bool = True,
     on_mismatch: OnMismatch = "raise",
@@ -88,9 +103,11 @@ def ntk(
         raise InputError("--explain is of whole kernels; leave out --sketch and --rank, or --explain.")
     if approximate and finetuned:
         raise InputError("Drifts are those of whole kernels; leave out --sketch and --rank, or --finetuned.")
+    subject = read_subject(spec, settings, model=model, candidate=candidate)
+    mesh = mesh or subject.mesh
     # bfloat16 would lose what fine-tuning adds to parameters.
-    held: Precision = "float32" if finetuned and dtype == "bfloat16" else dtype
-    loaded, batch, runs, about = _prepare(spec, model, out, finetuned, examples, seed, dtype, held, mesh)
+    held: PrecisionName = "float32" if finetuned and dtype == "bfloat16" else dtype
+    loaded, batch, runs, about = _prepare(subject, out, finetuned, examples, seed, dtype, held, mesh)
     from lensjax.measure.approximate import measure_approximate_kernel
     from lensjax.measure.kernel import measure_kernel, moved
     from lensjax.models import load, make_mesh
@@ -136,10 +153,11 @@ def ntk(
 
 def hessian(
     spec: SpecFile,
-    model: ModelSource,
     out: Path,
+    model: ModelSource = None,
+    candidate: CandidateName = None,
     finetuned: FinetunedFolders = (),
-    examples: int = 64,
+    examples: Examples = 64,
     block: BlockName = "diagonal",
     positive_steps: int | None = None,
     loss_bound: float | None = None,
@@ -152,6 +170,7 @@ def hessian(
     seed: int = 0,
     dtype: Precision = "float32",
     mesh: Mesh = None,
+    settings: Settings = (),
 ) -> None:
     """Measure the Hessian of a model's loss on a task, and the PAC-Bayes bound of models fine-tuned from it.
 
@@ -189,8 +208,10 @@ def hessian(
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; give 1 or more.")
     check_constants(0.0 if loss_bound is None else loss_bound, epsilon)
-    held: Precision = "float64" if dtype == "float64" else "float32"
-    loaded, batch, runs, about = _prepare(spec, model, out, finetuned, examples, seed, dtype, held, mesh)
+    subject = read_subject(spec, settings, model=model, candidate=candidate)
+    mesh = mesh or subject.mesh
+    held: PrecisionName = "float64" if dtype == "float64" else "float32"
+    loaded, batch, runs, about = _prepare(subject, out, finetuned, examples, seed, dtype, held, mesh)
     from lensjax.measure.hessian import measure_hessian
     from lensjax.measure.rungs import ladder_arrays, ladder_summary, measure_rungs
 
@@ -212,14 +233,13 @@ def hessian(
 
 
 def _prepare(
-    spec: Path,
-    source: str,
+    subject: "Subject",
     out: Path,
     finetuned: Sequence[Path],
-    examples: int,
+    examples: Examples,
     seed: int,
-    dtype: Precision,
-    held: Precision,
+    dtype: PrecisionName,
+    held: PrecisionName,
     mesh: str | None,
 ) -> "tuple[Model, Mapping[str, np.ndarray], list[FinetuneRun], dict[str, Any]]":
     """A model, its batch of training examples, the runs that were fine-tuned from it, and facts about all of them."""
@@ -227,10 +247,8 @@ def _prepare(
 
     from lensjax.core.files import make_folder
     from lensjax.core.processes import start_processes
-    from lensjax.tasks.spec import read_spec
-    from lensjax.train.spec import FinetuneSpec
 
-    task = read_spec(spec, FinetuneSpec)
+    task, source = subject.spec, str(subject.source)
     start_processes()
     from lensjax.measure.probes import probe_batch, probe_examples
     from lensjax.measure.rungs import find_runs, training_examples

@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import SpecFile, TaskName
+from lensjax.cli.arguments import CandidateName, ModelSource, Settings, SpecFile, TaskName
 from lensjax.cli.console import make_console, make_table
 from lensjax.cli.outputs import output_writer
 from lensjax.core.terminal import say
@@ -25,7 +25,13 @@ _SHOWN = 3
 _QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 
 
-def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> None:
+def show(
+    spec: SpecFile,
+    model: ModelSource = None,
+    candidate: CandidateName = None,
+    json: Path | None = None,
+    settings: Settings = (),
+) -> None:
     """Show the examples that a task's spec makes of its data.
 
     Prints the number of examples, lengths of prompts and targets (of the first 1000 training examples of seed 0, of
@@ -36,7 +42,7 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
 
     $ lensjax data show task.yaml
 
-    $ lensjax data show task.yaml --model path/to/model
+    $ lensjax data show study.yaml --candidate gpt2
 
     $ lensjax data show task.yaml --model openai-community/gpt2 --json data.json
 
@@ -45,12 +51,13 @@ def show(spec: SpecFile, model: str | None = None, json: Path | None = None) -> 
             characters are counted.
         json: Write the numbers and the examples to this file.
     """
-    write = output_writer(json, reads=[spec])
-    from lensjax.tasks.spec import read_spec
-    from lensjax.tasks.task import fingerprint, load_task
-    from lensjax.train.spec import FinetuneSpec
+    write = output_writer(json, reads=[] if spec.is_dir() else [spec])
+    from lensjax.cli.specs import read_subject
 
-    read = read_spec(spec, FinetuneSpec)
+    subject = read_subject(spec, settings, model=model, candidate=candidate, needed=False)
+    from lensjax.tasks.task import fingerprint, load_task
+
+    read, model = subject.spec, subject.source
     read = read.model_copy(update={"source": read.source.pinned()})
     tokenizer, encoder_decoder, size = (None, False, None) if model is None else _tokenizer(model)
     task = load_task(read)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from lensjax.cli.arguments import UnitName
+from lensjax.cli.arguments import Examples, UnitName
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.curves import check_target
 from lensjax.cli.outputs import output_writer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     curves: Annotated[list[str], Positional, arg(metavar="CURVES.csv [MORE.csv ...]")],
-    target: int,
+    target: Examples,
     ratios: str = "8,16,32,64,128,256,512",
     unit: UnitName = None,
     csv: Path | None = None,

@@ -1,16 +1,18 @@
 """`lensjax finetune` and `lensjax curve`: from a checkpoint and a task to points of a curve."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lensjax.cli.arguments import Mesh, ModelSource, SpecFile
+from lensjax.cli.arguments import CandidateName, Examples, Mesh, ModelSource, Settings, SpecFile
 from lensjax.cli.console import resumable
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, shorten
 from lensjax.core.terminal import say
 
 if TYPE_CHECKING:
+    from lensjax.cli.specs import Subject
     from lensjax.train.results import Result
 
 TrackerName = Literal["tensorboard", "wandb"]
@@ -18,16 +20,19 @@ TrackerName = Literal["tensorboard", "wandb"]
 
 def finetune(
     spec: SpecFile,
-    model: ModelSource,
-    examples: int,
-    out: Path,
+    model: ModelSource = None,
+    candidate: CandidateName = None,
+    winner: bool = False,
+    examples: Examples | None = None,
+    out: Path | None = None,
     seed: int = 0,
     name: str | None = None,
     mesh: Mesh = None,
     retry: bool = False,
     track: tuple[TrackerName, ...] = (),
+    settings: Settings = (),
 ) -> None:
-    """Fine-tune a model on some of a task's examples, test it, and save it.
+    """Fine-tune a model on some of a task's examples or on all of them, test it, and save it.
 
     Writes to the folder OUT, which several models and commands with the same spec may share: curves.csv with a row for
     every result, and under the model's name and the number of examples the log of training, the result and the model
@@ -39,29 +44,65 @@ def finetune(
 
     $ lensjax finetune verses.yaml --model path/to/model --examples 400 --out results --mesh fsdp=4,tensor=2
 
+    $ lensjax finetune study.yaml --winner
+
     Args:
-        examples: Number of training examples; 0 tests the model as it is.
-        out: Folder of results.
+        winner: Fine-tune the model that the study has chosen, with the learning rate that the study found best for it.
+        examples: Number of training examples; 0 tests the model as it is. By default all that the task has beside
+            those of validation and test.
+        out: Folder of results; for the winner by default one beside the study's, with -winner after its name.
         seed: Seed of the choice of the examples, and of their order.
-        name: Name of the model in results; by default the last part of its folder's or hub's name.
+        name: Name of the model in results; by default the candidate's, or the last part of its folder's or hub's name.
         retry: Repeat the run if it failed before.
         track: Where to send measurements besides the log.
     """
-    options = {"name": name, "save_models": True, "retry": retry, "trackers": track}
-    _measure(spec, model, [examples], out, mesh, seeds=(seed,), **options)
+    from lensjax.cli.specs import read_subject
+
+    if winner:
+        if model is not None or candidate is not None:
+            raise InputError("--winner is the study's choice; leave out --model and --candidate, or --winner.")
+        subject, folder = _winner(spec, settings)
+        out = Path(f"{os.path.relpath(folder)}-winner") if out is None else out
+    else:
+        subject = read_subject(spec, settings, model=model, candidate=candidate)
+    if out is None:
+        raise InputError("--out is missing; name a folder of results.")
+    if examples is None:
+        from lensjax.tasks.task import load_task
+
+        examples = sum(1 for _ in load_task(subject.spec).shuffled(seed))
+    options = {"name": name or subject.name, "save_models": True, "retry": retry, "trackers": track}
+    _measure(subject, [examples], out, mesh, seeds=(seed,), **options)
+
+
+def _winner(spec: Path, settings: Settings) -> tuple["Subject", Path]:
+    """The model that a study has chosen, and the study's folder."""
+    from lensjax.cli.specs import Subject, read_if_study
+    from lensjax.study.winner import find_winner
+
+    study = read_if_study(spec, settings)
+    if study is None:
+        raise InputError(f"{shorten(spec, 200)} is the spec of a task, which has no winner; give that of a study.")
+    folder = spec if spec.is_dir() else spec.with_suffix("")
+    found = find_winner(folder, None if spec.is_dir() else study)
+    if found.doubt:
+        say(f"Caution: the choice is not settled: {found.doubt}")
+    return Subject(found.spec, found.source, found.name, found.mesh), folder
 
 
 def curve(
     spec: SpecFile,
-    model: ModelSource,
-    max_examples: int,
+    max_examples: Examples,
     out: Path,
+    model: ModelSource = None,
+    candidate: CandidateName = None,
     seeds: tuple[int, ...] = (0,),
     name: str | None = None,
     mesh: Mesh = None,
     save_models: bool = False,
     retry: bool = False,
     track: tuple[TrackerName, ...] = (),
+    settings: Settings = (),
 ) -> None:
     """Fine-tune a model on 0, 200, 400, 800 and so on of a task's examples, and test it on each.
 
@@ -90,25 +131,28 @@ def curve(
 
     if max_examples < FIRST_RUNG:
         raise InputError(f"--max-examples is {max_examples}; the first rung of the ladder is {FIRST_RUNG}.")
-    options = {"name": name, "save_models": save_models, "retry": retry, "trackers": track}
-    _measure(spec, model, rungs(max_examples), out, mesh, seeds=seeds, **options)
+    from lensjax.cli.specs import read_subject
+
+    subject = read_subject(spec, settings, model=model, candidate=candidate)
+    options = {"name": name or subject.name, "save_models": save_models, "retry": retry, "trackers": track}
+    _measure(subject, rungs(max_examples), out, mesh, seeds=seeds, **options)
 
 
-def _measure(spec: Path, model: str, sizes: Sequence[int], out: Path, mesh: str | None, **options: Any) -> None:
+def _measure(subject: "Subject", sizes: Sequence[int], out: Path, mesh: str | None, **options: Any) -> None:
     """Measure and print; for `options` see `lensjax.train.ladder.measure_curve`."""
     from lensjax.core.processes import is_first, start_processes
-    from lensjax.tasks.spec import read_spec
     from lensjax.train.ladder import measure_curve
     from lensjax.train.results import notes, steps_caution
-    from lensjax.train.spec import FinetuneSpec
+    from lensjax.train.runs import Run
 
-    task = read_spec(spec, FinetuneSpec)
+    task, source = subject.spec, str(subject.source)
+    mesh = mesh or subject.mesh
     start_processes()
     from lensjax.models import make_mesh
 
     done: list[Result] = []
     devices = None if mesh is None else make_mesh(mesh)
-    results = measure_curve(task, model, out, sizes, mesh=devices, show=True, **options)
+    results = measure_curve(task, source, out, sizes, mesh=devices, show=True, **options)
     with resumable():
         for result in results:
             done.append(result)
@@ -117,6 +161,9 @@ def _measure(spec: Path, model: str, sizes: Sequence[int], out: Path, mesh: str 
     if is_first():
         if done and (found := done[-1].writing) and (why := found.why_not(task.max_unwritable)):
             say(f"Caution: {done[-1].model} is never to be chosen: {why}.")
+        saved = (Run.of(out / one.model, one.examples, one.seed).model for one in done if one.status == "ok")
+        for folder in filter(Path.is_dir, saved):
+            say(f"Wrote {folder}: the model, which transformers opens")
         say(f"Wrote {out / 'curves.csv'}")
         if caution := steps_caution(done):
             say(f"Caution: {caution}")

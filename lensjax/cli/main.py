@@ -1,6 +1,8 @@
 """The command line. Commands import what they need when they run, so that `lensjax --help` is immediate."""
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tyro
 
@@ -8,36 +10,51 @@ from lensjax.cli import curvature, data, evaluate, finetune, models, next, plan,
 from lensjax.cli.faults import internal_error, sentences
 from lensjax.cli.streams import OutputLost, enduring
 from lensjax.core.compiled import keep_compiled_programs
-from lensjax.core.errors import InputError, as_sentence
+from lensjax.core.errors import InputError, as_sentence, listing, meant, shorten
 from lensjax.core.terminal import prepare_streams, say
 
+# Commands by name; a group of commands has its help beside them.
+_COMMANDS: dict[str, Any] = {
+    "study": ({"init": study.init}, "Begin a study."),
+    "plan": plan.plan,
+    "run": study.run,
+    "report": report.report,
+    "rank": rank.rank,
+    "evaluate": evaluate.evaluate,
+    "next": next.next_cells,
+    "finetune": finetune.finetune,
+    "curve": finetune.curve,
+    "ntk": curvature.ntk,
+    "hessian": curvature.hessian,
+    "data": ({"show": data.show, "fetch": data.fetch}, "Show a task's data, or fetch some to try."),
+    "models": (
+        {"list": models.list_families, "show": models.show, "check": models.check, "export": models.export},
+        "List, show, check and export language models.",
+    ),
+}
 
-def _commands() -> tyro.extras.SubcommandApp:
-    of_models = tyro.extras.SubcommandApp()
-    of_models.command(name="list")(models.list_families)
-    of_models.command(models.show)
-    of_models.command(models.check)
-    of_models.command(models.export)
-    of_studies = tyro.extras.SubcommandApp()
-    of_studies.command(study.init)
-    of_data = tyro.extras.SubcommandApp()
-    of_data.command(data.show)
-    of_data.command(data.fetch)
-    commands = tyro.extras.SubcommandApp()
-    commands.command(of_studies, name="study", help="Begin a study.")
-    commands.command(plan.plan)
-    commands.command(study.run)
-    commands.command(report.report)
-    commands.command(rank.rank)
-    commands.command(evaluate.evaluate)
-    commands.command(name="next")(next.next_cells)
-    commands.command(finetune.finetune)
-    commands.command(finetune.curve)
-    commands.command(curvature.ntk)
-    commands.command(curvature.hessian)
-    commands.command(of_data, name="data", help="Show a task's data, or fetch some to try.")
-    commands.command(of_models, name="models", help="List, show, check and export language models.")
-    return commands
+
+def _app(commands: Mapping[str, Any]) -> tyro.extras.SubcommandApp:
+    app = tyro.extras.SubcommandApp()
+    for name, command in commands.items():
+        if isinstance(command, tuple):
+            app.command(_app(command[0]), name=name, help=command[1])
+        else:
+            app.command(name=name)(command)
+    return app
+
+
+def _check_command(arguments: Sequence[str], commands: Mapping[str, Any] = _COMMANDS) -> None:
+    """Raise InputError where a command is misspelt."""
+    if not arguments or arguments[0].startswith("-"):
+        return
+    name, *rest = arguments
+    if name not in commands:
+        near = meant(name, commands)
+        mend = f"did you mean {near}?" if near else f"choose from {listing(list(commands), 20)}."
+        raise InputError(f"There is no command '{shorten(name)}'; {mend}")
+    if isinstance(commands[name], tuple):
+        _check_command(rest, commands[name][0])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     keep_compiled_programs()
     try:
         with enduring(), sentences():
-            _commands().cli(
+            _check_command(sys.argv[1:] if arguments is None else arguments)
+            _app(_COMMANDS).cli(
                 prog="lensjax",
                 description="Which of these language models should we fine-tune on our data?",
                 args=arguments,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import CurvesFile, MaxParameters, MetricName, SmallestWithin, UnitName
+from lensjax.cli.arguments import CurvesFile, Examples, MaxParameters, MetricName, SmallestWithin, UnitName
 from lensjax.cli.console import make_console, make_table
 from lensjax.cli.curves import check_target, preference, within_size
 from lensjax.cli.outputs import output_writer
@@ -22,8 +22,8 @@ NEGLIGIBLE = 1e-4  # of regret, in any unit
 
 def next_cells(
     curves: CurvesFile,
-    target: int,
-    max_examples: int | None = None,
+    target: Examples,
+    max_examples: Examples | None = None,
     top: int = 8,
     unit: UnitName = None,
     metric: MetricName = None,

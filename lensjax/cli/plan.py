@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensjax.cli.arguments import StudyFile
+from lensjax.cli.arguments import Settings, StudyFile
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.outputs import output_writer
+from lensjax.cli.specs import flat
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +18,12 @@ SHOWN = 60  # rows of the table of rungs
 
 
 def plan(
-    spec: StudyFile, topology: str | None = None, mesh: str | None = None, timing: bool = True, json: Path | None = None
+    spec: StudyFile,
+    topology: str | None = None,
+    mesh: str | None = None,
+    timing: bool = True,
+    json: Path | None = None,
+    settings: Settings = (),
 ) -> None:
     """Say what a study will cost, before any training.
 
@@ -45,7 +51,7 @@ def plan(
     from lensjax.core.processes import start_processes
     from lensjax.study.spec import read_study
 
-    study = read_study(spec)
+    study = read_study(spec, flat(settings))
     start_processes()
     from lensjax.study.plan import make_plan
 

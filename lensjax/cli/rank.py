@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import CurvesFile, MaxParameters, MethodName, MetricName, SmallestWithin, UnitName
+from lensjax.cli.arguments import CurvesFile, Examples, MaxParameters, MethodName, MetricName, SmallestWithin, UnitName
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.curves import check_target, preference, within_size
 from lensjax.cli.outputs import output_writer
@@ -19,8 +19,8 @@ SHOWN = 40  # rows of the table
 
 def rank(
     curves: CurvesFile,
-    target: int,
-    budget: int | None = None,
+    target: Examples,
+    budget: Examples | None = None,
     method: MethodName = DEFAULT_METHOD,
     unit: UnitName = None,
     metric: MetricName = None,

@@ -25,4 +25,4 @@ def report(folder: StudyFolder) -> None:
     findings = collect(spec, folder)
     for path in write_findings(findings, folder):
         say(f"Wrote {path}")
-    print_decision(findings.report)
+    print_decision(findings.report, folder)

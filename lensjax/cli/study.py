@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from lensjax.cli.arguments import LauncherName, StudyFile
+from lensjax.cli.arguments import Examples, LauncherName, Settings, StudyFile
 from lensjax.cli.console import print_decision, resumable
+from lensjax.cli.specs import flat
 from lensjax.core.errors import InputError
 from lensjax.core.terminal import say
 
@@ -15,8 +16,8 @@ def init(
     data: str = "",
     prompt: str | None = None,
     target: str = "",
-    budget: int = 1600,
-    full: int | None = None,
+    budget: Examples = 1600,
+    full: Examples | None = None,
 ) -> None:
     """Write a study's file, with a comment for everything that can be changed in it.
 
@@ -75,6 +76,7 @@ def run(
     limit: int | None = None,
     retry: bool = False,
     tries: int = 3,
+    settings: Settings = (),
 ) -> None:
     """Run a study: measure the candidates on growing subsets, and decide which one to fine-tune on everything.
 
@@ -86,6 +88,8 @@ def run(
     $ lensjax run study.yaml
 
     $ lensjax run study.yaml --dry-run
+
+    $ lensjax run study.yaml --set budget=400 training.epochs=3
 
     $ lensjax run study.yaml --out results/verses --launcher ray
 
@@ -105,7 +109,7 @@ def run(
     from lensjax.core.processes import is_first, start_processes
     from lensjax.study.spec import read_study
 
-    study = read_study(spec)
+    study = read_study(spec, flat(settings))
     folder = spec.with_suffix("") if out is None else out
     start_processes()
     from lensjax.report.study_files import write_findings
@@ -127,7 +131,7 @@ def run(
     for path in write_findings(findings, folder):
         say_once(f"Wrote {path}")
     if is_first():
-        print_decision(findings.report)
+        print_decision(findings.report, folder)
     usable = sum(candidate.state not in ("failed", "refused") for candidate in findings.report.candidates)
     if findings.report.decision.model is None and usable < 2:  # and so there will be none
         sys.exit(1)

@@ -1,5 +1,8 @@
 """The one exception that users are meant to read, and how its messages quote things."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used.
@@ -30,3 +33,9 @@ def listing(names: list[str] | tuple[str, ...], limit: int = 5) -> str:
     """Up to `limit` of `names`, comma-separated, and how many more there are."""
     shown = ", ".join(shorten(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def meant(name: str, names: Iterable[str]) -> str | None:
+    """The one of some names that a misspelt one may stand for; None where none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return near[0] if near else None

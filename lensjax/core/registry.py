@@ -14,14 +14,13 @@ A package of its own does the same, and names the module in its pyproject.toml:
     my_method = "my_package.my_module:my_method"
 """
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError, listing, meant, shorten
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -97,8 +96,8 @@ class Registry(Generic[T]):
           InputError: there is nothing of that name.
         """
         if name not in self.names:
-            near = difflib.get_close_matches(name, self.names, n=1)
-            mend = f"did you mean {near[0]}?" if near else f"choose from {listing(self.names, 20)}."
+            near = meant(name, self.names)
+            mend = f"did you mean {near}?" if near else f"choose from {listing(self.names, 20)}."
             raise InputError(f"There is no {self.kind} '{shorten(name)}'; {mend}")
         return name
 

@@ -2,22 +2,23 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
-from lensjax.core.errors import InputError, one_line, shorten
+from lensjax.core.errors import InputError, meant, one_line, shorten
 from lensjax.core.reading import read_text
 from lensjax.core.text import significant
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Natural = Annotated[int, Field(ge=0, strict=True)]
 Fields = TypeVar("Fields", bound=BaseModel)
 
 _MERGE = "tag:yaml.org,2002:merge"  # <<, which may be there several times
+_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"} | {
+    short: f"float{short[-2:]}" for short in ("fp32", "f32", "fp64", "f64")
+}
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15}
 
 
@@ -37,6 +38,22 @@ def quantity(value: Any) -> float:
     return number
 
 
+def whole(value: Any) -> Any:
+    """The whole number that a text with a prefix stands for, such as 12k or 1.6M; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = quantity(value)
+    except ValueError:
+        return value
+    return round(number) if number == round(number) else value
+
+
+def precision(value: Any) -> Any:
+    """The name of a type that a short one stands for, such as bf16 or fp32; anything else as it is."""
+    return _PRECISIONS.get(value.lower(), value) if isinstance(value, str) else value
+
+
 def _plain_number(value: Any) -> Any:
     """The number that a text without a unit stands for, as YAML reads 8e9 as text."""
     try:
@@ -52,6 +69,8 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
+Count = Annotated[int, Field(ge=1, strict=True), BeforeValidator(whole)]
+Natural = Annotated[int, Field(ge=0, strict=True), BeforeValidator(whole)]
 _Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
 Positive = Annotated[_Number, Field(gt=0)]
 NonNegative = Annotated[_Number, Field(ge=0)]
@@ -115,10 +134,100 @@ def validated(kind: type[Fields], content: Mapping[str, Any], path: Path) -> Fie
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{shorten(path, 200)}: {_first(error)}") from error
+        raise InputError(f"{shorten(path, 200)}: {_first(error, kind)}") from error
 
 
-def _first(error: ValidationError) -> str:
+def with_settings(content: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The fields of a spec with others in their places.
+
+    Args:
+      content: The fields, as `read_fields` reads them.
+      settings: Each the name of a field, in parts with full stops between, and its value as in YAML: "budget=400",
+        "training.epochs=3", "candidates.0.name=mine". What is no YAML is text, as are templates: "task.prompt={en}".
+
+    Raises:
+      InputError: a setting is not of this form, or what it names is in no field or list.
+    """
+    changed: dict[str, Any] = _copied(content)
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not (equals and name):
+            raise InputError(f"--set {shorten(setting)} is no setting; write FIELD=VALUE, as in training.epochs=3.")
+        given = _yaml_value(value)
+        place: Any = changed
+        *parts, last = name.split(".")
+        for part in parts:
+            if isinstance(place, dict):
+                place[part] = {} if place.get(part) is None else place[part]
+            place = place[_key(place, part, setting)]
+        place[_key(place, last, setting)] = given
+    return changed
+
+
+def _yaml_value(value: str) -> Any:
+    """A value as YAML reads it, or the text itself where YAML does not read it, or reads a template as a mapping."""
+    try:
+        given = yaml.load(value, _UniqueKeys)  # noqa: S506  # a safe loader
+    except (yaml.YAMLError, ValueError):
+        return value
+    return value if isinstance(given, dict) and None in given.values() else given
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], inside: str = "") -> list[str]:
+    """The fields of `now` that were another value before, and both values, as in "training.epochs (10 then, 3 now)"."""
+    changed = []
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            changed += changed_settings(old, value, f"{inside}{name}.")
+        elif value != old:
+            changed.append(f"{inside}{name} ({shorten(old, 40)} then, {shorten(value, 40)} now)")
+    return changed
+
+
+def _copied(value: Any) -> Any:
+    """Fields whose mappings and lists are no one else's."""
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _key(place: Any, part: str, setting: str) -> Any:
+    """The key of a part of a setting's name in what holds it."""
+    if isinstance(place, dict):
+        return part
+    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+        return int(part)
+    held = f"a list of {len(place)}, counted from 0" if isinstance(place, list) else "a value without fields"
+    raise InputError(f"--set {shorten(setting)} asks for '{shorten(part)}' of {held}; name what is there.")
+
+
+def field_names(kind: type[BaseModel], before: str = "") -> Iterator[str]:
+    """The names of all fields of a model and of those within it, in parts with full stops between."""
+    for name, field in kind.model_fields.items():
+        yield before + name
+        for inner in _models_in(field.annotation):
+            yield from field_names(inner, f"{before}{name}.")
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+def _meant_field(loc: Sequence[int | str], kind: type[BaseModel]) -> str | None:
+    """The field that a misspelt or misplaced one may stand for: one beside it first, and else one of that very name."""
+    *inside, last = [str(part) for part in loc if not isinstance(part, int)]
+    names, beside = list(field_names(kind)), "".join(f"{part}." for part in inside)
+    near = meant(str(last), [name.removeprefix(beside) for name in names if name.rpartition(".")[0] == beside[:-1]])
+    if near is not None:
+        return beside + near
+    return next((name for name in names if name.rpartition(".")[2] == last), None)
+
+
+def _first(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first mistake in a spec, preferably an unknown field, which may be the misspelt name of a missing one."""
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     field = shorten(".".join(str(part) for part in first["loc"] if part != "[key]"))
@@ -126,7 +235,9 @@ def _first(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the field {field} is missing; add it."
     if first["type"] == "extra_forbidden":
-        return f"there is no field {field}; remove it or mend its name."
+        near = first.get("ctx", {}).get("meant")  # of fields that this model does not know
+        near = _meant_field(first["loc"], kind) if near is None else f"{field.rpartition('.')[0]}.{near}".lstrip(".")
+        return f"there is no field {field}; {f'did you mean {near}?' if near else 'remove it or mend its name.'}"
     value = "" if isinstance(first["input"], (dict, list)) else f" is {_quoted(first['input'])}"
     return f"{field or 'the spec'}{value}: {why[:1].lower()}{why[1:]}."
 

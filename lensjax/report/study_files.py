@@ -9,6 +9,7 @@ from lensjax.report.pages.study import render_study
 from lensjax.selection.records import ranking_csv
 from lensjax.study.report import Findings
 from lensjax.study.schema import Ranked
+from lensjax.study.winner import winner_command
 from lensjax.train.results import CURVES
 
 REPORT, PAGE, RANKING = "report.json", "report.html", "ranking.csv"
@@ -29,7 +30,7 @@ def write_findings(findings: Findings, out: Path) -> list[Path]:
     """
     header = ",".join([*(name for name in Ranked.model_fields if name not in ("baselines", "law")), "unit"]) + "\n"
     contents: dict[Path, str | bytes] = {
-        out / PAGE: render_study(findings.report, findings.ranking),
+        out / PAGE: render_study(findings.report, findings.ranking, winner_command(out)),
         out / REPORT: escaped_json(findings.report.model_dump_json(indent=2)) + "\n",
         out / RANKING: header if findings.ranking is None else ranking_csv(findings.ranking),
         out / CURVES: findings.curves,

@@ -1,12 +1,12 @@
 """What the chosen model may cost once it is deployed, and whether a cheaper one than the best will do."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from rich import filesize
 
 from lensjax.core import text
-from lensjax.core.specs import Bytes, Count, Positive, Quantity, Strict
+from lensjax.core.specs import Bytes, Count, Positive, Quantity, Strict, precision, whole
 from lensjax.models.inference import InferenceCost
 from lensjax.selection.cheaper import CostName, Preference, beyond
 from lensjax.tasks.spec import TaskSpec
@@ -31,8 +31,8 @@ class Constraints(Strict):
     memory: Bytes | None = None
     flops_per_token: Quantity | None = None
     batch: Count = 1
-    context: int | None = Field(default=None, ge=2, strict=True)
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    context: Annotated[int, Field(ge=2, strict=True), BeforeValidator(whole)] | None = None
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], BeforeValidator(precision)] = "bfloat16"
     violated: Literal["refuse", "measure"] = "refuse"
 
     def lengths(self, task: TaskSpec) -> tuple[int, int]:

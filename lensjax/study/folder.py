@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from lensjax import __version__
 from lensjax.core.artefacts import QUARANTINE, Damaged, digest, read_ours, read_sealed, sealed, set_aside
-from lensjax.core.errors import InputError, shorten
+from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import LOCK, is_leftover, locked, make_folder, remove_leftovers, write_files
 from lensjax.core.processes import on_first
-from lensjax.core.specs import validated
+from lensjax.core.specs import changed_settings, validated
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, Records
 from lensjax.study.deaths import MARK
@@ -122,9 +122,11 @@ def open_study(spec: StudySpec, out: Path) -> list[str]:
         known = journal_studies(out) - {""} if kept is None else {kept.identity}
         if known and spec.identity not in known:
             name = "another study" if kept is None else f"the study {shorten(kept.name)}"
+            changed = [] if kept is None else changed_settings(kept.spec, spec.identifying)
+            how = f"other settings: {listing(changed)}" if changed else "another name, task or training"
             raise InputError(
-                f"{shorten(out, 400)} holds {name}, and this one has another name, task or training; give a new "
-                "folder, or the spec that it was made with."
+                f"{shorten(out, 400)} holds {name}, and this one has {how}; give a new folder, or the spec that it was "
+                "made with."
             )
         content = KeptStudy(
             lensjax=__version__, identity=spec.identity, name=spec.name, spec=spec.model_dump(mode="json")

@@ -3,14 +3,26 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from lensjax.core.errors import InputError, listing, shorten
-from lensjax.core.specs import Count, Natural, NonNegative, Positive, Probability, Strict, read_fields, validated
+from lensjax.core.specs import (
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Probability,
+    Quantity,
+    Strict,
+    read_fields,
+    validated,
+    whole,
+    with_settings,
+)
 from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.measure.kinds.finetune import FinetunedLoss
@@ -22,7 +34,8 @@ from lensjax.train.ladder import check_name, model_name, rungs
 from lensjax.train.prepare import FIRST_RUNG
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 
-Size = Annotated[int, Field(ge=1, le=MAX_EXAMPLES, strict=True)]  # of a training set, in examples
+# Of a training set, in examples.
+Size = Annotated[int, Field(ge=1, le=MAX_EXAMPLES, strict=True), BeforeValidator(whole)]
 
 
 class Resources(Strict):
@@ -84,7 +97,7 @@ class Budget(_Any):
     """
 
     examples: Size | None = None
-    flops: Positive | None = None
+    flops: Quantity | None = None
     hours: Positive | None = None
 
     @field_validator("examples")
@@ -190,7 +203,8 @@ class StudySpec(Strict):
     @field_validator("budget", mode="before")
     @classmethod
     def _examples(cls, value: Any) -> Any:
-        return {"examples": value} if isinstance(value, int) and not isinstance(value, bool) else value
+        number = whole(value)
+        return {"examples": number} if isinstance(number, int) and not isinstance(number, bool) else value
 
     @field_validator("seeds")
     @classmethod
@@ -221,7 +235,12 @@ class StudySpec(Strict):
     def finetune_spec(self, candidate: CandidateSpec) -> FinetuneSpec:
         """The task, and how a candidate is fine-tuned on it."""
         training = TrainingSpec.model_validate(_merged(self.training, candidate.training))
-        return FinetuneSpec(**dict(self.task), training=training)
+        return self.base_spec.model_copy(update={"training": training})
+
+    @property
+    def base_spec(self) -> FinetuneSpec:
+        """The task, and how candidates without training of their own are fine-tuned on it."""
+        return FinetuneSpec(**dict(self.task), training=self.training)
 
     @property
     def names(self) -> list[str]:
@@ -277,19 +296,25 @@ class StudySpec(Strict):
     @property
     def identity(self) -> str:
         """A hash of everything that stays the same while budgets, candidates and evidence grow."""
-        content = [
-            self.name,
-            self.task.model_dump(mode="json", exclude={"source", "max_unwritable"}),
-            self.training.model_dump(mode="json"),
-        ]
+        content = list(self.identifying.values())
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def identifying(self) -> dict[str, Any]:
+        """The fields that stay the same while budgets, candidates and evidence grow."""
+        return {
+            "name": self.name,
+            "task": self.task.model_dump(mode="json", exclude={"source", "max_unwritable"}),
+            "training": self.training.model_dump(mode="json"),
+        }
 
-def read_study(path: str | Path) -> StudySpec:
+
+def read_study(path: str | Path, settings: Sequence[str] = ()) -> StudySpec:
     """Read a study from a YAML file; relative paths in it are from its folder.
 
     Args:
       path: The file; `lensjax study init` writes one with comments.
+      settings: Fields that are not as in the file; see `lensjax.core.specs.with_settings`.
 
     Raises:
       InputError: the file cannot be read or is not YAML, a field is missing, unknown or wrong, or two candidates have
@@ -302,9 +327,10 @@ def read_study(path: str | Path) -> StudySpec:
     if isinstance(task, str):
         its_file = read_spec(path.parent / os.path.expanduser(task), FinetuneSpec)
         content["task"] = its_file.model_dump(exclude={"training"}, exclude_unset=True)
-        content.setdefault("training", its_file.training)
+        content.setdefault("training", its_file.training.model_dump(exclude_unset=True))
     elif isinstance(task, dict):
         content["task"] = {"name": content["name"], **task}
+    content = with_settings(content, settings)
     spec = validated(StudySpec, content, path)
     if isinstance(task, dict):
         source = spec.task.source.relative_to(path.parent)

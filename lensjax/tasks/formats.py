@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from lensjax.core.errors import InputError, listing, one_line, shorten
+from lensjax.core.errors import InputError, listing, meant, one_line, shorten
 from lensjax.core.reading import check_regular, open_regular
 from lensjax.tasks.arrow import ArrowRows
 from lensjax.tasks.rows import Csv, Json, Jsonl, Rows
@@ -87,9 +87,9 @@ def _open_parquet(path: Path, fields: Collection[str], mend: str, where: str) ->
             names = file.schema_arrow.names
             for field in fields:
                 if field not in names:
-                    raise InputError(
-                        f"{where} has no column '{shorten(field)}' but {listing(names)}; mend the template or the file."
-                    )
+                    near = meant(field, names)
+                    mend = f"did you mean {{{near}}}?" if near else "mend the template or the file."
+                    raise InputError(f"{where} has no column '{shorten(field)}' but {listing(names)}; {mend}")
             table = file.read(columns=list(fields) or None)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else one_line(error)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError, listing, meant, shorten
 from lensjax.core.registry import Registry
 from lensjax.core.specs import Strict
 from lensjax.tasks.rows import Parts, Rows
@@ -141,13 +142,15 @@ def as_source(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     named = [name for name in SOURCES.names if value.get(name) is not None]
-    if len(named) == 1:
+    if len(named) == 1 and set(value) <= set(SOURCES[named[0]].model_fields):
         return SOURCES[named[0]].model_validate(value)
     for field, given in value.items():
         if not _sources_with(field):
-            raise ValidationError.from_exception_data(
-                "Source", [{"type": "extra_forbidden", "loc": (field,), "input": given}]
-            )
+            known = {name for source in SOURCES for name in SOURCES[source].model_fields}
+            unknown = PydanticCustomError("extra_forbidden", "unknown field", {"meant": meant(field, known)})
+            raise ValidationError.from_exception_data("Source", [{"type": unknown, "loc": (field,), "input": given}])
+    if len(named) == 1:
+        return SOURCES[named[0]].model_validate(value)  # which says whose fields it has
     *first, last = SOURCES.names
     raise ValueError(f"give one of {', '.join(first)} and {last}, not {' and '.join(named) or 'none of them'}")
 

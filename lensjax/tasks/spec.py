@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, SerializeAsAny, field_validator, model_validator
 
 from lensjax.core.errors import shorten
-from lensjax.core.specs import Count, Share, Strict, read_fields, validated
+from lensjax.core.specs import Count, Share, Strict, read_fields, validated, with_settings
 from lensjax.tasks.source import Source, as_source
 
 
@@ -157,12 +157,13 @@ def template_fields(template: str) -> tuple[str, ...]:
     return tuple(name for _, name in template_pieces(template) if name is not None)
 
 
-def read_spec(path: str | Path, kind: type[Spec]) -> Spec:
+def read_spec(path: str | Path, kind: type[Spec], settings: Sequence[str] = ()) -> Spec:
     """Read the spec of a task from a YAML file.
 
     Args:
       path: The file; relative paths in it are taken from its folder.
       kind: `TaskSpec`, or `lensjax.train.spec.FinetuneSpec`, which has `training` too.
+      settings: Fields that are not as in the file; see `lensjax.core.specs.with_settings`.
 
     Returns:
       The spec, whose name is that of the file unless it has one.
@@ -171,7 +172,7 @@ def read_spec(path: str | Path, kind: type[Spec]) -> Spec:
       InputError: the file cannot be read or is not YAML, or a field is missing, unknown or wrong; it names the field.
     """
     path = Path(path)
-    content = read_fields(path, "a task", "source and target")
+    content = with_settings(read_fields(path, "a task", "source and target"), settings)
     content.setdefault("name", path.stem)
     spec = validated(kind, content, path)
     return spec.model_copy(update={"source": spec.source.relative_to(path.parent)})

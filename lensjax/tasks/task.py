@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
-from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError, listing, meant, shorten
 from lensjax.tasks.conversations import Turns, conversation_text, plain_prompt_and_target, read_turns
 from lensjax.tasks.rows import Rows
 from lensjax.tasks.source import SplitName
@@ -302,7 +302,9 @@ def _text(name: str, row: Mapping[str, object], where: str) -> str:
         field = f"field '{shorten(name)}'"
         if name in row:
             raise InputError(f"{where} has an empty {field}; fill it in or remove the row.")
-        raise InputError(f"{where} has no {field}, only {listing(list(row))}; mend the template or the row.")
+        near = meant(name, row)
+        mend = f"did you mean {{{near}}}?" if near else "mend the template or the row."
+        raise InputError(f"{where} has no {field}, only {listing(list(row))}; {mend}")
     return _as_text(value, f"field '{shorten(name)}'", where=where)
 
 

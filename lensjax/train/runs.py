@@ -1,7 +1,7 @@
 """Runs on disk: the folder of a spec's results that commands share, and the results in it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from lensjax.core.artefacts import QUARANTINE, Damaged, read_sealed, sealed, set_aside
-from lensjax.core.errors import InputError, shorten
+from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import LOCK, is_leftover, locked, make_folder, write_files
 from lensjax.core.processes import on_first
+from lensjax.core.specs import changed_settings
 from lensjax.tasks.source import as_source
 from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.prepare import FOLDER as TOKENS
@@ -136,7 +137,7 @@ def opened_folder(out: Path, spec: FinetuneSpec, digest: str) -> Iterator[None]:
                 "texts; give a new folder."
             )
         elif kept.digest != digest:
-            raise _of_another_spec(out)
+            raise _of_another_spec(out, changed_settings(kept.spec, spec.deciding()))
         yield
 
 
@@ -151,10 +152,10 @@ def _check_all_of(out: Path, digest: str) -> None:
             raise _of_another_spec(out)
 
 
-def _of_another_spec(out: Path) -> InputError:
+def _of_another_spec(out: Path, changed: Sequence[str] = ()) -> InputError:
+    how = f": {listing(list(changed))}" if changed else ", or of other validation and test data"
     return InputError(
-        f"{shorten(out, 400)} holds results of another spec, or of other validation and test data; give a new folder, "
-        "or the spec that it was made with."
+        f"{shorten(out, 400)} holds results of another spec{how}; give a new folder, or the spec that it was made with."
     )
 
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
-from lensjax.core.specs import Count, Natural, NonNegative, Positive, Share, Strict
+from lensjax.core.specs import Count, Natural, NonNegative, Positive, Share, Strict, precision
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.tokens import TOKENS_VERSION
 
@@ -73,7 +73,7 @@ class TrainingSpec(Strict):
     beta2: Share = 0.999
     epsilon: Positive = 1e-8
     clip: Positive = 1.0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(precision)] = "auto"
     remat: Literal["none", "cheap", "dots", "full"] = "cheap"
     attention: Literal["xla", "cudnn"] = "xla"
     evaluation_batch_size: Count | None = None

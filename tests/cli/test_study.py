@@ -198,6 +198,11 @@ def test_run_says_what_it_does_and_writes_a_report(folder, save_model, capsys, f
     assert names <= {path.name for path in (folder / "mine").iterdir()}
     main(["report", "mine"])
     assert said[-1] in capsys.readouterr().out
+    assert "To fine-tune it on all the data: lensjax finetune mine --winner" in said
+    assert "lensjax finetune mine --winner" in (folder / "mine" / "report.html").read_text()
+    main(["finetune", "mine.yaml", "--winner", "--examples", "32", "--set", "training.min_steps=0"])
+    trained = capsys.readouterr().out
+    assert "Wrote mine-winner/model/examples-32-seed-0/model: the model, which transformers opens" in trained
     assert "--limit is 0; give 1 or more" in fails("run", "mine.yaml", "--limit", "0")
     assert "holds no study; give the folder that `lensjax run` wrote" in fails("report", ".")
     assert "mine.yaml is not a folder; give the name of one" in fails("report", "mine.yaml")

@@ -386,7 +386,7 @@ def test_a_stopped_study_goes_on(write_study, tmp_path):
 def test_folders_of_other_studies_are_refused(finished, write_study, tmp_path):
     spec, folder, _, _ = finished
     other = read_study(write_study(tmp_path, *FAMILIES, name="other"))
-    with pytest.raises(InputError, match=r"holds the study study, and this one has another name, task or training"):
+    with pytest.raises(InputError, match=r"this one has other settings: name \(study then, other now\)"):
         run_study(other, folder)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()

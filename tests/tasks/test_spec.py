@@ -133,9 +133,12 @@ BAD = {
     "empty": ("", "holds no fields"),
     "no source": ("target: '{a}'", "the field source is missing; add it"),
     "no target": ("source: {files: a.jsonl}\nprompt: '{a}'", "target is missing; write it as"),
-    "unknown field": (GOOD + "tests: 3", "there is no field tests; remove it or mend its name"),
-    "misspelt": ("sauce: {files: a.jsonl}\ntarget: '{a}'", "there is no field sauce; remove it or mend its name"),
-    "unknown in source": ("source: {file: a.jsonl}\ntarget: '{a}'", r"there is no field source\.file; remove it or"),
+    "unknown field": (GOOD + "tests: 3", "there is no field tests; did you mean test"),
+    "misspelt": ("sauce: {files: a.jsonl}\ntarget: '{a}'", "there is no field sauce; did you mean source"),
+    "unknown in source": (
+        "source: {file: a.jsonl}\ntarget: '{a}'",
+        r"there is no field source\.file; did you mean source\.files",
+    ),
     "number as field": (GOOD + "3: 3", "the field|3.*should be strings|keys"),
     "two sources": ("source: {files: a.csv, saved: b}\ntarget: '{a}'", "source: give one of .* not files and saved"),
     "none of them": ("source: {}\ntarget: '{a}'", "not none of them"),
@@ -184,7 +187,7 @@ def test_mistakes_are_named_in_one_sentence(kind: str, tmp_path: Path) -> None:
     text, message = BAD[kind]
     with pytest.raises(InputError, match=message) as raised:
         read_spec(write(tmp_path, text), TaskSpec)
-    assert re.fullmatch(r"[^\n]+\.", str(raised.value))
+    assert re.fullmatch(r"[^\n]+[.?]", str(raised.value))
     assert "verses.yaml" in str(raised.value)
 
 

@@ -23,7 +23,7 @@ _ENDED = {
 }
 
 
-def render_study(report: StudyReport, ranking: Ranking | None) -> str:
+def render_study(report: StudyReport, ranking: Ranking | None, command: str = "") -> str:
     """The report as one HTML page that needs no network.
 
     Names, errors, and decisions may hold any text; it is escaped, see `lensjax.report.pages.html.render`.
@@ -31,6 +31,7 @@ def render_study(report: StudyReport, ranking: Ranking | None) -> str:
     Args:
       report: As `lensjax.study.report.collect` makes it.
       ranking: The same ranking as in the report, with fitted curves; None where the report has none.
+      command: Fine-tunes the chosen model on all the data; "" to leave it out.
     """
     # These parts frame a ranking, and are needed without one too.
     shown: dict[str, Any] = {"compared": [], "assumptions": [], "has_curves": False, "because": ""}
@@ -39,7 +40,8 @@ def render_study(report: StudyReport, ranking: Ranking | None) -> str:
         shown = ranking_context(ranking)
         for section in sections:
             add_rings(shown["curves"].figure, ranking, section.rings)
-    return render("study.html.j2", shown | _context(report, sections))
+    chosen = report.decision.model is not None and report.decision.final
+    return render("study.html.j2", shown | _context(report, sections) | {"command": command if chosen else ""})
 
 
 def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]:
