@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from lensjax.cli.arguments import DType, ModelName, Revision
@@ -55,7 +56,7 @@ def show(
 ) -> None:
     """Show a model's parameters, and what each device of a mesh would hold of them.
 
-    Reads config.json alone: the weights need not be there, nor the devices.
+    Reads config.json alone, or the header of a GGUF file: the weights need not be there, nor the devices.
 
     Worked examples
 
@@ -77,9 +78,11 @@ def show(
     from lensjax.models.sharding import parse_mesh
 
     sizes = parse_mesh(mesh)
-    table = parameter_table(read_config(find_folder(model, revision, what="config")), sizes, dtype)
+    folder = find_folder(model, revision, what="config")
+    table = parameter_table(read_config(folder), sizes, dtype)
     write(table.to_json)
     _print_parameters(table)
+    _print_provenance(folder)
 
 
 def check(model: ModelName, dtype: DType = "float32", revision: Revision = None) -> None:
@@ -146,13 +149,16 @@ def export(
 ) -> None:
     """Write a model to a new folder that `transformers` opens.
 
-    Checks every weight as loading does, and writes them as safetensors beside configuration and tokenizer.
+    Checks every weight as loading does, and writes them as safetensors beside configuration and tokenizer. Weights of a
+    GGUF file are dequantised, which its model card says.
 
     Worked examples
 
     $ lensjax models export openai-community/gpt2 gpt2
 
     $ lensjax models export path/to/model path/to/half --dtype bfloat16
+
+    $ lensjax models export path/to/SmolLM2-135M-Instruct.Q4_1.gguf smollm2
 
     Args:
         folder: Folder to write, which must not exist yet or be empty.
@@ -180,6 +186,14 @@ def export(
         console.print(f"{path.name} ({filesize.decimal(path.stat().st_size)})", markup=False)
     parameters = count(sum(leaf.size for leaf in leaves))
     console.print(f"Wrote {folder}: {parameters} parameters in {written}.", markup=False, soft_wrap=True)
+    _print_provenance(original)
+
+
+def _print_provenance(folder: Path) -> None:
+    from lensjax.models.gguf.header import provenance
+
+    if said := provenance(folder):
+        make_console().print(f"[bold]Caution:[/bold] {escape(said)}.", soft_wrap=True)
 
 
 def _print_parameters(table: "ParameterTable") -> None:

@@ -11,6 +11,9 @@ from typing import Any, Literal, NoReturn
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.reading import check_regular, read_text
 from lensjax.models.family import family_of, supported
+from lensjax.models.gguf import tokenizer as gguf_tokenizer
+from lensjax.models.gguf.config import config_values
+from lensjax.models.gguf.header import SUFFIX, is_gguf, write_card
 from lensjax.models.pocket import SCHEME, bundled_folder
 
 _CONFIG = "config.json"
@@ -49,18 +52,18 @@ _MOST, _MOST_LAYERS = 2**28, 2**12  # of any of these; the largest models have 1
 
 
 def find_folder(source: str | Path, revision: str | None = None, *, what: Parts = "model") -> Path:
-    """Find the local folder of a model, and fetch what the hub's cache lacks of it.
+    """Find the local folder of a model, or its GGUF file, and fetch what the hub's cache lacks of it.
 
     From the hub, only configuration, tokenizer and safetensors are ever fetched.
 
     Args:
-      source: A folder, a hub id such as "openai-community/gpt2", or "pocket:NAME" of a bundled model
-        (`lensjax.models.pocket`), whose files are checked.
+      source: A folder, a GGUF file or a folder with one, a hub id such as "openai-community/gpt2", or "pocket:NAME" of
+        a bundled model (`lensjax.models.pocket`), whose files are checked.
       revision: Branch, tag or commit on the hub.
       what: The parts that are needed: "config", "tokenizer" or "model"; the last two include the configuration.
 
     Returns:
-      The folder itself, or the snapshot in the hub's cache.
+      The folder or GGUF file itself, or the snapshot in the hub's cache.
 
     Raises:
       InputError: there is no such folder or hub id, or the hub cannot be reached.
@@ -82,19 +85,29 @@ def find_folder(source: str | Path, revision: str | None = None, *, what: Parts 
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """The folder of a model that is here or part of LensJAX; None where the name may be a hub id.
+    """The folder or GGUF file of a model that is here or part of LensJAX; None where the name may be a hub id.
 
     Raises:
-      InputError: there is no such folder, or no such model in LensJAX.
+      InputError: there is no such folder, no such model in LensJAX, or a folder of several GGUF files and no other.
     """
     path, name = Path(os.path.expanduser(source)), str(source)
     if os.path.isdir(path):
+        return _one_gguf(path) or path
+    if is_gguf(path):
         return path
     if name.startswith(SCHEME):
         return bundled_folder(name)
     if os.path.exists(path) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise InputError(f"There is no model folder {shorten(path, 400)}; give the folder that holds its config.json.")
     return None
+
+
+def _one_gguf(folder: Path) -> Path | None:
+    """The GGUF file in a folder that has nothing else to read a model from."""
+    found = [] if (folder / _CONFIG).exists() else sorted(folder.glob(f"*{SUFFIX}"))
+    if len(found) > 1:
+        raise InputError(f"{folder} has {len(found)} GGUF files; give one of them, such as {found[0]}.")
+    return found[0] if found else None
 
 
 def folder_here(source: str | Path) -> Path | None:
@@ -105,7 +118,7 @@ def folder_here(source: str | Path) -> Path | None:
         folder = local_folder(source) or _snapshot(str(source), None, "model", local=True)
     except (InputError, HFValidationError, LocalEntryNotFoundError):
         return None
-    return folder if any(folder.glob("*.safetensors")) else None
+    return folder if is_gguf(folder) or any(folder.glob("*.safetensors")) else None
 
 
 def _snapshot(name: str, revision: str | None, what: Parts, *, local: bool) -> Path:
@@ -169,14 +182,16 @@ def read_config(folder: Path) -> Any:
     """Read the configuration in a folder; code that a checkpoint brings is never run.
 
     Args:
-      folder: Folder with config.json.
+      folder: Folder with config.json, or a GGUF file.
 
     Returns:
       The Hugging Face configuration.
 
     Raises:
-      InputError: config.json is missing or malformed, or describes a model that is not supported.
+      InputError: config.json or the file is missing or malformed, or describes a model that is not supported.
     """
+    if is_gguf(folder):
+        return _make_config(config_values(folder), folder)
     path = folder / _CONFIG
     if not os.path.lexists(path):
         raise InputError(f"{folder} has no config.json; give the folder of a model as transformers saves it.")
@@ -201,9 +216,15 @@ def read_config(folder: Path) -> Any:
             f"{path} has a quantization_config; only floating-point weights can be loaded, so take the model as it "
             "was before quantisation."
         )
+    return _make_config(values, path)
+
+
+def _make_config(values: dict[str, Any], path: Path) -> Any:
+    """The configuration of those values, which a file holds."""
     _check_sizes(values, path)
     from transformers import AutoConfig
 
+    model_type = values["model_type"]
     try:
         config = AutoConfig.for_model(**values)
     except Exception as error:  # configuration classes check their own fields, and raise errors of any kind
@@ -238,7 +259,9 @@ def _check_sizes(values: Mapping[str, Any], path: Path) -> None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
+    """Whether a folder or GGUF file holds a tokenizer."""
+    if is_gguf(folder):
+        return gguf_tokenizer.has_tokenizer(folder)
     return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
@@ -246,7 +269,7 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
     """Read the tokenizer in a folder.
 
     Args:
-      folder: Folder with the tokenizer's files; None for a model that was made from a configuration.
+      folder: Folder with the tokenizer's files, or GGUF file; None for a model that was made from a configuration.
       config: The model's Hugging Face configuration.
 
     Raises:
@@ -258,22 +281,26 @@ def read_tokenizer(folder: Path | None, config: Any) -> Any:
             f"{folder or 'A model made from a configuration'} has no tokenizer; "
             "take the folder with the tokenizer files that came with the weights."
         )
-    for pattern in _TOKENIZER:
-        for path in folder.glob(pattern):
-            check_regular(path, "fetch it again")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises Exception itself
-        why = shorten(" ".join(str(error).split()), 200).rstrip(".")
-        raise InputError(f"The tokenizer in {folder} cannot be read ({why}); fetch it again.") from error
+    tokenizer = gguf_tokenizer.make_tokenizer(folder) if is_gguf(folder) else _tokenizer_in(folder)
     if len(tokenizer) > config.vocab_size and _without_embedding(tokenizer, config.vocab_size):
         raise InputError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens and the model {config.vocab_size} embeddings; "
             "take tokenizer and weights from one model."
         )
     return tokenizer
+
+
+def _tokenizer_in(folder: Path) -> Any:
+    for pattern in _TOKENIZER:
+        for path in folder.glob(pattern):
+            check_regular(path, "fetch it again")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        why = shorten(" ".join(str(error).split()), 200).rstrip(".")
+        raise InputError(f"The tokenizer in {folder} cannot be read ({why}); fetch it again.") from error
 
 
 def _without_embedding(tokenizer: Any, embeddings: int) -> bool:
@@ -294,13 +321,23 @@ def write_config(config: Any, architecture: str, dtype: str, folder: Path) -> No
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model besides its weights: configuration and tokenizer."""
+    """The files of a model besides its weights: configuration and tokenizer, which a GGUF file holds too."""
+    if is_gguf(folder):
+        return []
     found = {path for pattern in (_CONFIG, *_TOKENIZER) for path in folder.glob(pattern) if path.is_file()}
     return sorted(found)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the files of a model's tokenizer, and its settings for generating, where there are any."""
+    """Copy the files of a model's tokenizer, and its settings for generating, where there are any.
+
+    Of a GGUF file, they are made, with a model card that says where the weights are from.
+    """
+    if is_gguf(source):
+        write_card(source, folder)
+        if has_tokenizer(source):
+            gguf_tokenizer.make_tokenizer(source).save_pretrained(folder)
+        return
     for pattern in (*_TOKENIZER, "generation_config.json"):
         for path in filter(Path.is_file, source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)

@@ -13,6 +13,8 @@ from numpy.typing import DTypeLike
 
 from lensjax.core.pytrees import Params
 from lensjax.models.family import Family, ends, family_of
+from lensjax.models.gguf.header import is_gguf
+from lensjax.models.gguf.tensors import GGUFTensors
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import AttentionImplementation, Remat, make_options
@@ -33,8 +35,8 @@ def load(
     """Load a model from a folder or the Hugging Face hub.
 
     Args:
-      source: Folder with config.json and safetensors, or a hub id such as "openai-community/gpt2"; a hub id is looked
-        up in the hub's cache first, and fetched where it is not there.
+      source: Folder with config.json and safetensors, a GGUF file, whose weights are dequantised, or a hub id such as
+        "openai-community/gpt2"; a hub id is looked up in the hub's cache first, and fetched where it is not there.
       dtype: Type that the model computes in, whatever type is stored.
       param_dtype: Type that parameters are held in; `dtype` where not given.
       mesh: Devices to spread the parameters over (see `make_mesh`); each reads its own slices only.
@@ -52,7 +54,7 @@ def load(
     options = make_options(dtype, param_dtype, remat, attention, mesh)
     folder = find_folder(source, revision)
     config = read_config(folder)
-    files = TensorFiles(folder)
+    files = weights_of(folder, config)
     model = abstract_model(_as_stored(config, files), options, folder)
     family = model.family
     wanted = check_names(
@@ -97,6 +99,22 @@ def from_config(
         return nnx.to_pure_dict(nnx.split(model.family.module(config, model.options, nnx.Rngs(seed)))[1])
 
     return model.with_params(jax.jit(make, out_shardings=model.shardings)())
+
+
+def weights_of(folder: Path, config: Any) -> TensorFiles:
+    """The tensors of a folder with safetensors or of a GGUF file, under the names of the former.
+
+    Args:
+      folder: See `find_folder`.
+      config: Its Hugging Face configuration.
+
+    Raises:
+      InputError: there are none, or a file is cut short or malformed.
+    """
+    if not is_gguf(folder):
+        return TensorFiles.of_folder(folder)
+    entries = family_of(config.model_type).parameter_names(config).values()
+    return GGUFTensors(folder, config, [entry.name if isinstance(entry, Stored) else entry for entry in entries])
 
 
 def _as_stored(config: Any, files: TensorFiles) -> Any:

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +22,32 @@ _LINE = 16  # float32 values in a cache line
 
 
 class TensorFiles:
-    """The tensors of a checkpoint folder; their values are read only when asked for, and only the slices asked for.
+    """The tensors of a checkpoint; their values are read only when asked for, and only the slices asked for.
+
+    Args:
+      where: The folder or file, for messages.
+      slices: Every tensor, as safetensors' `get_slice` gives it.
 
     Attributes:
-      where: The folder, for messages.
       shapes: Shape of every tensor.
       types: Type of every tensor, as safetensors names it.
-
-    Raises:
-      InputError: there are no safetensors files, or one is truncated or malformed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.where = str(folder)
-        self._slices: dict[str, Any] = {}
+    described_by = "config.json"
+
+    def __init__(self, where: str, slices: Mapping[str, Any]) -> None:
+        self.where, self._slices = where, slices
+        self.shapes = {name: tuple(values.get_shape()) for name, values in slices.items()}
+        self.types = {name: str(values.get_dtype()) for name, values in slices.items()}
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """The tensors of a folder.
+
+        Raises:
+          InputError: there are no safetensors files, or one is truncated or malformed.
+        """
+        slices: dict[str, Any] = {}
         for path in weight_files(folder):
             check_regular(path, "fetch it again")
             try:
@@ -44,9 +56,8 @@ class TensorFiles:
                 raise InputError(
                     f"{path} is not a whole safetensors file ({shorten(error)}); fetch it again."
                 ) from error
-            self._slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        self.shapes = {name: tuple(values.get_shape()) for name, values in self._slices.items()}
-        self.types = {name: str(values.get_dtype()) for name, values in self._slices.items()}
+            slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        return cls(str(folder), slices)
 
     def copy(self, name: str, bounds: tuple[tuple[int, int], ...], out: NDArray[Any], *, transposed: bool) -> None:
         """Copy a slice of a tensor into `out`, converted to its type.

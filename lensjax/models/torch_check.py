@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lensjax.core.errors import InputError
-from lensjax.models.hub import has_tokenizer
+from lensjax.models.gguf.header import is_gguf
+from lensjax.models.hub import has_tokenizer, read_config
 from lensjax.models.loading import load
 from lensjax.models.losses import IGNORED
 from lensjax.models.model import Model
@@ -63,7 +64,7 @@ def compare_with_torch(folder: Path, dtype: DTypeLike = "float32") -> list[Compa
     torch's own rounding in it decides how much is allowed. One model is in memory at a time.
 
     Args:
-      folder: Folder with config.json and safetensors.
+      folder: Folder with config.json and safetensors, or a GGUF file.
       dtype: Type that our model computes in.
 
     Returns:
@@ -112,7 +113,12 @@ def torch_outputs(
 
     kind, wide = getattr(transformers, architecture), dtype == "float64"
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "experts_implementation": "eager"}
-    model = kind.from_pretrained(folder, use_safetensors=True, **settings)
+    if is_gguf(folder):  # transformers finds and dequantises the weights by itself, but passes settings over
+        model = kind.from_pretrained(
+            folder.parent, gguf_file=folder.name, config=read_config(folder), local_files_only=True, **settings
+        )
+    else:
+        model = kind.from_pretrained(folder, use_safetensors=True, **settings)
     outputs = {}
     with wide_torch(wide), torch.no_grad():
         if wide:  # made again from the configuration, so that its tables are float64 too

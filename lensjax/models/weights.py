@@ -156,8 +156,8 @@ def check_names(
     ]
     if faults:
         raise InputError(
-            f"The tensors in {files.where} are not those that its config.json describes: {'; '.join(faults)}; "
-            "take config.json and weights from one model."
+            f"The tensors in {files.where} are not those that its {files.described_by} describes: "
+            f"{'; '.join(faults)}; take {files.described_by} and weights from one model."
         )
     return list(wanted)
 

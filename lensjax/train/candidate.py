@@ -18,6 +18,7 @@ from lensjax.core.files import LOCK, locked, make_folder, remove_leftovers, writ
 from lensjax.core.processes import is_first, on_first, wait_for_all
 from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.models import load, make_mesh
+from lensjax.models.gguf.header import provenance
 from lensjax.models.hub import find_folder
 from lensjax.models.inputs import model_fingerprint
 from lensjax.models.lora import add_lora, join, split_trainable
@@ -69,6 +70,7 @@ class Candidate(Workload):
             ) from error
         self._loaded: Model | None = model  # for the first run; later runs load it again
         self.weights = model_fingerprint(find_folder(source))
+        self.remark = provenance(find_folder(source))
         self.prepare(model, out)
 
     @property
@@ -303,7 +305,7 @@ class Candidate(Workload):
             lensjax=importlib.metadata.version("lensjax"),
             jax=jax.__version__,
             error=error,
-            note="" if test is None else _note(test, self.tokens),
+            note="" if test is None else _note(test, self.tokens, self.remark),
             writing=self.tokens.writing,
         )
 
@@ -315,9 +317,9 @@ def _of_another_model(folder: Path, which: str) -> InputError:
     )
 
 
-def _note(test: Evaluation, tokens: TokenSets) -> str:
-    """A remark on conversations, and why metrics are missing that the test set would have had, were its texts whole."""
-    cut, said = int(tokens.test.target_cut.sum()), [tokens.remark] if tokens.remark else []
+def _note(test: Evaluation, tokens: TokenSets, remark: str) -> str:
+    """Remarks on weights and conversations, and why metrics are missing that whole texts would have had."""
+    cut, said = int(tokens.test.target_cut.sum()), [one for one in (remark, tokens.remark) if one]
     if cut:
         unknown = "nats_per_example is" if test.bits_per_byte is not None else "nats_per_example and bits_per_byte are"
         without = f"{unknown} not known: {cut:,} of the test targets were cut at max_target_tokens"

@@ -67,8 +67,8 @@ class Result(BaseModel):
       weights: Hash of the model's files before fine-tuning; see `lensjax.models.inputs`.
       origin: The data set on the hub that examples come from, and its commit; "" for files.
       lensjax, jax: Versions.
-      note: How conversations are rendered, unless the tokenizer's own template does all, and why metrics are not known,
-        if test targets or choices were cut.
+      note: That weights were dequantised; how conversations are rendered, unless the tokenizer's own template does all;
+        why metrics are not known, if test targets or choices were cut.
       writing: What the tokenizer cannot write; None if an earlier version made the result.
     """
 

@@ -78,7 +78,7 @@ def test_a_broken_checkpoint_is_one_sentence(kind: str, tmp_path: Path) -> None:
     make, message = BROKEN[kind]
     make(tmp_path)
     with pytest.raises(InputError, match=message) as caught:
-        TensorFiles(tmp_path)
+        TensorFiles.of_folder(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert re.fullmatch(r"[^\n]+\.", str(caught.value))
 
@@ -89,7 +89,7 @@ def test_an_index_reaches_no_other_folder(tmp_path: Path) -> None:
     folder.mkdir()
     write_index(folder, json.dumps({"weight_map": {"layer.0.weight": "../other.safetensors"}}))
     with pytest.raises(InputError, match=r"lacks other\.safetensors"):
-        TensorFiles(folder)
+        TensorFiles.of_folder(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "bfloat16"])
@@ -99,7 +99,7 @@ def test_what_is_written_is_read(dtype: str, shard_bytes: int, tmp_path: Path) -
         name: value.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype) for name, value in VALUES.items()
     }
     write_tensors(values.items(), tmp_path, shard_bytes)
-    files = TensorFiles(tmp_path)
+    files = TensorFiles.of_folder(tmp_path)
     assert files.shapes == dict.fromkeys(values, (4, 6))
     found = {}
     for path in tmp_path.glob("*.safetensors"):
@@ -124,7 +124,7 @@ def test_tensors_of_several_blocks_that_no_tile_divides_are_read(
     wanted = stored[tuple(slice(*pair) for pair in bounds)]
     wanted, asked = (wanted.T, bounds[::-1]) if transposed else (wanted, bounds)
     out = np.full(wanted.shape, np.nan, np.float32)
-    TensorFiles(tmp_path).copy("w", asked, out, transposed=transposed)
+    TensorFiles.of_folder(tmp_path).copy("w", asked, out, transposed=transposed)
     np.testing.assert_array_equal(out, wanted)
 
 
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_nothing(
 def test_equal_tensors_are_the_same(tmp_path: Path) -> None:
     values = {"a": np.ones((3, 2), np.float32), "b": np.ones((3, 2), np.float16), "c": np.eye(3, 2, dtype=np.float32)}
     save_file(values | {"d": np.ones((2, 3), np.float32)}, tmp_path / "model.safetensors")
-    files = TensorFiles(tmp_path)
+    files = TensorFiles.of_folder(tmp_path)
     assert files.same("a", "a")
     assert files.same("a", "b")
     assert not files.same("a", "c")

@@ -78,7 +78,7 @@ def test_a_slice_is_that_of_the_whole(layout: Any, dtype: str, data: st.DataObje
     stored = random_checkpoint(wanted, DTYPES[dtype])
     with tempfile.TemporaryDirectory() as folder:
         write_tensors(stored.items(), Path(folder))
-        files = TensorFiles(Path(folder))
+        files = TensorFiles.of_folder(Path(folder))
         for tensor in wanted:
             whole = assemble(tensor, stored)
             starts = [data.draw(st.integers(0, n - 1)) for n in tensor.shape]
@@ -96,7 +96,8 @@ def test_writing_inverts_reading_to_the_bit(layout: Any, dtype: str, shard_bytes
     with tempfile.TemporaryDirectory() as folder:
         write_tensors(stored.items(), Path(folder), shard_bytes)
         device = SingleDeviceSharding(jax.devices()[0])
-        leaves = read_params(wanted, TensorFiles(Path(folder)), [DTYPES[dtype]] * len(wanted), [device] * len(wanted))
+        files, count = TensorFiles.of_folder(Path(folder)), len(wanted)
+        leaves = read_params(wanted, files, [DTYPES[dtype]] * count, [device] * count)
     written = dict(checkpoint_tensors(zip(wanted, map(np.asarray, leaves), strict=True)))
     assert written.keys() == stored.keys()
     for name, value in stored.items():
@@ -196,7 +197,7 @@ def test_a_checkpoint_of_the_bare_model_lacks_the_prefix(lost: str | None, tmp_p
     wanted = tensors({"embed": {"scale": shape}, "head": {"scale": shape}}, {"embed": "model.embed", "head": "lm_head"})
     names = ["embed.weight", "lm_head.weight"]
     save_file({name: np.ones(2, np.float32) for name in names if name != lost}, tmp_path / "model.safetensors")
-    files = TensorFiles(tmp_path)
+    files = TensorFiles.of_folder(tmp_path)
     if lost is None:
         found = check_names(wanted, files, "model.", (), {}, {})
         assert [str(name) for tensor in found for name in tensor.names.flat] == names
