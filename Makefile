@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
 
-.PHONY: demo test lint types notebooks benchmark clean
+.PHONY: demo test lint types docs notebooks benchmark clean
 
 demo: .venv/.installed
 	mkdir -p $(DEMO)
@@ -23,6 +23,9 @@ lint: .venv/.installed
 
 types: .venv/.installed
 	$(BIN)/mypy
+
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: .venv/.installed
 	$(BIN)/python -m pytest --nbmake -p no:cacheprovider notebooks

@@ -1,32 +1,19 @@
 """LensJAX: which of these language models should we fine-tune on our data?
 
-Submodules are imported when first used, so that `import lensjax` is immediate and ranking needs nothing of measuring.
+    import lensjax
+
+    table = lensjax.curves.read_curves("curves.csv")
+    posterior = lensjax.fit.fit_joint(table, horizon=400_000)
+    posterior.probability_best(400_000)
+    lensjax.plot.curves(posterior)
+
+Modules are imported when they are first used, so that `import lensjax` is immediate and ranking needs nothing of
+measuring.
 """
 
-import importlib
-from types import ModuleType
+from lensjax.core.lazy import lazy
 
 __version__ = "0.1.0"
 
-_SUBMODULES = (
-    "curvature",
-    "curves",
-    "fit",
-    "measure",
-    "models",
-    "report",
-    "selection",
-    "study",
-    "tasks",
-    "train",
-)
-
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"lensjax.{name}")
-    raise AttributeError(f"module 'lensjax' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_SUBMODULES]
+_MODULES = ("study", "models", "data", "train", "curvature", "fit", "curves", "plot")
+__getattr__, __dir__ = lazy(__name__, dict.fromkeys(_MODULES, ""))

@@ -1,1 +1,14 @@
 """Fine-tuning: one point, or a whole ladder, of a curve of test loss against number of training examples."""
+
+from lensjax.core.lazy import lazy
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "FinetuneSpec": "spec",
+        "rungs": "ladder",
+        "Curve": "ladder",
+        "measure_curve": "ladder",
+        "Result": "results",
+    },
+)

@@ -85,6 +85,15 @@ class JointPosterior(CurvePosterior):
         """Log marginal likelihood of the curves, in nats; its mean over the slope priors."""
         return float(np.mean(self.fitted.given.evidence))
 
+    def points(self) -> dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
+        """Numbers of examples and losses that each model's curve was fitted to."""
+        obs = self.observations
+        x, y = self.unit * 2.0 ** np.asarray(obs.x), np.exp(np.asarray(obs.y) + self.centre)
+        return {
+            model: (x[i, seen], y[i, seen])
+            for i, (model, seen) in enumerate(zip(self.models, obs.present, strict=True))
+        }
+
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives."""
         x = self._octaves(examples)
