@@ -30,6 +30,7 @@ def finetune(
     mesh: Mesh = None,
     retry: bool = False,
     track: tuple[TrackerName, ...] = (),
+    over_memory: bool = False,
     settings: Settings = (),
 ) -> None:
     """Fine-tune a model on some of a task's examples or on all of them, test it, and save it.
@@ -55,6 +56,7 @@ def finetune(
         name: Name of the model in results; by default the candidate's, or the last part of its folder's or hub's name.
         retry: Repeat the run if it failed before.
         track: Where to send measurements besides the log.
+        over_memory: Train also where a batch needs more memory than the machine has.
     """
     from lensjax.cli.specs import read_subject
 
@@ -72,7 +74,7 @@ def finetune(
 
         examples = sum(1 for _ in load_task(subject.spec).shuffled(seed))
     options = {"name": name or subject.name, "save_models": True, "retry": retry, "trackers": track}
-    _measure(subject, [examples], out, mesh, seeds=(seed,), **options)
+    _measure(subject, [examples], out, mesh, seeds=(seed,), over_memory=over_memory, **options)
 
 
 def _winner(spec: Path, settings: Settings) -> tuple["Subject", Path]:
@@ -102,6 +104,7 @@ def curve(
     save_models: bool = False,
     retry: bool = False,
     track: tuple[TrackerName, ...] = (),
+    over_memory: bool = False,
     settings: Settings = (),
 ) -> None:
     """Fine-tune a model on 0, 200, 400, 800 and so on of a task's examples, and test it on each.
@@ -125,6 +128,7 @@ def curve(
         save_models: Keep every fine-tuned model.
         retry: Repeat runs that failed before.
         track: Where to send measurements besides the log.
+        over_memory: Train also where a batch needs more memory than the machine has.
     """
     from lensjax.train.ladder import rungs
     from lensjax.train.prepare import FIRST_RUNG
@@ -135,7 +139,7 @@ def curve(
 
     subject = read_subject(spec, settings, model=model, candidate=candidate)
     options = {"name": name or subject.name, "save_models": save_models, "retry": retry, "trackers": track}
-    _measure(subject, rungs(max_examples), out, mesh, seeds=seeds, **options)
+    _measure(subject, rungs(max_examples), out, mesh, seeds=seeds, over_memory=over_memory, **options)
 
 
 def _measure(subject: "Subject", sizes: Sequence[int], out: Path, mesh: str | None, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from lensjax.cli.arguments import Examples, LauncherName, Settings, StudyFile
 from lensjax.cli.console import print_decision, resumable
@@ -76,6 +77,7 @@ def run(
     limit: int | None = None,
     retry: bool = False,
     tries: int = 3,
+    over_memory: bool = False,
     settings: Settings = (),
 ) -> None:
     """Run a study: measure the candidates on growing subsets, and decide which one to fine-tune on everything.
@@ -101,6 +103,7 @@ def run(
         retry: Repeat cells that failed before.
         tries: Times that the process may die while it computes one cell, as when the system kills it for lack of
             memory, before that cell counts as failed and the study goes on without it.
+        over_memory: Train candidates whose batches need more memory than the machine has, too.
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; give 1 or more.")
@@ -126,7 +129,8 @@ def run(
             say_once(str(cell))
         return
     with resumable():
-        run_study(study, folder, launcher=launcher, retry=retry, limit=limit, tries=tries, show=True, say=say_once)
+        how: dict[str, Any] = {"retry": retry, "limit": limit, "tries": tries, "over_memory": over_memory}
+        run_study(study, folder, launcher=launcher, **how, show=True, say=say_once)
     findings = collect(pinned(study, folder), folder)
     for path in write_findings(findings, folder):
         say_once(f"Wrote {path}")

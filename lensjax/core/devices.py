@@ -3,7 +3,10 @@
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +133,33 @@ def device_memory(mesh: Mesh, topology: str | None = None) -> int | None:
         return int(stats["bytes_limit"])
     if device.platform != "cpu":
         return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
+    return machine_memory() // len(mesh.local_devices)
+
+
+def machine_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that processes may take here: the machine's, or fewer in a control group such as a container's.
+
+    Args:
+      root: Of the file system that says so.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    groups = root / "sys/fs/cgroup"
+    with suppress(OSError):  # other systems have no such file
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds in ("", "memory"):  # of version 2 and 1 of control groups
+                top, name = (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
+                place = top / path.lstrip("/")
+                limits += [_limit(folder / name) for folder in (place, *place.parents) if folder.is_relative_to(top)]
+    return min(limits)
+
+
+def _limit(file: Path) -> int:
+    """The bytes that a control group is limited to; a number beyond all memory where it is not."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # ValueError: "max"
+        return sys.maxsize
 
 
 def topology_devices(name: str) -> list[Any]:

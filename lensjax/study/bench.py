@@ -22,6 +22,7 @@ from lensjax.tasks.task import Example, Task, fingerprint, load_task
 from lensjax.tasks.writing import sample
 from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
+from lensjax.train.memory import TooLarge
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.results import Result
 from lensjax.train.runs import MODEL
@@ -50,10 +51,13 @@ class Bench:
       out: Its folder.
       show: Whether to show progress of training on standard error.
       retry: Make failed runs again.
+      over_memory: Train also where the machine's memory is not enough.
     """
 
-    def __init__(self, spec: StudySpec, out: Path, *, show: bool = False, retry: bool = False) -> None:
-        self.spec, self.out, self.retry, self._show = spec, out, retry, show
+    def __init__(
+        self, spec: StudySpec, out: Path, *, show: bool = False, retry: bool = False, over_memory: bool = False
+    ) -> None:
+        self.spec, self.out, self.retry, self.over_memory, self._show = spec, out, retry, over_memory, show
         self._curves: dict[str, Curve] = {}
         self._examples: dict[str, Examples] = {}
         self._shared: dict[str, dict[str, Any]] = {}
@@ -93,16 +97,18 @@ class Bench:
     def compute(self, cell: Cell) -> Outcome:
         """Compute a cell, whose result is then on disk; one that is there already is not computed again.
 
-        A fault of one candidate becomes the outcome's error, so that the others can go on. A full disk is nobody's.
+        A fault of one candidate becomes the outcome's error, so that the others can go on. A full disk is nobody's, and
+        what a batch needs of memory is for the user to say.
 
         Raises:
+          TooLarge: a batch needs more memory than the machine has.
           InputError: the disk is full.
           Stopped: the process was told to end; the same call goes on.
         """
         began, measured = time.perf_counter(), Measured()
         try:
             measured = self._run(cell) if cell.kind == FINETUNE else self._evidence(cell)
-        except (Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt, TooLarge):
             raise
         except InputError as error:
             if is_disk_full(error):
@@ -130,6 +136,7 @@ class Bench:
                 out,
                 mesh=mesh,
                 show=self._show,
+                over_memory=self.over_memory,
             )
         return self._curves[name]
 

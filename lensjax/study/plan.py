@@ -23,7 +23,8 @@ from lensjax.study.constraints import Constraints
 from lensjax.study.inference import candidates_costs, check_some_left, refused, too_costly
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs
 from lensjax.study.spec import CandidateSpec, StudySpec
-from lensjax.train.estimate import UTILISATION, AbstractCandidate, NoRoom, Seconds
+from lensjax.train.estimate import UTILISATION, AbstractCandidate, Seconds
+from lensjax.train.memory import NoRoom, what_helps
 from lensjax.train.prepare import Examples
 from lensjax.train.spec import FinetuneSpec
 
@@ -258,17 +259,9 @@ def _reached(spec: StudySpec, budgets: Sequence[BudgetPlan]) -> int | None:
 
 def _too_large(needed: str, spec: FinetuneSpec, mesh: Mesh) -> str:
     """Says that a candidate does not fit the devices, and what would help."""
-    training = spec.training
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    help_with = ["more devices along fsdp or tensor"]
-    if training.batch_size // training.accumulation > split:
-        help_with.append("a smaller batch_size or more accumulation")
-    if training.remat != "full":
-        help_with.append("remat full")
-    if training.method != "lora":
-        help_with.append("method lora")
+    helping = ["more devices along fsdp or tensor", *what_helps(spec.training, mesh)]
     needs = f"It needs {needed} of memory on each device" if needed else "It needs more memory than a device has"
-    return f"{needs}; what helps: {', '.join(help_with)}."
+    return f"{needs}; what helps: {', '.join(helping)}."
 
 
 def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Iterable[str]:

@@ -8,7 +8,8 @@ from lensjax import __version__
 from lensjax.core.specs import Strict
 from lensjax.models.inference import InferenceCost
 from lensjax.tasks.writing import Writing
-from lensjax.train.estimate import Memory, Seconds
+from lensjax.train.estimate import Seconds
+from lensjax.train.memory import Memory
 
 Basis = Literal["timed", "peak"]
 

@@ -56,6 +56,7 @@ def run_study(
     retry: bool = False,
     limit: int | None = None,
     tries: int = TRIES,
+    over_memory: bool = False,
     show: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Journal:
@@ -68,6 +69,7 @@ def run_study(
       retry: Try failed cells again.
       limit: Largest number of cells to compute.
       tries: Number of processes in a row that may die while computing a cell, before it counts as failed.
+      over_memory: Train also where the machine's memory is not enough.
       show: Whether to show progress of training on standard error.
       say: Called with a sentence for each cell and each decision.
 
@@ -76,11 +78,12 @@ def run_study(
 
     Raises:
       InputError: the folder belongs to another study, another command or other data, a candidate cannot be used at all,
-        there is no such launcher, or the device that the spec asks for is missing.
+        there is no such launcher, the device that the spec asks for is missing, or a batch needs more memory than
+        the machine has.
       Stopped: the process was told to end; the same call goes on.
     """
     spec = pinned(spec, out)
-    bench = Bench(spec, out, show=show, retry=retry)
+    bench = Bench(spec, out, show=show, retry=retry, over_memory=over_memory)
     with ExitStack() as stack:
         launch = stack.enter_context(LAUNCHERS[launcher](bench))  # first: JAX has no threads yet, and Ray may fork
         check_device(spec)

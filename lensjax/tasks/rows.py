@@ -5,9 +5,10 @@ import csv
 import io
 import itertools
 import json
-import mmap
+import os
 import re
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ class _Text(Rows):
 
     Args:
       path: The file that users know.
-      file: Its content, which is mapped.
+      file: Its content, which is read again row by row, even after the file is closed.
 
     Attributes:
       path: The file.
@@ -89,9 +90,9 @@ class _Text(Rows):
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
-        empty = not file.seek(0, io.SEEK_END)
-        self._bytes = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        file.seek(0)
+        # Not mapped: a file that shrinks would end the process, and pages of large ones would fill its memory.
+        self._handle = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._handle)
         self.starts, self.ends, self.lines = np.fromiter(self._places(file), dtype=np.dtype((np.int64, 3))).T
 
     @abstractmethod
@@ -105,7 +106,11 @@ class _Text(Rows):
         return f"{shorten(self.path, 200)} line {self.lines[i]}"
 
     def _text(self, i: int) -> str:
-        return _decode(self._bytes[self.starts[i] : self.ends[i]], self.where(i))
+        start, size = int(self.starts[i]), int(self.ends[i] - self.starts[i])
+        content = os.pread(self._handle, size, start)
+        if len(content) < size:
+            raise InputError(f"{self.where(i)} was cut off while the file was read; write it whole, and start again.")
+        return _decode(content, self.where(i))
 
 
 class Jsonl(_Text):
@@ -139,10 +144,11 @@ class Json(Jsonl):
     _is_array = False
 
     def _places(self, file: BinaryIO) -> Iterator[tuple[int, int, int]]:
-        text = _decode(file.read(), shorten(self.path, 200)).removeprefix(_BOM.decode())
+        content = file.read()
+        text = _decode(content, shorten(self.path, 200)).removeprefix(_BOM.decode())
         self._is_array = text.lstrip().startswith("[")
         if self._is_array:
-            return self._items(text, len(self._bytes) - len(text.encode()))
+            return self._items(text, len(content) - len(text.encode()))
         file.seek(0)
         return super()._places(file)
 

@@ -26,11 +26,13 @@ from lensjax.models.model import Model, Params
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine_tune
+from lensjax.train.memory import check_room, compiled, memory_of
 from lensjax.train.prepare import Examples, TokenSets
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import METRICS, Result, read_result, write_curves, write_result
 from lensjax.train.runs import CLAIM, Claim, Run, opened_folder
 from lensjax.train.spec import FinetuneSpec
+from lensjax.train.step import state_shapes
 from lensjax.train.workload import Workload
 
 _NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
@@ -46,6 +48,7 @@ class Candidate(Workload):
       examples: Those of the largest rung.
       out: Folder of the spec's results.
       mesh: Devices; by default all, along `fsdp`.
+      over_memory: Train also where the machine's memory is not enough.
 
     Raises:
       InputError: the model cannot be loaded, or is too large for the memory; its tokenizer cannot be used; or the mesh
@@ -53,10 +56,18 @@ class Candidate(Workload):
     """
 
     def __init__(
-        self, spec: FinetuneSpec, source: str, name: str, examples: Examples, out: Path, mesh: Mesh | None = None
+        self,
+        spec: FinetuneSpec,
+        source: str,
+        name: str,
+        examples: Examples,
+        out: Path,
+        mesh: Mesh | None = None,
+        *,
+        over_memory: bool = False,
     ) -> None:
         super().__init__(spec, examples, make_mesh() if mesh is None else mesh)
-        self.source, self.name, self.out = source, name, out
+        self.source, self.name, self.out, self._over_memory = source, name, out, over_memory
         try:
             model = self.pretrained()
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -100,6 +111,19 @@ class Candidate(Workload):
                 f"The files of {shorten(self.source, 400)} changed while it was fine-tuned; give back those that it "
                 "had, or give the changed model another name."
             )
+
+    def _check_memory(self) -> None:
+        """Raise TooLarge where batches need more memory than the machine has, unless they are wanted all the same."""
+        if self._over_memory:
+            return
+        state = state_shapes(self.abstract, self.spec.training, self.mesh)
+        batches = (
+            self.placement.shapes(self.step_shapes[1]),
+            self.evaluation_placement.shapes(self.tokens.evaluation_length),
+        )
+        step = compiled(self.programs.step, state, self.frozen, batches[0], 0.0)
+        losses = compiled(self.programs.losses, self.trained, self.frozen, batches[1])
+        check_room(self.name, memory_of(step, losses, state), self.spec.training, self.mesh)
 
     def planned(self, examples: int, seed: int, rate: float) -> Run:
         """The run of a rung, which `make` makes."""
@@ -181,12 +205,15 @@ class Candidate(Workload):
 
         Raises:
           Stopped: a signal asked to stop; the same call goes on from there.
+          TooLarge: a batch needs more memory than the machine has.
           InputError: a file cannot be written, or the checkpoint is of another run.
         """
         progress, checkpoints = Progress(), Checkpoints(run.checkpoints) if run.examples else None
         try:
             model, self._loaded = self._loaded or self.pretrained(), None
             self._check_unchanged()
+            if run.examples:
+                self._check_memory()
             trained, frozen = split_trainable(model.params)
             del model  # so that its parameters are freed once training has used them
             if checkpoints is not None:

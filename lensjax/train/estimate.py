@@ -1,6 +1,5 @@
 """Estimates for fine-tuning a model, made without its weights: operations, memory of a device, and seconds."""
 
-import re
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from lensjax.core.devices import peak_flops
-from lensjax.core.pytrees import PyTree, device_bytes
+from lensjax.core.pytrees import PyTree
 from lensjax.core.specs import Strict
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import add_lora, split_trainable
@@ -27,6 +26,7 @@ from lensjax.models.options import make_options
 from lensjax.tasks.batches import BatchPlan, Lengths, Shape, collate, example_lengths, fits
 from lensjax.tasks.packing import PackedShape, collate_packed, fill_rows
 from lensjax.train.loop import planned_steps
+from lensjax.train.memory import Memory, compiled, memory_of
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
@@ -85,33 +85,6 @@ def scaled_work(
     of_short = steps * short_batches // per_epoch
     tokens = steps * (int(needed.sum()) * examples // len(needed)) // per_epoch
     return Work((of_short, steps - of_short), -(-steps // every), tokens)
-
-
-class NoRoom(Exception):
-    """A program does not fit the device; the message is "21.40G of 15.75G" if the compiler says so, else empty."""
-
-
-class Memory(Strict):
-    """Bytes on each device while a candidate is fine-tuned, as the compiler counts them.
-
-    Attributes:
-      arguments, outputs, temporaries, aliased: Of a training step; aliased outputs take the place of arguments.
-      step: Of a training step in all: arguments + outputs + temporaries − aliased.
-      evaluation: Of a batch of evaluation.
-      moments: Of the optimiser's moments, which stay in memory during evaluation.
-      best: Of the best parameters so far, which stay in memory too.
-      peak: The largest sum at any time.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    aliased: int
-    step: int
-    evaluation: int
-    moments: int
-    best: int
-    peak: int
 
 
 class Seconds(Strict):
@@ -220,21 +193,7 @@ class AbstractCandidate(Workload):
         Raises:
           NoRoom: a program does not fit the device.
         """
-        arguments, outputs, temporaries, aliased = _sizes(self.compiled_step(self.lengths[1]))
-        whole = arguments + outputs + temporaries - aliased
-        evaluation = sum(_sizes(self.compiled_losses)[:3])
-        moments, best = device_bytes(self.state.optimiser), device_bytes(self.trained)
-        return Memory(
-            arguments=arguments,
-            outputs=outputs,
-            temporaries=temporaries,
-            aliased=aliased,
-            step=whole,
-            evaluation=evaluation,
-            moments=moments,
-            best=best,
-            peak=max(whole, evaluation + moments) + best,
-        )
+        return memory_of(self.compiled_step(self.lengths[1]), self.compiled_losses, self.state)
 
     def timed(self) -> Seconds:
         """Time the programs on these devices, with made-up weights and real examples.
@@ -279,13 +238,7 @@ class AbstractCandidate(Workload):
 
     def _compile(self, program: Any, *arguments: PyTree) -> jax.stages.Compiled:
         with self._measuring("compiling"):
-            try:
-                return program.lower(*arguments).compile()
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                needed = re.search(r"Used ([\d.]+\w of [\d.]+\w)", str(error))
-                raise NoRoom("" if needed is None else needed[1]) from error
+            return compiled(program, *arguments)
 
     @contextmanager
     def _measuring(self, what: str) -> Iterator[None]:
@@ -306,12 +259,6 @@ class AbstractCandidate(Workload):
             return collate_packed(tokens, some, held, placement.of(shape).local_rows(), shape.length, self.padding)
         fitting = np.flatnonzero(fits(needed, shape))[: placement.rows]
         return collate(tokens, fitting, placement.local_rows(), shape, self.padding)
-
-
-def _sizes(program: jax.stages.Compiled) -> list[int]:
-    """Bytes of a program's arguments, outputs, temporaries, and outputs that take the place of arguments."""
-    sizes = program.memory_analysis()
-    return [getattr(sizes, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp", "alias")]
 
 
 def _made_up(shapes: Params) -> Params:

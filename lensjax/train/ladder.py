@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -47,6 +48,7 @@ class Curve:
       mesh: Devices; by default all, along `fsdp`.
       trackers: Where measurements go besides the log: "tensorboard", "wandb".
       show: Whether to show progress on standard error.
+      over_memory: Train also where the machine's memory is not enough.
 
     Raises:
       InputError: the name cannot be that of a folder, or `out` holds something else.
@@ -63,11 +65,12 @@ class Curve:
         mesh: Mesh | None = None,
         trackers: Sequence[str] = (),
         show: bool = False,
+        over_memory: bool = False,
     ) -> None:
         check_name(name)
         check_trackers(trackers)
         self.spec, self.source, self.name, self.examples, self.out = spec, source, name, examples, out
-        self._mesh, self._trackers, self._show = mesh, trackers, show
+        self._mesh, self._trackers, self._show, self._over_memory = mesh, trackers, show, over_memory
         open_folder(out, spec, examples.digest)
 
     @property
@@ -82,7 +85,8 @@ class Curve:
         Raises:
           InputError: see `Candidate`; or the folder holds results of another model.
         """
-        candidate = Candidate(self.spec, self.source, self.name, self.examples, self.out, self._mesh)
+        how = self.spec, self.source, self.name, self.examples, self.out, self._mesh
+        candidate = Candidate(*how, over_memory=self._over_memory)
         candidate.claim_folder()
         return candidate
 
@@ -139,6 +143,7 @@ def measure_curve(
     retry: bool = False,
     trackers: Sequence[str] = (),
     show: bool = False,
+    over_memory: bool = False,
 ) -> Iterator[Result]:
     """Fine-tune a model on nested subsets of a task's examples.
 
@@ -146,7 +151,7 @@ def measure_curve(
     results of all models in the folder go to its curves.csv.
 
     Args:
-      spec, source, mesh, trackers, show: See `Curve`.
+      spec, source, mesh, trackers, show, over_memory: See `Curve`.
       out: Folder of results, which all models of the spec share.
       sizes: Numbers of training examples, such as `rungs(12_800)`.
       seeds: Of the choice and order of examples; each gives a curve.
@@ -170,7 +175,8 @@ def measure_curve(
     check_trackers(trackers)
     spec = pinned(spec, Path(out))
     examples = read_examples(spec, sizes, seeds)
-    curve = Curve(spec, str(source), name, examples, Path(out), mesh=mesh, trackers=trackers, show=show)
+    how: dict[str, Any] = {"mesh": mesh, "trackers": trackers, "show": show, "over_memory": over_memory}
+    curve = Curve(spec, str(source), name, examples, Path(out), **how)
     for seed, size in itertools.product(seeds, sizes):
         yield curve.measure(size, seed, save_model=save_models, retry=retry)
     on_first(lambda: str(write_curves(Path(out), spec.max_unwritable)))

@@ -79,7 +79,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, list[tupl
         """A candidate that makes up its losses."""
 
         def __init__(
-            self, spec: FinetuneSpec, source: str, name: str, examples: Examples, out: Path, mesh: Any = None
+            self,
+            spec: FinetuneSpec,
+            source: str,
+            name: str,
+            examples: Examples,
+            out: Path,
+            mesh: Any = None,
+            **how: Any,
         ) -> None:
             self.spec, self.source, self.name, self.examples, self.out = spec, source, name, examples, out
             place = hub.find_folder(source)

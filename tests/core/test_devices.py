@@ -1,5 +1,6 @@
 """Published facts about devices, by their kind."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lensjax.core.devices import peak_flops
+from lensjax.core.devices import machine_memory, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,23 @@ def test_peaks(kind: str, dtype: Any, tera: float | None) -> None:
 
 def test_a_cpu_has_no_published_peak() -> None:
     assert peak_flops(jax.devices("cpu")[0], jnp.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("group", "file"),
+    [
+        ("0::/jobs/one", "jobs/memory.max"),
+        ("9:cpu:/\n4:memory:/jobs/one", "memory/jobs/one/memory.limit_in_bytes"),
+        ("4:memory:/of/the/host", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_a_control_group_limits_memory(tmp_path: Path, group: str, file: str) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{group}\n")
+    whole = machine_memory(tmp_path)
+    limit = tmp_path / "sys/fs/cgroup" / file
+    limit.parent.mkdir(parents=True)
+    limit.write_text("max\n")
+    assert machine_memory(tmp_path) == whole
+    limit.write_text("1000000\n")
+    assert machine_memory(tmp_path) == 10**6

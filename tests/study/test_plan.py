@@ -28,9 +28,10 @@ from lensjax.study.plan_schema import Plan
 from lensjax.study.spec import read_study
 from lensjax.tasks.batches import BatchPlan, fits
 from lensjax.train import workload
-from lensjax.train.estimate import AbstractCandidate, NoRoom, Work, planned_work, scaled_work
+from lensjax.train.estimate import AbstractCandidate, Work, planned_work, scaled_work
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import planned_steps
+from lensjax.train.memory import NoRoom
 from lensjax.train.prepare import read_examples
 from lensjax.train.results import read_result
 from lensjax.train.runs import SEARCH

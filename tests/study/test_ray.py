@@ -35,7 +35,7 @@ import psutil
 from lensjax.study.launchers.ray import ray_launcher
 from lensjax.study.spec import read_study
 
-with ray_launcher(SimpleNamespace(spec=read_study(Path(sys.argv[1])), out=Path("out"), retry=False)):
+with ray_launcher(SimpleNamespace(spec=read_study(Path(sys.argv[1])), out=Path("out"), retry=False, over_memory=False)):
     me = psutil.Process()
     sockets = [one for process in [me, *me.children(recursive=True)] for one in process.net_connections("inet")]
     listening = [one.laddr.ip for one in sockets if one.status == "LISTEN"]

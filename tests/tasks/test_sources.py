@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -303,3 +304,15 @@ def test_folders_that_were_not_saved_so(tmp_path: Path, save_hf: SaveHF) -> None
     assert re.search(r"state\.json is not what save_to_disk of HF datasets writes \(.*\); save", message(folder))
     (folder / "dataset_dict.json").write_text('{"splits": "train"}')
     assert "dataset_dict.json is not what save_to_disk of HF datasets writes" in message(folder)
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    rows = opened(path)
+    os.truncate(path, 12)
+    assert rows[0] == {"a": 1}
+    with pytest.raises(InputError, match="line 2 was cut off while the file was read; write it whole, and start again"):
+        rows[1]
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert opened(path)[1] == {"a": 2}

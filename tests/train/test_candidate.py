@@ -148,3 +148,20 @@ def test_packed_conversations_are_trained_planned_and_described(pretrained, tmp_
     assert plan.rows(shape, plan.placement)["segment_ids"].shape == (shape.rows, shape.length)
     with pytest.raises(InputError, match=r"training\.packing is true, and t5 models cannot keep several examples"):
         Candidate(spec, str(pretrained("t5")), "other", examples, tmp_path / "out", mesh)
+
+
+def test_knowing_the_memory_compiles_nothing_that_training_does_not(prepare):
+    count = {"now": 0}
+
+    def listen(event, seconds, **how):
+        count["now"] += event.endswith("backend_compile_duration")
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    compiled = []
+    for knows in (False, True):
+        candidate, recorder = prepare([40], out=f"knows {knows}", max_steps=2)
+        candidate._over_memory = not knows
+        before = count["now"]
+        candidate.make(candidate.planned(40, 0, 1e-3), recorder)
+        compiled.append(count["now"] - before)
+    assert compiled[1] <= compiled[0]

@@ -18,7 +18,8 @@ from lensjax.study.spec import Resources, StudySpec
 from lensjax.train.loop import Stopped
 
 _POLL = 1.0  # seconds between looks at whether to stop
-_benches: dict[str, Bench] = {}  # of a worker, whose programs stay compiled from one cell to the next
+_Study = tuple[str, str, bool, bool]  # a bench in a few words: its spec, folder, retry and over_memory
+_benches: dict[_Study, Bench] = {}  # of a worker, whose programs stay compiled from one cell to the next
 
 
 @LAUNCHERS.register("ray")
@@ -49,7 +50,7 @@ def ray_launcher(bench: Bench) -> Iterator[Launch]:
         except Exception as error:  # of many kinds
             raise InputError(f"Ray does not start or answer ({one_line(error)}); see its address and logs.") from error
     try:
-        yield _Cluster(bench.spec, bench.out.absolute(), bench.retry)
+        yield _Cluster(bench)
     finally:
         if started:
             ray.shutdown()
@@ -58,8 +59,9 @@ def ray_launcher(bench: Bench) -> Iterator[Launch]:
 class _Cluster:
     """Launches cells as tasks of the Ray cluster that this process is connected to."""
 
-    def __init__(self, spec: StudySpec, out: Path, retry: bool) -> None:
-        self.spec, self.study = spec, (spec.model_dump_json(), str(out), retry)
+    def __init__(self, bench: Bench) -> None:
+        self.spec = spec = bench.spec
+        self.study = spec.model_dump_json(), str(bench.out.absolute()), bench.retry, bench.over_memory
         for candidate in spec.candidates:
             _check_room(candidate.resources or spec.resources)
 
@@ -97,8 +99,8 @@ class _Cluster:
 
         needed = self.spec.candidate(cell.model).resources or self.spec.resources
         if needed.hosts > 1:
-            return ray.remote(num_cpus=0, max_retries=0)(_lead).remote(*self.study, cell, needed)
-        return ray.remote(**_options(needed), max_retries=needed.retries)(_compute).remote(*self.study, cell)
+            return ray.remote(num_cpus=0, max_retries=0)(_lead).remote(self.study, cell, needed)
+        return ray.remote(**_options(needed), max_retries=needed.retries)(_compute).remote(self.study, cell)
 
 
 def _options(needed: Resources) -> dict[str, Any]:
@@ -128,20 +130,24 @@ def _outcome(reference: Any) -> Outcome:
         return ray.get(reference)
     except Stopped:
         raise
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):  # which ends the study here too, as of a full disk
+            raise error.cause from error
+        return Outcome(f"its worker on the Ray cluster failed ({one_line(error, 200)})")
     except ray.exceptions.RayError as error:  # its worker or host died more often than `retries`
         return Outcome(f"its worker on the Ray cluster was lost ({one_line(error, 200)})")
 
 
-def _compute(study: str, out: str, retry: bool, cell: Cell) -> Outcome:
+def _compute(study: _Study, cell: Cell) -> Outcome:
     """Compute a cell in a worker of one host."""
-    key = f"{out} {retry} {study}"
-    if key not in _benches:
+    if study not in _benches:
         _benches.clear()
-        _benches[key] = Bench(StudySpec.model_validate_json(study), Path(out), retry=retry)
-    return _benches[key].compute(Cell(*cell))
+        spec, out, retry, over_memory = study
+        _benches[study] = Bench(StudySpec.model_validate_json(spec), Path(out), retry=retry, over_memory=over_memory)
+    return _benches[study].compute(Cell(*cell))
 
 
-def _lead(study: str, out: str, retry: bool, cell: Cell, needed: Resources) -> Outcome:
+def _lead(study: _Study, cell: Cell, needed: Resources) -> Outcome:
     """Compute a cell on several hosts, as one `jax.distributed` job that starts again when a host is lost."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -161,9 +167,7 @@ def _lead(study: str, out: str, retry: bool, cell: Cell, needed: Resources) -> O
             # Its own environment gives every member a new process, where JAX has not computed anything yet.
             new = {"LENSJAX_COORDINATOR": coordinator, "LENSJAX_PROCESSES": str(needed.hosts)}
             settings = {**_options(needed), "max_calls": 1, "runtime_env": {"env_vars": new}}
-            members = [
-                at(rank, _member, **settings).remote(study, out, retry, cell, rank) for rank in range(needed.hosts)
-            ]
+            members = [at(rank, _member, **settings).remote(study, cell, rank) for rank in range(needed.hosts)]
             try:
                 outcomes: list[Outcome] = ray.get(members)
                 return outcomes[0]
@@ -187,8 +191,8 @@ def _address() -> str:
         return f"{host}:{free.getsockname()[1]}"
 
 
-def _member(study: str, out: str, retry: bool, cell: Cell, rank: int) -> Outcome:
+def _member(study: _Study, cell: Cell, rank: int) -> Outcome:
     """Compute a cell in a worker of one of several hosts."""
     os.environ["LENSJAX_PROCESS"] = str(rank)
     start_processes()
-    return _compute(study, out, retry, cell)
+    return _compute(study, cell)
