@@ -21,6 +21,7 @@ def plan(
     spec: StudyFile,
     topology: str | None = None,
     mesh: str | None = None,
+    chip: Path | None = None,
     timing: bool = True,
     json: Path | None = None,
     settings: Settings = (),
@@ -42,12 +43,15 @@ def plan(
 
     Args:
         topology: TPU devices to plan for, such as v5e:16x16, which need not be attached; this needs libtpu, and times
-            are those of 40 % of the published peak.
+            are those that the compiled programs take at least, at the published rates of chips and links.
         mesh: Devices along each axis (data, fsdp, tensor) for all candidates; by default what the study says.
+        chip: YAML file of facts about the topology's chips, in place of those that are published: name, tera (dense
+            TFLOP/s in bfloat16), memory_gb, memory_gbps, link_gbps (GB/s of a link in one direction), torus (its
+            dimensions), wraps (what sizes are multiples of that close to a ring), network_gbps (between slices).
         timing: Time a few steps of every candidate, with made-up weights.
         json: Write the whole plan to this file.
     """
-    write = output_writer(json, reads=[spec])
+    write = output_writer(json, reads=[spec, *([chip] if chip else [])])
     from lensjax.core.processes import start_processes
     from lensjax.study.spec import read_study
 
@@ -56,7 +60,7 @@ def plan(
     from lensjax.study.plan import make_plan
 
     with progress_bar("Planning") as progress:
-        planned = make_plan(study, topology=topology, mesh=mesh, timing=timing, progress=progress)
+        planned = make_plan(study, topology=topology, mesh=mesh, chip=chip, timing=timing, progress=progress)
     write(lambda: planned.model_dump_json(indent=2) + "\n")
     print_plan(planned)
 
@@ -88,6 +92,8 @@ def print_plan(plan: "Plan") -> None:
         if one.ineligible and not one.problem:
             said = f"[bold]{escape(one.model)}[/bold] will be measured, but never chosen: {escape(one.ineligible)}."
             console.print(said, soft_wrap=True)
+    if any(one.bounds is not None for one in plan.candidates):
+        console.print(_bounds(plan))
     console.print(_inference(plan))
     if sum(len(one.rungs) for one in plan.candidates) <= SHOWN:
         console.print(_rungs(plan))
@@ -117,6 +123,24 @@ def _candidates(plan: "Plan") -> "Table":
     device = plan.topology or plan.device
     title = f"{plan.study}: candidates on {device}, {plan.devices} device{'s' * (plan.devices > 1)}"
     return _table(title, ("model", "size", "memory", "long step", "FLOPs", "time"), rows)
+
+
+def _bounds(plan: "Plan") -> "Table":
+    """What a long step takes at least, and why."""
+    rows = [
+        (
+            one.model,
+            *(f"{seconds:.2g}" for seconds in (bounds.compute, bounds.memory, sum(bounds.networks.values()))),
+            f"{bounds.seconds:.2g}",
+            bounds.binding,
+            f"{bounds.tokens_per_second:,.0f}",
+            f"{100 * bounds.utilisation:.0f} %",
+        )
+        for one in plan.candidates
+        if (bounds := one.bounds) is not None
+    ]
+    headings = ("model", "compute", "memory", "links", "step", "bound by", "tokens/s\na chip", "MFU")
+    return _table("A long step: seconds at least", headings, rows)
 
 
 def _inference(plan: "Plan") -> "Table":

@@ -115,18 +115,15 @@ def watts(device: str) -> float | None:
     return None if kind is None else kind.watts
 
 
-def device_memory(mesh: Mesh, topology: str | None = None) -> int | None:
+def device_memory(mesh: Mesh) -> int | None:
     """Bytes of memory that each device of a mesh has.
 
     Args:
       mesh: The devices; CPU devices share the memory of their host.
-      topology: The TPU topology that they belong to, such as "v5e:16x16", where they are not attached.
 
     Returns:
       Bytes; None for devices that do not say.
     """
-    if topology is not None:
-        return CHIP_GB[topology.partition(":")[0]] * 10**9
     device = mesh.devices.flat[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:

@@ -13,6 +13,7 @@ from lensjax.core import devices as device_facts
 from lensjax.core import text
 from lensjax.core.devices import device_memory, topology_devices
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.roofline.chips import Chip, find_chip
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.measure.probes import probe_batch
 from lensjax.models.inference import InferenceCost
@@ -34,6 +35,7 @@ def make_plan(
     *,
     topology: str | None = None,
     mesh: str | None = None,
+    chip: Path | None = None,
     timing: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
@@ -42,6 +44,7 @@ def make_plan(
     Args:
       spec: The study.
       topology: TPU devices to plan for, such as "v5e:16x16", which need not be attached.
+      chip: YAML file of facts about the topology's chips, by default those that are published.
       mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2"; by default the spec's.
       timing: Time a few steps of every candidate, with made-up weights.
       progress: Called with the number of candidates that are done, and of all.
@@ -55,6 +58,7 @@ def make_plan(
     if topology is None:
         check_device(spec)
     devices = device_facts.usable_devices() if topology is None else topology_devices(topology)
+    facts = None if topology is None else find_chip(topology.partition(":")[0], chip)
     if mesh is not None:
         make_mesh(mesh, devices)
     bench = Bench(spec, Path())
@@ -63,7 +67,7 @@ def make_plan(
     costs = candidates_costs(spec)
     unwritable = {name: found.why_not(spec.task.max_unwritable) for name, found in writing.items()}
     check_some_left(spec, costs, unwritable)
-    planner = _Planner(bench, target, devices, topology, mesh, timing, costs)
+    planner = _Planner(bench, target, devices, facts, mesh, timing, costs)
     candidates = []
     for done, candidate in enumerate(spec.candidates):
         progress(done, len(spec.candidates))
@@ -78,7 +82,7 @@ def make_plan(
     reached = _reached(spec, budgets) if good else None
     basis: Basis | None = None
     if full.seconds is not None and good:
-        basis = "timed" if timing else "peak"
+        basis = "timed" if timing else "peak" if facts is None else "programs"
     plan = Plan(
         study=spec.name,
         task=spec.task.name,
@@ -105,7 +109,7 @@ class _Planner:
     bench: Bench
     target: int
     devices: Sequence[object]
-    topology: str | None
+    chip: Chip | None
     mesh: str | None
     timing: bool
     costs: Mapping[str, InferenceCost]
@@ -134,14 +138,17 @@ class _Planner:
         found = AbstractCandidate(spec, candidate.source, examples, mesh)
         if found.tokens.remark:
             self.notes[f"Of {shorten(candidate.name)}, {found.tokens.remark}."] = None
-        room, memory, problem, seconds = device_memory(mesh, self.topology), None, "", None
+        room = device_memory(mesh) if self.chip is None else round(self.chip.memory_gb * 1e9)
+        memory, problem, seconds, bounds = None, "", None, None
         try:
             memory = found.memory
             if room is not None and memory.peak > room:
                 problem = _too_large(f"{filesize.decimal(memory.peak)} of {filesize.decimal(room)}", spec, mesh)
         except NoRoom as error:
             problem = _too_large(str(error), spec, mesh)
-        if not problem:
+        if not problem and self.chip is not None:
+            seconds, bounds = found.from_programs(self.chip), found.bounds(found.step_shapes[1], self.chip)
+        elif not problem:
             seconds = found.timed() if self.timing else found.from_peak()
         costs = _Costs(found, seconds)
         planned = known.model_copy(
@@ -155,6 +162,7 @@ class _Planner:
                 "memory": memory,
                 "room": room,
                 "each": seconds,
+                "bounds": bounds,
                 "evidence": self._evidence(candidate.name, 0, costs),
                 "evidence_of_rung": self._evidence(candidate.name, self.bench.sizes[1], costs),
                 "search": self._search(candidate, spec, examples, costs),
@@ -272,6 +280,11 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
     yield "FLOPs are those of matrix products, of all epochs and min_steps; early stopping makes them fewer."
     if basis == "timed":
         yield "Hours are those of steps timed here, with compiling, and without reading weights."
+    elif basis == "programs":
+        yield (
+            "Hours are bounds from below: those of the compiled programs at the published rates of chips and links, with "
+            "nothing for compiling and latencies."
+        )
     elif basis == "peak":
         yield f"Hours assume {100 * UTILISATION:.0f} % of the devices' published peak, and nothing for compiling."
     evidence = {name: one for name, one in spec.measurements.items() if name != FINETUNE}

@@ -5,13 +5,14 @@ from typing import Literal
 from pydantic import Field
 
 from lensjax import __version__
+from lensjax.core.roofline.estimate import StepBounds
 from lensjax.core.specs import Strict
 from lensjax.models.inference import InferenceCost
 from lensjax.tasks.writing import Writing
 from lensjax.train.estimate import Seconds
 from lensjax.train.memory import Memory
 
-Basis = Literal["timed", "peak"]
+Basis = Literal["timed", "peak", "programs"]
 
 
 class Amount(Strict):
@@ -49,6 +50,7 @@ class CandidatePlan(Strict):
       lengths: Of the short and long shape of training batches, and of batches of evaluation.
       memory, room: Bytes that it takes of each device, and that each device has.
       each: How long its programs take.
+      bounds: What a long step takes at least on a topology, and which resource that is due to.
       evidence: Measurements of the pretrained model by their names, where they are counted.
       evidence_of_rung: Those of the fine-tuned models of each rung above 0, with all seeds.
       search: Runs that only find the learning rate.
@@ -71,6 +73,7 @@ class CandidatePlan(Strict):
     memory: Memory | None = None
     room: int | None = None
     each: Seconds | None = None
+    bounds: StepBounds | None = None
     evidence: dict[str, Amount] = Field(default_factory=dict)
     evidence_of_rung: dict[str, Amount] = Field(default_factory=dict)
     search: Runs | None = None
@@ -99,8 +102,8 @@ class Plan(Strict):
       study, task: Their names.
       target: Number of examples that FullTuning fine-tunes every candidate on.
       device, devices, topology: Kind and number of devices, and the TPU topology that they are of, where not attached.
-      basis: Origin of seconds: steps timed on the devices, or a share of their published peak; None where there
-        are none.
+      basis: Origin of seconds: steps timed on the devices, or a share of their published peak, or the compiled programs
+        and the published rates of a topology's chips and links; None where there are none.
       utilisation: That share.
       candidates: Cost of each.
       budgets: Costs of studies up to each rung; the last is this one.

@@ -1,5 +1,6 @@
 """Estimates for fine-tuning a model, made without its weights: operations, memory of a device, and seconds."""
 
+import math
 import statistics
 import tempfile
 import time
@@ -18,6 +19,9 @@ from jaxtyping import Int
 
 from lensjax.core.devices import peak_flops
 from lensjax.core.pytrees import PyTree
+from lensjax.core.roofline.chips import Chip
+from lensjax.core.roofline.counters import count_program
+from lensjax.core.roofline.estimate import Layout, StepBounds, estimate_step, step_bounds
 from lensjax.core.specs import Strict
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import add_lora, split_trainable
@@ -235,6 +239,41 @@ class AbstractCandidate(Workload):
         speed = UTILISATION * peak * self.mesh.size
         short, long = (self.step_flops(shape) / speed for shape in self.step_shapes)
         return Seconds(steps=(short, long), evaluation=self.evaluation_flops / speed)
+
+    def bounds(self, shape: Shape, chip: Chip) -> StepBounds:
+        """Bounds of the time of a step, from its compiled program, on the TPU slice that the mesh's devices are of.
+
+        Raises:
+          NoRoom: it does not fit the device.
+        """
+        counts = count_program(self.compiled_step(shape).as_text() or "", dict(self.mesh.shape))
+        fields = self.placement.shapes(shape)
+        read = ("input_ids", "labels") if self.abstract.family.encoder_decoder else ("input_ids",)
+        return step_bounds(
+            counts,
+            chip,
+            Layout.of_torus(list(self.mesh.devices.flat), chip),
+            flops=self.step_flops(shape),
+            masked=self.masked_flops(shape),
+            tokens=sum(math.prod(fields[name].shape) for name in read),
+        )
+
+    def from_programs(self, chip: Chip) -> Seconds:
+        """Seconds of the compiled programs at the chip's published rates, which they take at least; see `bounds`.
+
+        Raises:
+          NoRoom: a program does not fit the device.
+        """
+        short, long = (self.bounds(shape, chip).seconds for shape in self.step_shapes)
+        counts = count_program(self.compiled_losses.as_text() or "", dict(self.mesh.shape))
+        unseen = bool(counts.kernels or counts.endless)
+        evaluation = estimate_step(
+            counts,
+            chip,
+            Layout.of_torus(list(self.mesh.devices.flat), chip),
+            self.evaluation_flops / self.mesh.size if unseen else None,
+        )
+        return Seconds(steps=(short, long), evaluation=evaluation.seconds)
 
     def _compile(self, program: Any, *arguments: PyTree) -> jax.stages.Compiled:
         with self._measuring("compiling"):

@@ -275,7 +275,7 @@ def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):
 def test_a_candidate_that_does_not_fit_is_named_and_left_out(study, planned, monkeypatch):
     small, large = sorted(one.memory.peak for one in planned.candidates)
     room = (small + large) // 2
-    monkeypatch.setattr(plan, "device_memory", lambda mesh, topology: room)
+    monkeypatch.setattr(plan, "device_memory", lambda mesh: room)
     found = make_plan(study, timing=False)
     (wrong,) = (one for one in found.candidates if one.problem)
     (right,) = (one for one in found.candidates if not one.problem)
@@ -344,15 +344,19 @@ def test_meshes_that_cannot_be_are_named(study, mesh, message):
 def test_a_pod_that_is_not_attached(study, planned, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")  # the TPU's compiler ends the process at flags that only others know
     found = make_plan(study, topology="v5e:2x2", mesh="fsdp=2,tensor=2")
-    assert (found.topology, found.devices, found.basis) == ("v5e:2x2", 4, "peak")
+    assert (found.topology, found.devices, found.basis) == ("v5e:2x2", 4, "programs")
     for here, there in zip(planned.candidates, found.candidates, strict=True):
         assert there.room == 16 * 10**9
         assert there.dtype == "bfloat16"
         assert there.memory.moments == 2 * there.memory.best + 4  # two of every parameter, and the count of steps
         assert there.memory.peak > there.memory.step > 3 * there.memory.best
         assert [rung.flops for rung in there.rungs] == [rung.flops for rung in here.rungs]
-        seconds = there.rungs[-1].flops / (4 * 0.4 * 197e12)
-        assert there.rungs[-1].seconds == pytest.approx(seconds)
+        bounds = there.bounds
+        assert bounds.seconds == there.each.steps[1] >= max(bounds.compute, bounds.memory, *bounds.networks.values())
+        assert set(bounds.networks) <= {"links fsdp", "links tensor", "links fsdp·tensor"}
+        assert there.rungs[-1].seconds > there.rungs[-1].flops / (4 * 197e12)  # more than at the peak
+        assert 0 < bounds.utilisation_causal <= bounds.utilisation < 1
+        assert here.bounds is None
     with pytest.raises(InputError, match="The TPU compiler does not know the topology v5e:3x7"):
         make_plan(study, topology="v5e:3x7")
 

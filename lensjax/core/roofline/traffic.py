@@ -1,0 +1,77 @@
+"""Bytes that an HLO instruction reads from and writes to the main memory."""
+
+import re
+
+from lensjax.core.roofline.hlo import Computation, Instruction, Program, Shape
+
+_NOTHING = re.compile(
+    r"parameter|constant|tuple|get-tuple-element|bitcast|after-all|partition-id|replica-id|opt-barrier|domain"
+    r"|add-dependency|while|conditional|call|infeed|outfeed|send|recv|.*-done|.*-update"
+)
+_UNSEEN = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+_SAME = ("bitcast", "copy", "reshape")
+
+
+def main_memory_bytes(one: Instruction, inside: Computation, program: Program) -> int:
+    """Bytes read and written by an instruction that is not part of a fusion.
+
+    Of arrays that are only sliced, the slices count, and of those that are updated in place, the updates.
+    """
+    if _NOTHING.fullmatch(one.opcode):
+        return 0
+    if one.opcode == "custom-call" and any(f'"{name}"' in one.attributes for name in _UNSEEN):
+        return 0
+    operands = inside.operands(one)
+    if one.opcode == "fusion":
+        return _fusion(one, operands, program.computations[one.called("calls") or ""])
+    if one.opcode == "copy-start":
+        return _held(one.shapes[0]) + _held(one.shapes[1])
+    if one.opcode == "slice-start":
+        source, result = one.shapes[0], one.shapes[len(operands)]
+        return _held(result) + (result.bytes if source.space == 0 else 0)
+    if one.opcode in ("slice", "dynamic-slice", "gather"):
+        read = sum(_held(shape) for shape in one.shapes) if operands[0].shapes[0].space else one.bytes
+        return read + sum(_held(shape) for shape in one.shapes)
+    if one.opcode in ("dynamic-update-slice", "scatter"):
+        update = operands[1 if one.opcode == "dynamic-update-slice" else -1].shapes[0]
+        return _held(update) + (update.bytes if one.shapes[0].space == 0 else 0)
+    if one.opcode.endswith("-start"):
+        return 2 * sum(_held(shape) for operand in operands for shape in operand.shapes)
+    return sum(_held(shape) for value in (*operands, one) for shape in value.shapes)
+
+
+def _held(shape: Shape) -> int:
+    return shape.bytes if shape.space == 0 else 0
+
+
+def _fusion(one: Instruction, operands: list[Instruction], inside: Computation) -> int:
+    total = 0
+    for number, operand in enumerate(operands):
+        if operand.shapes and operand.shapes[0].space == 0:
+            total += _read(inside, inside.parameters[number], operand)
+    results = inside.operands(inside.root) if inside.root.opcode == "tuple" else [inside.root]
+    if len(results) != len(one.shapes):
+        return total + sum(_held(shape) for shape in one.shapes)
+    for shape, result in zip(one.shapes, results, strict=True):
+        while result.opcode in _SAME and result.operands:
+            result = inside.by_name[result.operands[0]]
+        if result.opcode == "parameter":  # it is passed through
+            continue
+        updates = result.opcode == "dynamic-update-slice"
+        written = inside.operands(result)[1].shapes[0].bytes if updates else shape.bytes
+        total += written if shape.space == 0 else 0
+    return total
+
+
+def _read(inside: Computation, value: Instruction, operand: Instruction) -> int:
+    """Bytes of an operand that a fusion reads."""
+    total = 0
+    for user in inside.users[value.name]:
+        first = user.operands[0] == value.name
+        if user.opcode in ("slice", "dynamic-slice") or (user.opcode == "gather" and first):
+            total += user.shapes[0].bytes
+        elif user.opcode == "bitcast":
+            total += _read(inside, user, operand)
+        elif user.opcode != "tuple" and not (user.opcode == "dynamic-update-slice" and first):
+            return operand.bytes
+    return min(total, operand.bytes)
