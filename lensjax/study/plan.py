@@ -282,8 +282,8 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
         yield "Hours are those of steps timed here, with compiling, and without reading weights."
     elif basis == "programs":
         yield (
-            "Hours are bounds from below: those of the compiled programs at the published rates of chips and links, with "
-            "nothing for compiling and latencies."
+            "Hours are bounds from below: those of the compiled programs at the published rates of chips and links, "
+            "with nothing for compiling and latencies."
         )
     elif basis == "peak":
         yield f"Hours assume {100 * UTILISATION:.0f} % of the devices' published peak, and nothing for compiling."
