@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
 from lensjax.core.errors import InputError, meant, one_line, shorten
 from lensjax.core.reading import read_text
@@ -69,6 +69,19 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
+def pattern(value: str) -> str:
+    """A text that is a name or a regular expression.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"it is no regular expression ({error}); give a name, or mend it") from error
+    return value
+
+
 Count = Annotated[int, Field(ge=1, strict=True), BeforeValidator(whole)]
 Natural = Annotated[int, Field(ge=0, strict=True), BeforeValidator(whole)]
 _Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
@@ -77,6 +90,7 @@ NonNegative = Annotated[_Number, Field(ge=0)]
 Share = Annotated[_Number, Field(ge=0, lt=1)]
 Probability = Annotated[_Number, Field(gt=0, lt=1)]
 Quantity = Annotated[float, BeforeValidator(quantity)]
+Pattern = Annotated[str, AfterValidator(pattern)]
 Bytes = Annotated[ByteSize, BeforeValidator(_plain_number), Field(gt=0)]  # as in 8 GB, 500 MiB
 
 

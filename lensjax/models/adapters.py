@@ -1,12 +1,14 @@
 """Low-rank adapters as parts of a pytree of parameters: taking them apart, joining and merging them."""
 
+from collections.abc import Mapping
+
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lensjax.core.pytrees import Params, PyTree
+from lensjax.models.linear import adapted, column_norms
 
-ADAPTERS = ("lora_a", "lora_b")
+ADAPTERS = ("lora_a", "lora_b", "lora_m")
 
 
 def split_trainable(params: Params) -> tuple[Params, Params]:
@@ -31,22 +33,32 @@ def join(trainable: Params, frozen: Params) -> Params:
     return joined
 
 
-def merge_adapters(params: Params, shardings: PyTree, scale: float) -> Params:
-    """The parameters without adapters, whose kernels are kernel + scale · lora_a @ lora_b.
+def at(params: Params, path: str) -> Params:
+    """The part of nested dicts at a path, keys with slashes between."""
+    for part in path.split("/"):
+        params = next(value for key, value in params.items() if str(key) == part)
+    return params
+
+
+def merge_adapters(params: Params, plain: Params, scales: Mapping[str, float], path: str = "") -> Params:
+    """The parameters without adapters, whose kernels are what each kernel and its adapter compute together.
 
     Args:
       params: Parameters with adapters.
-      shardings: How the parameters without adapters lie on devices.
-      scale: alpha / rank.
+      plain: Shapes, types and shardings of those without.
+      scales: By path of a linear map, the factor of lora_a @ lora_b.
+      path: Of `params` within the model's.
     """
-    merged = {
-        key: merge_adapters(value, shardings[key], scale) if isinstance(value, dict) else value
-        for key, value in params.items()
-        if key not in ADAPTERS
-    }
-    if "lora_a" in params:
-        merge = jax.jit(_merged_kernel, out_shardings=shardings["kernel"])
-        merged["kernel"] = merge(params["kernel"], params["lora_a"], params["lora_b"], scale)
+    merged: Params = {}
+    for key, like in plain.items():
+        if isinstance(like, dict):
+            merged[key] = merge_adapters(params[key], like, scales, f"{path}/{key}" if path else str(key))
+        elif key == "kernel" and "lora_a" in params:
+            merge = jax.jit(_merged_kernel, static_argnames="scale", out_shardings=like.sharding)
+            parts = {name: params[name] for name in ("kernel", *ADAPTERS) if name in params}
+            merged[key] = merge(parts, scale=scales[path])
+        else:
+            merged[key] = params[key]
     return merged
 
 
@@ -64,12 +76,8 @@ def _split(params: Params) -> tuple[Params, Params]:
     return adapters, others
 
 
-def _merged_kernel(
-    kernel: Float[Array, "*stacked inputs outputs"],
-    a: Float[Array, "*stacked inputs rank"],
-    b: Float[Array, "*stacked rank outputs"],
-    scale: float,
-) -> Float[Array, "*stacked inputs outputs"]:
-    wide = jnp.promote_types(jnp.promote_types(kernel.dtype, a.dtype), jnp.float32)
-    product = jnp.matmul(a.astype(wide), b.astype(wide), precision=jax.lax.Precision.HIGHEST)
-    return (kernel.astype(wide) + scale * product).astype(kernel.dtype)
+def _merged_kernel(parts: PyTree, scale: float) -> Float[Array, "*stacked inputs outputs"]:
+    kernel = adapted(parts["kernel"], parts["lora_a"], parts["lora_b"], scale)
+    if "lora_m" in parts:
+        kernel = kernel * (parts["lora_m"] / column_norms(kernel))[..., None, :]
+    return kernel.astype(parts["kernel"].dtype)

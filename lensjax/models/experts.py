@@ -138,4 +138,11 @@ def _linear(linear: Linear, rows: Float[Array, "rows inputs"], groups: Int[Array
     y = product(rows, linear.kernel[...])
     if linear.lora_a is not None and linear.lora_b is not None:
         y = y + linear.lora_scale * product(costly(product(rows, linear.lora_a[...])), linear.lora_b[...])
-    return costly(y if linear.bias is None else y + linear.bias[...].at[groups].get(mode="clip").astype(linear.dtype))
+    if linear.lora_m is not None:
+        y = y * _of_each(linear.magnification(), groups, y.dtype)
+    return costly(y if linear.bias is None else y + _of_each(linear.bias[...], groups, linear.dtype))
+
+
+def _of_each(values: Float[Array, "experts outputs"], groups: Int[Array, " rows"], dtype: Any) -> Array:
+    """The values of each row's expert."""
+    return values.at[groups].get(mode="clip").astype(dtype)

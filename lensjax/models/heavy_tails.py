@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from scipy.linalg import eigvalsh
 
 from lensjax.core.errors import InputError
-from lensjax.models.lora import merge_lora
 from lensjax.models.model import Model
 from lensjax.models.weights import Tensor, checkpoint_tensors
 
@@ -132,7 +131,7 @@ def weight_metrics(model: Model, *, progress: Callable[[int, int], None] | None 
     Raises:
       InputError: no matrix is large enough, or one is not finite.
     """
-    model = merge_lora(model)
+    model = model.merged()
     pairs = zip(model.family.tensors(model.config, model.params), jax.tree.leaves(model.params), strict=True)
     matrices = [(tensor, leaf) for tensor, leaf in pairs if _is_matrix(tensor)]
     stored = {name: tensor.stored_shape for tensor, _ in matrices for name in tensor.names.flat}

@@ -194,6 +194,11 @@ def read_config(folder: Path) -> Any:
         return _make_config(config_values(folder), folder)
     path = folder / _CONFIG
     if not os.path.lexists(path):
+        if (folder / "adapter_config.json").exists():
+            raise InputError(
+                f"{folder} holds adapters and not the model that they are for; load that model, then its adapters by "
+                "load_adapters."
+            )
         raise InputError(f"{folder} has no config.json; give the folder of a model as transformers saves it.")
     text = read_text(path, "fetch it again")
     try:

@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.pytrees import PyTree
+from lensjax.models.linear import Linear as Linear  # exported from here too, beside the parts made of it
+from lensjax.models.linear import normal as normal
 from lensjax.models.masks import both, window_mask
 from lensjax.models.options import Options
 from lensjax.models.remat import costly, recomputed, rematerialised
@@ -59,32 +61,6 @@ def activation(name: str) -> Callable[[Array], Array]:
     if name not in _ACTIVATIONS:
         raise InputError(f"Activation '{shorten(name)}' in config.json; LensJAX knows {', '.join(_ACTIVATIONS)}.")
     return _ACTIVATIONS[name]
-
-
-class Linear(nnx.Module):
-    """x @ kernel + bias, with kernel [inputs, outputs].
-
-    With adapters lora_a [inputs, rank] and lora_b [rank, outputs], which `lensjax.models.lora` adds, the output gets
-    lora_scale · (x @ lora_a) @ lora_b besides.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, options: Options, rngs: nnx.Rngs, *, bias: bool = False, std: float = 0.02
-    ) -> None:
-        self.dtype = options.dtype
-        self.kernel = normal(rngs, (inputs, outputs), std, options)
-        self.bias = nnx.Param(jnp.zeros(outputs, options.param_dtype)) if bias else None
-        self.lora_a: nnx.Param[Array] | None = None
-        self.lora_b: nnx.Param[Array] | None = None
-        self.lora_scale = 1.0
-
-    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        x = x.astype(self.dtype)
-        y = x @ self.kernel[...].astype(self.dtype)
-        if self.lora_a is not None and self.lora_b is not None:
-            low = costly(x @ self.lora_a[...].astype(self.dtype))
-            y = y + self.lora_scale * (low @ self.lora_b[...].astype(self.dtype))
-        return costly(y if self.bias is None else y + self.bias[...].astype(self.dtype))
 
 
 class Embedding(nnx.Module):
@@ -383,11 +359,6 @@ def _attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)[..., : k.shape[1]]
     weights = weights.reshape(batch, kv_heads, -1, time, k.shape[1])
     return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, time, heads, dim)
-
-
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, options: Options) -> nnx.Param[Array]:
-    """A parameter that starts as Gaussian noise."""
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, options.param_dtype))
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -221,6 +221,17 @@ class Model:
         """How every parameter lies on devices."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.params)
 
+    def merged(self) -> "Model":
+        """This model without adapters: its kernels are what each kernel and its adapter compute together.
+
+        They are computed in float32 or wider, then rounded to the type of the kernel, and lie on devices as kernels do.
+        A model without adapters is returned unchanged.
+        """
+        if self.options.lora is None:
+            return self
+        plain = abstract_model(self.config, replace(self.options, lora=None), self.folder)
+        return plain.with_params(merge_adapters(self.params, plain.params, self.options.lora.scales))
+
     def save(self, folder: str | Path, dtype: DTypeLike | None = None) -> None:
         """Write a folder that `transformers` opens: configuration, tokenizer where there is one, safetensors.
 
@@ -237,13 +248,10 @@ class Model:
         target = Path(folder)
         check_new_folder(target)
         stored = self.options.param_dtype if dtype is None else as_dtype(dtype)
-        params = self.params
-        if self.options.lora is not None:
-            plain = abstract_model(self.config, replace(self.options, lora=None))
-            params = merge_adapters(params, plain.shardings, self.options.lora.scale)
+        params = self.merged().params
         wanted = self.family.tensors(self.config, params)
         leaves = (
-            (tensor, _whole(leaf).astype(stored)) for tensor, leaf in zip(wanted, jax.tree.leaves(params), strict=True)
+            (tensor, whole(leaf).astype(stored)) for tensor, leaf in zip(wanted, jax.tree.leaves(params), strict=True)
         )
         if jax.process_index() != 0:
             for _ in leaves:  # gathering takes every process
@@ -324,7 +332,7 @@ def _batched(batch: Batch) -> dict[str, Any]:
     return {key: jnp.asarray(value)[None] for key, value in batch.items() if value is not None}
 
 
-def _whole(leaf: jax.Array) -> np.ndarray[Any, Any]:
+def whole(leaf: jax.Array) -> np.ndarray[Any, Any]:
     """All of a parameter, on every process."""
     if leaf.is_fully_addressable:
         return np.asarray(leaf)

@@ -18,23 +18,49 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """The low-rank adapter of one linear map.
+
+    Attributes:
+      path: The map's path among the parameters, such as "layers/blocks/attention/q".
+      rank: Size between the two factors.
+      alpha: Their product is multiplied by alpha / rank, or with rsLoRA by alpha / √rank.
+    """
+
+    path: str
+    rank: int
+    alpha: float
+
+    @property
+    def name(self) -> str:
+        """The map's name within its block, such as "q"."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
 class LoRA:
     """Low-rank adapters beside frozen kernels (arXiv 2106.09685), as `lensjax.models.lora.add_lora` makes them.
 
     Attributes:
-      rank: Size between the two factors of an adapter.
-      alpha: The adapters' output is multiplied by alpha / rank.
-      targets: Names of the linear maps that have adapters, such as "q" or "down".
+      adapters: One for each of the linear maps that have one.
+      rslora: Whether products are multiplied by alpha / √rank (arXiv 2312.03732).
+      dora: Whether kernels are a direction, which has the adapters, times a magnitude (DoRA, arXiv 2402.09353).
     """
 
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
+    adapters: tuple[Adapter, ...]
+    rslora: bool = False
+    dora: bool = False
 
     @property
-    def scale(self) -> float:
-        """The factor of lora_a @ lora_b."""
-        return self.alpha / self.rank
+    def targets(self) -> tuple[str, ...]:
+        """Names of the linear maps that have adapters, each once."""
+        return tuple(dict.fromkeys(adapter.name for adapter in self.adapters))
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Factors of lora_a @ lora_b, by the map's path."""
+        power = 0.5 if self.rslora else 1.0
+        return {adapter.path: adapter.alpha / adapter.rank**power for adapter in self.adapters}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import share
 from lensjax.core.reading import check_regular, read_text
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_MODEL = "model"
 FLOATING = ("F64", "F32", "F16", "BF16")  # the types of weights that can be loaded
 _BLOCK_BYTES = 2**20
 _LINE = 16  # float32 values in a cache line
@@ -41,14 +41,14 @@ class TensorFiles:
         self.types = {name: str(values.get_dtype()) for name, values in slices.items()}
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        """The tensors of a folder.
+    def of_folder(cls, folder: Path, name: str = _MODEL) -> Self:
+        """The tensors of a folder, in files whose names begin with `name`.
 
         Raises:
           InputError: there are no safetensors files, or one is truncated or malformed.
         """
         slices: dict[str, Any] = {}
-        for path in weight_files(folder):
+        for path in weight_files(folder, name):
             check_regular(path, "fetch it again")
             try:
                 file = safe_open(path, framework="numpy")
@@ -97,8 +97,12 @@ class TensorFiles:
         return (slice(row, min(row + rows, stop)) for row in range(start, stop, rows))
 
 
-def write_tensors(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, shard_bytes: int = 5 * 10**9) -> None:
+def write_tensors(
+    tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, shard_bytes: int = 5 * 10**9, name: str = _MODEL
+) -> None:
     """Write tensors as safetensors, one file or, past `shard_bytes`, several with an index, as `transformers` does.
+
+    The files' names begin with `name`.
 
     Raises:
       OSError: a file cannot be written.
@@ -117,34 +121,34 @@ def write_tensors(tensors: Iterable[tuple[str, NDArray[Any]]], folder: Path, sha
         names.append(list(shards[0]))
         shards[0] = {}
 
-    for name, value in tensors:
+    for tensor, value in tensors:
         if shards[0] and sizes + value.nbytes > shard_bytes:
             flush()
             sizes = 0
-        shards[0][name] = value
+        shards[0][tensor] = np.ascontiguousarray(value)  # or else its memory is written, in whichever order
         sizes, total = sizes + value.nbytes, total + value.nbytes
     flush()
     if len(names) == 1:
-        (folder / "shard-0").rename(folder / _SINGLE)
+        (folder / "shard-0").rename(folder / f"{name}.safetensors")
         return
     index: dict[str, str] = {}
     for number, held in enumerate(names):
-        file = f"model-{number + 1:05d}-of-{len(names):05d}.safetensors"
+        file = f"{name}-{number + 1:05d}-of-{len(names):05d}.safetensors"
         (folder / f"shard-{number}").rename(folder / file)
         index |= dict.fromkeys(held, file)
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
-    (folder / _INDEX).write_text(text, encoding="utf-8")
+    (folder / _index(name)).write_text(text, encoding="utf-8")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder.
+def weight_files(folder: Path, name: str = _MODEL) -> list[Path]:
+    """The safetensors files of a checkpoint folder, whose names begin with `name`.
 
     Raises:
       InputError: there are none, or one that the index names is missing.
     """
-    if (folder / _SINGLE).exists():
-        return [folder / _SINGLE]
-    index = folder / _INDEX
+    single, index = folder / f"{name}.safetensors", folder / _index(name)
+    if single.exists():
+        return [single]
     if index.exists():
         try:
             names = sorted(set(json.loads(read_text(index, "fetch it again"))["weight_map"].values()))
@@ -155,7 +159,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise InputError(f"{index} is not an index of safetensors files; fetch it again.") from error
         absent = [path.name for path in paths if not path.exists()]
         if absent:
-            raise InputError(f"{folder} lacks {listing(absent)}, which {_INDEX} names; fetch the whole model.")
+            raise InputError(f"{folder} lacks {listing(absent)}, which {index.name} names; fetch the whole model.")
         return paths
     pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
     if pickled:
@@ -163,4 +167,8 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has its weights only in {pickled[0]}, a pickle, which can run any code and is never opened; "
             "convert it to safetensors with transformers' save_pretrained where you trust it."
         )
-    raise InputError(f"{folder} has no {_SINGLE}; give the folder of a model as transformers saves it.")
+    raise InputError(f"{folder} has no {single.name}; give the folder of a model as transformers saves it.")
+
+
+def _index(name: str) -> str:
+    return f"{name}.safetensors.index.json"

@@ -31,11 +31,14 @@ RULES: Rules = (
     (r"(q|k|v|up|gate)/lora_b$", PartitionSpec(None, "tensor")),  # and its outputs
     (r"(o|down)/lora_a$", PartitionSpec("tensor", None)),
     (r"(o|down)/lora_b$", PartitionSpec(None, "fsdp")),
+    (r"(q|k|v|up|gate)/lora_m$", PartitionSpec("tensor")),
+    (r"(o|down)/lora_m$", PartitionSpec("fsdp")),
 )
 
 # Of families whose MLPs are `lensjax.models.experts.Experts`: each device has whole experts.
 EXPERT_RULES: Rules = (
     (r"experts/(gate|up|down)/(kernel|lora_a|lora_b)$", PartitionSpec("tensor", "fsdp", None)),
+    (r"experts/(gate|up|down)/lora_m$", PartitionSpec("tensor", "fsdp")),
     *RULES,
 )
 

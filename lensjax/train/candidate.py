@@ -21,8 +21,9 @@ from lensjax.models import load, make_mesh
 from lensjax.models.gguf.header import provenance
 from lensjax.models.hub import find_folder
 from lensjax.models.inputs import model_fingerprint
-from lensjax.models.lora import add_lora, join, split_trainable
+from lensjax.models.lora import join, split_trainable
 from lensjax.models.model import Model, Params
+from lensjax.models.peft import save_adapters, unwritable
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine_tune
@@ -33,7 +34,7 @@ from lensjax.train.results import METRICS, Result, read_result, write_curves, wr
 from lensjax.train.runs import CLAIM, Claim, Run, opened_folder
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.step import state_shapes
-from lensjax.train.workload import Workload
+from lensjax.train.workload import Workload, adapted
 
 _NO_ROOM = "the devices ran out of memory; lower batch_size, or raise accumulation, remat or the number of devices"
 
@@ -100,9 +101,7 @@ class Candidate(Workload):
             remat=training.remat,
             attention=training.attention,
         )
-        if training.method == "lora":
-            model = add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
-        return model
+        return adapted(model, training)
 
     def _check_unchanged(self) -> None:
         """Raise InputError where the model's files are no longer those that this was made of."""
@@ -236,7 +235,7 @@ class Candidate(Workload):
                 raise Diverged(f"the test loss is {test.loss}", progress)
             result = self._result(run, progress, test)
             if save_model and not on_first(run.model.exists):
-                self.abstract.with_params(join(trained, frozen)).save(run.model)
+                self._save(self.abstract.with_params(join(trained, frozen)), run)
         except Diverged as error:
             result = self._result(run, error.progress, None, str(error))
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -247,6 +246,12 @@ class Candidate(Workload):
             if checkpoints is not None:
                 checkpoints.close()
         return self.finish(run, result)
+
+    def _save(self, model: Model, run: Run) -> None:
+        """Keep a fine-tuned model: its adapters in PEFT's format, where that has a place for them, and all of it."""
+        if model.options.lora is not None and not unwritable(model) and not on_first(run.adapters.exists):
+            save_adapters(model, run.adapters, self.source)
+        model.save(run.model)
 
     def finish(self, run: Run, result: Result) -> Result:
         """Write the result of a run, and the table of all."""

@@ -24,7 +24,7 @@ from lensjax.core.roofline.counters import count_program
 from lensjax.core.roofline.estimate import Layout, StepBounds, estimate_step, step_bounds
 from lensjax.core.specs import Strict
 from lensjax.models.hub import find_folder, read_config
-from lensjax.models.lora import add_lora, split_trainable
+from lensjax.models.lora import split_trainable
 from lensjax.models.model import Model, Params, abstract_model
 from lensjax.models.options import make_options
 from lensjax.tasks.batches import BatchPlan, Lengths, Shape, collate, example_lengths, fits
@@ -35,7 +35,7 @@ from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import state_shapes
-from lensjax.train.workload import Workload
+from lensjax.train.workload import Workload, adapted
 
 _LISTED = 2_000_000  # examples of a run whose batches are planned one by one, at most
 UTILISATION = 0.4  # share of the published peak that is assumed where nothing is timed
@@ -129,9 +129,7 @@ class AbstractCandidate(Workload):
         with self._measuring("preparing"):
             options = make_options(self.dtype, self.param_dtype, training.remat, training.attention, mesh)
             folder = find_folder(source, what="tokenizer")
-            model = abstract_model(read_config(folder), options, folder)
-            if training.method == "lora":
-                model = add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets)
+            model = adapted(abstract_model(read_config(folder), options, folder), training)
             with tempfile.TemporaryDirectory() as made:  # its files stay readable while they are mapped
                 self.prepare(model, Path(made))
             self.state = state_shapes(model, training, mesh)

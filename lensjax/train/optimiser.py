@@ -10,7 +10,7 @@ from lensjax.core.pytrees import PyTree, path_name
 from lensjax.models.model import Params
 from lensjax.train.spec import TrainingSpec
 
-_UNDECAYED = ("bias", "scale")
+_UNDECAYED = ("bias", "scale", "lora_m")
 
 
 def make_optimiser(spec: TrainingSpec) -> optax.GradientTransformation:

@@ -24,6 +24,7 @@ from lensjax.train.spec import FinetuneSpec
 SPEC = "spec.json"
 CLAIM = "model.json"  # whose results a model's folder holds
 SEARCH = "learning_rates"  # folder of the runs that a learning rate is chosen by
+ADAPTERS = "adapters"  # folder of a run's adapters, in PEFT's format
 MODEL = "model"  # folder of a run's fine-tuned model
 
 
@@ -71,6 +72,11 @@ class Run:
     def model(self) -> Path:
         """Folder of the fine-tuned model, where it is kept."""
         return self.folder / MODEL
+
+    @property
+    def adapters(self) -> Path:
+        """Folder of the adapters in PEFT's format, where the model is kept and has some."""
+        return self.folder / ADAPTERS
 
     @property
     def checkpoints(self) -> Path:

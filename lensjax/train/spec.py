@@ -4,9 +4,16 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from lensjax.core.specs import Count, Natural, NonNegative, Positive, Share, Strict, precision
+from lensjax.core.specs import Count, Natural, NonNegative, Pattern, Positive, Share, Strict, precision
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.tokens import TOKENS_VERSION
 
@@ -18,6 +25,7 @@ _HOW_ONLY = (
     "evaluation_batch_size",
     "packing",
 )  # these do not change the result
+_LATER = ("lora_ranks", "lora_alphas", "rslora", "dora")  # fields that results of before do not have
 
 
 class TrainingSpec(Strict):
@@ -26,7 +34,11 @@ class TrainingSpec(Strict):
     Attributes:
       method: "full" trains every parameter, "lora" low-rank adapters (arXiv 2106.09685).
       lora_rank, lora_alpha, lora_targets: Rank of the adapters, their scale times the rank, and the linear maps that
-        have them: by default all of q, k, v, o, up, gate and down.
+        have them: by default all of q, k, v, o, up, gate and down. They are meant by these names, or by a regular
+        expression that paths end with, such as "attention/(q|v)", "mlp/.*" or "encoder/.*".
+      lora_ranks, lora_alphas: Ranks and alphas of some of these linear maps, by the same names or expressions.
+      rslora: Scale adapters by alpha / √rank instead of alpha / rank (arXiv 2312.03732).
+      dora: Train the norms of kernels' columns apart from their direction, which has the adapters (arXiv 2402.09353).
       learning_rate: Peak of the schedule; of several, the one with the lowest validation loss on the first rung. By
         default 3e-5, 1e-4 and 3e-4 are tried, and for lora 1e-4, 3e-4 and 1e-3.
       schedule: The schedule after the warm-up: "linear" to 0, "cosine" to 0, or "constant".
@@ -56,7 +68,11 @@ class TrainingSpec(Strict):
     method: Literal["full", "lora"] = "full"
     lora_rank: Count = 8
     lora_alpha: Positive = 16.0
-    lora_targets: tuple[str, ...] | None = None
+    lora_targets: tuple[Pattern, ...] | None = None
+    lora_ranks: dict[Pattern, Count] = Field(default_factory=dict)
+    lora_alphas: dict[Pattern, Positive] = Field(default_factory=dict)
+    rslora: bool = False
+    dora: bool = False
     learning_rate: tuple[Positive, ...] = ()
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.05
@@ -83,6 +99,17 @@ class TrainingSpec(Strict):
     @classmethod
     def _several(cls, value: object) -> object:
         return (value,) if isinstance(value, (int, float, str)) else value
+
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _one_target(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without later fields that change nothing, so that digests and folders of before there were these count."""
+        fields = handler(self)
+        return {name: value for name, value in fields.items() if name not in _LATER or value}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -18,7 +18,7 @@ from lensjax.core.pytrees import PyTree
 from lensjax.models.delta_rule import GatedDeltaNet
 from lensjax.models.gradient import loss_and_gradient
 from lensjax.models.layers import Attention, Stack
-from lensjax.models.lora import join, split_trainable
+from lensjax.models.lora import join, split_trainable, with_constant_norms
 from lensjax.models.model import Model, Params
 from lensjax.train.optimiser import clip, make_optimiser
 from lensjax.train.spec import TrainingSpec
@@ -89,7 +89,7 @@ def make_programs(model: Model, spec: TrainingSpec, mesh: Mesh) -> Programs:
     state_lies = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(model, spec, mesh))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    gradient_of = partial(loss_and_gradient, model)
+    gradient_of = partial(loss_and_gradient, with_constant_norms(model))
 
     def step(state: State, frozen: Params, batch: Arrays, rate: Array) -> tuple[State, StepMetrics]:
         if spec.accumulation == 1:

@@ -8,13 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lensjax.core.errors import InputError
-from lensjax.models.lora import split_trainable
+from lensjax.models.lora import add_lora, split_trainable
 from lensjax.models.model import Model
 from lensjax.tasks.batches import Lengths, Packing, Shape, choose_packing, example_lengths
 from lensjax.tasks.tokens import padding_token
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples, tokenise_all
-from lensjax.train.spec import FinetuneSpec
+from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import make_programs, masked_flops, program_flops, shapes_of
 
 
@@ -100,6 +100,26 @@ class Workload:
         axes, training = self.mesh.shape, self.spec.training
         multiple = axes["data"] * axes["fsdp"] * training.accumulation
         return choose_packing(np.concatenate(held_out), self.lengths, training.batch_size, multiple)
+
+
+def adapted(model: Model, training: TrainingSpec) -> Model:
+    """The model with the adapters that are trained; the same where all of it is trained.
+
+    Raises:
+      InputError: a target, rank or alpha does not suit it.
+    """
+    if training.method == "full":
+        return model
+    return add_lora(
+        model,
+        training.lora_rank,
+        training.lora_alpha,
+        training.lora_targets,
+        ranks=training.lora_ranks,
+        alphas=training.lora_alphas,
+        rslora=training.rslora,
+        dora=training.dora,
+    )
 
 
 def check_packing(model: Model) -> None:

@@ -45,6 +45,11 @@ def test_rows_are_named(save_sums, fails, save_model, tmp_path):
         (["--mesh", "rows=8"], "rows=8"),
         (["--name", "../up"], "'../up' cannot name a folder"),
         (["--track", "wandb"], "pip install wandb"),
+        (
+            ["--set", "training.method=lora", "training.lora_targets=[gate]"],
+            "targets has 'gate', which is none of the linear maps",
+        ),
+        (["--set", "training.lora_ranks.q=0"], "training.lora_ranks.q is '0'"),
         (["--seed", "-1"], "seeds are whole numbers from 0 up"),
     ],
 )

@@ -14,11 +14,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models import Model, make_mesh
-from lensjax.models.lora import TARGETS, add_lora, join, merge_lora, split_trainable
+from lensjax.models.lora import TARGETS, add_lora, join, split_trainable, with_constant_norms
 from lensjax.models.torch_check import torch_outputs
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling takes most of a test's time
-ADAPTERS = {"lora_a", "lora_b"}
+ADAPTERS = {"lora_a", "lora_b"}  # of LoRA
 MakeConfig = Callable[[str], Any]
 MakeModel = Callable[..., Model]
 
@@ -69,7 +69,7 @@ def test_the_same_at_first_and_when_merged(
     logits = before(plain.params)
     np.testing.assert_array_equal(after(start.params), logits)
     model = trained(start)
-    merged = merge_lora(model)
+    merged = model.merged()
     assert merged.options == plain.options
     found, expected = np.asarray(before(merged.params)), np.asarray(after(model.params))
     assert np.abs(expected - logits).max() > 1e-3 * np.abs(logits).max()
@@ -80,7 +80,7 @@ def test_the_same_at_first_and_when_merged(
 def test_gradients_follow_the_chain_rule(model_type: str, tiny_config: MakeConfig, random_model: MakeModel) -> None:
     with jax.enable_x64(True):
         model = trained(add_lora(random_model(tiny_config(model_type), dtype="float64"), rank=3, alpha=5.0))
-        batch, merged = batch_for(model), merge_lora(model)
+        batch, merged = batch_for(model), model.merged()
         trainable, frozen = split_trainable(model.params)
         gradient = jax.jit(gradient_of(model, batch), compiler_options=QUICK)(trainable, frozen)
         whole = jax.jit(jax.grad(merged.loss), compiler_options=QUICK)(merged.params, batch)
@@ -137,7 +137,7 @@ def test_what_is_saved_is_merged(tiny_config: MakeConfig, random_model: MakeMode
     ours = np.asarray(model.apply(model.params, batch))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
     loaded = lensjax.models.load(tmp_path / "model")
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, merge_lora(model).params)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.merged().params)
 
 
 @pytest.mark.eight_devices
@@ -160,8 +160,8 @@ def test_sharded_equals_unsharded(model_type: str, tiny_config: MakeConfig, rand
         for model, rows in ((whole, batch), (spread, split))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), found, expected)
-    merged = merge_lora(spread).params
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), merged, merge_lora(whole).params)
+    merged = spread.merged().params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), merged, whole.merged().params)
     _, frozen = split_trainable(spread.params)
     assert jax.tree.map(lambda x: x.sharding, merged) == jax.tree.map(lambda x: x.sharding, frozen)
 
@@ -183,6 +183,77 @@ def test_only_named_linear_maps_have_adapters(tiny_config: MakeConfig, random_mo
     assert some.options.lora.targets == ("q", "v")
     assert set(names_of(some)) == {"q", "v"}
     assert some.params["embed"]["embedding"] is model.params["embed"]["embedding"]
+
+
+def test_ranks_and_scales_of_targets(tiny_config: MakeConfig, random_model: MakeModel) -> None:
+    model = add_lora(
+        random_model(tiny_config("llama")),
+        4,
+        8.0,
+        ["attention/(q|v)", "mlp/.*"],
+        ranks={"mlp/(up|down)": 2},
+        alphas={"down": 3.0},
+        rslora=True,
+    )
+    found = {name: (layer["lora_a"].shape[-1], layer["lora_b"].shape[-2]) for name, layer in adapted(model.params)}
+    assert found == {"q": (4, 4), "v": (4, 4), "gate": (4, 4), "up": (2, 2), "down": (2, 2)}
+    scales = {path.rpartition("/")[2]: scale for path, scale in model.options.lora.scales.items()}
+    usual = 8 / 4**0.5
+    assert scales == {"q": usual, "v": usual, "gate": usual, "up": 8 / 2**0.5, "down": 3 / 2**0.5}
+
+
+def test_one_side_of_an_encoder_decoder(tiny_config: MakeConfig, random_model: MakeModel) -> None:
+    model = add_lora(random_model(tiny_config("t5")), targets=["decoder/.*"])
+    assert {one.path.partition("/")[0] for one in model.options.lora.adapters} == {"decoder"}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "switch_transformers"])
+def test_dora_merged(model_type: str, tiny_config: MakeConfig, random_model: MakeModel) -> None:
+    plain = random_model(tiny_config(model_type))
+    start, batch = add_lora(plain, rank=3, dora=True), batch_for(plain)
+    before = jax.jit(lambda params: plain.apply(params, batch), compiler_options=QUICK)
+    after = jax.jit(lambda params: start.apply(params, batch), compiler_options=QUICK)
+    logits = np.asarray(before(plain.params))
+    np.testing.assert_allclose(after(start.params), logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+    model = trained(start)
+    merged, expected = model.merged(), np.asarray(after(model.params))
+    assert np.abs(expected - logits).max() > 1e-2 * np.abs(logits).max()
+    np.testing.assert_allclose(before(merged.params), expected, rtol=0, atol=3e-5 * np.abs(expected).max())
+    for (_, layer), kernel in zip(adapted(model.params), kernels_of(model, merged), strict=True):
+        np.testing.assert_allclose(np.linalg.norm(kernel, axis=-2), np.abs(layer["lora_m"]), rtol=1e-4)
+
+
+def test_derivatives_of_dora(tiny_config: MakeConfig, random_model: MakeModel) -> None:
+    """They are those of the function, unless norms are constants."""
+    with jax.enable_x64(True):
+        model = trained(add_lora(random_model(tiny_config("llama"), dtype="float64"), rank=3, dora=True))
+        batch = batch_for(model)
+        trainable, frozen = split_trainable(model.params)
+        rng = np.random.default_rng(2)
+        v = jax.tree.map(lambda x: rng.standard_normal(x.shape), trainable)
+        moved = jax.jit(
+            lambda t: model.loss(join(jax.tree.map(lambda x, dx: x + t * dx, trainable, v), frozen), batch),
+            compiler_options=QUICK,
+        )
+        slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
+
+        def along(model: Any) -> float:
+            gradient = jax.jit(gradient_of(model, batch), compiler_options=QUICK)(trainable, frozen)
+            return sum(jax.tree.leaves(jax.tree.map(lambda g, dx: float((g * dx).sum()), gradient, v)))
+
+        assert along(model) == pytest.approx(float(slope), rel=1e-6)
+        assert along(with_constant_norms(model)) != pytest.approx(float(slope), rel=1e-3)
+
+
+def kernels_of(model: Any, merged: Any) -> Iterator[np.ndarray]:
+    """The merged kernels of the maps with adapters."""
+
+    def walk(params: Any, of: Any) -> Iterator[np.ndarray]:
+        for key, value in params.items():
+            if isinstance(value, dict):
+                yield from [np.asarray(of[key]["kernel"])] if "lora_a" in value else walk(value, of[key])
+
+    return walk(model.params, merged.params)
 
 
 def names_of(model: Any) -> list[str]:
@@ -209,7 +280,7 @@ def test_adapters_of_half_precision_kernels_are_float32(tiny_config: MakeConfig,
     assert {leaf.dtype for leaf in jax.tree.leaves(frozen)} == {jnp.dtype(jnp.bfloat16)}
     assert model.apply(model.params, batch_for(model)).dtype == jnp.bfloat16
     layer = model.params["layers"]["blocks"]["attention"]["q"]
-    merged = merge_lora(model).params["layers"]["blocks"]["attention"]["q"]["kernel"]
+    merged = model.merged().params["layers"]["blocks"]["attention"]["q"]["kernel"]
     kernel, a, b = (np.asarray(layer[name], np.float64) for name in ("kernel", "lora_a", "lora_b"))
     assert merged.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(merged, np.float64), kernel + 2.0 * a @ b, rtol=2**-8)
@@ -221,7 +292,7 @@ def test_without_adapters_all_is_trainable(tiny_config: MakeConfig, random_model
     assert jax.tree.structure(trainable) == jax.tree.structure(model.params)
     assert frozen == {}
     assert jax.tree.structure(join(trainable, frozen)) == jax.tree.structure(model.params)
-    assert merge_lora(model) is model
+    assert model.merged() is model
 
 
 @pytest.mark.parametrize(
@@ -233,10 +304,19 @@ def test_without_adapters_all_is_trainable(tiny_config: MakeConfig, random_model
         ({"rank": True}, r"rank is True; give a whole number"),
         ({"alpha": 0.0}, r"alpha is 0\.0; give a positive number"),
         ({"alpha": float("nan")}, r"alpha is nan; give a positive number"),
-        ({"targets": ["q", "gate"]}, r"targets has 'gate'; this model's linear maps are q, k, v, o, up, down\."),
+        (
+            {"targets": ["q", "gate"]},
+            r"targets has 'gate', which is none of .*: q, k, v, o, up, down; give",
+        ),
         ({"targets": ["head"]}, r"targets has 'head'"),
         ({"targets": "qv"}, r"targets is 'qv'; give a list of names"),
         ({"targets": []}, r"targets is '\[\]'; give a list of names"),
+        ({"targets": ["(q"]}, r"targets has '\(q': it is no regular expression"),
+        ({"targets": ["encoder/.*"]}, r"or a regular expression on paths such as layers/blocks/attention/k\."),
+        ({"ranks": {"gate": 2}}, r"ranks has 'gate', which is none of the linear maps"),
+        ({"ranks": {"up": 33}}, r"rank of layers/blocks/mlp/up is 33; give a whole number from 1 to 32"),
+        ({"targets": ["q"], "alphas": {"v": 2.0}}, r"alphas has 'v', which is none of the linear maps .*: q; give"),
+        ({"ranks": {"q": 2, "attention/.*": 3}}, r"ranks has 'q' and 'attention/.\*', which both mean layers/"),
     ],
 )
 def test_bad_settings_are_refused(
@@ -248,5 +328,5 @@ def test_bad_settings_are_refused(
 
 def test_adapters_are_added_once(tiny_config: MakeConfig, random_model: MakeModel) -> None:
     model = add_lora(random_model(tiny_config("gpt2")))
-    with pytest.raises(InputError, match=r"has LoRA adapters already; merge them with merge_lora"):
+    with pytest.raises(InputError, match=r"has LoRA adapters already; merge them with its merged"):
         add_lora(model)

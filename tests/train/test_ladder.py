@@ -11,6 +11,8 @@ import pytest
 from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
 from lensjax.curves.units import BITS_PER_BYTE
+from lensjax.models import load
+from lensjax.models.peft import load_adapters
 from lensjax.train.ladder import measure, rungs
 from lensjax.train.results import read_result, write_curves
 
@@ -98,6 +100,9 @@ def test_adapters_are_merged_in_what_is_saved(prepare):
     assert total / math.log(2) / result.test_bytes == pytest.approx(result.bits_per_byte, rel=1e-5)
     assert 0 <= result.exact_match <= result.token_accuracy <= 1
     assert result.bits_per_byte_error > 0
+    adapted = load_adapters(load(candidate.source), folder.parent / "adapters").merged().params
+    jax.tree.map(lambda ours, saved: np.testing.assert_allclose(ours, saved, atol=1e-7), adapted, load(folder).params)
+
     assert result.note == ""
 
 

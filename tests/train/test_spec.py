@@ -39,11 +39,24 @@ def test_learning_rates(tmp_path, text, rates):
         ("training: {min_steps: 9, max_steps: 8}", r"min_steps 9 is above max_steps 8"),
         ("training: {epochs: 0}", r"training.epochs is '0'"),
         ("training: {method: qlora}", r"training.method is 'qlora'"),
+        ("training: {lora_targets: ['(q']}", r"training.lora_targets.0 is '\(q': it is no regular expression"),
+        ("training: {lora_ranks: {q: 0}}", r"training.lora_ranks.q is '0'"),
+        ("training: {lora_alphas: {'[': 1}}", r"training.lora_alphas.\[ is '\[': it is no regular expression"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         read(tmp_path, text)
+
+
+def test_later_fields_leave_digests_as_they_were(tmp_path):
+    spec = read(tmp_path, "training: {method: lora}")
+    assert not {"lora_ranks", "lora_alphas", "rslora", "dora"} & spec.deciding()["training"].keys()
+    assert spec.digest("data") == "22c5a8cb3affb83c"  # of the version without them
+    fields = ({"lora_ranks": {"q": 4}}, {"lora_alphas": {"q": 4}}, {"rslora": True}, {"dora": True})
+    changed = (TrainingSpec(method="lora", **one) for one in fields)
+    digests = [spec.model_copy(update={"training": one}).digest("data") for one in changed]
+    assert len({spec.digest("data"), *digests}) == 5
 
 
 def test_digest_depends_on_what_results_depend_on(tmp_path, monkeypatch):
