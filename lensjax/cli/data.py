@@ -55,6 +55,7 @@ def show(
     from lensjax.cli.specs import read_subject
 
     subject = read_subject(spec, settings, model=model, candidate=candidate, needed=False)
+    from lensjax.tasks.source import SPLIT_WORDS
     from lensjax.tasks.task import fingerprint, load_task
 
     read, model = subject.spec, subject.source
@@ -77,6 +78,7 @@ def show(
         "name": read.name,
         "fields": list(read.fields) or [read.messages or "messages or conversations"],
         "available": {"train": task.available(), "validation": len(task.validation), "test": len(task.test)},
+        "splits": {name: read.source.called(name) for name in SPLIT_WORDS},
         "fingerprint": {name: fingerprint(sets[name]) for name in ("validation", "test")},
         "origin": read.source.origin,
         "unit": "characters" if tokenizer is None else "tokens",
@@ -197,6 +199,9 @@ def _print(content: dict[str, Any]) -> None:
     console.print(f"[bold]{escape(content['name'])}[/bold]: {sizes}", soft_wrap=True)
     if content["origin"]:
         console.print(f"Source: {content['origin']}", markup=False, soft_wrap=True)
+    if any(content["splits"].values()):
+        splits = (f"{name} {called or 'held out of train'}" for name, called in content["splits"].items())
+        console.print(f"Splits: {'; '.join(splits)}", markup=False, soft_wrap=True)
     console.print(f"Fields: {', '.join(content['fields'])}", markup=False, soft_wrap=True)
     if content["choices"] is not None:
         fewest, most, more = content["choices"].values()

@@ -1,5 +1,6 @@
 """`lensjax study init` and `lensjax run`: from candidates and data to a decision."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def init(
     data: str = "",
     prompt: str | None = None,
     target: str = "",
-    budget: Examples = 1600,
+    budget: Examples | None = None,
     full: Examples | None = None,
 ) -> None:
     """Write a study's file, with a comment for everything that can be changed in it.
@@ -35,14 +36,16 @@ def init(
         out: File to write, which ends in .yaml.
         candidates: Folders of models, relative to that of the file, names on the Hugging Face hub, or pocket:NAME,
             which are part of LensJAX.
-        data: File of the rows (JSONL, JSON or CSV, also .gz or .zst, or Parquet), relative to the folder of the file.
+        data: File of the rows (JSONL, JSON, CSV or TSV, also .gz or .zst, or Parquet), a folder of such, or a pattern
+            as in data/*.jsonl, relative to the folder of the file.
         prompt: Template of the prompt, with fields of a row in braces; rows that hold conversations need none.
         target: Template of the text that the model should answer; rows that hold conversations need none.
-        budget: Largest number of training examples of a run.
+        budget: Largest number of training examples of a run; by default about an eighth of all, with runs that cost
+            at most half of fine-tuning every candidate on everything.
         full: Number of examples that the winner will be trained on; by default all of the data.
     """
     from lensjax.core.files import check_writable, write_files
-    from lensjax.study.init import holds_conversations, new_study
+    from lensjax.study.init import holds_conversations, new_study, typed
 
     if out.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"The study's file would be {out}; give a name that ends in .yaml.")
@@ -54,9 +57,14 @@ def init(
     if prompt is not None or target or not holds_conversations(out, data):
         prompt = _ask("Prompt, with fields of a row in braces", "--prompt") if prompt is None else prompt
         target = target or _ask("Target, with fields of a row in braces", "--target")
-    text = new_study(out, candidates, data, prompt or "", target, budget, full)
-    write_files({out: text})
-    say(f"Wrote {out}; see what it will cost with: lensjax plan {out}")
+    for name, template in (("prompt", prompt or ""), ("target", target)):
+        if typed(template) != template:
+            say(f"The {name} has \\n, which is taken for a new line; write \\\\n for a backslash and an n.")
+    new = new_study(out, candidates, data, typed(prompt or ""), typed(target), budget, full)
+    write_files({out: new.text})
+    for sentence in new.notes:
+        say(sentence)
+    say(f"Wrote {out}; see what it will cost with: {shlex.join(['lensjax', 'plan', str(out)])}")
 
 
 def _ask(question: str, flag: str) -> str:

@@ -1,23 +1,30 @@
 """A first study.yaml, with a comment for everything that can be changed in it."""
 
+import itertools
 import json
 import os
+import re
 import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.measure.measurement import selectable
 from lensjax.models.hub import local_folder, read_config
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
+from lensjax.study.proposals import BATCH, EPOCHS, RATES, Ladder, propose_ladder, propose_lengths
 from lensjax.study.spec import read_study
 from lensjax.tasks.conversations import FIELDS
-from lensjax.tasks.source import as_source
+from lensjax.tasks.source import SplitName, as_source
+from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import TooFewExamples, load_task
 from lensjax.train.prepare import FIRST_RUNG
 
 _UNSAFE = {chr(c) for c in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)}  # to YAML: ends, or nothing
+_LOOKED_AT = 1000  # training examples whose lengths are looked at
 _HELD_OUT = 1000  # examples of validation, and of the test set, where there are ten times as many rows
 
 _TEXT = """\
@@ -36,21 +43,22 @@ candidates:
 
 task:
   source:
-    files: {data}  # JSONL, JSON, CSV or Parquet; or hub: owner/name, tfds: name, or saved: folder
+    files: {data}  # JSONL, JSON, CSV, TSV or Parquet; or hub: owner/name, tfds: name, or saved: folder
 {templates}
-  validation: {held_out}  # examples that decide when to stop training
-  test: {held_out}  # examples that losses are reported on
-  max_prompt_tokens: 512
+  validation: {validation}  # examples that decide when to stop training
+  test: {test}  # examples that losses are reported on
+  max_prompt_tokens: {prompt_tokens}  # longer ones are cut
   max_target_tokens: {target_tokens}
 
 training:
   method: full  # or lora
-  learning_rate: [3.0e-5, 1.0e-4, 3.0e-4]  # the best of these on the first rung, for every candidate
-  batch_size: 32
-  epochs: 10  # at most: training stops when the validation loss has not fallen for so many validations:
+  learning_rate: [{rates}]  # of several, the best on the first rung, for every candidate
+  batch_size: {batch}
+  epochs: {epochs}  # at most: training stops when the validation loss has not fallen for so many validations:
   patience: 3
-  min_steps: 500  # small sets may take so many, however many epochs that is; otherwise they are left half learned
+  min_steps: {min_steps}  # small sets may take so many, however many epochs that is, and else are left half learned
 
+# {cost}
 # Where measuring ends: largest number of training examples of a run, or FLOPs, or hours, whichever comes first.
 budget:
   examples: {budget}
@@ -95,30 +103,45 @@ def holds_conversations(file: Path, data: str) -> bool:
     return bool(rows) and any(isinstance(rows[0].get(field), (list, Mapping)) for field in FIELDS)
 
 
+@dataclass(frozen=True)
+class NewStudy:
+    """A new study's file.
+
+    Attributes:
+      text: YAML, with a comment for everything that can be changed.
+      notes: What was found and proposed, in sentences.
+    """
+
+    text: str
+    notes: tuple[str, ...]
+
+
+def typed(template: str) -> str:
+    """A template as it was typed into a shell, where \\n means a new line, and \\\\n a backslash and an n."""
+    return re.sub(r"(\\?)\\n", lambda found: "\\n" if found[1] else "\n", template)
+
+
 def new_study(
     file: Path,
     candidates: Sequence[str],
     data: str,
     prompt: str,
     target: str,
-    budget: int,
+    budget: int | None = None,
     full: int | None = None,
-) -> str:
+) -> NewStudy:
     """The text of a new study's file, after a check of its models, rows and templates.
 
-    A tenth of the rows, at most a thousand, is kept for validation, and as many for testing. Names on the Hugging Face
-    hub are not looked up.
+    A tenth of the rows, at most a thousand, is kept for validation, and as many for testing, unless the data have such
+    splits. Runs and lengths are those of `lensjax.study.proposals`. Names on the Hugging Face hub are not looked up.
 
     Args:
       file: Where it will be written; relative paths are from its folder.
       candidates: Folders, hub ids or pocket:NAME of models.
       data: File of the rows.
       prompt, target: Templates; "" where rows hold conversations.
-      budget: Largest number of training examples of a run.
+      budget: Largest number of training examples of a run; by default what the rows suggest.
       full: Number of examples that the winner will be trained on; by default all.
-
-    Returns:
-      YAML, with a comment for everything that can be changed.
 
     Raises:
       InputError: there is no such model or file, a template names a field that a row lacks, or there are fewer rows
@@ -131,9 +154,9 @@ def new_study(
         "file": file.name,
         "folder": file.stem,
         "templates": _TEMPLATES.format(prompt=_quoted(prompt), target=_quoted(target)) if target else _CHAT,
-        "target_tokens": 128 if target else 1024,
-        "budget": budget,
         "full": f"target: {full}" if full is not None else "# target: 100000",
+        "batch": BATCH,
+        "epochs": EPOCHS,
         "evidence": "\n".join(_evidence_lines()),
         "method": DEFAULT_METHOD,
         "methods": ", ".join(METHODS.names),
@@ -141,7 +164,14 @@ def new_study(
     with tempfile.TemporaryDirectory() as elsewhere:  # errors come before anything is written
         trial = Path(elsewhere) / file.name
         there = [str(path) if (path := folder / os.path.expanduser(one)).is_dir() else one for one in candidates]
-        text = _text(contents, there, str(folder / os.path.expanduser(data)), _HELD_OUT)
+        proposed = {
+            "validation": _HELD_OUT,
+            "test": _HELD_OUT,
+            "prompt_tokens": 512,
+            "target_tokens": 128 if target else 1024,
+            **_ladder_fields(Ladder(budget or 2 * FIRST_RUNG, full or MAX_EXAMPLES, RATES, 0)),
+        }
+        text = _text(contents | proposed, there, str(folder / os.path.expanduser(data)))
         trial.write_text(text, encoding="utf-8")
         try:
             study = read_study(trial)
@@ -149,30 +179,57 @@ def new_study(
             raise InputError(str(error).replace(f"{trial}: ", "").replace(str(trial), file.name)) from error
     task = study.task
     rows = len(task.source.open("train", task.fields) or ())
-    held_out = min(_HELD_OUT, rows // 10)
-    if not held_out:
-        raise InputError(f"{data} holds {rows} rows, of which none can be held out; add some.")
+    held_out = {split: _held_out(task, split, rows, data) for split in ("validation", "test")}
     try:
-        loaded = load_task(task.model_copy(update={"validation": held_out, "test": held_out}))
+        loaded = load_task(task.model_copy(update=held_out))
     except TooFewExamples as error:
         raise InputError(
-            f"{data} has too many rows that are equal: {held_out:,} examples for validation and {held_out:,} others "
-            f"for testing cannot be held out of its {rows:,}; add some that differ."
+            f"{data} has too many rows that are equal: {held_out['validation']:,} examples for validation and "
+            f"{held_out['test']:,} others for testing cannot be held out of its {rows:,}; add some that differ."
         ) from error
-    found = loaded.available(study.counted)
-    if found < budget:
+    found = loaded.available()
+    least = budget or 2 * FIRST_RUNG
+    if found < least:
         smaller = "give a smaller --budget, or " if found >= 2 * FIRST_RUNG else ""
         raise InputError(
-            f"{data} has {found:,} examples to train on beside {held_out:,} each for validation and test, and a budget "
-            f"of {budget:,}; {smaller}add rows."
+            f"{data} has {found:,} examples to train on beside {held_out['validation']:,} for validation and "
+            f"{held_out['test']:,} for test, and a budget of {least:,}; {smaller}add rows."
         )
-    return _text(contents, candidates, data, held_out)
+    ladder = propose_ladder(found, full, budget)
+    notes = [f"{data} has {found:,} examples to train on beside {_splits(task, held_out)}."]
+    lengths = propose_lengths(task, list(itertools.islice(loaded.shuffled(0), _LOOKED_AT)), there) if target else None
+    proposed |= held_out | _ladder_fields(ladder)
+    if lengths is not None:
+        proposed |= {"prompt_tokens": lengths[0], "target_tokens": lengths[1]}
+        notes.append(lengths[2])
+    return NewStudy(_text(contents | proposed, candidates, data), (*notes, ladder.sentence))
 
 
-def _text(contents: Mapping[str, object], candidates: Iterable[str], data: str, held_out: int) -> str:
+def _held_out(task: TaskSpec, split: SplitName, rows: int, data: str) -> int:
+    """Number of examples of validation or test."""
+    own = task.source.open(split, task.fields)
+    if held_out := min(_HELD_OUT, rows // 10 if own is None else len(own)):
+        return held_out
+    raise InputError(f"{data} holds {rows} rows, of which none can be held out; add some.")
+
+
+def _splits(task: TaskSpec, held_out: Mapping[str, int]) -> str:
+    """Where validation and test come from, in words."""
+    called = {split: task.source.called(split) for split in ("validation", "test")}
+    said = (f"{held_out[name]:,} {f'in {own}' if own else 'held out'} for {name}" for name, own in called.items())
+    return " and ".join(said)
+
+
+def _ladder_fields(ladder: Ladder) -> dict[str, object]:
+    rates = ", ".join(f"{rate:.1e}".replace("e-0", "e-") for rate in ladder.rates)
+    cost = "\n# ".join(textwrap.wrap(ladder.sentence, 118))
+    return {"budget": ladder.budget, "rates": rates, "min_steps": ladder.min_steps, "cost": cost}
+
+
+def _text(contents: Mapping[str, object], candidates: Iterable[str], data: str) -> str:
     """The file with those candidates and that data."""
     listed = "\n".join(f"  - {_quoted(candidate)}" for candidate in candidates)
-    return _TEXT.format(**contents, candidates=listed, data=_quoted(data), held_out=held_out)
+    return _TEXT.format(**contents, candidates=listed, data=_quoted(data))
 
 
 def _evidence_lines() -> Iterator[str]:

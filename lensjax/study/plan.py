@@ -99,7 +99,7 @@ def make_plan(
         notes=tuple(_notes(spec, basis, planner.notes)),
         sentence="",
     )
-    return plan.model_copy(update={"sentence": _sentence(plan)})
+    return plan.model_copy(update={"sentence": _sentence(spec, plan)})
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
     yield from others
 
 
-def _sentence(plan: Plan) -> str:
+def _sentence(spec: StudySpec, plan: Plan) -> str:
     """A plan in a sentence."""
     left_out = [shorten(one.model) for one in plan.candidates if one.problem]
     whole = plan.budgets[-1]
@@ -312,7 +312,22 @@ def _sentence(plan: Plan) -> str:
     where = where if plan.topology is None else f"on {plan.topology}"
     hours = "" if row.seconds is None else f", about {text.duration(row.seconds)} {where}"
     every = f"every candidate but {', '.join(left_out)}" if left_out else "every candidate"
-    return (
+    said = (
         f"{start} {text.flops(row.flops)}{hours}; {text.share(row.share)} of fine-tuning {every} on all "
         f"{plan.target:,} examples."
     )
+    return said if row.share < 1 else f"{said} {_too_dear(spec, plan)}"
+
+
+def _too_dear(spec: StudySpec, plan: Plan) -> str:
+    """Says that a study costs more than it saves, and what makes it cheaper."""
+    smaller = [row for row in plan.budgets if row.share < 1]
+    cuts = [f"budget: {smaller[-1].examples} takes {text.share(smaller[-1].share)}"] if smaller else []
+    if any(one.search is not None for one in plan.candidates):
+        cuts.append("a single learning_rate spares the search for one")
+    if spec.training.min_steps:
+        cuts.append(f"training.min_steps below {spec.training.min_steps} makes small runs shorter")
+    if len(spec.seeds) > 1:
+        cuts.append("one seed needs fewer runs")
+    how = f" To cut it: {'; '.join(cuts)}." if cuts else " With so few examples to train on, no study saves anything."
+    return f"Caution: that is more than it can save.{how}"

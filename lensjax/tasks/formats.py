@@ -11,17 +11,29 @@ from typing import BinaryIO, cast
 from lensjax.core.errors import InputError, listing, meant, one_line, shorten
 from lensjax.core.reading import check_regular, open_regular
 from lensjax.tasks.arrow import ArrowRows
-from lensjax.tasks.rows import Csv, Json, Jsonl, Rows
+from lensjax.tasks.paths import field_path
+from lensjax.tasks.rows import Csv, Json, Jsonl, Rows, Tsv
 
-TEXTS = {".jsonl": Jsonl, ".ndjson": Jsonl, ".json": Json, ".csv": Csv}
+TEXTS = {".jsonl": Jsonl, ".ndjson": Jsonl, ".json": Json, ".csv": Csv, ".tsv": Tsv}
 PARQUET = ".parquet"
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-FORMATS = ".jsonl, .json, .csv (each also as .gz or .zst) or .parquet"
+FORMATS = ".jsonl, .json, .csv, .tsv (each also as .gz or .zst) or .parquet"
 _PIECE = 1 << 20
 
 
+def is_rows(path: Path) -> bool:
+    """Whether the name of a file is that of rows."""
+    ending = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower() if ending in COMPRESSED else ending
+    return inner in TEXTS or ending == PARQUET
+
+
 def open_rows(
-    path: Path, fields: Collection[str] = (), mend: str = "mend source.files", name: str | None = None
+    path: Path,
+    fields: Collection[str] = (),
+    mend: str = "mend source.files",
+    name: str | None = None,
+    delimiter: str | None = None,
 ) -> Rows:
     """The rows of a file.
 
@@ -30,6 +42,7 @@ def open_rows(
       fields: Names of the fields of a row that must be read; by default all.
       mend: What to do where it cannot be read, for messages.
       name: Of a Parquet file in messages; by default its path.
+      delimiter: What is between the cells of CSV; by default what the header shows.
 
     Raises:
       InputError: the file is missing, damaged, or of another format.
@@ -39,18 +52,23 @@ def open_rows(
         inner = Path(path.stem).suffix.lower()
         if inner in TEXTS:
             with _written_out(path, COMPRESSED[ending], mend) as file:
-                return TEXTS[inner](path, file)
+                return _text_rows(inner, path, file, delimiter)
         if inner == PARQUET:
             raise InputError(f"{shorten(path, 200)} is Parquet in {COMPRESSED[ending]}; write it out and give that.")
     elif ending in TEXTS:
         with open_regular(path, mend) as file:
-            return TEXTS[ending](path, file)
+            return _text_rows(ending, path, file, delimiter)
     elif ending == PARQUET:
         check_regular(path, mend)
         return _open_parquet(path, fields, mend, name or shorten(path, 200))
     raise InputError(
         f"{shorten(path, 200)} is of an unknown kind ('{shorten(''.join(path.suffixes[-2:]))}'); give a {FORMATS} file."
     )
+
+
+def _text_rows(ending: str, path: Path, file: BinaryIO, delimiter: str | None) -> Rows:
+    kind = TEXTS[ending]
+    return kind(path, file, delimiter) if delimiter is not None and issubclass(kind, Csv) else kind(path, file)
 
 
 @contextmanager
@@ -85,12 +103,13 @@ def _open_parquet(path: Path, fields: Collection[str], mend: str, where: str) ->
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             names = file.schema_arrow.names
-            for field in fields:
+            columns = list(dict.fromkeys(one if one in names else field_path(one)[0] for one in fields))
+            for field in columns:
                 if field not in names:
                     near = meant(field, names)
                     mend = f"did you mean {{{near}}}?" if near else "mend the template or the file."
                     raise InputError(f"{where} has no column '{shorten(field)}' but {listing(names)}; {mend}")
-            table = file.read(columns=list(fields) or None)
+            table = file.read(columns=columns or None)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else one_line(error)
         raise InputError(f"Cannot read {where}: {why}; {mend}.") from error

@@ -16,14 +16,10 @@ from platformdirs import user_cache_path
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import make_folder, read_json, write_files
 from lensjax.core.specs import Strict
+from lensjax.tasks.source import SPLIT_WORDS
 
 CONVERTED = "refs/convert/parquet"  # the branch of the files that the hub makes
 _PART = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-\d+(?:-[0-9a-f]+)?")
-_KEYWORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 
 
 class Listing(Strict):
@@ -197,7 +193,7 @@ def _by_name(name: str) -> tuple[str, str]:
 def _keyword(text: str) -> str | None:
     """The split whose name stands in a text as a word."""
     words = re.split(r"[^a-z]+", text.lower())
-    return next((split for split, names in _KEYWORDS.items() if any(name in words for name in names)), None)
+    return next((split for split, names in SPLIT_WORDS.items() if any(name in words for name in names)), None)
 
 
 def _order(name: str) -> list[tuple[int, str]]:

@@ -21,6 +21,7 @@ from jaxtyping import Int
 from lensjax.core.errors import InputError, shorten
 
 _BOM = b"\xef\xbb\xbf"
+_DELIMITERS = (",", ";", "\t", "|")
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 
@@ -190,9 +191,25 @@ class Json(Jsonl):
 
 
 class Csv(_Text):
-    """A header, and rows of as many cells; quoted cells may hold line ends."""
+    """A header, and rows of as many cells; quoted cells may hold line ends.
+
+    Args:
+      path, file: See `_Text`.
+      delimiter: What is between cells; by default the one of comma, semicolon, tab and bar that the header shows.
+    """
 
     header: list[str]
+
+    def __init__(self, path: Path, file: BinaryIO, delimiter: str | None = None) -> None:
+        self.delimiter = delimiter or self._shown(file)
+        super().__init__(path, file)
+
+    def _shown(self, file: BinaryIO) -> str:
+        """The delimiter that makes most columns of the header; a comma, where no other makes more."""
+        first = next((line for line in file if line.removeprefix(_BOM).strip()), b"").decode("utf-8", "replace")
+        file.seek(0)
+        with _long_cells():
+            return max(_DELIMITERS, key=lambda one: len(next(csv.reader([first], delimiter=one), [])))
 
     def _places(self, file: BinaryIO) -> Iterator[tuple[int, int, int]]:
         self.header = []
@@ -205,7 +222,7 @@ class Csv(_Text):
                 taken += len(piece)
                 yield _decode(piece[mark:], f"{where} line {number}")
 
-        reader = csv.reader(text(), strict=True)
+        reader = csv.reader(text(), strict=True, delimiter=self.delimiter)
         with _long_cells():
             try:
                 for cells in reader:
@@ -231,10 +248,18 @@ class Csv(_Text):
 
     def __getitem__(self, i: int) -> Mapping[str, object]:
         with _long_cells():
-            cells = next(csv.reader(io.StringIO(self._text(i), newline=""), strict=True))
+            text = io.StringIO(self._text(i), newline="")
+            cells = next(csv.reader(text, strict=True, delimiter=self.delimiter))
         if len(cells) != len(self.header):
             raise InputError(f"{self.where(i)} has {len(cells)} cells, but the header has {len(self.header)}; mend it.")
         return dict(zip(self.header, cells, strict=True))
+
+
+class Tsv(Csv):
+    """The same with tabs between cells."""
+
+    def _shown(self, file: BinaryIO) -> str:
+        return "\t"
 
 
 @contextmanager

@@ -26,6 +26,11 @@ from lensjax.core.specs import Strict
 from lensjax.tasks.rows import Parts, Rows
 
 SplitName = Literal["train", "validation", "test"]
+SPLIT_WORDS: Mapping[SplitName, tuple[str, ...]] = {  # what splits are called besides their own names
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 class Source(Strict, ABC):
@@ -45,6 +50,14 @@ class Source(Strict, ABC):
         Raises:
           InputError: the data are missing or malformed, or lack `train` or a split that the source renames.
         """
+
+    def called(self, split: SplitName) -> str:
+        """The name that a split has in the source, for messages; "" where that says nothing.
+
+        Raises:
+          InputError: the data are missing.
+        """
+        return ""
 
     @property
     def origin(self) -> str:
@@ -108,12 +121,27 @@ class NamedSplits(Source):
           fields: See `open`.
         """
 
+    def called(self, split: SplitName) -> str:
+        name = (self.splits or {}).get(split, split)
+        if name is None:
+            return ""
+        names = self.find(name)[1]
+        return name if name in names else self._likely(split, names) or ""
+
+    def _likely(self, split: SplitName, names: Collection[str]) -> str | None:
+        """The split that is called by another word for one that is neither there nor renamed."""
+        taken = {name for name in (self.splits or {}).values() if name}
+        others = (word for word in SPLIT_WORDS[split] if word in names and word not in taken)
+        return None if split in (self.splits or {}) else next(others, None)
+
     def open(self, split: SplitName, fields: Collection[str] = ()) -> Rows | None:
         renamed = self.splits or {}
         name = renamed.get(split, split)
         if name is None:
             return None
         rows, names = self.find(name, fields)
+        if rows is None and (likely := self._likely(split, names)) is not None:
+            rows, names = self.find(likely, fields)
         if rows is None and (split == "train" or split in renamed):
             raise InputError(
                 f"The {self.title} has no split '{shorten(name)}' but {listing(names)}; name the right one in "

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, SerializeAsAny, field_validator, model_val
 
 from lensjax.core.errors import shorten
 from lensjax.core.specs import Count, Share, Strict, read_fields, validated, with_settings
+from lensjax.tasks.paths import field_path
 from lensjax.tasks.source import Source, as_source
 
 
@@ -19,7 +20,8 @@ class TaskSpec(Strict):
     Attributes:
       name: The task's name; by default the stem of the spec's file.
       source: Where the rows are: the fields of one of the sources in `lensjax.tasks.sources`.
-      prompt: Template of the prompt, with fields of a row in braces, as in "English: {en}\\nSpanish:".
+      prompt: Template of the prompt, with fields of a row in braces, as in "English: {en}\\nSpanish:"; fields within
+        others are {meta.lang} and {messages[0][content]}.
       target: Template of the answer, as in " {es}"; the loss is on its tokens and on the end-of-text token.
       choices: The answers to choose from, each of which can stand in the target's field: a list for all rows, or the
         name of a field that holds the list of its row.
@@ -143,8 +145,10 @@ def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     except ValueError as error:
         raise ValueError(f"{error}; write a brace that is meant as such twice") from error
     for _, name, form, conversion in pieces:
-        if name is not None and (not name or form or conversion or any(mark in name for mark in ".[]{")):
+        if name is not None and (not name or form or conversion or "{" in name):
             raise ValueError("braces hold the name of a field and nothing else; write a brace that is meant twice")
+        if name is not None:
+            field_path(name)
     return tuple((text, name) for text, name, _, _ in pieces)
 
 

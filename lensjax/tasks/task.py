@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from lensjax.core.errors import InputError, listing, meant, shorten
 from lensjax.tasks.conversations import Turns, conversation_text, plain_prompt_and_target, read_turns
+from lensjax.tasks.paths import value_at
 from lensjax.tasks.rows import Rows
 from lensjax.tasks.source import SplitName
 from lensjax.tasks.spec import TaskSpec, list_of_choices, template_pieces
@@ -278,9 +279,9 @@ def _targets(pieces: Sequence[tuple[str, str | None]], choices: Iterable[str]) -
 def _listed(name: str, row: Mapping[str, object], where: str) -> tuple[str, ...]:
     """The choices in a field of a row."""
     field = f"field '{shorten(name)}'"
-    if name not in row:
+    there, value = value_at(row, name)
+    if not there:
         raise InputError(f"{where} has no {field}, only {listing(list(row))}; mend choices or the row.")
-    value = row[name]
     if not isinstance(value, (list, tuple, np.ndarray)):
         raise InputError(
             f"{where} holds no list in the {field}, which choices names; name another, or list the choices in the spec."
@@ -297,10 +298,10 @@ def _fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, object], w
 
 def _text(name: str, row: Mapping[str, object], where: str) -> str:
     """A field of a row as text."""
-    value = row.get(name)
+    there, value = value_at(row, name)
     if value is None:
         field = f"field '{shorten(name)}'"
-        if name in row:
+        if there:
             raise InputError(f"{where} has an empty {field}; fill it in or remove the row.")
         near = meant(name, row)
         mend = f"did you mean {{{near}}}?" if near else "mend the template or the row."

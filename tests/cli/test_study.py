@@ -63,7 +63,7 @@ def test_init_says_what_is_missing_or_wrong(folder, fails):
     assert "rows.jsonl" in said
     assert "'c'" in said
     said = fails(*init, "--target", "{b}", *two, "--budget", "3201")
-    assert "rows.jsonl has 3,200 examples to train on beside 400 each" in said
+    assert "rows.jsonl has 3,200 examples to train on beside 400 for validation and 400 for test" in said
     assert "give a smaller --budget" in said
     (folder / "none.jsonl").touch()
     assert "none.jsonl holds 0 rows" in fails(
@@ -88,7 +88,7 @@ def test_init_says_of_rows_what_a_study_of_them_would(folder, fails):
     (folder / "few.jsonl").write_text("\n".join(rows[:300]))
     said = fails(*init, "few.jsonl")
     assert "few.jsonl has 240 examples to train on" in said
-    assert "a budget of 1,600; add rows." in said  # as two rungs are the least
+    assert "a budget of 400; add rows." in said  # as two rungs are the least
     (folder / "equal.jsonl").write_text("\n".join(rows[:12] * 100))
     assert "equal.jsonl has too many rows that are equal: 120 examples for validation" in fails(*init, "equal.jsonl")
     begin("--candidates", "a/a", "b/b")
@@ -127,7 +127,7 @@ def test_answers_on_a_terminal(folder, monkeypatch, fails):
 
 
 def test_templates_stay_as_they_are(folder):
-    odd = "é\u0085 \u2028 \u2029 \ufeff\ufffe\uffff\x7f \"\\n' {a}"
+    odd = "é\u0085 \u2028 \u2029 \ufeff\ufffe\uffff\x7f \"\n' {a}"
     main(
         [
             "study",
@@ -145,6 +145,42 @@ def test_templates_stay_as_they_are(folder):
         ]
     )
     assert read_study("a.yaml").task.prompt == odd
+
+
+def test_what_a_shell_types_for_a_new_line_is_one(folder, capsys):
+    arguments = ["--data", "rows.jsonl", "--target", " {b}", "--candidates", "a/a", "b/b"]
+    main(["study", "init", "a.yaml", "--prompt", r"Say:\n{a}\\n", *arguments])
+    assert read_study("a.yaml").task.prompt == "Say:\n{a}\\n"
+    assert r"The prompt has \n, which is taken for a new line; write \\n for" in capsys.readouterr().out
+
+
+def test_init_proposes_what_saves_and_says_what_it_costs(folder, save_model, capsys):
+    begin("--candidates", str(save_model()), "org/two")
+    said = capsys.readouterr().out
+    assert "rows.jsonl has 3,200 examples to train on beside 400 held out for validation and 400 held out" in said
+    assert "Of 1,000 examples, 99.5 % have at most" in said
+    assert "The study takes at most 490 training steps a candidate, 49 % of the 1,000 of fine-tuning each" in said
+    spec = read_study(folder / "mine.yaml")
+    assert (spec.budget.examples, spec.training.min_steps, len(spec.training.learning_rates)) == (400, 120, 3)
+    assert (spec.task.max_prompt_tokens, spec.task.max_target_tokens) == (16, 16)
+
+
+def test_init_uses_the_splits_that_the_data_have(folder, capsys):
+    lines = _ROWS.splitlines(keepends=True)
+    (folder / "rows").mkdir()
+    for name, part in (("train-0", lines[:2000]), ("train-1", lines[2000:3800]), ("dev", lines[3800:])):
+        (folder / "rows" / f"{name}.jsonl").write_text("".join(part))
+    arguments = ["--prompt", "{a}", "--target", " {b}", "--candidates", "a/a", "b/b"]
+    main(["study", "init", "a.yaml", "--data", "rows", *arguments])
+    assert "rows has 3,420 examples to train on beside 200 in dev.jsonl for validation and 380 held" in (
+        capsys.readouterr().out
+    )
+    spec = read_study("a.yaml")
+    assert (spec.task.validation, spec.task.test) == (200, 380)
+    main(["data", "show", "a.yaml"])
+    assert "Splits: train train-0.jsonl, train-1.jsonl; validation dev.jsonl; test held out of train" in (
+        capsys.readouterr().out
+    )
 
 
 def test_init_looks_beside_the_file_that_it_writes(folder):

@@ -371,3 +371,18 @@ def test_the_config_alone_gives_the_size(tiny_models):
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), real.params)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.params) == shapes
     assert peak_flops(jax.devices()[0], "float32") is None  # so that plans without timing have no hours here
+
+
+def test_a_study_that_cannot_save_says_how_to_cut_it(write_study, tmp_path):
+    dear = {"learning_rate": [1e-3, 3e-3], "min_steps": 500, "batch_size": 16}
+    spec = read_study(write_study(tmp_path, "gpt2", "opt", training=dear, budget=800, target=800))
+    found = make_plan(spec, timing=False)
+    assert found.budgets[-1].share > 1
+    assert found.sentence.endswith(
+        "examples. Caution: that is more than it can save. To cut it: a single learning_rate spares the search for "
+        "one; training.min_steps below 500 makes small runs shorter."
+    )
+    spec = read_study(tmp_path / "study.yaml", ["training.min_steps=0", "training.learning_rate=1e-3", "target=3200"])
+    cheaper = make_plan(spec, timing=False)
+    assert cheaper.budgets[-1].share < 1
+    assert "Caution" not in cheaper.sentence

@@ -185,7 +185,10 @@ def test_saved_splits_and_their_names(tmp_path: Path, save_hf: SaveHF) -> None:
     save_hf(tmp_path / "verses" / "train", [ROWS])
     save_hf(tmp_path / "verses" / "dev", [ROWS[1:]])
     plain = Saved(saved=tmp_path / "verses")
-    assert plain.open("validation") is None
+    likely = plain.open("validation")
+    assert likely is not None
+    assert (len(likely), plain.called("validation"), plain.called("test")) == (2, "dev", "")
+    assert Saved(saved=tmp_path / "verses", splits={"validation": None}).open("validation") is None
     renamed = Saved(saved=tmp_path / "verses", splits={"validation": "dev", "test": None})
     rows = renamed.open("validation")
     assert rows is not None
@@ -231,7 +234,7 @@ BAD: dict[str, tuple[str, str | bytes | None, str]] = {
     "kind": (
         "a.xlsx",
         "",
-        r"a\.xlsx is of an unknown kind \('\.xlsx'\); give a \.jsonl, \.json, \.csv \(each also as ",
+        r"a\.xlsx is of an unknown kind \('\.xlsx'\); give a \.jsonl, \.json, \.csv, \.tsv \(each also as ",
     ),
     "compressed kind": ("a.xlsx.gz", "", r"a\.xlsx\.gz is of an unknown kind \('\.xlsx\.gz'\); give a"),
     "compressed parquet": ("a.parquet.zst", "", r"a\.parquet\.zst is Parquet in zstd; write it out and give that\."),
@@ -269,7 +272,7 @@ def test_bad_files_are_named_in_one_sentence(kind: str, tmp_path: Path) -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     for kind in ("jsonl", "csv", "json", "csv.gz", "parquet"):
         (tmp_path / f"a.{kind}").mkdir()
-        with pytest.raises(InputError, match=rf"Cannot read .*a\.{kind}: .*; mend source\.files\."):
+        with pytest.raises(InputError, match=rf"a\.{kind} holds no \.jsonl, .* file; mend source\.files\."):
             opened(tmp_path / f"a.{kind}")
 
 

@@ -1,0 +1,141 @@
+"""Settings of a new study that suit its rows and models, so that it costs less than what it is to save."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lensjax.core import text
+from lensjax.core.errors import InputError
+from lensjax.models.family import family_of
+from lensjax.models.hub import local_folder, read_config, read_tokenizer
+from lensjax.tasks.spec import TaskSpec
+from lensjax.tasks.tokens import tokenise
+from lensjax.train.ladder import rungs
+from lensjax.train.prepare import FIRST_RUNG
+
+if TYPE_CHECKING:
+    from lensjax.tasks.task import Example
+
+BATCH, EPOCHS = 32, 10
+RATES = (3e-5, 1e-4, 3e-4)
+_WHOLE = 0.5  # of FullTuning, that a study should cost at most
+_EIGHTH = 8  # part of the target that the largest rung is by default
+_LONG = 0.995  # "99.5 %": share of the examples that no length cuts
+_MANY = 1 << 20  # tokens, more than any example has
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The runs of each candidate in a study.
+
+    Attributes:
+      budget: The largest rung.
+      target: Number of examples that the winner will be trained on.
+      rates: Learning rates that are tried on the first rung.
+      min_steps: See `lensjax.train.spec.TrainingSpec`.
+    """
+
+    budget: int
+    target: int
+    rates: tuple[float, ...]
+    min_steps: int
+
+    def steps(self, examples: int) -> int:
+        """Training steps of a run, at most."""
+        return max(math.ceil(examples / BATCH) * EPOCHS, self.min_steps)
+
+    @property
+    def total(self) -> int:
+        """Training steps of a candidate, at most."""
+        return sum(map(self.steps, rungs(self.budget)[1:])) + (len(self.rates) - 1) * self.steps(FIRST_RUNG)
+
+    @property
+    def share(self) -> float:
+        """The steps of the study over those of fine-tuning every candidate on the target, at one learning rate."""
+        return self.total / self.steps(self.target)
+
+    @property
+    def sentence(self) -> str:
+        """What the study costs beside full fine-tuning, and what makes it cheaper."""
+        cuts = ["a smaller budget"] if self.budget > 2 * FIRST_RUNG else []
+        cuts += ["one learning rate"] if len(self.rates) > 1 else []
+        cuts += ["a smaller min_steps"] if self.min_steps else []
+        how = f" Cheaper with {', or '.join(cuts)}." if cuts else ""
+        saves = "" if self.share < 1 else " So little data is cheaper to fine-tune every candidate on."
+        return (
+            f"The study takes at most {self.total:,} training steps a candidate, {text.share(self.share)} of the "
+            f"{self.steps(self.target):,} of fine-tuning each on all {self.target:,} examples.{saves}{how}"
+        )
+
+
+def propose_ladder(available: int, target: int | None = None, budget: int | None = None) -> Ladder:
+    """The most thorough runs that cost at most half of fine-tuning every candidate on the target, or else the cheapest.
+
+    Args:
+      available: Number of examples to train on.
+      target: Number that the winner will be trained on; by default all.
+      budget: The largest rung, where the user gives one; by default the largest within an eighth of the target.
+    """
+    target = target or available
+    ladders = []
+    largest = budget or max(rungs(min(target // _EIGHTH, available))[-1], 2 * FIRST_RUNG)
+    smaller = [size for size in rungs(largest)[::-1] if size >= 2 * FIRST_RUNG]
+    for size in [largest] if budget else smaller:
+        for rates, steps in ((RATES, 500), (RATES, 250), (RATES, 120), (RATES[1:2], 120), (RATES[1:2], 0)):
+            ladders.append(Ladder(size, target, rates, steps))
+    return next((one for one in ladders if one.share <= _WHOLE), min(ladders, key=lambda one: one.total))
+
+
+def propose_lengths(
+    task: TaskSpec, examples: Sequence["Example"], candidates: Iterable[str]
+) -> tuple[int, int, str] | None:
+    """Limits of prompts and targets that cut next to no example, within what the candidates have positions for.
+
+    Args:
+      task: The task.
+      examples: Some of its examples.
+      candidates: Folders, hub ids or pocket:NAME of models; those that are not here are passed over.
+
+    Returns:
+      Tokens of a prompt and of a target at most, and in a sentence what they are from; None where no candidate's
+      tokenizer is here.
+    """
+    wide = task.model_copy(update={"max_prompt_tokens": _MANY, "max_target_tokens": _MANY})
+    prompts, targets, rooms = [1], [1], [_MANY]
+    looked_at = False
+    for source in dict.fromkeys(candidates):
+        try:
+            folder = local_folder(source)
+            if folder is None:
+                continue
+            config = read_config(folder)
+            apart = family_of(config.model_type).encoder_decoder
+            tokens = tokenise(examples, read_tokenizer(folder, config), wide, encoder_decoder=apart)
+        except InputError:  # which the plan says of the candidate
+            continue
+        looked_at = True
+        prompts.append(_long(tokens.prompt_lengths))
+        targets.append(_long(tokens.target_lengths))
+        rooms.append(int(getattr(config, "max_position_embeddings", None) or _MANY))
+    if not looked_at:
+        return None
+    longest, room = (max(prompts), max(targets)), min(rooms)
+    target = min(_rounded(longest[1]), max(room // 2, 1))
+    prompt = min(_rounded(longest[0]), room - target)
+    said = f"Of {len(examples):,} examples, 99.5 % have at most {longest[0]:,} tokens of prompt and "
+    said += f"{longest[1]:,} of target, by the candidates' own tokenizers."
+    if sum(longest) > room:
+        said += f" Longer ones are cut, as a candidate has positions for {room:,} tokens."
+    return prompt, target, said
+
+
+def _long(lengths: np.ndarray) -> int:
+    return int(np.quantile(lengths, _LONG, method="higher"))
+
+
+def _rounded(length: int) -> int:
+    """A limit somewhat above a length."""
+    return math.ceil(length / 16) * 16
