@@ -163,6 +163,7 @@ def test_curves_are_fitted_and_asked(page, tmp_path, monkeypatch):
     (tmp_path / "curves.csv").write_text(f"model,200,400,800,1600\n{rows}\n")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
+    pytest.importorskip("pandas")
     exec(example(page, "posterior.probability_best"), names)
     assert names["posterior"].predict(1_638_400).loss.shape == (3, 1)
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from lensjax.core.csv_text import csv_text
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import write_files
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.curves.metrics import ENDS, Metric, Shares
 from lensjax.curves.units import NATS_PER_TOKEN, Unit
 
@@ -27,8 +28,8 @@ UNIT_COLUMN = "unit"  # of what a loss of a row is in, where its column does not
 TIDY_COLUMNS = ("model", "examples")
 
 
-@dataclass(frozen=True)
-class CurveTable:
+@dataclass(frozen=True, repr=False)
+class CurveTable(Tabular):
     """Test losses of M models of one task at S data-set sizes.
 
     Attributes:
@@ -89,6 +90,26 @@ class CurveTable:
         place = np.flatnonzero(self.sizes == examples)
         shares = self.metrics.get(metric.column)
         return np.full(len(self.models), np.nan) if shares is None or not place.size else shares.value[:, place[0]]
+
+    @property
+    def headline(self) -> str:
+        """Its task, models, sizes and unit, in a line."""
+        sizes = f"{self.sizes.min():,} to {self.sizes.max():,} examples" if self.sizes.size else "no sizes"
+        return f"Curves of {self.task}: {len(self.models)} models, {sizes}, in {self.unit}"
+
+    def as_columns(self) -> Columns:
+        """A row for each measured loss, with what is known of its model and the task metrics measured with it."""
+        i, j = np.nonzero(self.measured)
+        return {
+            "model": [self.models[k] for k in i],
+            "examples": self.sizes[j],
+            self.unit.column: self.loss[i, j],
+            "loss_sd": self.loss_sd[i, j],
+            "seeds": self.seeds[i, j],
+            "size": self.parameters[i],
+            "family": [self.families[k] for k in i],
+            **{name: shares.value[i, j] for name, shares in self.metrics.items()},
+        }
 
     def up_to(self, budget: int) -> "CurveTable":
         """The table without sizes above `budget` examples."""

@@ -1,12 +1,13 @@
 """Posteriors over curves: losses at any size, law parameters, and which model to choose."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from lensjax.core.errors import InputError, listing
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST
 
@@ -14,13 +15,33 @@ DRAWS = 4000
 Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Predicted test losses of M models at G sizes, in the unit of the table: medians and central 90 % intervals."""
+@dataclass(frozen=True, repr=False)
+class Losses(Tabular):
+    """Predicted test losses of M models at G sizes, in the unit of the table: medians and central 90 % intervals.
 
+    Attributes:
+      models: M names.
+      examples: G sizes.
+      loss, lower, upper: medians, and ends of intervals.
+    """
+
+    models: tuple[str, ...]
+    examples: Float[np.ndarray, " G"]
     loss: Float[np.ndarray, "M G"]
     lower: Float[np.ndarray, "M G"]
     upper: Float[np.ndarray, "M G"]
+
+    @property
+    def headline(self) -> str:
+        """Of how many models and sizes, in a line."""
+        return f"Predicted losses of {len(self.models)} models at {len(self.examples)} sizes, with 90 % intervals"
+
+    def as_columns(self) -> Columns:
+        """A row for each model and size."""
+        names = np.repeat(np.array(self.models, object), len(self.examples)).tolist()
+        sizes = np.tile(self.examples, len(self.models))
+        ends = {name: part.ravel() for name, part in zip(("loss", "lower", "upper"), self.parts, strict=True)}
+        return {"model": names, "examples": sizes, **ends}
 
     @property
     def parts(self) -> tuple[Float[np.ndarray, "M G"], Float[np.ndarray, "M G"], Float[np.ndarray, "M G"]]:
@@ -58,7 +79,7 @@ def chances_and_regrets(
     return chances, regrets
 
 
-class CurvePosterior(ABC):
+class CurvePosterior(Tabular):
     """A posterior over the curves of M models.
 
     Attributes:
@@ -72,6 +93,20 @@ class CurvePosterior(ABC):
     unit: int
     horizon: int
     widening: float = 1.0
+
+    @property
+    def headline(self) -> str:
+        """Of how many models and up to which size, in a line."""
+        kind = type(self).__name__.removesuffix("Posterior")
+        return (
+            f"{kind} posterior over the curves of {len(self.models)} models, {self.unit:,} to {self.horizon:,} examples"
+        )
+
+    def as_columns(self) -> Columns:
+        """What is predicted of each model at the horizon: loss, 90 % interval, P(best) and expected regret."""
+        columns = self.predict(self.horizon).as_columns()
+        draws = self.sample(self.horizon)
+        return {**columns, "probability_best": probability_best(draws), "expected_regret": expected_regret(draws)}
 
     @abstractmethod
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, residual_loss, spectrum
 from lensjax.curvature.ntk.explain import Explanation, explain
 from lensjax.curvature.ntk.ntk import ntk, ntk_flops
@@ -25,8 +26,8 @@ _NOT_COMPUTED = ("architectures", "dtype", "_name_or_path", "transformers_versio
 _LEAST = 1e-6  # of the largest eigenvalue: times do not wait for directions below
 
 
-@dataclass(frozen=True)
-class MeasuredKernel:
+@dataclass(frozen=True, repr=False)
+class MeasuredKernel(Tabular):
     """A model's kernel on N examples.
 
     Attributes:
@@ -53,6 +54,16 @@ class MeasuredKernel:
     labels: tuple[int, ...]
     flops: int
     verified: Verification | None = None
+
+    @property
+    def headline(self) -> str:
+        """Its functional, size and largest eigenvalue, in a line."""
+        size = f"{len(self.theta):,} × {len(self.theta):,}"
+        return f"Kernel of {self.functional}, {size}, largest eigenvalue of Θ / N {self.eigenvalues[0]:.4g}"
+
+    def as_columns(self) -> Columns:
+        """Its eigenvalues, largest first, by rank."""
+        return {"rank": range(1, len(self.eigenvalues) + 1), "eigenvalue": self.eigenvalues}
 
     def summary(self) -> dict[str, Any]:
         """Numbers that describe the kernel, the same whenever it is measured."""

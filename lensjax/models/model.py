@@ -18,7 +18,8 @@ from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import check_new_folder, new_folder
 from lensjax.core.pytrees import Batch as Batch  # exported from here too, beside the class whose arguments they are
 from lensjax.core.pytrees import Params as Params
-from lensjax.core.pytrees import PyTree
+from lensjax.core.pytrees import PyTree, path_name
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.models.adapters import merge_adapters
 from lensjax.models.family import Family, family_of
 from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
@@ -34,8 +35,8 @@ _DECODER_KEYS = (*_KEYS, "position_ids")
 _ENCODER_DECODER_KEYS = (*_KEYS, "decoder_input_ids", "decoder_attention_mask")
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
+@dataclass(frozen=True, eq=False, repr=False)
+class Model(Tabular):
     """A language model as pure functions of its parameters.
 
     `apply`, `loss` and `token_losses` compose with jit, grad, jvp, vjp, vmap and linearize. A batch is a mapping as
@@ -62,6 +63,24 @@ class Model:
     params: Params
     graphdef: Any
     folder: Path | None = None
+
+    @property
+    def headline(self) -> str:
+        """Its family, size, type, and where it was read, in a line."""
+        leaves = jax.tree.leaves(self.params)
+        size, kinds = sum(leaf.size for leaf in leaves), sorted({str(leaf.dtype) for leaf in leaves})
+        origin = "" if self.folder is None else f", from {self.folder}"
+        return f"{self.family.model_type} model of {size:,} parameters in {listing(kinds)}{origin}"
+
+    def as_columns(self) -> Columns:
+        """A row for each parameter."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        return {
+            "parameter": [path_name(path) for path, _ in leaves],
+            "shape": [" × ".join(map(str, leaf.shape)) for _, leaf in leaves],
+            "dtype": [str(leaf.dtype) for _, leaf in leaves],
+            "values": [leaf.size for _, leaf in leaves],
+        }
 
     @cached_property
     def tokenizer(self) -> Any:

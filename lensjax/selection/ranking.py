@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.curves.metrics import Metric
 from lensjax.curves.table import CurveTable
 from lensjax.fit.link import NotLinked
@@ -42,8 +43,8 @@ class Curves:
     upper: Float[np.ndarray, "M G"]
 
 
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Tabular):
     """M candidates in order of what choosing them after fine-tuning on `target` examples is expected to cost.
 
     All arrays follow `table.models`; `order` holds their positions, best first.
@@ -93,6 +94,20 @@ class Ranking:
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """The choice, and what it is of, in a line."""
+        name, verb = self.table.models[self.choice], "leads, too close to call" if self.is_close else "is the choice"
+        return f"{name} {verb}: {len(self.order)} models by {self.method} for {self.target:,} examples"
+
+    def as_columns(self) -> Columns:
+        """A row for each model, in order; `lensjax.selection.records.records` says more of each."""
+        said = self.prediction
+        columns = {"predicted": said.score, "lower90": said.lower, "upper90": said.upper}
+        columns |= {"probability_best": self.probability_best, "expected_regret": self.expected_regret}
+        known = {name: values[self.order] for name, values in columns.items() if values is not None}
+        return {"model": [self.table.models[i] for i in self.order], **known}
 
     @property
     def ineligible(self) -> tuple[tuple[str, str], ...]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import create_model
 
 from lensjax.core.specs import Strict
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.measure.measurement import MEASUREMENTS
 from lensjax.models.inference import InferenceCost
 from lensjax.selection.methods import METHODS
@@ -265,7 +266,7 @@ def _findings() -> Any:
     return create_model("Findings", __base__=(*models, Strict), **fields)
 
 
-class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at run time
+class StudyReport(Tabular, _findings()):  # type: ignore[misc]  # its fields are known at run time
     """Everything that a study has measured and decided so far, with the findings of every measurement.
 
     A method with findings of its own has them in the field of its name, None where it could not be fitted, and why in
@@ -310,3 +311,13 @@ class StudyReport(_findings()):  # type: ignore[misc]  # its fields are known at
     eliminated: tuple[Elimination, ...]
     journal: tuple[PastDecision, ...]
     origin: Origin
+
+    @property
+    def headline(self) -> str:
+        """The decision, in a sentence."""
+        return self.decision.sentence
+
+    def as_columns(self) -> Columns:
+        """The ranking: a row for each candidate in it, best first."""
+        names = ("rank", "model", "predicted", "lower90", "upper90", "probability_best", "expected_regret")
+        return {name: [getattr(row, name) for row in self.ranking] for name in names}

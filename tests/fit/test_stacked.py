@@ -32,7 +32,8 @@ class Straight(CurvePosterior):
 
     def predict(self, examples):
         mean, sd = self._mean_sd(examples)
-        return Losses(np.exp(mean), np.exp(mean - Z90 * sd), np.exp(mean + Z90 * sd))
+        ends = (np.exp(mean + z * sd) for z in (0, -Z90, Z90))
+        return Losses(self.models, np.atleast_1d(examples), *ends)
 
     def sample(self, examples, draws=4000, seed=0):
         mean, sd = self._mean_sd(examples)

@@ -99,7 +99,7 @@ class Cheap(CurvePosterior):
 
     def predict(self, examples: int | np.ndarray) -> Losses:
         each = [np.quantile(self.sample(int(size)), (0.5, 0.05, 0.95), axis=0) for size in np.atleast_1d(examples)]
-        return Losses(*np.stack(each, axis=-1))
+        return Losses(self.models, np.atleast_1d(examples), *np.stack(each, axis=-1))
 
     def law_parameters(self) -> dict[str, np.ndarray]:
         return {}

@@ -47,7 +47,7 @@ class JointMoments(NamedTuple):
     shares: Float[np.ndarray, " P"] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JointPosterior(CurvePosterior):
     """Posterior over the curves of M models, a mixture over the slope priors.
 
@@ -103,7 +103,8 @@ class JointPosterior(CurvePosterior):
                 found = np.exp(np.quantile(self._draws(block, DRAWS, 0), (0.5, 0.05, 0.95), axis=0))
                 self._quantiles.update(zip(block.tolist(), np.moveaxis(found, 2, 0), strict=True))
         known = [self._quantiles[at] for at in x.tolist()]
-        return Losses(*np.stack(known, axis=2)) if known else Losses(*np.empty((3, len(self.models), 0)))
+        parts = np.stack(known, axis=2) if known else np.empty((3, len(self.models), 0))
+        return Losses(self.models, self._within(examples), *parts)
 
     @cached_property
     def _quantiles(self) -> dict[float, Float[np.ndarray, "3 M"]]:

@@ -86,7 +86,7 @@ class CredibleInterval(NamedTuple):
     upper: Float[np.ndarray, "*M"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LensLLMPosterior(CurvePosterior):
     """Posterior over the curves of M models, as S equally probable draws of all that is unknown.
 
@@ -146,7 +146,7 @@ class LensLLMPosterior(CurvePosterior):
         noise = self.noise[:, None] * np.random.default_rng(0).standard_t(DOF, (len(self.noise), len(self.models)))
         intervals = [_interval(self._log_loss(size) + noise) for size in sizes]
         parts = np.exp(np.array(intervals).reshape(len(sizes), 3, len(self.models)))
-        return Losses(*np.moveaxis(parts, 0, -1))
+        return Losses(self.models, sizes, *np.moveaxis(parts, 0, -1))
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
         """See `CurvePosterior.sample`."""

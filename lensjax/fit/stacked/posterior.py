@@ -37,7 +37,7 @@ def pool(
     return mean, np.sqrt(width**2 + disagreement**2 * spread / log_sd**2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StackedPosterior(CurvePosterior):
     """Posterior over the curves of M models; made by `lensjax.fit.stacked.weights.stack`.
 
@@ -87,7 +87,8 @@ class StackedPosterior(CurvePosterior):
         losses = self.joint.predict(examples)
         middle = np.log(losses.loss)
         stacked, scale = self._map(np.atleast_1d(np.asarray(examples, dtype=np.float64)), losses)
-        return Losses(*(np.exp(stacked + scale * (np.log(part) - middle)) for part in losses.parts))
+        parts = (np.exp(stacked + scale * (np.log(part) - middle)) for part in losses.parts)
+        return Losses(losses.models, losses.examples, *parts)
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
         """See `CurvePosterior.sample`."""
