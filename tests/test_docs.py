@@ -133,7 +133,11 @@ def test_settings_are_what_lensjax_takes(page, tmp_path):
             (tmp_path / "task.yaml").write_text(text, encoding="utf-8")
             assert read_spec(tmp_path / "task.yaml", FinetuneSpec).name == "task"
             continue
-        rest = {"task": {"source": {"files": "rows.jsonl"}, "prompt": "{a}", "target": " {b}"}, "budget": 800}
+        rest = {
+            "candidates": ["a/b", "c/d"],
+            "task": {"source": {"files": "rows.jsonl"}, "prompt": "{a}", "target": " {b}"},
+            "budget": 800,
+        }
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(rest | content), encoding="utf-8")
         assert isinstance(read_study(tmp_path / "study.yaml"), StudySpec)
 

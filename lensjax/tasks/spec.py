@@ -21,7 +21,7 @@ class TaskSpec(Strict):
       name: The task's name; by default the stem of the spec's file.
       source: Where the rows are: the fields of one of the sources in `lensjax.tasks.sources`.
       prompt: Template of the prompt, with fields of a row in braces, as in "English: {en}\\nSpanish:"; fields within
-        others are {meta.lang} and {messages[0][content]}.
+        others are `{meta.lang}` and `{messages[0][content]}`.
       target: Template of the answer, as in " {es}"; the loss is on its tokens and on the end-of-text token.
       choices: The answers to choose from, each of which can stand in the target's field: a list for all rows, or the
         name of a field that holds the list of its row.
