@@ -16,6 +16,7 @@ import yaml
 from rich.text import Text
 
 from lensjax.cli.main import main
+from lensjax.core.roofline.chips import find_chip
 from lensjax.study.spec import StudySpec, read_study
 from lensjax.tasks.spec import read_spec
 from lensjax.train.spec import FinetuneSpec
@@ -132,6 +133,10 @@ def test_settings_are_what_lensjax_takes(page, tmp_path):
         if "source" in content:
             (tmp_path / "task.yaml").write_text(text, encoding="utf-8")
             assert read_spec(tmp_path / "task.yaml", FinetuneSpec).name == "task"
+            continue
+        if "link_gbps" in content:
+            (tmp_path / "chip.yaml").write_text(text, encoding="utf-8")
+            assert find_chip(content["name"], tmp_path / "chip.yaml").peak == content["tera"] * 1e12
             continue
         rest = {
             "candidates": ["a/b", "c/d"],

@@ -6,7 +6,7 @@ from typing import Any
 
 import tyro
 
-from lensjax.cli import curvature, data, evaluate, finetune, models, next, plan, rank, report, study
+from lensjax.cli import curvature, data, evaluate, finetune, mesh, models, next, plan, rank, report, study
 from lensjax.cli.faults import internal_error, sentences
 from lensjax.cli.streams import OutputLost, enduring
 from lensjax.core.compiled import keep_compiled_programs
@@ -28,8 +28,14 @@ _COMMANDS: dict[str, Any] = {
     "hessian": curvature.hessian,
     "data": ({"show": data.show, "fetch": data.fetch}, "Show a task's data, or fetch some to try."),
     "models": (
-        {"list": models.list_families, "show": models.show, "check": models.check, "export": models.export},
-        "List, show, check and export language models.",
+        {
+            "list": models.list_families,
+            "show": models.show,
+            "mesh": mesh.mesh,
+            "check": models.check,
+            "export": models.export,
+        },
+        "List, show, place, check and export language models.",
     ),
 }
 

@@ -39,12 +39,15 @@ def plan(
 
     $ lensjax plan study.yaml --topology v5e:16x16 --mesh fsdp=64,tensor=4
 
+    $ lensjax plan study.yaml --topology v5p:8x8x8 --mesh auto
+
     $ lensjax plan study.yaml --no-timing --json plan.json
 
     Args:
         topology: TPU devices to plan for, such as v5e:16x16, which need not be attached; this needs libtpu, and times
             are those that the compiled programs take at least, at the published rates of chips and links.
-        mesh: Devices along each axis (data, fsdp, tensor) for all candidates; by default what the study says.
+        mesh: Devices along each axis (data, fsdp, tensor) for all candidates; by default what the study says. With
+            'auto', that of each candidate with the shortest step on the topology, for which the best few are compiled.
         chip: YAML file of facts about the topology's chips, in place of those that are published: name, tera (dense
             TFLOP/s in bfloat16), memory_gb, memory_gbps, link_gbps (GB/s of a link in one direction), torus (its
             dimensions), wraps (what sizes are multiples of that close to a ring), network_gbps (between slices).

@@ -180,6 +180,7 @@ def topology_devices(name: str) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("Compiling for a TPU that is not attached needs its compiler; pip install libtpu.")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not look for a TPU's metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile at once
     from jax.experimental import topologies
 
     try:

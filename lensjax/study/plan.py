@@ -26,8 +26,12 @@ from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, 
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.train.estimate import UTILISATION, AbstractCandidate, Seconds
 from lensjax.train.memory import NoRoom, what_helps
+from lensjax.train.meshes import Workplace
+from lensjax.train.pods import advise
 from lensjax.train.prepare import Examples
 from lensjax.train.spec import FinetuneSpec
+
+AUTO = "auto"  # in place of a mesh: the one with the shortest step
 
 
 def make_plan(
@@ -45,7 +49,8 @@ def make_plan(
       spec: The study.
       topology: TPU devices to plan for, such as "v5e:16x16", which need not be attached.
       chip: YAML file of facts about the topology's chips, by default those that are published.
-      mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2"; by default the spec's.
+      mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2", or `AUTO`: of each the one with the
+        shortest step on the topology; by default the spec's.
       timing: Time a few steps of every candidate, with made-up weights.
       progress: Called with the number of candidates that are done, and of all.
 
@@ -59,7 +64,9 @@ def make_plan(
         check_device(spec)
     devices = device_facts.usable_devices() if topology is None else topology_devices(topology)
     facts = None if topology is None else find_chip(topology.partition(":")[0], chip)
-    if mesh is not None:
+    if mesh == AUTO and topology is None:
+        raise InputError("mesh 'auto' is for topologies; name one as in --topology v5p:8x8x8, or give axes and sizes.")
+    if mesh not in (None, AUTO):
         make_mesh(mesh, devices)
     bench = Bench(spec, Path())
     writing = check_candidates(spec, bench)
@@ -67,7 +74,7 @@ def make_plan(
     costs = candidates_costs(spec)
     unwritable = {name: found.why_not(spec.task.max_unwritable) for name, found in writing.items()}
     check_some_left(spec, costs, unwritable)
-    planner = _Planner(bench, target, devices, facts, mesh, timing, costs)
+    planner = _Planner(bench, target, devices, topology or "", facts, mesh, timing, costs)
     candidates = []
     for done, candidate in enumerate(spec.candidates):
         progress(done, len(spec.candidates))
@@ -109,6 +116,7 @@ class _Planner:
     bench: Bench
     target: int
     devices: Sequence[object]
+    topology: str
     chip: Chip | None
     mesh: str | None
     timing: bool
@@ -132,9 +140,12 @@ class _Planner:
             return known.model_copy(update={"problem": str(error)})
 
     def _planned(self, candidate: CandidateSpec, known: CandidatePlan) -> CandidatePlan:
-        mesh = make_mesh(self.mesh or candidate.mesh, self.devices)
         spec = self.spec.finetune_spec(candidate)
         examples = self.bench.examples(candidate.name)
+        wanted = self.mesh or candidate.mesh
+        if wanted == AUTO:
+            wanted = self._best_mesh(candidate, spec, examples)
+        mesh = make_mesh(wanted, self.devices)
         found = AbstractCandidate(spec, candidate.source, examples, mesh)
         if found.tokens.remark:
             self.notes[f"Of {shorten(candidate.name)}, {found.tokens.remark}."] = None
@@ -173,6 +184,20 @@ class _Planner:
         if not problem:
             self.counted.setdefault(candidate.source, candidate.name)
         return planned.model_copy(update={"total": _up_to(planned, self.bench.sizes[-1])})
+
+    def _best_mesh(self, candidate: CandidateSpec, spec: FinetuneSpec, examples: Examples) -> str:
+        """The mesh with the shortest step; a note says why it is the best."""
+        assert self.chip is not None
+        alone = AbstractCandidate(
+            spec.model_copy(update={"training": spec.training.model_copy(update={"packing": False})}),
+            candidate.source,
+            examples,
+            make_mesh({}, self.devices[:1]),
+        )
+        work = Workplace(alone.abstract.config, self.devices, self.chip, spec.training, alone.lengths[1], fixed=True)
+        advice = advise(work, self.topology)
+        self.notes[f"Of {shorten(candidate.name)}, {advice.reason}"] = None
+        return advice.best.mesh
 
     def _search(self, candidate: CandidateSpec, spec: FinetuneSpec, examples: Examples, costs: "_Costs") -> Runs | None:
         """The runs that only the choice of the learning rate needs; the chosen one is a rung's as well."""

@@ -54,8 +54,17 @@ def compiled(program: Any, *arguments: Any) -> jax.stages.Compiled:
     Raises:
       NoRoom: it does not fit the device.
     """
+    return compiled_from(program.lower(*arguments))
+
+
+def compiled_from(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """The same of a lowered program.
+
+    Raises:
+      NoRoom: it does not fit the device.
+    """
     try:
-        return program.lower(*arguments).compile()
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -72,7 +81,7 @@ def memory_of(step: jax.stages.Compiled, losses: jax.stages.Compiled, state: Sta
       state: Shapes of the state of training.
     """
     arguments, outputs, temporaries, aliased = _sizes(step)
-    whole = arguments + outputs + temporaries - aliased
+    whole = program_bytes(step)
     evaluation = sum(_sizes(losses)[:3])
     moments, best = device_bytes(state.optimiser), device_bytes(state.params)
     return Memory(
@@ -124,6 +133,12 @@ def what_helps(training: TrainingSpec, mesh: Mesh) -> Sequence[str]:
     if training.method != "lora":
         found.append("method lora")
     return found
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+    """Bytes of a device that a program takes: arguments, outputs that do not take their place, and temporaries."""
+    arguments, outputs, temporaries, aliased = _sizes(program)
+    return arguments + outputs + temporaries - aliased
 
 
 def _sizes(program: jax.stages.Compiled) -> list[int]:

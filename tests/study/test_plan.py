@@ -1,6 +1,7 @@
 """What a study will cost: what runs then take, to the last operation and byte, and what is wrong with candidates."""
 
 import json
+import math
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -386,3 +387,20 @@ def test_a_study_that_cannot_save_says_how_to_cut_it(write_study, tmp_path):
     cheaper = make_plan(spec, timing=False)
     assert cheaper.budgets[-1].share < 1
     assert "Caution" not in cheaper.sentence
+
+
+def test_the_best_mesh_needs_a_topology(study):
+    with pytest.raises(InputError, match="mesh 'auto' is for topologies; name one as in --topology v5p:8x8x8"):
+        make_plan(study, mesh="auto", timing=False)
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_the_best_mesh_of_a_pod(study, monkeypatch, tmp_path):
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr("lensjax.train.pods.compiled_folder", lambda: tmp_path)
+    found = make_plan(study, topology="v5e:2x2", mesh="auto")
+    for one in found.candidates:
+        assert not one.problem
+        assert math.prod(one.mesh.values()) == 4
+        (note,) = (note for note in found.notes if note.startswith(f"Of {one.model}, ") and "s a step at least" in note)
+        assert ",".join(f"{axis}={size}" for axis, size in one.mesh.items() if size > 1) in note

@@ -181,7 +181,7 @@ def estimate_step(counts: Counts, chip: Chip, layout: Layout, flops: float | Non
     moved: dict[str, dict[bool, float]] = {}
     for one in counts.collectives:
         name = "·".join(one.axes)
-        for resource, seconds in _seconds(one, chip, layout).items():
+        for resource, seconds in collective_seconds(one, chip, layout).items():
             key = f"{resource} {name}"
             if one.kind == PERMUTATION:  # the two directions of a ring are used at once
                 sides = moved.setdefault(key, {})
@@ -197,8 +197,12 @@ def estimate_step(counts: Counts, chip: Chip, layout: Layout, flops: float | Non
     return StepEstimate(compute, counts.memory_bytes / (chip.memory_gbps * 1e9), networks, exposed)
 
 
-def _seconds(one: Collective, chip: Chip, layout: Layout) -> dict[str, float]:
-    """Seconds of a collective on each network that it uses."""
+def collective_seconds(one: Collective, chip: Chip, layout: Layout) -> dict[str, float]:
+    """Seconds of a collective on each network that it uses: "links" within a slice or node, "network" between them.
+
+    Raises:
+      InputError: see `estimate_step`.
+    """
     link = chip.link_gbps * 1e9
     islands = layout.island[one.groups]
     crossing = islands != islands[:, :1]

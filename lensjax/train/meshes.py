@@ -1,0 +1,262 @@
+"""Which mesh of a pod to train a model on: what each would take at least, before anything is compiled."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lensjax.core.errors import InputError
+from lensjax.core.flops import matmul_flops
+from lensjax.core.roofline.chips import Chip
+from lensjax.core.roofline.counters import Collective
+from lensjax.core.roofline.estimate import Layout, collective_seconds
+from lensjax.models.lora import add_lora, join, split_trainable
+from lensjax.models.model import Model, abstract_model
+from lensjax.models.options import Remat, make_options
+from lensjax.models.sharding import AXES, make_mesh
+from lensjax.tasks.batches import Lengths
+from lensjax.train.placement import BatchPlacement
+from lensjax.train.spec import TrainingSpec
+from lensjax.train.step import make_programs, masked_flops, program_flops, state_shapes
+
+REMATS: Sequence[Remat] = ("none", "cheap", "dots", "full")
+_WIDE = 64  # chips along `tensor`, at most: a head is not split
+_HALF, _WHOLE = 2, 4  # bytes of a value in bfloat16, in which layers are gathered, and in float32
+
+
+class Choice(NamedTuple):
+    """One way to train on a pod: axis sizes, parts of a batch, and what backward passes compute again."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    accumulation: int
+    remat: Remat
+
+    @property
+    def mesh(self) -> str:
+        """As `make_mesh` takes it."""
+        sizes = [(axis, getattr(self, axis)) for axis in AXES]
+        return ",".join(f"{axis}={size}" for axis, size in sizes if size > 1) or "data=1"
+
+    def __str__(self) -> str:
+        parts = f", {self.accumulation} parts" if self.accumulation > 1 else ""
+        return f"{self.mesh}, remat {self.remat}{parts}"
+
+
+class Outlook(NamedTuple):
+    """What a choice is expected to take before it is compiled: bytes of a chip, and seconds of a step at least."""
+
+    choice: Choice
+    memory: float
+    seconds: float
+    links: float
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A training step to be placed on the chips of a pod.
+
+    Attributes:
+      config: Hugging Face configuration of the model.
+      devices: The chips, which need not be attached.
+      chip: What each can do.
+      training: How it is trained; its batch size is that of all chips together. Its remat and accumulation are those of
+        all choices where `fixed`.
+      lengths: Tokens of an example: of a decoder's rows, or of inputs and targets.
+      fixed: Whether only the mesh is to be chosen.
+    """
+
+    config: Any
+    devices: Sequence[Any]
+    chip: Chip
+    training: TrainingSpec
+    lengths: Lengths
+    fixed: bool = False
+
+    def model(self, mesh: Mesh | None, remat: Remat) -> Model:
+        """The model without weights, on a mesh or on one device."""
+        dtype, param_dtype = self.training.dtypes("tpu")
+        model = abstract_model(self.config, make_options(dtype, param_dtype, remat, mesh=mesh))
+        if self.training.method == "lora":
+            spec = self.training
+            model = add_lora(model, spec.lora_rank, spec.lora_alpha, spec.lora_targets)
+        return model
+
+    def spec(self, choice: Choice) -> TrainingSpec:
+        """How the model is trained by a choice."""
+        return self.training.model_copy(update={"accumulation": choice.accumulation, "remat": choice.remat})
+
+    def choices(self) -> Iterator[Choice]:
+        """All that divide the chips, the heads, and the batch."""
+        chips, heads = len(self.devices), self.config.num_attention_heads
+        batch = self.training.batch_size
+        parts = [self.training.accumulation] if self.fixed else [n for n in divisors(batch) if n <= 64]
+        remats = [self.training.remat] if self.fixed else REMATS
+        for tensor in divisors(math.gcd(chips, heads)):
+            for data in divisors(chips // tensor):
+                split = chips // tensor
+                for accumulation in parts:
+                    if tensor <= _WIDE and batch % (split * accumulation) == 0:
+                        for remat in remats:
+                            yield Choice(data, split // data, tensor, accumulation, remat)
+
+    @cached_property
+    def model_flops(self) -> tuple[int, int]:
+        """Operations of a step on all chips without those computed again, and those of them that causality masks."""
+        mesh = make_mesh({}, self.devices[:1])
+        spec = self.training.model_copy(update={"accumulation": 1, "remat": "none"})
+        model = self.model(mesh, "none")
+        of_step, _ = program_flops(model, spec, mesh, make_programs(model, spec, mesh))
+        batch = self.batch(mesh, 1)
+        return of_step(batch), masked_flops(model, batch)
+
+    def batch(self, mesh: Mesh, accumulation: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch on a mesh."""
+        return BatchPlacement(mesh, self.training.batch_size, accumulation).shapes(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, with padding."""
+        return self.training.batch_size * sum(self.lengths)
+
+    def lower(self, choice: Choice) -> jax.stages.Lowered:
+        """The step of a choice, ready to be compiled for the pod."""
+        mesh, spec = make_mesh(choice.mesh, self.devices), self.spec(choice)
+        model = self.model(mesh, choice.remat)
+        _, frozen = split_trainable(model.params)
+        state = state_shapes(model, spec, mesh)
+        step: Any = make_programs(model, spec, mesh).step
+        lowered: jax.stages.Lowered = step.lower(state, frozen, self.batch(mesh, choice.accumulation), 0.0)
+        return lowered
+
+
+class Forecast:
+    """Expects memory and time of choices, from the shapes of the model and what its backward pass keeps.
+
+    Memory is that of parameters, gradients and moments, of what a backward pass keeps, and of one layer's scores of
+    attention; time is the longest of the chip's products at its peak, and of the collectives on its links.
+    """
+
+    def __init__(self, work: Workplace) -> None:
+        self.work = work
+        self._places: dict[str, Layout] = {}
+        remats = [work.training.remat] if work.fixed else REMATS
+        one = make_mesh({}, work.devices[:1])
+        self._kept = {remat: self._kept_bytes(remat) for remat in remats}
+        self._flops: dict[Remat, int] = {}
+        for remat in remats:
+            model = work.model(one, remat)
+            spec = work.training.model_copy(update={"accumulation": 1, "remat": remat})
+            trained, frozen = split_trainable(model.params)
+            arguments = state_shapes(model, spec, one), frozen, work.batch(one, 1), 0.0
+            self._flops[remat] = matmul_flops(make_programs(model, spec, one).step, *arguments)
+        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        self.trained = sum(leaf.size for leaf in jax.tree.leaves(trained))
+
+    def _kept_bytes(self, remat: Remat) -> float:
+        """Bytes that a backward pass keeps of each example."""
+        work = self.work
+        model = work.model(None, remat)
+        trained, frozen = split_trainable(model.params)
+
+        def residuals(rows: int) -> int:
+            names = {name: shape.shape[-1] for name, shape in work.batch(make_mesh({}, work.devices[:1]), 1).items()}
+            batch = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name, length in names.items()}
+            pull = jax.eval_shape(
+                lambda t, f, b: jax.vjp(lambda t: model.loss(join(t, f), b), t)[1], trained, frozen, batch
+            )
+            return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
+
+        return float(residuals(2) - residuals(1))
+
+    def __call__(self, choice: Choice) -> Outlook:
+        """What a choice is expected to take."""
+        work, chips = self.work, len(self.work.devices)
+        shards = choice.fsdp * choice.tensor
+        state = (
+            self.parameters - self.trained
+        ) * _HALF + self.trained * 4 * _WHOLE  # gradients and two moments besides
+        examples = work.training.batch_size / choice.accumulation / (chips // choice.tensor)
+        heads = work.config.num_attention_heads
+        scores = examples * heads / choice.tensor * max(work.lengths) ** 2 * _WHOLE
+        memory = state / shards + examples * self._kept[choice.remat] / choice.tensor + scores
+        links = self._links(choice)
+        compute = self._flops[choice.remat] / chips / work.chip.peak
+        return Outlook(choice, memory, max(compute, links), links)
+
+    def least_chips(self) -> int:
+        """Chips that parameters, gradients and moments alone need, at least."""
+        whole = (self.parameters - self.trained) * _HALF + self.trained * 4 * _WHOLE
+        return math.ceil(whole / (self.work.chip.memory_gb * 1e9))
+
+    def _links(self, choice: Choice) -> float:
+        """Seconds of a step's collectives, if each axis had the links for itself."""
+        work = self.work
+        examples = work.training.batch_size / choice.accumulation / (choice.data * choice.fsdp)
+        held = self.parameters / choice.tensor
+        again = 3 if choice.remat == "full" else 2  # forwards and backwards, and for what is computed again
+        gathered = again * held * _HALF * choice.accumulation
+        scattered = self.trained / choice.tensor * _HALF * choice.accumulation
+        layers = getattr(work.config, "num_hidden_layers", None) or 1
+        activations = examples * sum(work.lengths) * work.config.hidden_size * _HALF
+        moved = [
+            ("fsdp", "all-gather", gathered),
+            ("fsdp", "reduce-scatter", scattered),
+            ("data", "all-reduce", self.trained / choice.tensor / choice.fsdp * _WHOLE),
+            ("tensor", "all-reduce", (again + 2) * layers * activations * choice.accumulation),
+        ]
+        return sum(self._seconds(choice, axis, kind, size) for axis, kind, size in moved)
+
+    def _seconds(self, choice: Choice, axis: str, kind: str, size: float) -> float:
+        members = getattr(choice, axis)
+        if members == 1:
+            return 0.0
+        mesh = choice.mesh
+        if mesh not in self._places:
+            devices = list(make_mesh(mesh, self.work.devices).devices.flat)
+            self._places[mesh] = Layout.of_torus(devices, self.work.chip)
+        grid = np.arange(len(self.work.devices)).reshape(choice.data, choice.fsdp, choice.tensor)
+        groups = np.moveaxis(grid, AXES.index(axis), -1).reshape(-1, members)
+        sent = size * (members - 1) / members * (2 if kind == "all-reduce" else 1)
+        one = Collective(kind, (axis,), members, size, sent, True, 0.0, 1, groups)
+        return sum(collective_seconds(one, self.work.chip, self._places[mesh]).values())
+
+
+def outlooks(forecast: Forecast) -> list[Outlook]:
+    """Choices that are expected to fit, the fastest first: of each mesh the best one, and then others of each.
+
+    Raises:
+      InputError: there are none; it says how many chips would be needed.
+    """
+    work = forecast.work
+    every = [forecast(choice) for choice in work.choices()]
+    chips, heads = len(work.devices), work.config.num_attention_heads
+    if not every:
+        least = chips // math.gcd(chips, heads)
+        raise InputError(
+            f"No mesh of {chips} chips divides a batch of {work.training.batch_size} examples and {heads} attention "
+            f"heads; choose a batch that is a multiple of {least}."
+        )
+    room = work.chip.memory_gb * 1e9
+    fitting = [one for one in every if one.memory <= room]
+    if not fitting:
+        one = min(every, key=lambda one: one.memory)
+        raise InputError(
+            f"No mesh of these {chips} chips has room: {one.choice} takes about {one.memory / 1e9:,.0f} GB of the "
+            f"{work.chip.memory_gb:g} GB of a {work.chip.name}. Parameters, gradients and moments alone need "
+            f"{forecast.least_chips():,} chips; take more chips, shorter examples or fewer of them, or method lora."
+        )
+    fitting.sort(key=lambda one: (one.seconds, one.links, one.choice.accumulation, one.memory))
+    best = list({one.choice.mesh: one for one in reversed(fitting)}.values())[::-1]
+    return [*sorted(best, key=fitting.index), *(one for one in fitting if one not in best)]
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a number, from 1 up."""
+    return [one for one in range(1, number + 1) if number % one == 0]

@@ -1,0 +1,181 @@
+"""The best meshes of a pod, compiled: memory, time, and why the best one is."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from lensjax import __version__
+from lensjax.core.compiled import compiled_folder
+from lensjax.core.errors import InputError
+from lensjax.core.files import make_folder, write_files
+from lensjax.core.roofline.counters import count_program
+from lensjax.core.roofline.estimate import Layout, StepBounds, step_bounds
+from lensjax.core.specs import Strict
+from lensjax.models.sharding import make_mesh
+from lensjax.train.memory import NoRoom, compiled_from, program_bytes
+from lensjax.train.meshes import Choice, Forecast, Workplace, outlooks
+
+
+class Placement(Strict):
+    """One way to train on a pod, compiled.
+
+    Attributes:
+      mesh: Devices along each axis, as `--mesh` takes it.
+      accumulation, remat: Parts of a batch, and what backward passes compute again.
+      memory: Bytes of a chip that a step takes, as the compiler counts them; None where it found no room.
+      bounds: Of the time of a step; None where it has no room.
+      problem: Why it cannot be; "" where it can.
+    """
+
+    mesh: str
+    accumulation: int
+    remat: str
+    memory: int | None = None
+    bounds: StepBounds | None = None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        parts = f", {self.accumulation} parts" if self.accumulation > 1 else ""
+        return f"{self.mesh}, remat {self.remat}{parts}"
+
+
+class Advice(Strict):
+    """Meshes for a model on a pod, the fastest first.
+
+    Attributes:
+      lensjax: Version.
+      topology, chips: The pod, and its number of chips.
+      model_type, parameters: Of the model.
+      batch_size, lengths: Examples of a step on all chips, and tokens of each.
+      considered, fitting: Choices that divide everything, and meshes that are expected to fit.
+      placements: Those that were compiled.
+      reason: Why the first is the best.
+    """
+
+    lensjax: str = __version__
+    topology: str
+    chips: int
+    model_type: str
+    parameters: int
+    batch_size: int
+    lengths: tuple[int, ...]
+    considered: int
+    fitting: int
+    placements: tuple[Placement, ...]
+    reason: str
+
+    @property
+    def best(self) -> Placement:
+        """The fastest."""
+        return self.placements[0]
+
+
+def advise(
+    work: Workplace, topology: str, compiled: int = 3, progress: Callable[[int, int], None] = lambda done, of: None
+) -> Advice:
+    """Search meshes, parts and remat for the shortest step, and compile the few that are expected to be the best.
+
+    Args:
+      work: The step, and the chips.
+      topology: Their name.
+      compiled: Choices to compile that fit; up to twice as many are tried.
+      progress: Called with the number that is compiled, and of all.
+
+    Raises:
+      InputError: nothing divides the chips, heads and batch, or nothing fits; it says how many chips would do.
+    """
+    forecast = Forecast(work)
+    expected = outlooks(forecast)
+    found: list[Placement] = []
+    for one in expected[: 2 * compiled]:
+        fit = sum(placement.problem == "" for placement in found)
+        if fit == compiled:
+            break
+        progress(fit, compiled)
+        found.append(place(work, one.choice))
+    fitting = [one for one in found if one.bounds is not None]
+    if not fitting:
+        raise InputError(
+            f"Nothing that was compiled for {topology} fits: with {found[0]}, {found[0].problem}; take more chips, "
+            "shorter examples or fewer of them, or method lora."
+        )
+    ranked = sorted(found, key=lambda one: one.bounds.seconds if one.bounds is not None else float("inf"))
+    return Advice(
+        topology=topology,
+        chips=len(work.devices),
+        model_type=work.config.model_type,
+        parameters=forecast.parameters,
+        batch_size=work.training.batch_size,
+        lengths=work.lengths,
+        considered=sum(1 for _ in work.choices()),
+        fitting=len({one.choice.mesh for one in expected}),
+        placements=tuple(ranked),
+        reason=_reason(ranked),
+    )
+
+
+def place(work: Workplace, choice: Choice) -> Placement:
+    """Compile a choice, or take what is kept of an earlier time."""
+    made = Placement(mesh=choice.mesh, accumulation=choice.accumulation, remat=choice.remat)
+    mesh = make_mesh(choice.mesh, work.devices)
+    try:
+        memory, text = _program(work, choice)
+    except NoRoom as error:
+        return made.model_copy(update={"problem": f"it takes {error}" if str(error) else "it does not fit"})
+    room = work.chip.memory_gb * 1e9
+    if memory > room:
+        return made.model_copy(
+            update={"memory": memory, "problem": f"it takes {memory / 1e9:.1f} GB of {room / 1e9:g} GB"}
+        )
+    flops, masked = work.model_flops
+    layout = Layout.of_torus(list(mesh.devices.flat), work.chip)
+    counts = count_program(text, dict(mesh.shape))
+    bounds = step_bounds(counts, work.chip, layout, flops=flops, masked=masked, tokens=work.tokens)
+    return made.model_copy(update={"memory": memory, "bounds": bounds})
+
+
+def _program(work: Workplace, choice: Choice) -> tuple[int, str]:
+    """Bytes of a chip, and the optimised program, which are kept for the next time under the hash of what is compiled.
+
+    Raises:
+      NoRoom: it does not fit a chip.
+    """
+    lowered = work.lower(choice)
+    device = work.devices[0]
+    source = (lowered.as_text(), device.device_kind, len(work.devices), version("jaxlib"), version("libtpu"))
+    key = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:32]
+    folder = compiled_folder() / "pods"
+    kept = folder / f"{key}.json.gz"
+    try:
+        held = json.loads(gzip.decompress(kept.read_bytes()))
+        return int(held["memory"]), str(held["text"])
+    except (OSError, EOFError, ValueError, KeyError):  # not kept, or damaged
+        pass
+    compiled = compiled_from(lowered)
+    memory, text = program_bytes(compiled), compiled.as_text() or ""
+    try:
+        make_folder(folder)
+        write_files({kept: gzip.compress(json.dumps({"memory": memory, "text": text}).encode())})
+    except InputError:  # it is compiled again the next time
+        pass
+    return memory, text
+
+
+def _reason(ranked: Sequence[Placement]) -> str:
+    """Why the first of several placements is the best."""
+    best, others = ranked[0], [one for one in ranked[1:] if one.bounds is not None]
+    assert best.bounds is not None
+    start = f"{best} takes {best.bounds.seconds:.3g} s a step at least, which {best.bounds.binding} binds"
+    if not others or others[0].bounds is None:
+        return f"{start}; nothing else of what was compiled fits."
+    second = others[0].bounds
+    more = second.seconds / best.bounds.seconds - 1
+    parts = {"compute": second.compute - best.bounds.compute, "memory": second.memory - best.bounds.memory}
+    parts["links"] = sum(second.networks.values()) - sum(best.bounds.networks.values())
+    name = max(parts, key=lambda key: parts[key])
+    if more < 0.005:
+        return f"{start}; {others[0]} is as good."
+    why = f", as its {name} takes {parts[name]:.2g} s more" if parts[name] > 0 else ", as it hides less"
+    return f"{start}; {others[0]} takes {100 * more:.0f} % longer{why}."

@@ -1,0 +1,100 @@
+"""Meshes for pods: what is expected of each, which are compiled, and what is said where none fits."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from transformers import LlamaConfig
+
+from lensjax.core.devices import topology_devices
+from lensjax.core.errors import InputError
+from lensjax.core.roofline.chips import CHIPS
+from lensjax.core.roofline.estimate import Layout
+from lensjax.train import pods
+from lensjax.train.meshes import Choice, Forecast, Workplace, outlooks
+from lensjax.train.pods import advise
+from lensjax.train.spec import TrainingSpec
+
+CONFIG = LlamaConfig(
+    vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=3, head_dim=16, num_attention_heads=4
+)
+KERNELS, REST = 3 * (4 * 64**2 + 3 * 64 * 192), 2 * 256 * 64 + 7 * 64
+
+
+def workplace(batch: int = 8, chip: Any = CHIPS["h100"], time: int = 32, **training: Any) -> Workplace:
+    spec = TrainingSpec(batch_size=batch, **training)
+    return Workplace(CONFIG, jax.devices(), chip, spec, (time,), fixed="remat" in training)
+
+
+@pytest.fixture
+def _behind_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eight devices of a CPU in place of a node of GPUs."""
+    monkeypatch.setattr(Layout, "of_torus", lambda devices, chip: Layout.of_nodes(len(devices), chip))
+
+
+@pytest.mark.eight_devices
+@pytest.mark.usefixtures("_behind_a_switch")
+def test_what_is_expected_of_a_mesh() -> None:
+    forecast = Forecast(workplace())
+    assert forecast.parameters == forecast.trained == KERNELS + REST
+    one = forecast(Choice(1, 8, 1, 1, "full"))
+    state, scores = 16 * (KERNELS + REST) / 8, 4 * 32**2 * 4
+    kept = 2 * (3 + 2) * 32 * 64  # in bfloat16 of an example: x before each layer, before and after the last norm
+    assert one.memory == pytest.approx(state + kept + scores, rel=0.1)
+    assert forecast(Choice(1, 8, 1, 1, "none")).memory > one.memory
+    assert forecast(Choice(1, 8, 1, 1, "none")).seconds <= one.seconds
+    sent = (3 + 1) * 2 * (KERNELS + REST) * 7 / 8  # gathered for three passes, and scattered once
+    assert one.links == pytest.approx(sent / 450e9)
+    whole = forecast(Choice(8, 1, 1, 1, "full"))
+    assert whole.links == pytest.approx(4 * (KERNELS + REST) * 2 * 7 / 8 / 450e9)
+    assert whole.memory - one.memory == pytest.approx(state * 7)
+    parts = forecast(Choice(1, 4, 2, 2, "full"))
+    layers = (3 + 2) * 3 * 2 * 32 * 64 * 2 * 2 * 1 / 2
+    assert parts.links == pytest.approx((2 * (3 + 1) * 2 * (KERNELS + REST) / 2 * 3 / 4 + 2 * layers / 2) / 450e9)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.usefixtures("_behind_a_switch")
+def test_the_best_of_each_mesh_come_first() -> None:
+    found = outlooks(Forecast(workplace(batch=16)))
+    meshes = [one.choice.mesh for one in found]
+    distinct = len(set(meshes))
+    assert len(set(meshes[:distinct])) == distinct < len(found)
+    assert [one.seconds for one in found[:distinct]] == sorted(one.seconds for one in found[:distinct])
+    assert all(4 % one.choice.tensor == 0 for one in found)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.usefixtures("_behind_a_switch")
+def test_where_nothing_fits_or_divides() -> None:
+    with pytest.raises(InputError, match=r"No mesh of 8 chips divides a batch of 3 .* a multiple of 2\."):
+        outlooks(Forecast(workplace(batch=3, remat="full")))
+    assert outlooks(Forecast(workplace(batch=2, remat="full")))  # as the message says
+    small = CHIPS["h100"].model_copy(update={"memory_gb": 1e-5})
+    with pytest.raises(InputError, match=r"takes about .* alone need (\d+) chips; take more chips") as raised:
+        outlooks(Forecast(workplace(chip=small, remat="full")))
+    least = -(-16 * (KERNELS + REST) // 10_000)
+    assert f"need {least} chips" in str(raised.value)
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="compiling for a TPU that is not attached needs libtpu")
+def test_compiled_meshes_are_ranked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")  # the TPU's compiler ends the process at flags that only others know
+    monkeypatch.setattr(pods, "compiled_folder", lambda: tmp_path)
+    devices = topology_devices("v5e:2x2")
+    work = Workplace(CONFIG, devices, CHIPS["v5e"], TrainingSpec(batch_size=4, remat="full"), (32,), fixed=True)
+    advice = advise(work, "v5e:2x2", compiled=2)
+    seconds = [one.bounds.seconds for one in advice.placements if one.bounds is not None]
+    assert len(seconds) == 2
+    assert seconds == sorted(seconds)
+    assert advice.best.memory is not None
+    assert advice.best.memory > 12 * advice.parameters / 4  # parameters and moments, on four chips
+    assert str(advice.best) in advice.reason
+    assert {one.remat for one in advice.placements} == {"full"}
+    monkeypatch.setattr(pods, "compiled_from", None)  # what is kept is not compiled again
+    assert advise(work, "v5e:2x2", compiled=2) == advice
+    small = CHIPS["v5e"].model_copy(update={"memory_gb": 0.0008})
+    with pytest.raises(InputError, match=r"No mesh of these 4 chips has room|Nothing that was compiled"):
+        advise(Workplace(CONFIG, devices, small, work.training, (32,), fixed=True), "v5e:2x2", compiled=2)
