@@ -74,7 +74,7 @@ if "LENSJAX_TEST_FAMILIES" in os.environ:
 
 # Families that compute with the parts of others. Unless LENSJAX_TEST_FAMILIES is set, they are left out of tests that
 # compile much for each family.
-_ALIKE = ("granite", "ministral3", "mixtral", "olmo3", "phi3", "qwen3_moe", "smollm3", "umt5")
+_ALIKE = ("granite", "mbart", "ministral3", "mixtral", "olmo3", "phi3", "qwen3_moe", "smollm3", "umt5")
 _SLOW_PER_FAMILY = ("models/test_model.py", "models/test_packing.py", "curvature/test_hvp.py")
 
 
@@ -107,15 +107,16 @@ _SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_atte
 _ROTARY = _SIZES | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
 _NARROW = {key: value for key, value in _ROTARY.items() if key != "head_dim"}
 _T5 = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+_BART = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "max_position_embeddings": 64,
+    **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
+    **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
+    **{f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")},
+}
 _TINY: dict[str, dict[str, Any]] = {
-    "bart": {
-        "vocab_size": 96,
-        "d_model": 32,
-        "max_position_embeddings": 64,
-        **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
-        **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
-        **{f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")},
-    },
+    "bart": _BART,
     "gemma": _ROTARY,
     "gemma2": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 3.0},
     "gemma3_text": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "num_hidden_layers": 6},
@@ -127,6 +128,7 @@ _TINY: dict[str, dict[str, Any]] = {
     "lfm2": _NARROW
     | {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"], "tie_word_embeddings": False},
     "llama": _ROTARY,
+    "mbart": _BART,
     "ministral": _ROTARY | {"sliding_window": 4},
     "ministral3": _ROTARY
     | {

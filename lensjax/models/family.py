@@ -33,7 +33,9 @@ class Family:
         in all where the model has no parameter for them.
       rules: How its parameters lie on a mesh.
       two_embeddings: Whether encoder and decoder have an embedding each in models that are not tied.
+      scales_tied: Whether models that say they are tied scale what their head reads, even if its values are its own.
       encoder_decoder: Whether targets have a decoder of their own.
+      starts_with_last: Whether that starts with the last token of a target, and not with one that all targets share.
       examples: Well-known checkpoints.
     """
 
@@ -47,7 +49,9 @@ class Family:
     zeros: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
     rules: Rules = RULES
     two_embeddings: bool = False
+    scales_tied: bool = False
     encoder_decoder: bool = False
+    starts_with_last: bool = False
     examples: tuple[str, ...] = ()
 
     def repeated(self, config: Any) -> Mapping[str, str]:

@@ -126,7 +126,7 @@ def _as_stored(config: Any, files: TensorFiles) -> Any:
     family = family_of(config.model_type)
     told: dict[str, Any] = {}
     if not config.tie_word_embeddings:
-        if family.two_embeddings and not _held(family.copies, family, files):
+        if family.two_embeddings and not family.scales_tied and not _held(family.copies, family, files):
             told["one_embedding"] = True
     else:
         copies = family.repeated(config)

@@ -69,7 +69,16 @@ def reduce_losses(losses: Array, weights: Array, reduction: Reduction) -> Array:
     return losses.sum(axes) / jnp.maximum(weights.sum(axes), 1.0)
 
 
-def shift_right(labels: Int[Array, "batch time"], start: int, padding: int) -> Int[Array, "batch time"]:
-    """A decoder's inputs from its targets: `start` first, and `padding` where targets are −100."""
-    shifted = jnp.concatenate([jnp.full_like(labels[:, :1], start), labels[:, :-1]], axis=1)
-    return jnp.where(shifted == IGNORED, padding, shifted)
+def shift_right(labels: Int[Array, "batch time"], start: int | None, padding: int) -> Int[Array, "batch time"]:
+    """A decoder's inputs from its targets: `start` first, and `padding` where targets are −100.
+
+    Without `start`, each begins with the last token of its target, which is found by the number of tokens that are not
+    padding, as `transformers` does.
+    """
+    tokens = jnp.where(labels == IGNORED, padding, labels)
+    if start is None:
+        last = jnp.maximum((tokens != padding).sum(1, keepdims=True) - 1, 0)
+        first = jnp.take_along_axis(tokens, last, axis=1)
+    else:
+        first = jnp.full_like(tokens[:, :1], start)
+    return jnp.concatenate([first, tokens[:, :-1]], axis=1)

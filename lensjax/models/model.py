@@ -124,7 +124,7 @@ class Model(Tabular):
                 raise InputError(
                     f"A batch for {self.family.model_type} needs labels or decoder_input_ids; it has neither."
                 )
-            arrays["decoder_input_ids"] = shift_right(arrays["labels"], *_start_and_padding(self.config))
+            arrays["decoder_input_ids"] = shift_right(arrays["labels"], *_start_and_padding(self.family, self.config))
         return nnx.merge(self.graphdef, params).hidden(arrays)
 
     def logits(self, params: Params, x: Float[Array, "... width"]) -> Float[Array, "... vocabulary"]:
@@ -331,14 +331,17 @@ def placed(shapes: Params, family: Family, config: Any, options: Options) -> Par
     )
 
 
-def _start_and_padding(config: Any) -> tuple[int, int]:
-    """The tokens that start a decoder and that pad; the latter starts it too where no other is named, as in T5."""
+def _start_and_padding(family: Family, config: Any) -> tuple[int | None, int]:
+    """The tokens that start a decoder and that pad; the latter starts it too where no other is named, as in T5.
+
+    None starts it where a token of the target does.
+    """
     padding = getattr(config, "pad_token_id", None)
     start = getattr(config, "decoder_start_token_id", None)
     start = padding if start is None else start
     if start is None or padding is None:
         raise InputError("config.json names no pad_token_id; add the one that its tokenizer has.")
-    return start, padding
+    return None if family.starts_with_last else start, padding
 
 
 def _seen(mask: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:

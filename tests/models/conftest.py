@@ -188,6 +188,10 @@ def torch_reference(folder: Path, batch: dict[str, np.ndarray], dtype: str) -> R
         if config.is_encoder_decoder:
             padded = torch.where(labels == -100, config.pad_token_id, labels)
             start = torch.full_like(padded[:, :1], config.decoder_start_token_id)
+            if family_of(config.model_type).starts_with_last:
+                from transformers.models.mbart.modeling_mbart import shift_tokens_right
+
+                start = shift_tokens_right(padded, config.pad_token_id)[:, :1]
             inputs["decoder_input_ids"] = torch.cat([start, padded[:, :-1]], dim=1)
         logits = model(**inputs, use_cache=False).logits
         shifted = (logits, labels) if config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])

@@ -1,6 +1,7 @@
 """BART (arXiv 1910.13461)."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ _FIRST = 2  # row of the first position; the rows before it are not used
 
 
 class Block(nnx.Module):
-    """Attention onto itself, in the decoder also onto the encoder, and an MLP, each with its norm behind."""
+    """Attention onto itself, in the decoder also onto the encoder, and an MLP, each with a norm behind it or before."""
 
-    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool, before: bool) -> None:
+        self.before = before
         width, std = config.d_model, config.init_std
         heads = config.decoder_attention_heads if decoder else config.encoder_attention_heads
         hidden = config.decoder_ffn_dim if decoder else config.encoder_ffn_dim
@@ -43,33 +45,45 @@ class Block(nnx.Module):
         source: Float[Array, "batch source width"] | None = None,
         source_mask: Array | None = None,
     ) -> Array:
-        x = self.attention_norm(x + self.attention(x, mask))
-        if self.cross is not None and self.cross_norm is not None:
-            x = self.cross_norm(x + self.cross(x, source_mask, source=source))
-        return self.mlp_norm(x + self.mlp(x))
+        x = self._added(x, self.attention_norm, lambda x: self.attention(x, mask))
+        cross = self.cross
+        if cross is not None and self.cross_norm is not None:
+            x = self._added(x, self.cross_norm, lambda x: cross(x, source_mask, source=source))
+        return self._added(x, self.mlp_norm, self.mlp)
+
+    def _added(self, x: Array, norm: LayerNorm, f: Callable[[Array], Array]) -> Array:
+        return x + f(norm(x)) if self.before else norm(x + f(x))
 
 
 class Side(nnx.Module):
-    """The encoder or the decoder: learned positions, a norm, and blocks."""
+    """The encoder or the decoder: learned positions, a norm, and blocks; a last norm where those have theirs before."""
 
-    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool) -> None:
+    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool, before: bool) -> None:
         width, self.length = config.d_model, config.max_position_embeddings
         self.positions = Embedding(_FIRST + self.length, width, options, rngs, std=config.init_std)
         self.norm = LayerNorm(width, options)
         depth = config.decoder_layers if decoder else config.encoder_layers
-        self.layers = Stack(lambda rngs: Block(config, options, rngs, decoder=decoder), depth, options, rngs)
+
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(config, options, rngs, decoder=decoder, before=before)
+
+        self.layers = Stack(block, depth, options, rngs)
+        self.last_norm = LayerNorm(width, options) if before else None
 
     def __call__(
         self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
     ) -> Float[Array, "batch time width"]:
         check_length(x.shape[1], self.length)
         x = self.norm(x + self.positions(_FIRST + jnp.arange(x.shape[1])))
-        return self.layers(x, mask, *source)
+        x = self.layers(x, mask, *source)
+        return x if self.last_norm is None else self.last_norm(x)
 
 
-def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
+def module(config: Any, options: Options, rngs: nnx.Rngs, *, before: bool = False) -> EncoderDecoderLM:
+    """The model; its blocks have their norms `before` attention and MLPs, or behind them."""
+
     def make_side(decoder: bool) -> Side:
-        return Side(config, options, rngs, decoder=decoder)
+        return Side(config, options, rngs, decoder=decoder, before=before)
 
     scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
     return EncoderDecoderLM(config, make_side, options, rngs, std=config.init_std, embed_scale=scale)
@@ -85,6 +99,7 @@ def parameter_names(config: Any) -> ParameterNames:
         names |= {
             f"{side}/positions": f"model.{side}.embed_positions",
             f"{side}/norm": f"model.{side}.layernorm_embedding",
+            f"{side}/last_norm": f"model.{side}.layer_norm",
             f"{block}/attention_norm": f"{theirs}.self_attn_layer_norm",
             f"{block}/cross_norm": f"{theirs}.encoder_attn_layer_norm",
             f"{block}/mlp/up": f"{theirs}.fc1",
@@ -96,7 +111,7 @@ def parameter_names(config: Any) -> ParameterNames:
     return names
 
 
-register(
+FAMILY = register(
     Family(
         "bart",
         "BartForConditionalGeneration",

@@ -103,7 +103,8 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> EncoderDecoderLM:
     def make_layers(decoder: bool) -> Layers:
         return Layers(config, decoder, options, rngs)
 
-    return build(config, make_layers, options, rngs, scaled=config.tie_word_embeddings)
+    scaled = config.tie_word_embeddings or getattr(config, "one_embedding", False)  # or its head alone is its own
+    return build(config, make_layers, options, rngs, scaled=scaled)
 
 
 def parameter_names(config: Any) -> ParameterNames:
@@ -126,9 +127,10 @@ register(
         module,
         parameter_names,
         prefix="",
-        ignored=(),
+        ignored=(r"^lm_head\.weight$",),
         copies=COPIES,
         two_embeddings=True,
+        scales_tied=True,
         encoder_decoder=True,
         examples=("google/switch-base-8", "google/switch-base-128"),
     )
