@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 from machine import describe
-from transformers import LlamaConfig, T5Config
+from transformers import LlamaConfig, MixtralConfig, T5Config
 
 from lensjax.core.devices import CHIP_GB, topology_devices
 from lensjax.core.errors import InputError
@@ -34,9 +34,12 @@ from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import make_programs, state_shapes
 
 LLAMA_7B = LlamaConfig(vocab_size=32000, max_position_embeddings=4096, intermediate_size=11008)  # as Llama 2 7B
+MIXTRAL = MixtralConfig(vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_key_value_heads=8)  # as 8x7B
 T5_11B = T5Config(d_model=1024, d_kv=128, d_ff=65536, num_layers=24, num_heads=128)  # as T5 v1.0 11B
 
-LLAMA_TINY = LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16)
+TINY = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+LLAMA_TINY = LlamaConfig(**TINY)
+MIXTRAL_TINY = MixtralConfig(**TINY, num_attention_heads=4, num_key_value_heads=2)
 PASS, TRAINING = "forward and backward", "training step"
 
 
@@ -62,11 +65,13 @@ CASES = [
     Case("Llama 7B", LLAMA_7B, "v5e:16x16", "fsdp=64,tensor=4", 2048),
     Case("T5 11B", T5_11B, "v5e:16x16", "fsdp=256", 512),
     Case("T5 11B", T5_11B, "v5e:16x16", "fsdp=64,tensor=4", 512),
+    Case("Mixtral 8x7B", MIXTRAL, "v5e:16x16", "fsdp=32,tensor=8", 2048),
     Case("Llama 7B", LLAMA_7B, "v5e:16x16", "fsdp=256", 2048, TRAINING),
     Case("Llama 7B", LLAMA_7B, "v5p:8x8x8", "fsdp=512", 2048, TRAINING),
 ]
 QUICK = [
     Case("tiny Llama", LLAMA_TINY, "v5e:2x2", "fsdp=2,tensor=2", 16),
+    Case("tiny Mixtral", MIXTRAL_TINY, "v5e:2x2", "fsdp=2,tensor=2", 16),
     Case("tiny Llama", LLAMA_TINY, "v5e:2x2", "fsdp=4", 16, TRAINING),
 ]
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "pred": 1, "u32": 4, "f16": 2}
