@@ -1,12 +1,17 @@
 """Low-rank adapters as parts of a pytree of parameters: taking them apart, joining and merging them."""
 
-from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from lensjax.core.pytrees import Params, PyTree
+from lensjax.core.pytrees import Params
 from lensjax.models.linear import adapted, column_norms
+from lensjax.models.options import Options, Quantisation
+from lensjax.models.quantised import kernel_of
 
 ADAPTERS = ("lora_a", "lora_b", "lora_m")
 
@@ -40,23 +45,23 @@ def at(params: Params, path: str) -> Params:
     return params
 
 
-def merge_adapters(params: Params, plain: Params, scales: Mapping[str, float], path: str = "") -> Params:
+def merge_adapters(params: Params, plain: Params, options: Options, path: str = "") -> Params:
     """The parameters without adapters, whose kernels are what each kernel and its adapter compute together.
 
     Args:
-      params: Parameters with adapters.
+      params: Parameters with adapters, or quantised kernels.
       plain: Shapes, types and shardings of those without.
-      scales: By path of a linear map, the factor of lora_a @ lora_b.
+      options: Of the model with them.
       path: Of `params` within the model's.
     """
+    scales = {} if options.lora is None else options.lora.scales
     merged: Params = {}
     for key, like in plain.items():
         if isinstance(like, dict):
-            merged[key] = merge_adapters(params[key], like, scales, f"{path}/{key}" if path else str(key))
-        elif key == "kernel" and "lora_a" in params:
-            merge = jax.jit(_merged_kernel, static_argnames="scale", out_shardings=like.sharding)
-            parts = {name: params[name] for name in ("kernel", *ADAPTERS) if name in params}
-            merged[key] = merge(parts, scale=scales[path])
+            merged[key] = merge_adapters(params[key], like, options, f"{path}/{key}" if path else str(key))
+        elif key == "kernel" and not params.keys().isdisjoint(("kernel_scales", *ADAPTERS)):
+            how = {"kind": options.quantise, "inputs": like.shape[-2], "dtype": like.dtype, "scale": scales.get(path)}
+            merged[key] = jax.jit(partial(_merged_kernel, **how), out_shardings=like.sharding)(params)
         else:
             merged[key] = params[key]
     return merged
@@ -76,8 +81,13 @@ def _split(params: Params) -> tuple[Params, Params]:
     return adapters, others
 
 
-def _merged_kernel(parts: PyTree, scale: float) -> Float[Array, "*stacked inputs outputs"]:
-    kernel = adapted(parts["kernel"], parts["lora_a"], parts["lora_b"], scale)
-    if "lora_m" in parts:
-        kernel = kernel * (parts["lora_m"] / column_norms(kernel))[..., None, :]
-    return kernel.astype(parts["kernel"].dtype)
+def _merged_kernel(
+    part: Params, kind: Quantisation | None, inputs: int, dtype: np.dtype[Any], scale: float | None
+) -> Float[Array, "*stacked inputs outputs"]:
+    if scale is None:
+        return kernel_of(part, kind, inputs, dtype)
+    wide = jnp.promote_types(part["lora_a"].dtype, jnp.float32)
+    kernel = adapted(kernel_of(part, kind, inputs, wide), part["lora_a"], part["lora_b"], scale)
+    if "lora_m" in part:
+        kernel = kernel * (part["lora_m"] / column_norms(kernel))[..., None, :]
+    return kernel.astype(dtype)

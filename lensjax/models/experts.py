@@ -135,7 +135,10 @@ def _linear(linear: Linear, rows: Float[Array, "rows inputs"], groups: Int[Array
     def product(rows: Array, matrices: Array) -> Array:
         return grouped_dot(rows, matrices.astype(linear.dtype), groups, in_order=True)
 
-    y = product(rows, linear.kernel[...])
+    def base(rows: Array) -> Array:
+        return product(rows, linear.weights(linear.dtype))
+
+    y = base(rows) if linear.held is None else recomputed(base)(rows)
     if linear.lora_a is not None and linear.lora_b is not None:
         y = y + linear.lora_scale * product(costly(product(rows, linear.lora_a[...])), linear.lora_b[...])
     if linear.lora_m is not None:

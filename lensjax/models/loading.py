@@ -3,21 +3,25 @@
 import copy
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array
 from numpy.typing import DTypeLike
 
+from lensjax.core.errors import InputError
 from lensjax.core.pytrees import Params
 from lensjax.models.family import Family, ends, family_of
 from lensjax.models.gguf.header import is_gguf
 from lensjax.models.gguf.tensors import GGUFTensors
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.model import Model, abstract_model
-from lensjax.models.options import AttentionImplementation, Remat, make_options
+from lensjax.models.options import AttentionImplementation, Quantisation, Remat, make_options
+from lensjax.models.quantised import quantised
 from lensjax.models.safetensors_files import TensorFiles
 from lensjax.models.weights import Stored, check_names, read_params
 
@@ -31,6 +35,7 @@ def load(
     remat: Remat = "cheap",
     attention: AttentionImplementation = "xla",
     revision: str | None = None,
+    quantise: Quantisation | None = None,
 ) -> Model:
     """Load a model from a folder or the Hugging Face hub.
 
@@ -43,6 +48,8 @@ def load(
       remat: What the backward pass recomputes: "none", "cheap", "dots" or "full"; see `Options`.
       attention: "xla", or "cudnn" for faster training on NVIDIA GPUs.
       revision: Branch, tag or commit on the hub.
+      quantise: "int8" or "nf4" to hold the kernels of blocks in so few bits, under adapters; see `Options`. They are
+        quantised one after another as they are read.
 
     Returns:
       The model, whose parameters lie on their devices.
@@ -51,11 +58,11 @@ def load(
       InputError: there is no such model, it is not one that LensJAX has, its weights are not those that its
         configuration describes, or the mesh does not divide it.
     """
-    options = make_options(dtype, param_dtype, remat, attention, mesh)
+    options = make_options(dtype, param_dtype, remat, attention, mesh, quantise)
     folder = find_folder(source, revision)
     config = read_config(folder)
     files = weights_of(folder, config)
-    model = abstract_model(_as_stored(config, files), options, folder)
+    model = abstract_model(_as_stored(config, files), options.plain, folder)
     family = model.family
     wanted = check_names(
         family.tensors(model.config, model.params),
@@ -67,7 +74,43 @@ def load(
     )
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(model.params)]
     leaves = read_params(wanted, files, dtypes, jax.tree.leaves(model.shardings))
-    return model.with_params(jax.tree.unflatten(jax.tree.structure(model.params), leaves))
+    if quantise is None:
+        return model.with_params(jax.tree.unflatten(jax.tree.structure(model.params), leaves))
+    return _quantised(model, leaves, quantise)
+
+
+def quantise(model: Model, kind: Quantisation) -> Model:
+    """The model with the kernels of its blocks held in 8 or 4 bits, as `load` makes it.
+
+    Args:
+      model: In floating point, and without adapters.
+      kind: "int8" or "nf4"; see `lensjax.models.quantised`.
+
+    Raises:
+      InputError: it is neither, or the model has adapters or is quantised already.
+    """
+    if model.options != model.options.plain:
+        raise InputError("The model has adapters or is quantised already; quantise it first, and then add adapters.")
+    return _quantised(model, jax.tree.leaves(model.params), kind)
+
+
+def _quantised(model: Model, leaves: Iterable[Array], kind: Quantisation) -> Model:
+    """A model with quantised kernels, from its parameters in floating point, of which one at a time is needed."""
+    options = model.options
+    made = make_options(options.dtype, options.param_dtype, options.remat, options.attention, options.mesh, kind)
+    target = abstract_model(model.config, made, model.folder)
+    params: Params = {}
+    for (path, _), leaf in zip(jax.tree_util.tree_leaves_with_path(model.params), leaves, strict=True):
+        held, like = params, target.params
+        for entry in path[:-1]:
+            held, like = held.setdefault(entry.key, {}), like[entry.key]
+        name = path[-1].key
+        if name == "kernel" and "kernel_scales" in like:
+            lie = like["kernel"].sharding, like["kernel_scales"].sharding
+            held["kernel"], held["kernel_scales"] = jax.jit(partial(quantised, kind=kind), out_shardings=lie)(leaf)
+        else:
+            held[name] = leaf
+    return target.with_params(params)
 
 
 def from_config(

@@ -8,7 +8,7 @@ model.with_params(join(trainable, frozen)).merged()  # as `model.save` does
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -21,17 +21,17 @@ from flax import nnx
 from jaxtyping import Array
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.pytrees import Params, PyTree, path_name
+from lensjax.core.pytrees import Params, path_name
 from lensjax.core.specs import pattern as checked_pattern
 from lensjax.models.adapters import at, join, split_trainable
-from lensjax.models.linear import Linear, column_norms
+from lensjax.models.linear import abstract_param, adaptable, column_norms
 from lensjax.models.model import Model, placed
 from lensjax.models.options import Adapter, LoRA
+from lensjax.models.quantised import kernel_of
 
 __all__ = ["TARGETS", "add_lora", "join", "linear_maps", "split_trainable", "with_constant_norms"]
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-_NEVER = ("head", "router")
 
 
 def add_lora(
@@ -92,21 +92,21 @@ def add_lora(
 def with_adapters(model: Model, lora: LoRA, seed: int = 0) -> Model:
     """The model with those adapters as they are before training; see `add_lora`."""
     module = nnx.merge(model.graphdef, model.without_params().params)
-    linears = dict(_linears(module))
+    linears = dict(adaptable(module))
     dtype = jnp.promote_types(model.options.param_dtype, jnp.float32)
     for adapter in lora.adapters:
         linear = linears[adapter.path]
-        *stacked, inputs, outputs = linear.kernel.shape
-        linear.lora_a = _abstract_param((*stacked, inputs, adapter.rank), dtype)
-        linear.lora_b = _abstract_param((*stacked, adapter.rank, outputs), dtype)
-        linear.lora_m = _abstract_param((*stacked, outputs), dtype) if lora.dora else None
+        *stacked, inputs, outputs = linear.shape
+        linear.lora_a = abstract_param((*stacked, inputs, adapter.rank), dtype)
+        linear.lora_b = abstract_param((*stacked, adapter.rank, outputs), dtype)
+        linear.lora_m = abstract_param((*stacked, outputs), dtype) if lora.dora else None
         linear.lora_scale = lora.scales[adapter.path]
     graphdef, state = nnx.split(module)
     options = replace(model.options, lora=lora)
     shapes, _ = split_trainable(nnx.to_pure_dict(state))
     adapters = placed(shapes, model.family, model.config, options)
     if not model.is_abstract:
-        adapters = _initial(adapters, model.params, seed)
+        adapters = _initial(adapters, model, seed)
     return replace(model, options=options, params=join(adapters, model.params), graphdef=graphdef)
 
 
@@ -115,7 +115,7 @@ def with_constant_norms(model: Model) -> Model:
     if model.options.lora is None or not model.options.lora.dora:
         return model
     module = nnx.merge(model.graphdef, model.without_params().params)
-    for _, linear in _linears(module):
+    for _, linear in adaptable(module):
         linear.constant_norms = True
     return replace(model, graphdef=nnx.split(module)[0])
 
@@ -123,14 +123,7 @@ def with_constant_norms(model: Model) -> Model:
 def linear_maps(model: Model) -> dict[str, tuple[int, ...]]:
     """The shapes of the kernels, [*stacked, inputs, outputs], that may have adapters, by the map's path."""
     module = nnx.merge(model.graphdef, model.without_params().params)
-    return {path: tuple(linear.kernel.shape) for path, linear in _linears(module)}
-
-
-def _linears(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
-    """The linear maps that may have adapters, by path."""
-    for path, node in nnx.iter_graph(module):
-        if isinstance(node, Linear) and path[-1] not in _NEVER:
-            yield "/".join(map(str, path)), node
+    return {path: linear.shape for path, linear in adaptable(module)}
 
 
 def _name(path: str) -> str:
@@ -195,30 +188,26 @@ def _checked_alpha(alpha: float) -> float:
     return float(alpha)
 
 
-def _abstract_param(shape: tuple[int, ...], dtype: np.dtype[Any]) -> PyTree:
-    values: PyTree = jax.ShapeDtypeStruct(shape, dtype)
-    return nnx.data(nnx.Param(values))
-
-
-def _initial(shapes: Params, params: Params, seed: int) -> Params:
+def _initial(shapes: Params, model: Model, seed: int) -> Params:
     """Adapters before training, each made on its devices."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    kernels = linear_maps(model)
 
     def make(index: int, path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> Array:
         above, _, name = path_name(path).rpartition("/")
         if name == "lora_b":
             return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
         if name == "lora_m":
-            norms = jax.jit(partial(_norms, dtype=leaf.dtype), out_shardings=leaf.sharding)
-            return norms(at(params, above)["kernel"])
+            how = {"kind": model.options.quantise, "inputs": kernels[above][-2], "dtype": leaf.dtype}
+            return jax.jit(partial(_norms, **how), out_shardings=leaf.sharding)(at(model.params, above))
         draw = jax.jit(_uniform, static_argnames=("shape", "dtype"), out_shardings=leaf.sharding)
         return draw(jax.random.fold_in(jax.random.key(seed), index), shape=leaf.shape, dtype=leaf.dtype)
 
     return jax.tree.unflatten(structure, [make(index, path, leaf) for index, (path, leaf) in enumerate(leaves)])
 
 
-def _norms(kernel: Array, dtype: np.dtype[Any]) -> Array:
-    return column_norms(kernel.astype(dtype))
+def _norms(part: Params, **how: Any) -> Array:
+    return column_norms(kernel_of(part, **how))
 
 
 def _uniform(key: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -23,6 +23,7 @@ from lensjax.core.tabular import Columns, Tabular
 from lensjax.models.adapters import merge_adapters
 from lensjax.models.family import Family, family_of
 from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
+from lensjax.models.linear import hold_quantised
 from lensjax.models.losses import IGNORED, Reduction, greedy_hits, reduce_losses, shift_right, token_losses
 from lensjax.models.options import Options, as_dtype
 from lensjax.models.safetensors_files import write_tensors
@@ -241,21 +242,21 @@ class Model(Tabular):
         return jax.tree.map(lambda leaf: leaf.sharding, self.params)
 
     def merged(self) -> "Model":
-        """This model without adapters: its kernels are what each kernel and its adapter compute together.
+        """This model in floating point and without adapters, whose kernels do what each and its adapter do together.
 
-        They are computed in float32 or wider, then rounded to the type of the kernel, and lie on devices as kernels do.
-        A model without adapters is returned unchanged.
+        They are computed in float32 or wider, then rounded to `param_dtype`, and lie on devices as kernels do. A model
+        that is so already is returned unchanged.
         """
-        if self.options.lora is None:
+        if self.options == self.options.plain:
             return self
-        plain = abstract_model(self.config, replace(self.options, lora=None), self.folder)
-        return plain.with_params(merge_adapters(self.params, plain.params, self.options.lora.scales))
+        plain = abstract_model(self.config, self.options.plain, self.folder)
+        return plain.with_params(merge_adapters(self.params, plain.params, self.options))
 
     def save(self, folder: str | Path, dtype: DTypeLike | None = None) -> None:
         """Write a folder that `transformers` opens: configuration, tokenizer where there is one, safetensors.
 
-        Adapters are merged into the kernels. Where several processes hold the model, every one of them must call this;
-        the first writes.
+        Adapters are merged into the kernels, and quantised kernels are dequantised. Where several processes hold the
+        model, every one of them must call this; the first writes.
 
         Args:
           folder: A folder that does not exist yet, or is empty.
@@ -308,7 +309,10 @@ def abstract_model(config: Any, options: Options, folder: Path | None = None) ->
         does not divide the heads.
     """
     family = family_of(config.model_type)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: family.module(config, options, nnx.Rngs(0))))
+    module = nnx.eval_shape(lambda: family.module(config, options, nnx.Rngs(0)))
+    if options.quantise is not None:
+        hold_quantised(module, options.quantise)
+    graphdef, state = nnx.split(module)
     return Model(family, config, options, placed(nnx.to_pure_dict(state), family, config, options), graphdef, folder)
 
 

@@ -1,6 +1,6 @@
 """How a model computes, as opposed to what it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import jax
@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from lensjax.core.errors import InputError, shorten
 
 Remat = Literal["none", "cheap", "dots", "full"]
+Quantisation = Literal["int8", "nf4"]
 AttentionImplementation = Literal["xla", "cudnn"]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -76,6 +77,8 @@ class Options:
       attention: "xla" everywhere and wherever curvature is computed; "cudnn" is the fused kernel of NVIDIA GPUs, for
         bfloat16 and float16 first-order training only. XLA always computes capped scores (Gemma 2).
       mesh: Devices that hold the parameters, with axes `data`, `fsdp` and `tensor`; None for one device.
+      quantise: The type in which kernels are held, "int8" or "nf4" (`lensjax.models.quantised`), or None for
+        `param_dtype`. Gradients do not reach such kernels, but the adapters beside them.
       lora: The adapters that the model has; None for none.
     """
 
@@ -84,7 +87,13 @@ class Options:
     remat: Remat
     attention: AttentionImplementation
     mesh: Mesh | None
+    quantise: Quantisation | None = None
     lora: LoRA | None = None
+
+    @property
+    def plain(self) -> "Options":
+        """The same without adapters, and with all parameters in floating point."""
+        return replace(self, quantise=None, lora=None)
 
 
 def make_options(
@@ -93,11 +102,12 @@ def make_options(
     remat: Remat = "cheap",
     attention: AttentionImplementation = "xla",
     mesh: Mesh | None = None,
+    quantise: Quantisation | None = None,
 ) -> Options:
     """Make options, and check every value.
 
     Args:
-      dtype, param_dtype, remat, attention, mesh: See `Options`; `param_dtype` is `dtype` where not given.
+      dtype, param_dtype, remat, attention, mesh, quantise: See `Options`; `param_dtype` is `dtype` where not given.
 
     Raises:
       InputError: a value is not one of the choices, or JAX has float64 switched off, or cuDNN's attention cannot run
@@ -106,16 +116,17 @@ def make_options(
     for name, value, known in (
         ("remat", remat, get_args(Remat)),
         ("attention", attention, get_args(AttentionImplementation)),
+        ("quantise", quantise, (None, *get_args(Quantisation))),
     ):
         if value not in known:
-            raise InputError(f"{name} is '{shorten(value)}'; give one of {', '.join(known)}.")
+            raise InputError(f"{name} is '{shorten(value)}'; give one of {', '.join(map(str, known))}.")
     chosen = as_dtype(dtype)
     if attention == "cudnn" and (chosen.itemsize != 2 or jax.default_backend() != "gpu"):
         raise InputError(
             f"attention is 'cudnn', dtype {chosen} and the device a {jax.default_backend()}; the fused kernel needs "
             "bfloat16 or float16 and an NVIDIA GPU, so choose 'xla' here."
         )
-    return Options(chosen, as_dtype(dtype if param_dtype is None else param_dtype), remat, attention, mesh)
+    return Options(chosen, as_dtype(dtype if param_dtype is None else param_dtype), remat, attention, mesh, quantise)
 
 
 def as_dtype(dtype: DTypeLike) -> np.dtype[np.generic]:

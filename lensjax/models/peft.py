@@ -26,6 +26,7 @@ from lensjax.models.linear import column_norms
 from lensjax.models.lora import linear_maps, with_adapters
 from lensjax.models.model import Model, abstract_model, whole
 from lensjax.models.options import Adapter, LoRA
+from lensjax.models.quantised import kernel_of
 from lensjax.models.safetensors_files import TensorFiles, write_tensors
 from lensjax.models.weights import Stored
 
@@ -99,8 +100,9 @@ def save_adapters(model: Model, folder: str | Path, base: str | None = None) -> 
     values = {one.path: _arrays(model, one.path, ("lora_a", "lora_b", "lora_m")) for one in lora.adapters}
     every = _modules(model)
     written = {name: parts for name, parts in every.items() if any(part.path in values for part in parts)}
-    beside = {part.path for parts in written.values() for part in parts} - values.keys() if lora.dora else set()
-    kernels = {path: _arrays(model, path, ("kernel",))["kernel"] for path in sorted(beside)}
+    beside = sorted({part.path for parts in written.values() for part in parts} - values.keys()) if lora.dora else []
+    shapes, kind = linear_maps(model), model.options.quantise
+    kernels = {path: whole(kernel_of(at(model.params, path), kind, shapes[path][-2], "float32")) for path in beside}
     if jax.process_index() != 0:
         return
     tensors: dict[str, NDArray[Any]] = {}
@@ -216,7 +218,7 @@ def load_adapters(model: Model, folder: str | Path) -> Model:
 def _modules(model: Model) -> dict[str, list[_Part]]:
     """The linear maps in each module of `transformers`; not those of experts, which PEFT does not tell apart."""
     shapes, found = linear_maps(model), dict[str, list[_Part]]()
-    plain = abstract_model(model.config, replace(model.options, lora=None)).params
+    plain = abstract_model(model.config, model.options.plain).params
     for tensor in model.family.tensors(model.config, plain):
         path, _, leaf = tensor.path.rpartition("/")
         if leaf != "kernel" or path not in shapes or "{expert}" in tensor.stored.name:

@@ -101,7 +101,7 @@ def shardings(shapes: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        name = path_name(path)
+        name = path_name(path).removesuffix("_scales")  # of quantised kernels, which lie as their codes do
         preferred = next((tuple(spec) for pattern, spec in rules if re.search(pattern, name)), ())
         return NamedSharding(mesh, _fit(leaf.shape, preferred, mesh.shape))
 

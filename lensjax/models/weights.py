@@ -164,8 +164,8 @@ def check_names(
 
 def read_params(
     wanted: Sequence[Tensor], files: TensorFiles, dtypes: Sequence[np.dtype[Any]], targets: Sequence[Sharding]
-) -> list[jax.Array]:
-    """Read parameters onto their devices.
+) -> Iterator[jax.Array]:
+    """Read parameters onto their devices, one after another.
 
     Every slice is read once, and only if a device of this process holds it.
 
@@ -185,12 +185,10 @@ def read_params(
         values = {pairs: _read_slice(tensor, files, dtype, pairs) for pairs in set(bounds.values())}
         return {device: values[pairs] for device, pairs in bounds.items()}
 
-    arrays: list[jax.Array] = []
     with ThreadPoolExecutor() as pool:
         for tensor, target, slices in zip(wanted, targets, pool.map(read, wanted, dtypes, targets), strict=True):
             placed = [jax.device_put(value, device) for device, value in slices.items()]
-            arrays.append(jax.make_array_from_single_device_arrays(tensor.shape, target, placed))
-    return arrays
+            yield jax.make_array_from_single_device_arrays(tensor.shape, target, placed)
 
 
 def checkpoint_tensors(parameters: Iterable[tuple[Tensor, NDArray[Any]]]) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -359,10 +359,11 @@ def _placed(candidate: CandidateSpec, training: TrainingSpec, path: Path) -> Can
 
 def _how(training: TrainingSpec, own: Mapping[str, Any]) -> str:
     """The ending of a default name by which two ways to train one model are told apart; it may be empty."""
-    usual = {name: getattr(training, name) for name in ("method", "lora_rank", "dora")}
+    usual = {name: getattr(training, name) for name in ("method", "lora_rank", "dora", "quantise")}
     merged = usual | {name: own[name] for name in usual if name in own}
     if merged["method"] == "lora":
-        return "" if merged == usual else f"+{'dora' if merged['dora'] else 'lora'}{merged['lora_rank']}"
+        base = f"-{merged['quantise']}" if merged["quantise"] else ""
+        return "" if merged == usual else f"+{'dora' if merged['dora'] else 'lora'}{merged['lora_rank']}{base}"
     return "" if training.method == "full" else f"+{merged['method']}"
 
 

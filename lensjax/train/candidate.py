@@ -100,6 +100,7 @@ class Candidate(Workload):
             mesh=self.mesh,
             remat=training.remat,
             attention=training.attention,
+            quantise=training.quantise,
         )
         return adapted(model, training)
 

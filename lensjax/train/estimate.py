@@ -127,7 +127,8 @@ class AbstractCandidate(Workload):
         self._spent: dict[str, float] = {}
         self._steps: dict[Shape, jax.stages.Compiled] = {}
         with self._measuring("preparing"):
-            options = make_options(self.dtype, self.param_dtype, training.remat, training.attention, mesh)
+            how = training.remat, training.attention, mesh, training.quantise
+            options = make_options(self.dtype, self.param_dtype, *how)
             folder = find_folder(source, what="tokenizer")
             model = adapted(abstract_model(read_config(folder), options, folder), training)
             with tempfile.TemporaryDirectory() as made:  # its files stay readable while they are mapped

@@ -25,7 +25,7 @@ _HOW_ONLY = (
     "evaluation_batch_size",
     "packing",
 )  # these do not change the result
-_LATER = ("lora_ranks", "lora_alphas", "rslora", "dora")  # fields that results of before do not have
+_LATER = ("lora_ranks", "lora_alphas", "rslora", "dora", "quantise")  # fields that results of before do not have
 
 
 class TrainingSpec(Strict):
@@ -39,6 +39,8 @@ class TrainingSpec(Strict):
       lora_ranks, lora_alphas: Ranks and alphas of some of these linear maps, by the same names or expressions.
       rslora: Scale adapters by alpha / √rank instead of alpha / rank (arXiv 2312.03732).
       dora: Train the norms of kernels' columns apart from their direction, which has the adapters (arXiv 2402.09353).
+      quantise: "int8" or "nf4" to hold the kernels that adapters leave frozen in 8.5 or 4.5 bits a value (QLoRA, arXiv
+        2305.14314); the loss is that of the kernels so rounded.
       learning_rate: Peak of the schedule; of several, the one with the lowest validation loss on the first rung. By
         default 3e-5, 1e-4 and 3e-4 are tried, and for lora 1e-4, 3e-4 and 1e-3.
       schedule: The schedule after the warm-up: "linear" to 0, "cosine" to 0, or "constant".
@@ -73,6 +75,7 @@ class TrainingSpec(Strict):
     lora_alphas: dict[Pattern, Positive] = Field(default_factory=dict)
     rslora: bool = False
     dora: bool = False
+    quantise: Literal["int8", "nf4"] | None = None
     learning_rate: tuple[Positive, ...] = ()
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.05
@@ -115,6 +118,8 @@ class TrainingSpec(Strict):
     def _agree(self) -> Self:
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        if self.quantise is not None and self.method == "full":
+            raise ValueError(f"quantise {self.quantise} leaves nothing for method full to train; set method: lora")
         if self.max_steps is not None and self.min_steps > self.max_steps:
             raise ValueError(f"min_steps {self.min_steps} is above max_steps {self.max_steps}")
         return self

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from lensjax.core.errors import InputError
 from lensjax.models.lora import add_lora, split_trainable
-from lensjax.models.model import Model
+from lensjax.models.model import Model, abstract_model
 from lensjax.tasks.batches import Lengths, Packing, Shape, choose_packing, example_lengths
 from lensjax.tasks.tokens import padding_token
 from lensjax.train.placement import BatchPlacement
@@ -68,8 +68,8 @@ class Workload:
         training = self.spec.training
         self.abstract = model.with_params(shapes_of(model.params))
         self.trained, self.frozen = split_trainable(self.abstract.params)
-        pretrained = self.trained if training.method == "full" else self.frozen
-        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(pretrained))
+        plain = abstract_model(model.config, model.options.plain)
+        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(plain.params))
         self.tokens = tokenise_all(self.examples, model, self.spec, out)
         self.padding = padding_token(model.tokenizer, model.config.vocab_size)
         self.packing = self._packing() if training.packing else (None, None)

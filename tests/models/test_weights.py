@@ -97,7 +97,7 @@ def test_writing_inverts_reading_to_the_bit(layout: Any, dtype: str, shard_bytes
         write_tensors(stored.items(), Path(folder), shard_bytes)
         device = SingleDeviceSharding(jax.devices()[0])
         files, count = TensorFiles.of_folder(Path(folder)), len(wanted)
-        leaves = read_params(wanted, files, [DTYPES[dtype]] * count, [device] * count)
+        leaves = list(read_params(wanted, files, [DTYPES[dtype]] * count, [device] * count))
     written = dict(checkpoint_tensors(zip(wanted, map(np.asarray, leaves), strict=True)))
     assert written.keys() == stored.keys()
     for name, value in stored.items():

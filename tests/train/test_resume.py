@@ -27,6 +27,7 @@ from lensjax.train.spec import FinetuneSpec
 
 EXAMPLES, STEPS = 64, 12
 MESHES = {1: "data=1", 4: "fsdp=2,tensor=2", 8: "data=2,fsdp=2,tensor=2"}
+METHODS = {"full": {"method": "full"}, "lora": {"method": "lora"}, "nf4": {"method": "lora", "quantise": "nf4"}}
 UNLIKE = {"seconds": 0, "checksum": ""}  # what results of equal runs do not share
 
 
@@ -84,7 +85,7 @@ def setting(save_squares, pretrained, tmp_path_factory):
         if key not in made:
             folder = tmp_path_factory.mktemp("runs")
             # Adam makes much of rounding where gradients are tiny, so its epsilon is raised for other meshes.
-            path = save_squares(folder, max_steps=STEPS, evaluate_every=4, method=method, lora_rank=2, epsilon=1e-3)
+            path = save_squares(folder, max_steps=STEPS, evaluate_every=4, lora_rank=2, epsilon=1e-3, **METHODS[method])
             spec = read_spec(path, FinetuneSpec)
             mesh = lensjax.models.make_mesh(MESHES[devices], jax.devices()[:devices])
             examples = read_examples(spec, [EXAMPLES], [0])
@@ -97,7 +98,7 @@ def setting(save_squares, pretrained, tmp_path_factory):
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize(("devices", "method"), [(1, "full"), (8, "lora")])
+@pytest.mark.parametrize(("devices", "method"), [(1, "full"), (8, "nf4")])
 def test_a_stopped_run_goes_on_to_the_same_bits(setting, devices, method):
     trial = setting(devices, method)
     for stop_at in (2, 5, 9):  # it is saved one step later; validations are at 4, 8 and 12

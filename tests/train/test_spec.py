@@ -40,6 +40,7 @@ def test_learning_rates(tmp_path, text, rates):
         ("training: {epochs: 0}", r"training.epochs is '0'"),
         ("training: {method: qlora}", r"training.method is 'qlora'"),
         ("training: {lora_targets: ['(q']}", r"training.lora_targets.0 is '\(q': it is no regular expression"),
+        ("training: {quantise: nf4}", r"quantise nf4 leaves nothing for method full to train; set method: lora"),
         ("training: {lora_ranks: {q: 0}}", r"training.lora_ranks.q is '0'"),
         ("training: {lora_alphas: {'[': 1}}", r"training.lora_alphas.\[ is '\[': it is no regular expression"),
     ],
@@ -51,12 +52,18 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
 
 def test_later_fields_leave_digests_as_they_were(tmp_path):
     spec = read(tmp_path, "training: {method: lora}")
-    assert not {"lora_ranks", "lora_alphas", "rslora", "dora"} & spec.deciding()["training"].keys()
+    assert not {"lora_ranks", "lora_alphas", "rslora", "dora", "quantise"} & spec.deciding()["training"].keys()
     assert spec.digest("data") == "22c5a8cb3affb83c"  # of the version without them
-    fields = ({"lora_ranks": {"q": 4}}, {"lora_alphas": {"q": 4}}, {"rslora": True}, {"dora": True})
+    fields = (
+        {"lora_ranks": {"q": 4}},
+        {"lora_alphas": {"q": 4}},
+        {"rslora": True},
+        {"dora": True},
+        {"quantise": "nf4"},
+    )
     changed = (TrainingSpec(method="lora", **one) for one in fields)
     digests = [spec.model_copy(update={"training": one}).digest("data") for one in changed]
-    assert len({spec.digest("data"), *digests}) == 5
+    assert len({spec.digest("data"), *digests}) == 6
 
 
 def test_digest_depends_on_what_results_depend_on(tmp_path, monkeypatch):
