@@ -123,9 +123,6 @@ def run(
     study = read_study(spec, flat(settings))
     folder = spec.with_suffix("") if out is None else out
     start_processes()
-    from lensjax.report.study_files import write_findings
-    from lensjax.study.folder import pinned
-    from lensjax.study.report import collect
     from lensjax.study.runner import cells_left, run_study
 
     def say_once(sentence: str) -> None:
@@ -136,6 +133,10 @@ def run(
         for cell in cells_left(study, folder, retry=retry):
             say_once(str(cell))
         return
+    from lensjax.report.study_files import write_findings
+    from lensjax.study.folder import pinned
+    from lensjax.study.report import collect
+
     with resumable():
         how: dict[str, Any] = {"retry": retry, "limit": limit, "tries": tries, "over_memory": over_memory}
         run_study(study, folder, launcher=launcher, **how, show=True, say=say_once)

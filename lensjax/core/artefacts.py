@@ -7,7 +7,6 @@ A file that does not hold what was written is `Damaged`. A command that can make
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from lensjax.core.files import make_folder
 CHECKSUM = "checksum"
 QUARANTINE = "quarantine"  # folder of files that were set aside
 REASONS = "reasons.jsonl"  # in it: when and why
-_AT_END = re.compile(rb',"checksum":"([0-9a-f]{16})"\}$')
+_SEAL = len(b',"checksum":"0123456789abcdef"}')
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -51,19 +50,16 @@ def sealed(content: Mapping[str, Any]) -> str:
     return json.dumps(plain | {CHECKSUM: _of_content(plain)}, indent=2, ensure_ascii=False) + "\n"
 
 
-def sealed_line(content: str) -> bytes:
+def sealed_line(content: str | bytes) -> bytes:
     """A JSON object of one line with a checksum of its bytes at its end, which is quicker to check."""
-    plain = content.encode()
+    plain = content.encode() if isinstance(content, str) else content
     return plain[:-1] + b',"checksum":"' + digest(plain).encode() + b'"}'
 
 
 def unsealed_line(line: bytes) -> bytes | None:
     """The line of which `sealed_line` made this one; None where the checksum is missing or does not fit."""
-    found = _AT_END.search(line)
-    if found is None:
-        return None
-    plain = line[: found.start()] + b"}"
-    return plain if digest(plain).encode() == found[1] else None
+    plain = line[:-_SEAL] + b"}"
+    return plain if line == sealed_line(plain) else None
 
 
 def read_ours(path: Path) -> bytes | None:

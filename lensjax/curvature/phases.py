@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import nnls
 from scipy.special import stdtrit
 
 from lensjax.core.errors import InputError
@@ -148,6 +147,8 @@ def find_phases(
         raise InputError(f"C₃ is {c3} and the scale {scale}; they are finite, C₃ above 0 and the scale not below.")
     hessian, rate = c3 * sizes**-decay.beta3, sizes**-RATE
     if scale is None:
+        from scipy.optimize import nnls  # which is slow to import
+
         units = np.array([hessian.max(), rate.max()])
         scale, constant = nnls(np.stack([hessian, rate], axis=1) / units, gaps)[0] / units
     else:

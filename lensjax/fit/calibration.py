@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t as student
 
 from lensjax.curves.table import CurveTable
 
@@ -43,6 +42,8 @@ def widening(errors: Float[np.ndarray, " M"], dof: float, sd: float, usual: floa
     Returns:
       The most probable scale of the errors, or `usual` where that is not clearly more probable.
     """
+    from scipy.stats import t as student  # which is slow to import
+
     factors = usual * WIDENINGS
     log_density = student.logpdf(errors / factors[:, None], dof).sum(axis=1) - len(errors) * np.log(factors)
     log_density -= 0.5 * (np.log(WIDENINGS) / sd) ** 2

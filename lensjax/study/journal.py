@@ -4,10 +4,12 @@ Every line ends with a checksum of itself. A line that does not fit its own, is 
 set aside, and what it told of is done again or found on disk; all other lines stay.
 """
 
+import gc
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +91,7 @@ class Journal:
         parsed: list[Entry] = []
 
         def read() -> list[Any]:
-            with locked(folder / LOCK):
+            with locked(folder / LOCK), _without_collector():
                 lines, odd = _read(self.path, study, parsed)
                 if odd:
                     self._set_aside(lines, odd)
@@ -172,6 +174,18 @@ def journal_studies(folder: Path) -> set[str]:
     """
     found = (unsealed_line(line) for line in (read_ours(folder / JOURNAL) or b"").splitlines())
     return {json.loads(line).get("study", "") for line in found if line is not None}
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Within it, the garbage collector does not look at the many objects that are made, none of which is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _line(entry: Entry) -> bytes:

@@ -24,7 +24,6 @@ from lensjax.models.inputs import model_fingerprint
 from lensjax.models.lora import join, split_trainable
 from lensjax.models.model import Model, Params
 from lensjax.models.peft import save_adapters, unwritable
-from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine_tune
 from lensjax.train.memory import check_room, compiled, memory_of
@@ -208,6 +207,8 @@ class Candidate(Workload):
           TooLarge: a batch needs more memory than the machine has.
           InputError: a file cannot be written, or the checkpoint is of another run.
         """
+        from lensjax.train.checkpoint import Checkpoints  # Orbax is slow to import
+
         progress, checkpoints = Progress(), Checkpoints(run.checkpoints) if run.examples else None
         try:
             model, self._loaded = self._loaded or self.pretrained(), None

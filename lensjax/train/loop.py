@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lensjax.core.errors import InputError
 from lensjax.core.processes import agreed
@@ -13,12 +13,14 @@ from lensjax.models.model import Params
 from lensjax.tasks.batches import BatchPlan, Lengths, Packing, Shape, example_lengths, fits, training_batches
 from lensjax.tasks.packing import PackedShape
 from lensjax.tasks.tokens import Tokens
-from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.optimiser import learning_rate
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import Programs, StepMetrics, shapes_of
+
+if TYPE_CHECKING:  # Orbax is slow to import
+    from lensjax.train.checkpoint import Checkpoints
 
 _MINUTE = 60.0
 _MOST_BETWEEN = 500  # steps between validations, at most
@@ -125,7 +127,7 @@ def fine_tune(
     inputs: TrainingInputs,
     spec: TrainingSpec,
     placements: tuple[BatchPlacement, BatchPlacement],
-    checkpoints: Checkpoints,
+    checkpoints: "Checkpoints",
     observer: Observer,
 ) -> tuple[Params, Progress]:
     """Fine-tune a model, from its last checkpoint on if there is one.
@@ -257,7 +259,7 @@ def _report(progress: Progress, metrics: StepMetrics, rate: float, steps: int, o
     observer.step(progress, steps, shown)
 
 
-def _check_identity(recorded: Mapping[str, Any], wanted: Mapping[str, Any], checkpoints: Checkpoints) -> None:
+def _check_identity(recorded: Mapping[str, Any], wanted: Mapping[str, Any], checkpoints: "Checkpoints") -> None:
     differing = [key for key in wanted if recorded.get(key) != wanted[key]]
     if differing:
         raise InputError(
