@@ -7,7 +7,6 @@ A file that does not hold what was written is `Damaged`. A command that can make
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import make_folder
+from lensjax.core.reading import NotRegular, opened
 
 CHECKSUM = "checksum"
 QUARANTINE = "quarantine"  # folder of files that were set aside
@@ -70,15 +70,12 @@ def read_ours(path: Path) -> bytes | None:
       InputError: it cannot be read.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would be waited for
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise Damaged(path, "it is not a file")
+        with opened(path) as file:
             return file.read()
     except FileNotFoundError:
         return None
-    except IsADirectoryError as error:
-        raise Damaged(path, "it is a folder") from error
+    except NotRegular as error:
+        raise Damaged(path, f"it is {error}") from error
     except NotADirectoryError as error:
         raise InputError(f"{shorten(path.parent, 400)} is not a folder; give the name of one.") from error
     except OSError as error:

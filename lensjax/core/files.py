@@ -1,7 +1,6 @@
 """Files and folders that are written whole or not at all, and locks on them."""
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -230,23 +229,6 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
                 where = shorten(path, 400)
                 raise InputError(f"Cannot lock {where}: {error.strerror}; choose another place.") from error
         yield
-
-
-def read_json(path: Path) -> dict[str, object] | None:
-    """The content of a JSON file that LensJAX wrote; None where there is no such file, or no object in it.
-
-    Raises:
-      InputError: the file cannot be read, or is not JSON.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError as error:
-        raise InputError(f"{shorten(path.parent, 400)} is not a folder; give the name of one.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read {shorten(path, 400)}; remove it, and it is made again.") from error
-    return content if isinstance(content, dict) else None
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -11,8 +11,28 @@ MOST = "LENSJAX_MAX_FILE_MB"  # names the environment variable that raises the l
 _DEFAULT = 512  # MB; curves of 30,000 models take about 10
 
 
-def open_regular(path: Path, mend: str) -> BinaryIO:
+class NotRegular(Exception):
+    """There is something else in the place of a file; the message says what."""
+
+
+def opened(path: Path) -> BinaryIO:
     """Open a file to read bytes from.
+
+    Raises:
+      NotRegular: it is a folder, a pipe or a device, which may never end.
+      OSError: there is no such file, or it cannot be read.
+      ValueError: no file can have this name.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for a writer
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise NotRegular("a folder" if stat.S_ISDIR(mode) else "a pipe or a device")
+    return os.fdopen(handle, "rb")
+
+
+def open_regular(path: Path, mend: str) -> BinaryIO:
+    """Open a file that users name, to read bytes from.
 
     Args:
       path: The file.
@@ -23,16 +43,13 @@ def open_regular(path: Path, mend: str) -> BinaryIO:
     """
     where = shorten(path, 200)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for a writer
-    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        return opened(path)
+    except NotRegular as error:
+        file = "" if os.path.isdir(path) else "; write what it gives to a file"
+        raise InputError(f"Cannot read {where}: it is {error}{file}; {mend}.") from error
+    except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"Cannot read {where}: {why}; {mend}.") from error
-    mode = os.fstat(handle).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(handle)
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device; write what it gives to a file"
-        raise InputError(f"Cannot read {where}: it is {kind}; {mend}.")
-    return os.fdopen(handle, "rb")
 
 
 def check_regular(path: Path, mend: str) -> None:

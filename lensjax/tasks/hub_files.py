@@ -13,8 +13,9 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
+from lensjax.core.artefacts import read_sealed, sealed
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import make_folder, read_json, write_files
+from lensjax.core.files import make_folder, write_files
 from lensjax.core.specs import Strict
 from lensjax.tasks.source import SPLIT_WORDS
 
@@ -90,13 +91,21 @@ def _list_files(hub: str, revision: str | None, endpoint: str) -> Listing:
     except InputError as error:
         if not isinstance(error.__cause__, (httpx.HTTPError, ConnectionError)):
             raise
-        kept = read_json(known)
+        kept = _kept(known)
         if kept is None:
             raise
-        return Listing.model_validate(kept)
+        return kept
     make_folder(known.parent)
-    write_files({known: found.model_dump_json() + "\n"})
+    write_files({known: sealed(found.model_dump())}, follow=False)
     return found
+
+
+def _kept(known: Path) -> Listing | None:
+    """What a file says that an earlier command kept; None where it is not whole."""
+    try:
+        return read_sealed(known, Listing)
+    except InputError:
+        return None
 
 
 def _asked(hub: str, revision: str | None) -> Listing:

@@ -195,7 +195,9 @@ def test_a_study_keeps_the_commit_of_its_first_run(verses: Server, tmp_path: Pat
     assert pinned_study(spec, tmp_path / "new").task.source.commit == NEW
 
 
-def test_what_was_read_once_is_read_without_the_hub(verses: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_read_once_is_read_without_the_hub(
+    verses: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load_task(task({"hub": "our/verses"}))
     forget()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -204,6 +206,13 @@ def test_what_was_read_once_is_read_without_the_hub(verses: Server, monkeypatch:
     assert len(verses.asked) == asked
     with pytest.raises(InputError, match=r"data set our/other is not whole in the hub's cache, and the hub cannot be"):
         load_task(task({"hub": "our/other"}))
+    (listing,) = (tmp_path / "lensjax" / "hub").iterdir()
+    listing.write_text(listing.read_text().replace("train-00001", "train-00009"))
+    forget()
+    with pytest.raises(InputError, match="fetch it where it can, or name files of your own"):  # not what was kept
+        load_task(task({"hub": "our/verses"}))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert len(load_task(task({"hub": "our/verses"})).rows) == 40
 
 
 def test_the_hub_s_own_conversion_is_read_where_there_is_nothing_else(hub: Server) -> None:
