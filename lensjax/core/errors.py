@@ -14,7 +14,9 @@ class InputError(ValueError):
 
 def shorten(text: object, limit: int = 60) -> str:
     """`text` on one line, printable and at most `limit` characters, for quoting user input in a message."""
-    flat = "".join(c if c.isprintable() else "�" for c in str(text))
+    flat = str(text)
+    if not flat.isprintable():
+        flat = "".join(c if c.isprintable() else "�" for c in flat)
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 

@@ -1,0 +1,141 @@
+"""A study is killed, stopped, or sent back in time before each step: whatever it does to a file in its folder."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import warnings
+from datetime import datetime, timedelta
+
+import pytest
+from chaos_study import outcome
+
+from lensjax.core.errors import InputError
+from lensjax.study.folder import read_study_folder
+from lensjax.study.state import read_state
+
+ALL = "LENSJAX_TEST_CHAOS" in os.environ  # every step, not a few
+STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}  # audit events
+LONGEST = 120  # seconds of a child that does not hang
+
+
+def run_in_child(scene, out, at=0, what=signal.SIGKILL):
+    """Start a run of the study in a child process, which sends itself a signal before a step; returns its pid.
+
+    It ends with the number of its steps, as far as an exit status can say it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of JAX: its threads are not needed, as losses are made up
+        child = os.fork()
+    if child:
+        return child
+    steps = 0
+
+    def count(event, arguments):
+        nonlocal steps
+        if event not in STEPS or not str(arguments[0]).startswith(str(out)):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        steps += 1
+        if steps == at:
+            os.kill(os.getpid(), what)
+
+    try:
+        sys.addaudithook(count)
+        scene.run(out)
+        (out.with_suffix(".steps")).write_text(str(steps))
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def ended(child, how=0):
+    """Wait until a child ends, or is stopped; returns its status."""
+    until = time.monotonic() + LONGEST
+    while time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG | how)
+        if pid:
+            return status
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("the run hangs")
+
+
+@pytest.fixture
+def steps(scene, tmp_path):
+    """Numbers of steps of a run: all of them, or a few in the first half and in the second."""
+    out = tmp_path / "counted"
+    assert ended(run_in_child(scene, out)) == 0
+    assert outcome(out) == outcome(scene.whole)
+    count = int(out.with_suffix(".steps").read_text())
+    assert count > 100
+    return range(1, count + 1) if ALL else range(3, count, count // 5)
+
+
+def test_killed_before_any_step_it_comes_to_the_same_end(scene, tmp_path, steps):
+    wrong = []
+    for at in steps:
+        out = tmp_path / f"killed-{at}"
+        status = ended(run_in_child(scene, out, at))
+        assert os.WIFSIGNALED(status)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        try:
+            if (out / "study.json").exists():
+                read_state(read_study_folder(out), out)
+            scene.run(out)
+            if outcome(out) != outcome(scene.whole):
+                wrong.append(f"step {at}: another outcome")
+            if left := [path for path in out.rglob("*") if path.suffix == ".part"]:
+                wrong.append(f"step {at}: {left} is left")
+        except Exception as error:  # all are told of together
+            wrong.append(f"step {at}: {type(error).__name__} {error}")
+        if out.exists():
+            shutil.rmtree(out)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_stopped_for_a_while_before_any_step_it_goes_on_and_nobody_else_does(scene, tmp_path, steps):
+    for at in steps[:: 1 if ALL else 2]:
+        out = tmp_path / f"stopped-{at}"
+        child = run_in_child(scene, out, at, signal.SIGSTOP)
+        assert os.WIFSTOPPED(ended(child, os.WUNTRACED))
+        try:
+            if (out / ".running").exists():
+                with pytest.raises(InputError, match="Another command runs the study"):
+                    scene.run(out)
+        finally:
+            os.kill(child, signal.SIGCONT)
+        assert ended(child) == 0
+        assert outcome(out) == outcome(scene.whole)
+        shutil.rmtree(out)
+
+
+def test_a_clock_that_goes_back_an_hour_changes_nothing(scene, tmp_path, monkeypatch):
+    back, now = timedelta(hours=1), time.time
+
+    class Earlier(datetime):
+        """A clock that was put back."""
+
+        @classmethod
+        def now(cls, zone=None):
+            return datetime.now(zone) - back
+
+    cells = len(json.loads(outcome(scene.whole)[2]))
+    for limit in range(1, cells, 1 if ALL else cells // 2):
+        out = tmp_path / str(limit)
+        scene.run(out, limit=limit)
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: now() - back.total_seconds())
+            for name, module in list(sys.modules.items()):
+                if name.startswith("lensjax.") and getattr(module, "datetime", None) is datetime:
+                    patch.setattr(module, "datetime", Earlier)
+            scene.run(out)
+            state = read_state(read_study_folder(out), out)
+        assert not state.damage
+        assert outcome(out) == outcome(scene.whole)
+        times = [entry.time for entry in state.journal]
+        assert times != sorted(times)
