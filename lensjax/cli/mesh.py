@@ -37,7 +37,7 @@ def mesh(
     $ lensjax models mesh path/to/model --topology v5p:8x8x8 --batch-size 1024 --length 4096 --json mesh.json
 
     Args:
-        topology: TPU chips, such as v5e:16x16, which need not be attached.
+        topology: TPU chips, such as v5e:16x16, or v5e:16x16:2 for two such slices, which need not be attached.
         batch_size: Examples of a step, on all chips together; by default one for each chip.
         length: Tokens of an example, or of the input of an encoder–decoder.
         target_length: Tokens of the target of an encoder–decoder.

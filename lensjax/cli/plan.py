@@ -44,7 +44,8 @@ def plan(
     $ lensjax plan study.yaml --no-timing --json plan.json
 
     Args:
-        topology: TPU devices to plan for, such as v5e:16x16, which need not be attached; this needs libtpu, and times
+        topology: TPU devices to plan for, such as v5e:16x16, or v5e:16x16:2 for two such slices, which need not be
+            attached; this needs libtpu, and times
             are those that the compiled programs take at least, at the published rates of chips and links.
         mesh: Devices along each axis (data, fsdp, tensor) for all candidates; by default what the study says. With
             'auto', that of each candidate with the shortest step on the topology, for which the best few are compiled.

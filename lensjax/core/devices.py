@@ -159,11 +159,17 @@ def _limit(file: Path) -> int:
         return sys.maxsize
 
 
+def slices_of(devices: Sequence[Any]) -> int:
+    """Number of the slices of TPU pods that devices are of; 1 for other devices."""
+    return len({getattr(device, "slice_index", None) or 0 for device in devices})
+
+
 def topology_devices(name: str) -> list[Any]:
     """Devices of a TPU topology, for which programs can be compiled without such a TPU attached.
 
     Args:
-      name: Chip and shape, such as "v5e:16x16".
+      name: Chip and shape of a slice, such as "v5e:16x16", and the number of slices where there are several, as in
+        "v5e:16x16:2".
 
     Returns:
       The devices, of which `lensjax.models.make_mesh` makes a mesh.
@@ -171,12 +177,14 @@ def topology_devices(name: str) -> list[Any]:
     Raises:
       InputError: there is no such topology, or the TPU compiler is not installed.
     """
-    chip, _, shape = name.partition(":")
-    if chip not in CHIP_GB or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})(?::([1-9]\d{0,2}))?", name)
+    if found is None or found[1] not in CHIP_GB:
         raise InputError(
             f"'{shorten(name)}' is no TPU topology; write chip and shape as in v5e:16x16, the chip one of "
-            f"{', '.join(CHIP_GB)}."
+            f"{', '.join(CHIP_GB)}, and for two such slices v5e:16x16:2."
         )
+    several = {"num_slices": int(found[3])} if found[3] is not None and found[3] != "1" else {}
+    shape = f"{found[1]}:{found[2]}"
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("Compiling for a TPU that is not attached needs its compiler; pip install libtpu.")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not look for a TPU's metadata server
@@ -184,7 +192,7 @@ def topology_devices(name: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=shape, **several).devices)
     except Exception as error:  # the compiler raises errors of any kind for shapes that are not made
         raise InputError(
             f"The TPU compiler does not know the topology {shorten(name)} ({one_line(error, 200)}); take one that is "

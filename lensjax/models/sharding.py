@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lensjax.core import devices as device_facts
@@ -62,24 +63,35 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[ja
     """Make a mesh of devices with the axes `data`, `fsdp` and `tensor`, as in make_mesh("fsdp=4,tensor=2").
 
     Args:
-      sizes: Sizes of the axes, of which those not named are 1; `fsdp` takes all devices where no sizes are given.
+      sizes: Sizes of the axes, of which those not named are 1; `fsdp` takes all devices where no sizes are given, and
+        of several slices of TPU pods `data` takes the slices, and `fsdp` the chips of each.
       devices: By default all there are, over all processes.
 
     Returns:
       The mesh, whose axes are for the compiler to use (`AxisType.Auto`).
 
     Raises:
-      InputError: the sizes are malformed, or their product is not the number of devices.
+      InputError: the sizes are malformed, or their product is not the number of devices, or another axis than `data`
+        would have to cross slices.
     """
     devices = device_facts.usable_devices() if devices is None else devices
+    slices = device_facts.slices_of(devices)
     if sizes is None:
-        sizes = {"fsdp": len(devices)}
+        sizes = {"data": slices, "fsdp": len(devices) // slices}
     sizes = parse_mesh(sizes if isinstance(sizes, str) else ",".join(f"{k}={v}" for k, v in sizes.items()))
     needed = math.prod(sizes.values())
     if needed != len(devices):
         product = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise InputError(f"The mesh {product} takes {needed} devices and there are {len(devices)}; change its axes.")
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=_AXIS_TYPES, devices=devices)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=_AXIS_TYPES, devices=devices)
+    if sizes["data"] % slices:
+        raise InputError(
+            f"The {len(devices)} devices are {slices} slices, between which only data may run, and data is "
+            f"{sizes['data']}; make it a multiple of {slices}."
+        )
+    each = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    return Mesh(create_hybrid_device_mesh(each, (slices, 1, 1), devices=devices), AXES, axis_types=_AXIS_TYPES)
 
 
 def abstract_mesh(sizes: Mapping[str, int]) -> Mesh:

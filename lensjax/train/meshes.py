@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lensjax.core.devices import slices_of
 from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
 from lensjax.core.roofline.chips import Chip
@@ -95,14 +96,15 @@ class Workplace:
     def choices(self) -> Iterator[Choice]:
         """All that divide the chips, the heads, and the batch."""
         chips, heads = len(self.devices), self.config.num_attention_heads
-        batch = self.training.batch_size
+        batch, slices = self.training.batch_size, slices_of(self.devices)
         parts = [self.training.accumulation] if self.fixed else [n for n in divisors(batch) if n <= 64]
         remats = [self.training.remat] if self.fixed else REMATS
         for tensor in divisors(math.gcd(chips, heads)):
             for data in divisors(chips // tensor):
                 split = chips // tensor
                 for accumulation in parts:
-                    if tensor <= _WIDE and batch % (split * accumulation) == 0:
+                    divided = data % slices == 0 and batch % (split * accumulation) == 0
+                    if tensor <= _WIDE and divided:
                         for remat in remats:
                             yield Choice(data, split // data, tensor, accumulation, remat)
 

@@ -13,6 +13,7 @@ from lensjax.train.pods import Advice
 BOUNDS = {
     "compute": 0.4,
     "memory": 0.3,
+    "core": 0.45,
     "networks": {"links fsdp": 0.2},
     "seconds": 0.5,
     "overlapped": 0.4,

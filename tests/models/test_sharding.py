@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import lensjax.models
 from lensjax.core.errors import InputError
-from lensjax.models import from_config, make_mesh
+from lensjax.models import from_config, make_mesh, sharding
 from lensjax.models.safetensors_files import TensorFiles
 from lensjax.models.sharding import RULES, SMALL, abstract_mesh, constrain_activations, parse_mesh, shardings
 
@@ -222,3 +223,24 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
     return port
+
+
+def pod(slices: int, chips: int) -> list[Any]:
+    """Devices of slices of TPU pods, mixed."""
+    kind, places = "TPU v5 lite", [(slice_, chip) for chip in range(chips) for slice_ in range(slices)]
+    return [
+        SimpleNamespace(id=chip, slice_index=slice_, platform="other", device_kind=kind, process_index=slice_)
+        for slice_, chip in places
+    ]
+
+
+def test_only_data_crosses_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: made.append(devices))
+    make_mesh(None, pod(2, 4))
+    make_mesh("data=4,fsdp=2", pod(2, 4))
+    slices = [[[device.slice_index for device in row.flat] for row in mesh] for mesh in made]
+    assert slices == [[[0] * 4, [1] * 4], [[0] * 2, [0] * 2, [1] * 2, [1] * 2]]
+    for sizes in ("fsdp=8", "data=1,fsdp=8"):
+        with pytest.raises(InputError, match="2 slices, between which only data may run, and data is 1; make it a"):
+            make_mesh(sizes, pod(2, 4))

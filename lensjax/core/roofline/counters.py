@@ -7,9 +7,12 @@ do not say so, and every operand and result counts there.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+import numpy as np
 
 from lensjax.core.roofline.groups import Groups, axes_of, permuted_pairs, replica_groups
 from lensjax.core.roofline.hlo import Computation, Instruction, Program, parse
@@ -18,7 +21,14 @@ from lensjax.core.roofline.operations import GROUPED, other_flops, product_flops
 from lensjax.core.roofline.traffic import main_memory_bytes
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
-_FREE = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "Sharding")
+_FREE = (
+    "AllocateBuffer",
+    "ConcatBitcast",
+    "AssumeGatherIndicesInBound",
+    "GatherScatterIndicesBitpacked",
+    "Sharding",
+    "ZeroCrop",
+)
 _GROUPED = (GROUPED, "ragged-dot-metadata")
 _CHAIN = ("AsyncCollectiveStart", "AsyncCollectiveDone")
 
@@ -58,6 +68,8 @@ class Counts:
       flops: Of matrix products and convolutions.
       other_flops: Of elementwise work and reductions.
       memory_bytes: Read from and written to the main memory.
+      work: How often instructions run, by their FLOPs of products and their bytes of main memory; a fusion is one
+        instruction. Copies that run beside others are not among them.
       collectives: Those that join more than one chip.
       endless: Loops whose number of steps the program does not say; they count once.
       kernels: Custom calls whose work cannot be seen, by target, and how often each runs.
@@ -66,6 +78,7 @@ class Counts:
     flops: float = 0
     other_flops: float = 0
     memory_bytes: float = 0
+    work: Mapping[tuple[float, float], int] = field(default_factory=dict)
     collectives: tuple[Collective, ...] = ()
     endless: int = 0
     kernels: Mapping[str, int] = field(default_factory=dict)
@@ -95,6 +108,7 @@ class Counts:
             self.flops * number,
             self.other_flops * number,
             self.memory_bytes * number,
+            {costs: runs * number for costs, runs in self.work.items()},
             tuple(
                 one._replace(
                     bytes=one.bytes * number,
@@ -109,16 +123,14 @@ class Counts:
         )
 
     def __add__(self, other: "Counts") -> "Counts":
-        kernels = dict(self.kernels)
-        for name, runs in other.kernels.items():
-            kernels[name] = kernels.get(name, 0) + runs
         return Counts(
             self.flops + other.flops,
             self.other_flops + other.other_flops,
             self.memory_bytes + other.memory_bytes,
+            Counter(self.work) + Counter(other.work),
             self.collectives + other.collectives,
             self.endless + other.endless,
-            kernels,
+            Counter(self.kernels) + Counter(other.kernels),
         )
 
 
@@ -194,8 +206,11 @@ class _Counter:
         counts = Counts(
             product_flops(one, inside), other_flops(one, inside), main_memory_bytes(one, inside, self.program)
         )
+        if (kind := _between_slices(one)) is not None:
+            return replace(counts, collectives=(self._crossing(one, kind, inside),))
         if one.opcode == "fusion":
-            return counts + replace(self._fused(self.program.computations[one.called("calls") or ""]), memory_bytes=0)
+            fused = self._fused(self.program.computations[one.called("calls") or ""])
+            return _worked(counts + replace(fused, memory_bytes=0))
         if one.opcode in ("async-start", "async-done", "async-update"):
             called = one.called("calls") if one.opcode == "async-start" else None
             inner = Counts() if called is None else self.computation(called)
@@ -207,8 +222,8 @@ class _Counter:
             target = re.search(r'custom_call_target="([^"]*)"', one.attributes)
             name = "" if target is None else target[1]
             seen = name in _FREE + _CHAIN or one.name.startswith(_GROUPED)
-            return counts if seen else replace(counts, kernels={name: 1})
-        return counts
+            return _worked(counts if seen else replace(counts, kernels={name: 1}))
+        return counts if one.opcode.endswith("-start") else _worked(counts)
 
     def _fused(self, inside: Computation) -> Counts:
         """Of a fusion; the steps of a collective that is spread over several fusions count where it starts."""
@@ -233,6 +248,21 @@ class _Counter:
             return replace(body + condition, endless=body.endless + 1)
         return body.times(steps) + condition.times(steps + 1)
 
+    def _crossing(self, one: Instruction, kind: str, inside: Computation) -> Collective:
+        """A collective between slices, in which each chip meets those at its place in the others.
+
+        The program is that of a slice, and hands arrays to the runtime of its host. Slices are the slowest to change in
+        the order of the mesh's chips.
+        """
+        target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', one.attributes)
+        slices = _count(target[1]) if target is not None else 2
+        groups = np.arange(math.prod(self.sizes)).reshape(slices, -1).T
+        operand = inside.operands(one)[0].bytes
+        whole = float(operand * slices if kind == "all-gather" else operand)
+        sent = whole * (slices - 1) / slices * (2 if kind == "all-reduce" else 1)
+        axes = axes_of(groups, self.names, self.sizes)
+        return Collective(kind, axes, slices, whole, sent, True, 0.0, 1, groups)
+
     def _collective(self, one: Instruction, inside: Computation) -> Iterator[Collective]:
         kind = _kind(one) or ""
         chips = math.prod(self.sizes)
@@ -248,6 +278,24 @@ class _Counter:
         axes = axes_of(groups, self.names, self.sizes)
         if axes:
             yield Collective(kind, axes, members, whole, sent, one.opcode.endswith("-start"), 0.0, 1, groups)
+
+
+def _worked(counts: Counts) -> Counts:
+    """Those of an instruction that nothing else runs beside."""
+    some = counts.flops or counts.memory_bytes
+    return replace(counts, work={(counts.flops, counts.memory_bytes): 1} if some else {})
+
+
+def _between_slices(one: Instruction) -> str | None:
+    """The kind of a collective that the program leaves to the runtime of hosts."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes) if one.opcode == "send" else None
+    return None if found is None else found[1].lower().replace("_", "-")
+
+
+def _count(places: str) -> int:
+    """How many numbers a list such as 1,2 or 0:3 names."""
+    ends = (piece.partition(":")[::2] for piece in places.split(","))
+    return sum(1 if not last else int(last) - int(first) + 1 for first, last in ends)
 
 
 def _kind(one: Instruction) -> str | None:

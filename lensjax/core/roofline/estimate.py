@@ -59,6 +59,7 @@ class StepEstimate:
     Attributes:
       compute: Of products, at the peak of the matrix units.
       memory: Of bytes to and from the main memory.
+      core: Of instructions one after another, each bound by its products or its bytes.
       networks: Of each network ("links" between chips of a slice or node, "network" between these) and each set of mesh
         axes, as "links fsdp".
       exposed: Of collectives, as far as no products are scheduled meanwhile.
@@ -66,6 +67,7 @@ class StepEstimate:
 
     compute: float
     memory: float
+    core: float = 0.0
     networks: Mapping[str, float] = field(default_factory=dict)
     exposed: float = 0.0
 
@@ -77,12 +79,12 @@ class StepEstimate:
     @property
     def serial(self) -> float:
         """The step if nothing were sent while the chips compute."""
-        return max(self.compute, self.memory) + sum(self.networks.values())
+        return max(self.core, self.compute, self.memory) + sum(self.networks.values())
 
     @property
     def seconds(self) -> float:
-        """The step as it is scheduled: what is sent while products run is hidden, as far as they last."""
-        return max(self.overlapped, max(self.compute, self.memory) + self.exposed)
+        """The step as it is scheduled: instructions one after another, and what is sent while no products run."""
+        return max(self.overlapped, max(self.core, self.compute, self.memory) + self.exposed)
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -113,6 +115,7 @@ class StepBounds(Strict):
 
     Attributes:
       compute, memory: At the peak of the matrix units, and of the main memory.
+      core: Of instructions one after another, each bound by one of the two.
       networks: Of each network and the mesh axes that use it, as in "links fsdp".
       seconds, overlapped, serial, binding: See `StepEstimate`.
       tokens_per_second: Of each chip, with padding.
@@ -123,6 +126,7 @@ class StepBounds(Strict):
 
     compute: float
     memory: float
+    core: float
     networks: dict[str, float]
     seconds: float
     overlapped: float
@@ -152,6 +156,7 @@ def step_bounds(counts: Counts, chip: Chip, layout: Layout, *, flops: float, mas
     return StepBounds(
         compute=found.compute,
         memory=found.memory,
+        core=found.core,
         networks=dict(found.networks),
         seconds=found.seconds,
         overlapped=found.overlapped,
@@ -178,23 +183,31 @@ def estimate_step(counts: Counts, chip: Chip, layout: Layout, flops: float | Non
     """
     networks: dict[str, float] = {}
     exposed = 0.0
-    moved: dict[str, dict[bool, float]] = {}
+    rings: dict[str, dict[bool, float]] = {}
     for one in counts.collectives:
         name = "·".join(one.axes)
         for resource, seconds in collective_seconds(one, chip, layout).items():
             key = f"{resource} {name}"
             if one.kind == PERMUTATION:  # the two directions of a ring are used at once
-                sides = moved.setdefault(key, {})
+                sides = rings.setdefault(key, {})
                 side = _direction(one)
                 sides[side] = sides.get(side, 0.0) + seconds
             else:
                 networks[key] = networks.get(key, 0.0) + seconds
             hidden = one.overlapped / chip.peak if one.asynchronous else 0.0
             exposed += max(0.0, seconds - hidden)
-    for key, sides in moved.items():
+    for key, sides in rings.items():
         networks[key] = networks.get(key, 0.0) + max(sides.values())
-    compute = max(counts.flops, flops or 0.0) / chip.peak
-    return StepEstimate(compute, counts.memory_bytes / (chip.memory_gbps * 1e9), networks, exposed)
+    unseen = max(0.0, (flops or 0.0) - counts.flops) / chip.peak
+    rate = chip.memory_gbps * 1e9
+    core = sum(runs * max(one / chip.peak, moved / rate) for (one, moved), runs in counts.work.items())
+    return StepEstimate(
+        compute=counts.flops / chip.peak + unseen,
+        memory=counts.memory_bytes / rate,
+        core=core + unseen,
+        networks=networks,
+        exposed=exposed,
+    )
 
 
 def collective_seconds(one: Collective, chip: Chip, layout: Layout) -> dict[str, float]:

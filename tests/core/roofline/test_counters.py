@@ -13,8 +13,11 @@ from jax.sharding import PartitionSpec
 from transformers import LlamaConfig, T5Config
 
 from lensjax.core.devices import topology_devices
+from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
+from lensjax.core.roofline.chips import CHIPS
 from lensjax.core.roofline.counters import Counts, count_program
+from lensjax.core.roofline.estimate import Layout, estimate_step
 from lensjax.core.roofline.groups import axes_of, replica_groups
 from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
@@ -44,6 +47,8 @@ def counted(function: Callable[..., Any], *arguments: Any) -> Counts:
 def test_products_are_counted_as_often_as_they_run(function: Any, products: int, endless: int) -> None:
     found = counted(function, SQUARE)
     assert (found.flops, found.endless) == (products * PRODUCT, endless)
+    assert sum(flops * runs for (flops, _), runs in found.work.items()) == found.flops
+    assert sum(moved * runs for (_, moved), runs in found.work.items()) == found.memory_bytes
 
 
 def test_a_convolution_counts_without_its_padding() -> None:
@@ -184,6 +189,8 @@ def test_what_the_compiler_of_tpus_writes() -> None:
     assert (permute.sent, permute.asynchronous, permute.overlapped) == (128, True, PRODUCT)
     assert found.memory_bytes < 3 * 4 * 64**2  # x is read, and the result written; what lies nearer does not count
     assert found.memory_bytes >= 2 * 4 * 64**2
+    assert found.work[PRODUCT, 0] == 1  # both factors of the product lie nearer
+    assert sum(runs for (_, moved), runs in found.work.items() if moved == 4 * 64**2) == 1  # the result is written
 
 
 LLAMA = LlamaConfig(
@@ -277,3 +284,21 @@ def test_llama_on_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(one.axes == ("fsdp",) for one in of_layers)
     summed = sum(one.bytes for one in of_layers if one.kind in ("all-reduce", "reduce-scatter"))
     assert summed == 2 * kernel
+
+
+@needs_tpu_compiler
+def test_slices_are_joined_by_data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")
+    devices = topology_devices("v5e:2x2:2")
+    found, _, model = gradient(LLAMA, "data=2,fsdp=4", devices, (128,), "none", "bfloat16")
+    between = [one for one in found.collectives if "data" in one.axes]
+    values = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    assert {(one.kind, one.axes, one.members) for one in between} == {("all-reduce", ("data",), 2)}
+    assert all(one.asynchronous and one.groups.tolist() == [[chip, chip + 4] for chip in range(4)] for one in between)
+    assert found.kernels == {}
+    assert sum(one.bytes for one in between) >= 2 * values / 4  # a gradient of what each chip of a slice holds
+    chip, mesh = CHIPS["v5e"], make_mesh("data=2,fsdp=4", devices)
+    bounds = estimate_step(found, chip, Layout.of_torus(list(mesh.devices.flat), chip))
+    assert bounds.bounds["network"] >= 2 * values / 4 / (chip.network_gbps * 1e9)
+    with pytest.raises(InputError, match=r"2 slices, between which only data may run, and data is 1"):
+        make_mesh("fsdp=8", devices)

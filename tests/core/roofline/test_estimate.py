@@ -41,6 +41,14 @@ def test_compute_and_memory() -> None:
     assert estimate_step(counts, V5P, Layout.of_torus(torus(4, 4, 4), V5P), flops=3 * 459e12).binding == "compute"
 
 
+def test_instructions_run_one_after_another() -> None:
+    work = {(459e12, 2765e9 / 2): 1, (0.0, 2765e9): 2}  # a second of products, and twice one of memory
+    counts = Counts(459e12, memory_bytes=2.5 * 2765e9, work=work)
+    found = estimate_step(counts, V5P, Layout.of_torus(torus(4, 4, 4), V5P))
+    assert (found.compute, found.memory, found.core, found.seconds) == pytest.approx((1, 2.5, 3, 3))
+    assert found.overlapped == pytest.approx(2.5)
+
+
 @pytest.mark.parametrize(
     ("chip", "sizes", "groups", "rate"),
     [
