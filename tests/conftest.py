@@ -74,7 +74,7 @@ if "LENSJAX_TEST_FAMILIES" in os.environ:
 
 # Families that compute with the parts of others. Unless LENSJAX_TEST_FAMILIES is set, they are left out of tests that
 # compile much for each family.
-_ALIKE = ("granite", "mbart", "ministral3", "mixtral", "olmo3", "phi3", "qwen3_moe", "smollm3", "umt5")
+_ALIKE = ("granite", "mbart", "ministral3", "mixtral", "olmo3", "pegasus", "phi3", "qwen3_moe", "smollm3", "umt5")
 _SLOW_PER_FAMILY = ("models/test_model.py", "models/test_packing.py", "curvature/test_hvp.py")
 
 
@@ -146,6 +146,7 @@ _TINY: dict[str, dict[str, Any]] = {
     "olmo2": _NARROW,
     "olmo3": _NARROW | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     "opt": _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
+    "pegasus": _BART,
     "phi": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
     "phi3": _NARROW,
     "qwen2": _NARROW,

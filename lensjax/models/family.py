@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flax import nnx
+from numpy.typing import NDArray
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.pytrees import PyTree
@@ -31,6 +32,7 @@ class Family:
       copies: Tensors that checkpoints may hold besides or in place of the one whose values they repeat, by name.
       zeros: Shapes of constants that checkpoints hold, by name, given the configuration: 0 in nearly all of them, and
         in all where the model has no parameter for them.
+      constants: What parameters are that checkpoints may lack, by name, given the configuration.
       rules: How its parameters lie on a mesh.
       two_embeddings: Whether encoder and decoder have an embedding each in models that are not tied.
       scales_tied: Whether models that say they are tied scale what their head reads, even if its values are its own.
@@ -47,6 +49,7 @@ class Family:
     ignored: tuple[str, ...] = (r"^lm_head\.weight$",)
     copies: dict[str, str] = field(default_factory=dict)
     zeros: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
+    constants: Callable[[Any], Mapping[str, NDArray[Any]]] = lambda config: {}
     rules: Rules = RULES
     two_embeddings: bool = False
     scales_tied: bool = False

@@ -84,6 +84,11 @@ def find_folder(source: str | Path, revision: str | None = None, *, what: Parts 
     return folder if whole else _download(name, revision, what)
 
 
+def is_local(path: Path) -> bool:
+    """Whether a path is a folder or a GGUF file, either of which may be a model."""
+    return path.is_dir() or is_gguf(path)
+
+
 def local_folder(source: str | Path) -> Path | None:
     """The folder or GGUF file of a model that is here or part of LensJAX; None where the name may be a hub id.
 

@@ -154,9 +154,13 @@ def weights_of(folder: Path, config: Any) -> TensorFiles:
     Raises:
       InputError: there are none, or a file is cut short or malformed.
     """
+    family = family_of(config.model_type)
     if not is_gguf(folder):
-        return TensorFiles.of_folder(folder)
-    entries = family_of(config.model_type).parameter_names(config).values()
+        files = TensorFiles.of_folder(folder)
+        bare = not any(name.startswith(family.prefix) for name in files.shapes)
+        constants = family.constants(config).items()
+        return files.supplied({name.removeprefix(family.prefix) if bare else name: value for name, value in constants})
+    entries = family.parameter_names(config).values()
     return GGUFTensors(folder, config, [entry.name if isinstance(entry, Stored) else entry for entry in entries])
 
 

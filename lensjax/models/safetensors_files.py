@@ -59,6 +59,12 @@ class TensorFiles:
             slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
         return cls(str(folder), slices)
 
+    def supplied(self, constants: Mapping[str, NDArray[Any]]) -> "TensorFiles":
+        """These tensors and those of some constants that are not among them, by name."""
+        return TensorFiles(
+            self.where, {**{name: _Constant(value) for name, value in constants.items()}, **self._slices}
+        )
+
     def copy(self, name: str, bounds: tuple[tuple[int, int], ...], out: NDArray[Any], *, transposed: bool) -> None:
         """Copy a slice of a tensor into `out`, converted to its type.
 
@@ -95,6 +101,22 @@ class TensorFiles:
         stop = shape[0] if stop is None else stop
         rows = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
         return (slice(row, min(row + rows, stop)) for row in range(start, stop, rows))
+
+
+class _Constant:
+    """Values that no file holds, as safetensors' `get_slice` gives a tensor."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+
+    def get_shape(self) -> list[int]:
+        return list(self._values.shape)
+
+    def get_dtype(self) -> str:
+        return "F32"
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        return self._values[index]
 
 
 def write_tensors(

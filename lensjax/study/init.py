@@ -13,7 +13,7 @@ from pathlib import Path
 from lensjax.core.errors import InputError, shorten
 from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.measure.measurement import selectable
-from lensjax.models.hub import local_folder, read_config
+from lensjax.models.hub import is_local, local_folder, read_config
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.study.proposals import BATCH, EPOCHS, RATES, Ladder, propose_ladder, propose_lengths
 from lensjax.study.spec import read_study
@@ -163,7 +163,7 @@ def new_study(
     }
     with tempfile.TemporaryDirectory() as elsewhere:  # errors come before anything is written
         trial = Path(elsewhere) / file.name
-        there = [str(path) if (path := folder / os.path.expanduser(one)).is_dir() else one for one in candidates]
+        there = [str(path) if is_local(path := folder / os.path.expanduser(one)) else one for one in candidates]
         proposed = {
             "validation": _HELD_OUT,
             "test": _HELD_OUT,
@@ -244,10 +244,10 @@ def _check_model(candidate: str, folder: Path) -> None:
     beside = folder / os.path.expanduser(candidate)
     if not candidate.strip():
         raise InputError("A candidate is empty; give a folder, a name on the hub or pocket:NAME.")
-    if os.path.isdir(candidate) and not beside.is_dir():
-        there = os.path.relpath(candidate, folder)
-        raise InputError(f"{candidate} is no folder beside the study's file; give {there}, its path from there.")
-    here = local_folder(beside if beside.is_dir() else candidate)
+    if is_local(Path(candidate)) and not is_local(beside):
+        there, kind = os.path.relpath(candidate, folder), "folder" if os.path.isdir(candidate) else "file"
+        raise InputError(f"{candidate} is no {kind} beside the study's file; give {there}, its path from there.")
+    here = local_folder(beside if is_local(beside) else candidate)
     if here is not None:
         read_config(here)
 

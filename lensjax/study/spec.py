@@ -27,6 +27,7 @@ from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.measure.kinds.finetune import FinetunedLoss
 from lensjax.measure.measurement import FINETUNE, Cell, Measurement, selectable
+from lensjax.models.hub import is_local
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.study.constraints import Constraints, Prefer
 from lensjax.tasks.spec import TaskSpec, read_spec
@@ -352,7 +353,7 @@ def _merged(training: TrainingSpec, own: Mapping[str, Any]) -> dict[str, Any]:
 def _placed(candidate: CandidateSpec, training: TrainingSpec, path: Path) -> CandidateSpec:
     """A candidate with a name, its folder relative to that of the spec."""
     folder = path.parent / os.path.expanduser(candidate.source)
-    source = str(folder) if folder.is_dir() else candidate.source
+    source = str(folder) if is_local(folder) else candidate.source
     name = candidate.name or model_name(source) + _how(training, candidate.training)
     return candidate.model_copy(update={"source": source, "name": name})
 

@@ -27,6 +27,8 @@ from lensjax.models.inputs import model_fingerprint
 from lensjax.models.rotary import rotary_from_config
 from lensjax.models.tokenizer_check import TEXTS
 from lensjax.models.torch_check import compare_with_torch
+from lensjax.study.init import _check_model
+from lensjax.study.spec import read_study
 
 MakeConfig = Callable[..., Any]
 FAMILIES = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "phi3", "qwen2", "qwen3", "smollm3")
@@ -251,6 +253,21 @@ def test_a_file_is_found_by_its_path_and_its_folder(with_tokenizer: Path, tmp_pa
     with pytest.raises(InputError, match=r"has 2 GGUF files; give one of them, such as .*m\.gguf"):
         find_folder(tmp_path)
     assert find_folder(with_tokenizer) == with_tokenizer  # which that says to do
+
+
+def test_a_candidate_is_a_file_beside_the_study(
+    with_tokenizer: Path, save_sums: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_sums()
+    content = {"candidates": ["m.gguf", "pocket:gpt2-0.2m"], "task": "sums.yaml", "budget": 400}
+    (tmp_path / "study.yaml").write_text(json.dumps(content))
+    assert read_study(tmp_path / "study.yaml").candidates[0].source == str(with_tokenizer)
+    _check_model("m.gguf", tmp_path)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"m\.gguf is no file beside the study's file; give \.\./m\.gguf, its path"):
+        _check_model("m.gguf", tmp_path / "other")
+    _check_model("../m.gguf", tmp_path / "other")
 
 
 def test_what_is_made_of_it_says_so(with_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

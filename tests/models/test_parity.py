@@ -254,6 +254,7 @@ BRIEF = (
     "mbart",
     "mixtral",
     "olmo3",
+    "pegasus",
     "phi3",
     "qwen3_5_text",
     "qwen3_moe",
@@ -354,6 +355,26 @@ def test_an_untied_bart_with_one_embedding_is_saved_so_that_torch_opens_it(
     model.save(tmp_path / "saved")
     assert_parity(tmp_path / "saved", gradients=False)
     assert "decoder_embed" not in lensjax.models.load(tmp_path / "saved").params
+
+
+def test_a_pegasus_without_positions_has_sinusoids(make_config: MakeConfig, save_torch_model: SaveModel) -> None:
+    folder = save_torch_model(make_config("pegasus", d_model=34, encoder_attention_heads=2, decoder_attention_heads=2))
+    path = folder / "model.safetensors"
+    stored = {name: value for name, value in load_file(path).items() if "embed_positions" not in name}
+    save_file(stored, path, {"format": "pt"})
+    ids = {"input_ids": np.arange(5, 11)[None], "labels": np.arange(20, 24)[None]}
+    model = lensjax.models.load(folder)
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    other = transformers.PegasusForConditionalGeneration.from_pretrained(folder).eval()
+    with torch.no_grad():
+        wanted = other(**{name: torch.from_numpy(value) for name, value in ids.items()}).logits.numpy()
+    found = model.apply(model.params, ids)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    bare = {name.removeprefix("model."): value for name, value in stored.items() if name.startswith("model.")}
+    save_file(bare, path, {"format": "pt"})
+    again = lensjax.models.load(folder)
+    np.testing.assert_array_equal(again.apply(again.params, ids), found)
 
 
 def test_a_bare_bart_is_the_whole_one(make_config: MakeConfig, save_torch_model: SaveModel) -> None:

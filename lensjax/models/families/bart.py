@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+from numpy.typing import NDArray
 
 from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.family import Family, embeds_apart, register
@@ -56,12 +58,21 @@ class Block(nnx.Module):
 
 
 class Side(nnx.Module):
-    """The encoder or the decoder: learned positions, a norm, and blocks; a last norm where those have theirs before."""
+    """The encoder or the decoder: positions, a norm, and blocks; a last norm where those have theirs before.
 
-    def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool, before: bool) -> None:
+    Positions are learned, and followed by a norm, or sinusoids without one.
+    """
+
+    def __init__(
+        self, config: Any, options: Options, rngs: nnx.Rngs, *, decoder: bool, before: bool, sinusoids: bool
+    ) -> None:
         width, self.length = config.d_model, config.max_position_embeddings
-        self.positions = Embedding(_FIRST + self.length, width, options, rngs, std=config.init_std)
-        self.norm = LayerNorm(width, options)
+        self.positions = (
+            Sinusoids(self.length, width, options)
+            if sinusoids
+            else Embedding(_FIRST + self.length, width, options, rngs, std=config.init_std)
+        )
+        self.norm = None if sinusoids else LayerNorm(width, options)
         depth = config.decoder_layers if decoder else config.encoder_layers
 
         def block(rngs: nnx.Rngs) -> Block:
@@ -74,16 +85,40 @@ class Side(nnx.Module):
         self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
     ) -> Float[Array, "batch time width"]:
         check_length(x.shape[1], self.length)
-        x = self.norm(x + self.positions(_FIRST + jnp.arange(x.shape[1])))
+        first = 0 if isinstance(self.positions, Sinusoids) else _FIRST
+        x = x + self.positions(first + jnp.arange(x.shape[1]))
+        x = x if self.norm is None else self.norm(x)
         x = self.layers(x, mask, *source)
         return x if self.last_norm is None else self.last_norm(x)
 
 
-def module(config: Any, options: Options, rngs: nnx.Rngs, *, before: bool = False) -> EncoderDecoderLM:
-    """The model; its blocks have their norms `before` attention and MLPs, or behind them."""
+class Sinusoids(nnx.Module):
+    """Sines of every position in the first half of its vector, cosines in the second, from which it is learned.
+
+    `transformers` freezes them in a new model, and trains them in one that is loaded, which is what is fine-tuned.
+    """
+
+    def __init__(self, length: int, width: int, options: Options) -> None:
+        self.dtype = options.dtype
+        self.embedding = nnx.Param(jnp.asarray(sinusoids(length, width), options.param_dtype))
+
+    def __call__(self, positions: Int[Array, " time"]) -> Float[Array, "time width"]:
+        return self.embedding[...][positions].astype(self.dtype)
+
+
+def sinusoids(length: int, width: int) -> NDArray[np.float32]:
+    """Sines, then cosines, of position / 10000^(2i / width) (arXiv 1706.03762, section 3.5), [length, width]."""
+    angles = np.arange(length)[:, None] / np.power(10_000, 2 * np.arange(-(-width // 2)) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles)[:, : width // 2]], axis=1).astype(np.float32)
+
+
+def module(
+    config: Any, options: Options, rngs: nnx.Rngs, *, before: bool = False, sinusoids: bool = False
+) -> EncoderDecoderLM:
+    """The model; its blocks have their norms `before` attention and MLPs, or behind them; see `Side`."""
 
     def make_side(decoder: bool) -> Side:
-        return Side(config, options, rngs, decoder=decoder, before=before)
+        return Side(config, options, rngs, decoder=decoder, before=before, sinusoids=sinusoids)
 
     scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
     return EncoderDecoderLM(config, make_side, options, rngs, std=config.init_std, embed_scale=scale)

@@ -113,7 +113,7 @@ def read_header(path: Path) -> Header:
     return _read(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=2)  # configuration, tokenizer and weights are read one after another
+@lru_cache(maxsize=8)  # configuration, tokenizer and weights are read one after another, of every candidate
 def _read(path: Path, size: int, _changed: int) -> Header:
     data = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
     try:
