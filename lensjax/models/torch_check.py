@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, shorten
 from lensjax.models.gguf.header import is_gguf
 from lensjax.models.hub import has_tokenizer, read_config
 from lensjax.models.loading import load
@@ -114,9 +114,15 @@ def torch_outputs(
     kind, wide = getattr(transformers, architecture), dtype == "float64"
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager", "experts_implementation": "eager"}
     if is_gguf(folder):  # transformers finds and dequantises the weights by itself, but passes settings over
-        model = kind.from_pretrained(
-            folder.parent, gguf_file=folder.name, config=read_config(folder), local_files_only=True, **settings
-        )
+        try:
+            model = kind.from_pretrained(
+                folder.parent, gguf_file=folder.name, config=read_config(folder), local_files_only=True, **settings
+            )
+        except (ValueError, NotImplementedError) as error:
+            raise InputError(
+                f"transformers does not read {folder} ({shorten(error, 100).rstrip('.')}); run `lensjax models export` "
+                "with it, and check the folder that this writes."
+            ) from error
     else:
         model = kind.from_pretrained(folder, use_safetensors=True, **settings)
     outputs = {}

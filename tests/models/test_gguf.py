@@ -82,6 +82,19 @@ def test_logits_are_those_of_torch_with_the_file(save: Callable[..., Path], tmp_
         assert one.error < 1e-5
 
 
+def test_a_file_that_transformers_does_not_read_is_checked_once_exported(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "granite.gguf"
+    write_gguf(save("granite", num_hidden_layers=1), path)
+    with pytest.raises(
+        InputError, match=r"transformers does not read .*granite\.gguf \(.+\); run `lensjax models export`"
+    ):
+        compare_with_torch(path)
+    main(["models", "export", str(path), str(tmp_path / "made")])
+    assert all(one.passed for one in compare_with_torch(tmp_path / "made"))
+
+
 ROPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "linear": ("llama", {"rope_type": "linear", "factor": 4.0}, {"rope.scaling.type": "linear"}),
     "yarn": ("qwen2", {"rope_type": "yarn", "factor": 4.0}, {"rope.scaling.type": "yarn"}),
@@ -243,6 +256,22 @@ def test_where_texts_begin_with_a_token(with_tokenizer: Path, tmp_path: Path) ->
     )
     with pytest.raises(InputError, match=r"again\.gguf splits texts as mine does, which LensJAX does not know; take"):
         tokenizer_of(path)
+
+
+def test_whether_texts_of_sentencepiece_begin_with_a_space(tmp_path: Path) -> None:
+    tokens = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "ab", "▁ab"]
+    for prefix, expected in ((True, ["<s>", "▁ab", "▁a"]), (False, ["<s>", "ab", "▁a"])):
+        path = tmp_path / f"{prefix}.gguf"
+        writer = GGUFWriter(path, "llama")
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(tokens)
+        writer.add_token_scores([0.0, 0.0, 0.0, -5.0, -4.0, -4.0, -3.0, -2.0, -1.0])
+        writer.add_token_types([2, 3, 3, 1, 1, 1, 1, 1, 1])
+        writer.add_bos_token_id(1)
+        writer.add_add_space_prefix(prefix)
+        add_tensors(writer, [])
+        made = tokenizer_of(path)
+        assert made.convert_ids_to_tokens(made("ab a").input_ids) == expected
 
 
 def test_a_file_is_found_by_its_path_and_its_folder(with_tokenizer: Path, tmp_path: Path) -> None:

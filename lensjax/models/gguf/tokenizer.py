@@ -56,7 +56,7 @@ def make_tokenizer(path: Path) -> Any:
         )
     try:
         backend, _ = convert_gguf_tokenizer(header.architecture, fields)
-        _mend(backend, split)
+        _mend(backend, split, header.fields.get(f"{_START}add_space_prefix", True) is not False)
         return PreTrainedTokenizerFast(
             tokenizer_object=backend, **_settings(header, tokens, fields.get("tokenizer_type"), split)
         )
@@ -65,14 +65,16 @@ def make_tokenizer(path: Path) -> Any:
         raise InputError(f"The tokenizer in {path} cannot be read ({why}); fetch it again.") from error
 
 
-def _mend(backend: Any, split: object) -> None:
-    """Split texts and words as llama.cpp does, where transformers does not."""
+def _mend(backend: Any, split: object, space: bool) -> None:
+    """Split texts and words as llama.cpp does, where transformers does not; texts begin with a `space` or do not."""
     from tokenizers import pre_tokenizers
 
     if split in _DIGITS:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+    if not space and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        backend.pre_tokenizer.prepend_scheme = "never"
     if split in _WHOLE_WORDS:
         backend.model.ignore_merges = True
 
