@@ -12,7 +12,7 @@ from lensjax.cli.specs import flat
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lensjax.study.plan_schema import Amount, Plan, Runs
+    from lensjax.study.plan_schema import Amount, CandidatePlan, Plan, Runs
 
 SHOWN = 60  # rows of the table of rungs
 
@@ -23,6 +23,7 @@ def plan(
     mesh: str | None = None,
     chip: Path | None = None,
     timing: bool = True,
+    choices: bool = False,
     json: Path | None = None,
     settings: Settings = (),
 ) -> None:
@@ -43,6 +44,8 @@ def plan(
 
     $ lensjax plan study.yaml --no-timing --json plan.json
 
+    $ lensjax plan study.yaml --no-timing --choices
+
     Args:
         topology: TPU devices to plan for, such as v5e:16x16, or v5e:16x16:2 for two such slices, which need not be
             attached; this needs libtpu, and times
@@ -52,6 +55,9 @@ def plan(
         chip: YAML file of facts about the topology's chips, in place of those that are published: name, tera (dense
             TFLOP/s in bfloat16), memory_gb, memory_gbps, link_gbps (GB/s of a link in one direction), torus (its
             dimensions), wraps (what sizes are multiples of that close to a ring), network_gbps (between slices).
+        choices: Say what each way to fine-tune the candidates takes too, and which is the cheapest that fits: all
+            parameters or adapters, over kernels in int8 or NF4 or neither, with each remat. This compiles 16 programs
+            for each candidate.
         timing: Time a few steps of every candidate, with made-up weights.
         json: Write the whole plan to this file.
     """
@@ -64,7 +70,9 @@ def plan(
     from lensjax.study.plan import make_plan
 
     with progress_bar("Planning") as progress:
-        planned = make_plan(study, topology=topology, mesh=mesh, chip=chip, timing=timing, progress=progress)
+        planned = make_plan(
+            study, topology=topology, mesh=mesh, chip=chip, timing=timing, choices=choices, progress=progress
+        )
     write(lambda: planned.model_dump_json(indent=2) + "\n")
     print_plan(planned)
 
@@ -78,6 +86,7 @@ def print_plan(plan: "Plan") -> None:
     from rich.markup import escape
 
     from lensjax.tasks.writing import SHARES, in_words
+    from lensjax.train.choices import sentence
 
     console = make_console(80)
     console.print(_candidates(plan))
@@ -96,6 +105,10 @@ def print_plan(plan: "Plan") -> None:
         if one.ineligible and not one.problem:
             said = f"[bold]{escape(one.model)}[/bold] will be measured, but never chosen: {escape(one.ineligible)}."
             console.print(said, soft_wrap=True)
+    for one in plan.candidates:
+        if one.choices:
+            console.print(_choices(one))
+            console.print(escape(f"{one.model}: {sentence(one.choices)}"), soft_wrap=True)
     if any(one.bounds is not None for one in plan.candidates):
         console.print(_bounds(plan))
     console.print(_inference(plan))
@@ -145,6 +158,27 @@ def _bounds(plan: "Plan") -> "Table":
     ]
     headings = ("model", "compute", "memory", "links", "step", "bound by", "tokens/s\na chip", "MFU")
     return _table("A long step: seconds at least", headings, rows)
+
+
+def _choices(one: "CandidatePlan") -> "Table":
+    """What the ways to fine-tune a candidate take."""
+    from rich import filesize
+
+    from lensjax.core import text
+
+    fits = {True: "yes", False: "no", None: ""}
+    rows = [
+        (
+            way.method,
+            way.quantise or one.dtype,
+            way.remat,
+            text.DASH if way.memory is None else filesize.decimal(way.memory),
+            text.flops(way.flops),
+            fits[way.fits],
+        )
+        for way in one.choices
+    ]
+    return _table(f"Choices for {one.model}", ("method", "kernels", "remat", "memory", "FLOPs per step", "fits"), rows)
 
 
 def _inference(plan: "Plan") -> "Table":

@@ -20,7 +20,7 @@ from lensjax.core.pytrees import Batch as Batch  # exported from here too, besid
 from lensjax.core.pytrees import Params as Params
 from lensjax.core.pytrees import PyTree, path_name
 from lensjax.core.tabular import Columns, Tabular
-from lensjax.models.adapters import merge_adapters
+from lensjax.models.adapters import join, merge_adapters, split_trainable
 from lensjax.models.family import Family, family_of
 from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
 from lensjax.models.linear import hold_quantised
@@ -68,8 +68,12 @@ class Model(Tabular):
     @property
     def headline(self) -> str:
         """Its family, size, type, and where it was read, in a line."""
-        leaves = jax.tree.leaves(self.params)
-        size, kinds = sum(leaf.size for leaf in leaves), sorted({str(leaf.dtype) for leaf in leaves})
+        kinds = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(self.params)})
+        held = self.params
+        if self.options.quantise is not None:  # whose codes are not its parameters
+            adapters = {} if self.options.lora is None else split_trainable(self.params)[0]
+            held = join(adapters, abstract_model(self.config, self.options.plain).params)
+        size = sum(leaf.size for leaf in jax.tree.leaves(held))
         origin = "" if self.folder is None else f", from {self.folder}"
         return f"{self.family.model_type} model of {size:,} parameters in {listing(kinds)}{origin}"
 

@@ -24,6 +24,7 @@ from lensjax.study.constraints import Constraints
 from lensjax.study.inference import candidates_costs, check_some_left, refused, too_costly
 from lensjax.study.plan_schema import Amount, Basis, BudgetPlan, CandidatePlan, Plan, Runs
 from lensjax.study.spec import CandidateSpec, StudySpec
+from lensjax.train.choices import choices as choices_of
 from lensjax.train.estimate import UTILISATION, AbstractCandidate, Seconds
 from lensjax.train.memory import NoRoom, what_helps
 from lensjax.train.meshes import Workplace
@@ -41,6 +42,7 @@ def make_plan(
     mesh: str | None = None,
     chip: Path | None = None,
     timing: bool = True,
+    choices: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """Plan a study from its candidates' configurations and tokenizers, without their weights.
@@ -51,6 +53,8 @@ def make_plan(
       chip: YAML file of facts about the topology's chips, by default those that are published.
       mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2", or `AUTO`: of each the one with the
         shortest step on the topology; by default the spec's.
+      choices: Compile every way to fine-tune each candidate too: all parameters or adapters, over which kernels, and
+        what is computed again.
       timing: Time a few steps of every candidate, with made-up weights.
       progress: Called with the number of candidates that are done, and of all.
 
@@ -74,7 +78,7 @@ def make_plan(
     costs = candidates_costs(spec)
     unwritable = {name: found.why_not(spec.task.max_unwritable) for name, found in writing.items()}
     check_some_left(spec, costs, unwritable)
-    planner = _Planner(bench, target, devices, topology or "", facts, mesh, timing, costs)
+    planner = _Planner(bench, target, devices, topology or "", facts, mesh, timing, choices, costs)
     candidates = []
     for done, candidate in enumerate(spec.candidates):
         progress(done, len(spec.candidates))
@@ -120,6 +124,7 @@ class _Planner:
     chip: Chip | None
     mesh: str | None
     timing: bool
+    choices: bool
     costs: Mapping[str, InferenceCost]
     notes: dict[str, None] = field(default_factory=dict)  # in order, each once
     counted: dict[str, str] = field(default_factory=dict)  # candidates whose evidence is planned for, by source
@@ -174,6 +179,7 @@ class _Planner:
                 "room": room,
                 "each": seconds,
                 "bounds": bounds,
+                "choices": tuple(choices_of(found, room)) if self.choices else (),
                 "evidence": self._evidence(candidate.name, 0, costs),
                 "evidence_of_rung": self._evidence(candidate.name, self.bench.sizes[1], costs),
                 "search": self._search(candidate, spec, examples, costs),

@@ -9,6 +9,7 @@ from lensjax.core.roofline.estimate import StepBounds
 from lensjax.core.specs import Strict
 from lensjax.models.inference import InferenceCost
 from lensjax.tasks.writing import Writing
+from lensjax.train.choices import Choice
 from lensjax.train.estimate import Seconds
 from lensjax.train.memory import Memory
 
@@ -50,6 +51,7 @@ class CandidatePlan(Strict):
       lengths: Of the short and long shape of training batches, and of batches of evaluation.
       memory, room: Bytes that it takes of each device, and that each device has.
       each: How long its programs take.
+      choices: What other ways to fine-tune it take, where that was asked for.
       bounds: What a long step takes at least on a topology, and which resource that is due to.
       evidence: Measurements of the pretrained model by their names, where they are counted.
       evidence_of_rung: Those of the fine-tuned models of each rung above 0, with all seeds.
@@ -74,6 +76,7 @@ class CandidatePlan(Strict):
     room: int | None = None
     each: Seconds | None = None
     bounds: StepBounds | None = None
+    choices: tuple[Choice, ...] = ()
     evidence: dict[str, Amount] = Field(default_factory=dict)
     evidence_of_rung: dict[str, Amount] = Field(default_factory=dict)
     search: Runs | None = None

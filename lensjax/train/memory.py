@@ -132,6 +132,8 @@ def what_helps(training: TrainingSpec, mesh: Mesh) -> Sequence[str]:
         found.append("remat full")
     if training.method != "lora":
         found.append("method lora")
+    elif training.quantise != "nf4":
+        found.append("quantise nf4")
     return found
 
 

@@ -122,6 +122,12 @@ def test_bits_of_a_value(
         if path[-1].key == "kernel"
     )
     assert saved == (32 - bits) / 8 * kernels
+    size = sum(leaf.size for leaf in jax.tree.leaves(plain.params))
+    base = quantise(plain, kind)
+    assert f"{size:,} parameters" in base.headline
+    adapted = add_lora(base, 2)
+    adapters = sum(leaf.size for leaf in jax.tree.leaves(split_trainable(adapted.params)[0]))
+    assert f"{size + adapters:,} parameters" in adapted.headline
 
 
 @pytest.mark.eight_devices
