@@ -525,3 +525,30 @@ def test_committed_tpu_results_fit_the_chips():
         each = 3 * 4 * rows[name]["parameters"] / rows[name]["chips"] / 1e9
         assert each < rows[name]["arguments_gb"] < 1.05 * each
         assert rows[name]["aliased_gb"] > 0.95 * each
+
+
+def test_pods_are_estimated_without_one(tmp_path):
+    pytest.importorskip("libtpu")
+    command = [sys.executable, str(ROOT / "benchmarks" / "pods.py"), "--quick", "--out", "found.json"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=300, **quiet)
+    published, advised = json.loads((tmp_path / "found.json").read_text()).values()
+    committed = next(iter(json.loads((RESULTS / "pods.json").read_text()).values()))
+    assert kinds(published) | {"revision": None, "networks_s": None} == kinds(committed) | {
+        "revision": None,
+        "networks_s": None,
+    }
+    assert advised["mesh"]
+    assert 0 < advised["mfu_causal"] <= advised["mfu"] < 1
+
+
+def test_committed_estimates_bound_what_is_published():
+    rows = json.loads((RESULTS / "pods.json").read_text())
+    published = {name: row for name, row in rows.items() if "published_mfu" in row}
+    assert len(published) >= 2
+    for name, row in published.items():
+        assert row["published_mfu"] <= row["mfu"] < 1, name
+        assert row["ratio"] == pytest.approx(row["mfu"] / row["published_mfu"])
+        assert row["ratio"] < 1.6, name
+        assert row["step_s"] >= max(row["compute_s"], row["memory_s"], row["core_s"], *row["networks_s"].values())

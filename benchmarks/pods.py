@@ -1,0 +1,254 @@
+"""What steps of training take on pods at least, beside what is published; no TPU or GPU is needed.
+
+    pip install libtpu
+    python benchmarks/pods.py --out benchmarks/results/pods.json [--case 0 1]
+
+Cases are configurations whose model FLOPs utilisation (MFU) MaxText published, and meshes that `lensjax models mesh`
+finds for other models. Programs are compiled for TPUs. For GPUs, a program compiled for as many TPU v5p chips, which
+have room for it, is counted with the facts about the GPUs.
+
+MaxText trains with a kernel of its own for attention, and LensJAX with XLA's. So published configurations are compiled
+with JAX's Pallas kernel in its place, whose operations are added: those of the causal half, forwards as often as a
+backward pass needs them, and 2.5 times as many backwards.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from machine import describe
+from transformers import Gemma3TextConfig, LlamaConfig, Qwen3Config, T5Config
+
+from lensjax.core.devices import topology_devices
+from lensjax.core.errors import InputError
+from lensjax.core.roofline.chips import CHIPS
+from lensjax.core.roofline.counters import count_program
+from lensjax.core.roofline.estimate import Layout, StepEstimate, estimate_step
+from lensjax.models import layers
+from lensjax.models.sharding import make_mesh
+from lensjax.train.memory import compiled_from, program_bytes
+from lensjax.train.meshes import Choice, Workplace
+from lensjax.train.pods import advise
+from lensjax.train.spec import TrainingSpec
+
+LLAMA_7B = LlamaConfig(vocab_size=32000, max_position_embeddings=4096, intermediate_size=11008)
+LLAMA_70B = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    max_position_embeddings=4096,
+)
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256, intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072, rope_theta=5e5
+)
+QWEN3_8B = Qwen3Config(
+    vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
+    num_key_value_heads=8, head_dim=128,
+)  # fmt: skip
+GEMMA3_27B = Gemma3TextConfig(
+    vocab_size=262208, hidden_size=5376, intermediate_size=21504, num_hidden_layers=62, num_attention_heads=32,
+    num_key_value_heads=16, head_dim=128, query_pre_attn_scalar=168, sliding_window=1024,
+)  # fmt: skip
+T5_11B = T5Config(d_model=1024, d_kv=128, d_ff=65536, num_layers=24, num_heads=128)
+TINY = LlamaConfig(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=2)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A configuration of which an MFU is published.
+
+    Attributes:
+      name, config: Of the model.
+      topology: What the program is compiled for.
+      chip: Whose facts are used.
+      each: Examples of a chip.
+      length: Tokens of an example.
+      remat: What is nearest to what was used.
+      mfu: Published, attention counted in full.
+      source: Where it is published.
+    """
+
+    name: str
+    config: Any
+    topology: str
+    chip: str
+    each: int
+    length: int
+    remat: Any
+    mfu: float
+    source: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.chip}, published"
+
+
+@dataclass(frozen=True)
+class Advised:
+    """A model and a pod whose best mesh is looked for."""
+
+    name: str
+    config: Any
+    topology: str
+    each: int
+    lengths: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.topology}, {self.each} × {' + '.join(map(str, self.lengths))} tokens a chip"
+
+
+CASES: list[Published | Advised] = [
+    Published("Llama 2 7B", LLAMA_7B, "v5p:2x2x2", "h100", 4, 4096, "cheap", 492 / 989,
+              "AI-Hypercomputer/maxtext, MaxText/configs/a3/llama_2_7b: README.md and 1vm.sh"),
+    Published("Llama 2 70B", LLAMA_70B, "v5p:4x8x8", "v5p", 4, 4096, "full", 0.654,
+              "AI-Hypercomputer/maxtext, README.md and MaxText/configs/v5p/llama2_70b.sh"),
+    Published("Llama 3.1 8B", LLAMA_8B, "v6e:16x16", "v6e", 4, 8192, "full", 417.397 / 918,
+              "AI-Hypercomputer/tpu-recipes, training/trillium/Llama3.1-8B-MaxText/v6e-256/README.md"),
+    *(Advised(name, config, topology, 1, lengths)
+      for name, config, lengths in (("Llama 2 7B", LLAMA_7B, (2048,)), ("Llama 2 70B", LLAMA_70B, (2048,)),
+                                    ("Qwen 3 8B", QWEN3_8B, (2048,)), ("Gemma 3 27B", GEMMA3_27B, (2048,)),
+                                    ("T5 11B", T5_11B, (512, 128)))
+      for topology in ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "v5p:8x8x8")),
+]  # fmt: skip
+QUICK: list[Published | Advised] = [
+    Published("tiny", TINY, "v5e:2x2", "v5e", 1, 256, "full", 0.01, "nowhere"),
+    Advised("tiny", TINY, "v5e:2x2", 1, (256,)),
+]
+
+
+def kernel_attention(mesh: Mesh) -> Any:
+    """JAX's Pallas kernel as `jax.nn.dot_product_attention` is called by models."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
+    spec = PartitionSpec(("data", "fsdp"), None, "tensor", None)
+
+    def attend(q: Any, k: Any, v: Any, bias: Any, mask: Any, *, scale: float, is_causal: bool, **_: Any) -> Any:
+        if bias is not None or mask is not None:
+            raise NotImplementedError("only causal attention without padding is compiled")
+
+        def local(q: Any, k: Any, v: Any) -> Any:
+            k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+            q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+            return jnp.swapaxes(flash_attention(q, k, v, causal=is_causal, sm_scale=scale), 1, 2)
+
+        return jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+
+    return attend
+
+
+def published(case: Published) -> dict[str, Any]:
+    """The estimate of a configuration beside its published MFU."""
+    devices, chip = topology_devices(case.topology), CHIPS[case.chip]
+    chips = len(devices)
+    training = TrainingSpec(batch_size=case.each * chips, remat=case.remat)
+    work = Workplace(case.config, devices, chip, training, (case.length,), fixed=True)
+    model_flops, masked = work.model_flops
+    mesh = make_mesh(None, devices)
+    start = time.perf_counter()
+    with mock.patch.object(layers.jax.nn, "dot_product_attention", kernel_attention(mesh)):
+        lowered = work.lower(Choice(1, chips, 1, 1, case.remat))
+    compiled = compiled_from(lowered)
+    counts = count_program(compiled.as_text() or "", dict(mesh.shape))
+    layout = Layout.of_nodes(chips, chip) if chip.node else Layout.of_torus(list(mesh.devices.flat), chip)
+    # `masked` is the half of the six products of attention, two of them forwards, that causality masks; what it leaves
+    # is as much, and a forward pass a third of that. It runs twice, as backward passes keep no scores.
+    kernels = (2 + 2.5) / 3 * masked / chips
+    found = estimate_step(counts, chip, layout, counts.flops + kernels)
+    mfu = found.utilisation(model_flops / chips, chip)
+    return {
+        "chips": chips,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(work.model(None, case.remat).params)),
+        "compile_seconds": round(time.perf_counter() - start, 1),
+        "memory_gb": program_bytes(compiled) / 1e9,
+        **described(found),
+        "tokens_per_second_per_chip": work.tokens / chips / found.seconds,
+        "mfu": mfu,
+        "mfu_causal": found.utilisation((model_flops - masked) / chips, chip),
+        "published_mfu": case.mfu,
+        "ratio": mfu / case.mfu,
+        "source": case.source,
+    }
+
+
+def described(found: StepEstimate) -> dict[str, Any]:
+    """The bounds of a step."""
+    return {
+        "compute_s": found.compute,
+        "memory_s": found.memory,
+        "core_s": found.core,
+        "networks_s": dict(found.networks),
+        "exposed_s": found.exposed,
+        "step_s": found.seconds,
+        "serial_s": found.serial,
+        "binding": found.binding,
+    }
+
+
+def advised(case: Advised) -> dict[str, Any]:
+    """The best mesh of a pod, or why there is none."""
+    devices = topology_devices(case.topology)
+    training = TrainingSpec(batch_size=case.each * len(devices))
+    work = Workplace(case.config, devices, CHIPS[case.topology.partition(":")[0]], training, case.lengths)
+    start = time.perf_counter()
+    try:
+        advice = advise(work, case.topology, compiled=1)
+    except InputError as error:
+        return {"chips": len(devices), "problem": str(error)}
+    best = advice.best
+    assert best.bounds is not None
+    return {
+        "chips": len(devices),
+        "parameters": advice.parameters,
+        "compile_seconds": round(time.perf_counter() - start, 1),
+        "mesh": best.mesh,
+        "accumulation": best.accumulation,
+        "remat": best.remat,
+        "memory_gb": None if best.memory is None else best.memory / 1e9,
+        "step_s": best.bounds.seconds,
+        "tokens_per_second_per_chip": best.bounds.tokens_per_second,
+        "mfu": best.bounds.utilisation,
+        "mfu_causal": best.bounds.utilisation_causal,
+        "binding": best.bounds.binding,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file; those of other cases stay")
+    parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0")
+    parser.add_argument("--quick", action="store_true", help="only try the script on tiny models")
+    arguments = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    cases, results = QUICK if arguments.quick else CASES, {}
+    if arguments.out is not None and arguments.out.exists():
+        results = json.loads(arguments.out.read_text(encoding="utf-8"))
+    try:
+        topology_devices(cases[0].topology)
+    except InputError as error:  # says what to install
+        sys.exit(str(error))
+    for number in range(len(cases)) if arguments.case is None else arguments.case:
+        case = cases[number]
+        measured_with = describe("jax", "jaxlib", "libtpu", "flax")
+        measure = partial(published, case) if isinstance(case, Published) else partial(advised, case)
+        results[case.title] = measure() | measured_with
+        print(case.title, json.dumps(results[case.title], indent=2), flush=True)
+        if arguments.out is not None:
+            ordered = {case.title: results[case.title] for case in cases if case.title in results}
+            arguments.out.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
