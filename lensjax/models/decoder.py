@@ -92,8 +92,9 @@ class DecoderLM(LanguageModel):
         x = self.embed(ids)
         x = x * jnp.asarray(self.embed_scale, x.dtype)
         mask = self_mask(batch)
-        window = self.window if self.window is not None and self.window < time else None
-        masks = mask, mask if window is None else both(mask, window_mask(time, window))
+        start, source = batch.get("start", 0), time if "start" not in batch else batch["attention_mask"].shape[1]
+        window = self.window if self.window is not None and self.window < source else None
+        masks = mask, mask if window is None else both(mask, window_mask(time, window, start, source))
         length = None if "position_ids" in batch or "segment_ids" in batch else time
         angles = {rotary: rotary(positions(batch), length) for _, rotary in self.kinds if rotary is not None}
         own = [(masks[sliding], None if rotary is None else angles[rotary]) for sliding, rotary in self.kinds]
@@ -105,7 +106,7 @@ class DecoderLM(LanguageModel):
         else:
             still = jax.tree.map(jnp.zeros_like, next(iter(angles.values())))
             still = jnp.ones_like(still[0]), *still[1:]  # cosines and sines that rotate nothing
-            dense = [both(mask, window_mask(time, time)) for mask in masks]
+            dense = [both(mask, window_mask(time, source, start, source)) for mask in masks]
             tables = [(dense[sliding], still if rotary is None else angles[rotary]) for sliding, rotary in self.kinds]
             choices = jax.tree.map(lambda *tables: jnp.stack(tables), *tables)
             x = self.layers(x, *choices, kinds=jnp.array(self.kind_of_layer))

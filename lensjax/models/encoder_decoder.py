@@ -51,11 +51,16 @@ class EncoderDecoderLM(LanguageModel):
     def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
         """What the head reads at every position of `decoder_input_ids`."""
         padding = padding_mask(batch)
-        source = self.encoder(self._scaled(self.embed(batch["input_ids"])), padding)
+        source = batch["encoded"] if "encoded" in batch else self.encoded(batch)
         decoder_padding = padding_mask(batch, "decoder_attention_mask")
         embed = self.embed if self.decoder_embed is None else self.decoder_embed
         x = self.decoder(self._scaled(embed(batch["decoder_input_ids"])), decoder_padding, source, padding)
         return x * jnp.asarray(self.head_scale, x.dtype)
+
+    def encoded(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
+        """What the decoder attends to at every position of `input_ids`."""
+        encoded: Array = self.encoder(self._scaled(self.embed(batch["input_ids"])), padding_mask(batch))
+        return encoded
 
     def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocabulary"]:
         """Scores of every token, given what the head reads."""

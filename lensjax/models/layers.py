@@ -16,6 +16,7 @@ from lensjax.core.pytrees import PyTree
 from lensjax.models.linear import Linear as Linear  # exported from here too, beside the parts made of it
 from lensjax.models.linear import normal as normal
 from lensjax.models.masks import both, window_mask
+from lensjax.models.memory import Memory, Slot, Source
 from lensjax.models.options import Options
 from lensjax.models.remat import costly, recomputed, rematerialised
 from lensjax.models.rotary import rotate
@@ -178,6 +179,8 @@ class Attention(nnx.Module):
       sinks: Whether every head has a score of its own that takes part in softmaxes and adds nothing (gpt-oss).
     """
 
+    memory: Memory | Source  # only where a model writes; see `lensjax.models.memory`
+
     def __init__(
         self,
         width: int,
@@ -225,28 +228,37 @@ class Attention(nnx.Module):
 
         `angles` rotate queries and keys; `bias` is added to the scaled scores.
         """
-        kv = x if source is None else source
+        memory, causal = getattr(self, "memory", None), self.causal
         q = self._heads(self.q(x), self.q_norm)
-        k = self._heads(self.k(kv), self.k_norm)
-        v = self._heads(self.v(kv), None)
+        if isinstance(memory, Source):
+            k, v = memory.keys[...], memory.values[...]
+        else:
+            k, v = self.keys_and_values(x if source is None else source)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
             q = q if len(angles) == 2 else q * angles[2][:, :, None, None].astype(q.dtype)
+        if isinstance(memory, Memory):
+            mask, causal = both(mask, memory.seen(x.shape[1])), False
+            k, v = memory.extended(k, v)
         self._warn_if_unfused(q.dtype)
         if mask is not None and self.implementation == "cudnn":  # cuDNN needs a row of the mask for every query
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
         plain = self.softcap is None and self.sinks is None
         if plain and (q.dtype in (jnp.float32, jnp.bfloat16) or self.implementation == "cudnn"):
             y = jax.nn.dot_product_attention(
-                q, k, v, bias, mask, scale=self.scale, is_causal=self.causal, implementation=self.implementation
+                q, k, v, bias, mask, scale=self.scale, is_causal=causal, implementation=self.implementation
             )
         else:
-            mask = both(mask, _causal(x) if self.causal else None)
+            mask = both(mask, _causal(x) if causal else None)
             sinks = None if self.sinks is None else self.sinks[...]
             y = _attend(q, k, v, bias, mask, self.scale, self.softcap, sinks)
         y = y if self.implementation == "cudnn" else costly(y)  # the fused kernel's is kept already
         y = y.reshape(*x.shape[:-1], -1)
         return self.o(y if self.gate is None else y * jax.nn.sigmoid(self.gate(x)))
+
+    def keys_and_values(self, x: Float[Array, "batch source width"]) -> tuple[Array, Array]:
+        """Of every head, [batch, source, heads, dim], before anything rotates them."""
+        return self._heads(self.k(x), self.k_norm), self._heads(self.v(x), None)
 
     def _warn_if_unfused(self, dtype: np.dtype[Any]) -> None:
         """Say that attention on a GPU could be faster; in float32, which curvature needs, it could not."""
@@ -287,13 +299,16 @@ class Stack(nnx.Module):
         """
         graphdef, state = nnx.split(self.blocks)
 
-        def step(x: Array, layer: PyTree) -> tuple[Array, None]:
+        def step(x: Array, layer: PyTree) -> tuple[Array, PyTree]:
             params, kind = layer
             own = shared if kind is None else jax.tree.map(lambda choices: choices[kind], shared)
             x = constrain_activations(x, self.options.mesh)
-            return nnx.merge(graphdef, params)(x, *own), None
+            block = nnx.merge(graphdef, params)
+            return block(x, *own), nnx.state(block, Slot)
 
-        return jax.lax.scan(rematerialised(step, self.options.remat), x, (state, kinds))[0]
+        x, kept = jax.lax.scan(rematerialised(step, self.options.remat), x, (state, kinds))
+        nnx.update(self.blocks, kept)  # what attention keeps of the tokens that it read, where it has a memory
+        return x
 
 
 class LanguageModel(nnx.Module):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
 from lensjax.core.errors import InputError
@@ -73,9 +74,20 @@ def positions(batch: Mapping[str, Array]) -> Int[Array, "#batch time"]:
     return jnp.where(segments > 0, places - jax.lax.cummax(jnp.where(first, places, 0), axis=1), 0)
 
 
-def window_mask(time: int, window: int) -> Bool[Array, "1 1 time time"]:
-    """Causal attention to the last `window` positions, including a position itself."""
-    distance = jnp.arange(time)[:, None] - jnp.arange(time)[None, :]
+def window_mask(
+    time: int, window: int, start: Int[ArrayLike, ""] = 0, source: int | None = None
+) -> Bool[Array, "1 1 time source"]:
+    """Causal attention to the last `window` positions, including a position itself.
+
+    Args:
+      time: Number of positions that attend.
+      window: See above.
+      start: The first of them, among those that are attended to.
+      source: Number of these; `time` where not given.
+    """
+    distance = (jnp.asarray(start) + jnp.arange(time))[:, None] - jnp.arange(time if source is None else source)[
+        None, :
+    ]
     return ((distance >= 0) & (distance < window))[None, None]
 
 

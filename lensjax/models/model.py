@@ -1,6 +1,7 @@
 """A model: its configuration, its parameters, and the pure functions that compute with them."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from lensjax.core.pytrees import PyTree, path_name
 from lensjax.core.tabular import Columns, Tabular
 from lensjax.models.adapters import join, merge_adapters, split_trainable
 from lensjax.models.family import Family, family_of
+from lensjax.models.generate import Sampling, answers, written
 from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
 from lensjax.models.linear import hold_quantised
 from lensjax.models.losses import IGNORED, Reduction, greedy_hits, reduce_losses, shift_right, token_losses
@@ -226,6 +228,43 @@ class Model(Tabular):
         """
         losses, weights = self.token_losses(params, batch)
         return reduce_losses(losses, weights, reduction)
+
+    def generate(
+        self,
+        params: Params,
+        prompts: Batch | str | Sequence[str],
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ends: Sequence[int] | None = None,
+    ) -> Any:
+        """Write on from prompts, with keys and values kept of the tokens that were read.
+
+        Args:
+          params: Parameters of the structure of `self.params`.
+          prompts: Texts, or `input_ids` [batch, time] with `attention_mask` where they are not equally long.
+          max_new_tokens: At most so many new tokens.
+          temperature: What logits are divided by before a token is drawn; 0 takes the most probable one.
+          top_k: Only the k most probable tokens are drawn from; 0 for all.
+          top_p: Only the fewest tokens whose probabilities sum to p are.
+          seed: Of draws.
+          ends: Tokens after which a text ends, by default the configuration's `eos_token_id`; () for none.
+
+        Returns:
+          The new tokens of every row, with that which ended it; of texts, the new texts; of one, its.
+
+        Raises:
+          InputError: some layers mix tokens otherwise than by attention; a prompt is empty; a number makes no sense; or
+            prompts and new tokens are more than the positions that the model has learned.
+        """
+        first = _start_and_padding(self.config)[0] if self.family.encoder_decoder else None
+        settings = max_new_tokens, Sampling(temperature, top_k, top_p), seed, ends
+        return answers(
+            self, prompts, lambda batch: written(self.graphdef, self.config, first, params, batch, *settings)
+        )
 
     def with_params(self, params: Params) -> "Model":
         """This model with other parameters, such as fine-tuned ones."""

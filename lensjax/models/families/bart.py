@@ -14,6 +14,7 @@ from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.family import Family, embeds_apart, register
 from lensjax.models.layers import MLP, Attention, Embedding, LayerNorm, Stack
 from lensjax.models.masks import check_length
+from lensjax.models.memory import Start
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
 
@@ -85,7 +86,8 @@ class Side(nnx.Module):
         self, x: Float[Array, "batch time width"], mask: Array | None, *source: Array | None
     ) -> Float[Array, "batch time width"]:
         check_length(x.shape[1], self.length)
-        first = 0 if isinstance(self.positions, Sinusoids) else _FIRST
+        memory: Start | None = getattr(self, "memory", None)
+        first = (0 if isinstance(self.positions, Sinusoids) else _FIRST) + (0 if memory is None else memory.start[...])
         x = x + self.positions(first + jnp.arange(x.shape[1]))
         x = x if self.norm is None else self.norm(x)
         x = self.layers(x, mask, *source)

@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm, Stack
+from lensjax.models.memory import Start
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
 
 _WIDE = jnp.float32
-Heads = Float[Array, "1 heads time time"]
+Heads = Float[Array, "1 heads time source"]
 
 
 class RelativeBias(Embedding):
     """What each head adds to the score of two positions, by the bucket that their distance is in."""
+
+    memory: Start  # only where a model writes
 
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs, *, causal: bool) -> None:
         buckets, std = config.relative_attention_num_buckets, config.initializer_factor * config.d_model**-0.5
@@ -30,11 +33,13 @@ class RelativeBias(Embedding):
         self.causal, self.buckets, self.furthest = causal, buckets, config.relative_attention_max_distance
 
     def scores(self, time: int) -> Heads:
-        """The bias of every pair of `time` positions."""
-        distances = np.arange(1 - time, time)
+        """The bias of every pair of `time` positions, or of these and all slots of a decoder that remembers."""
+        memory: Start | None = getattr(self, "memory", None)
+        slots, start = (time, 0) if memory is None else (memory.slots, memory.start[...])
+        distances = np.arange(1 - slots, slots)
         biases = self(jnp.asarray(relative_buckets(distances, self.buckets, self.furthest, causal=self.causal)))
-        places = jnp.arange(time)
-        return biases[places[None, :] - places[:, None] + time - 1].transpose(2, 0, 1)[None]
+        places = start + jnp.arange(time)
+        return biases[jnp.arange(slots)[None, :] - places[:, None] + slots - 1].transpose(2, 0, 1)[None]
 
 
 class Block(nnx.Module):
