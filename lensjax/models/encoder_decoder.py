@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lensjax.models.family import embeds_apart
+from lensjax.core.errors import InputError
+from lensjax.models.family import Family, embeds_apart
 from lensjax.models.layers import Bias, Embedding, LanguageModel, Linear
 from lensjax.models.masks import check_causal, padding_mask
 from lensjax.models.options import Options
@@ -69,3 +70,31 @@ class EncoderDecoderLM(LanguageModel):
 
     def _scaled(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         return x * jnp.asarray(self.embed_scale, x.dtype)
+
+
+def start_and_padding(family: Family, config: Any) -> tuple[int | None, int]:
+    """The tokens that start a decoder and that pad; the latter starts it too where no other is named, as in T5.
+
+    None starts it where a token of the target does.
+    """
+    padding = getattr(config, "pad_token_id", None)
+    start = getattr(config, "decoder_start_token_id", None)
+    start = padding if start is None else start
+    if start is None or padding is None:
+        raise InputError("config.json names no pad_token_id; add the one that its tokenizer has.")
+    return None if family.starts_with_last else start, padding
+
+
+def start_of_answers(family: Family, config: Any) -> int:
+    """The token that starts the decoder of a model that writes.
+
+    Raises:
+      InputError: it is another one for each language, or unknown.
+    """
+    start, _ = start_and_padding(family, config)
+    if start is None:
+        raise InputError(
+            f"Answers of {family.model_type} start with the token of a language, which prompts do not name; save the "
+            "model, and generate with transformers."
+        )
+    return start

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.pytrees import Batch, Params
 from lensjax.models.families.t5 import RelativeBias
-from lensjax.models.layers import Attention, Embedding
+from lensjax.models.layers import Attention
 from lensjax.models.memory import Kept, Source, Start, remember, remembered
 
 Sides = tuple[Any, Any, tuple[Any, Any] | None]  # what the decoder reads first and where it has tokens; the encoder
@@ -130,7 +130,7 @@ def _prompts(batch: Batch) -> tuple[Int[np.ndarray, "batch time"], Bool[np.ndarr
 
 
 def _check(module: Any, config: Any, both_sides: bool, prompt: int, new: int) -> None:
-    depth = sum(layer.q.kernel.shape[0] for layer in _attention(module))
+    depth = sum(layer.q.shape[0] for layer in _attention(module))
     layers = depth if both_sides else config.num_hidden_layers
     if depth != layers:
         raise InputError(
@@ -216,7 +216,7 @@ def _write(
         return remembered(layers), module.logits(x[:, -1:])[:, 0]
 
     def empty(layer: Attention) -> Kept:
-        depth, _, width = layer.k.kernel.shape
+        depth, _, width = layer.k.shape
         shape = (depth, rows, slots, width // layer.head_dim, layer.head_dim)
         kind = layer.k.dtype
         return jnp.zeros(shape, kind), jnp.zeros(shape, kind)

@@ -22,6 +22,7 @@ from lensjax.core.pytrees import Params as Params
 from lensjax.core.pytrees import PyTree, path_name
 from lensjax.core.tabular import Columns, Tabular
 from lensjax.models.adapters import join, merge_adapters, split_trainable
+from lensjax.models.encoder_decoder import start_and_padding, start_of_answers
 from lensjax.models.family import Family, family_of
 from lensjax.models.generate import Sampling, answers, written
 from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
@@ -131,7 +132,7 @@ class Model(Tabular):
                 raise InputError(
                     f"A batch for {self.family.model_type} needs labels or decoder_input_ids; it has neither."
                 )
-            arrays["decoder_input_ids"] = shift_right(arrays["labels"], *_start_and_padding(self.family, self.config))
+            arrays["decoder_input_ids"] = shift_right(arrays["labels"], *start_and_padding(self.family, self.config))
         return nnx.merge(self.graphdef, params).hidden(arrays)
 
     def logits(self, params: Params, x: Float[Array, "... width"]) -> Float[Array, "... vocabulary"]:
@@ -260,7 +261,7 @@ class Model(Tabular):
           InputError: some layers mix tokens otherwise than by attention; a prompt is empty; a number makes no sense; or
             prompts and new tokens are more than the positions that the model has learned.
         """
-        first = _start_and_padding(self.config)[0] if self.family.encoder_decoder else None
+        first = start_of_answers(self.family, self.config) if self.family.encoder_decoder else None
         settings = max_new_tokens, Sampling(temperature, top_k, top_p), seed, ends
         return answers(
             self, prompts, lambda batch: written(self.graphdef, self.config, first, params, batch, *settings)
@@ -376,19 +377,6 @@ def placed(shapes: Params, family: Family, config: Any, options: Options) -> Par
         shapes,
         shardings(shapes, family.rules, options.mesh),
     )
-
-
-def _start_and_padding(family: Family, config: Any) -> tuple[int | None, int]:
-    """The tokens that start a decoder and that pad; the latter starts it too where no other is named, as in T5.
-
-    None starts it where a token of the target does.
-    """
-    padding = getattr(config, "pad_token_id", None)
-    start = getattr(config, "decoder_start_token_id", None)
-    start = padding if start is None else start
-    if start is None or padding is None:
-        raise InputError("config.json names no pad_token_id; add the one that its tokenizer has.")
-    return None if family.starts_with_last else start, padding
 
 
 def _seen(mask: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:
