@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def run(
     study = read_study(spec, flat(settings))
     folder = spec.with_suffix("") if out is None else out
     start_processes()
-    from lensjax.study.runner import cells_left, run_study
+    from lensjax.study.cells import cells_left
 
     def say_once(sentence: str) -> None:
         if is_first():
@@ -133,13 +134,29 @@ def run(
         for cell in cells_left(study, folder, retry=retry):
             say_once(str(cell))
         return
+    import jax
+    from rich.console import Console
+
+    from lensjax.cli.live import LiveStudy, spared
     from lensjax.report.study_files import write_findings
     from lensjax.study.folder import pinned
     from lensjax.study.report import collect
+    from lensjax.study.runner import run_study
+    from lensjax.study.standing import Standing
 
-    with resumable():
+    terminal = Console(stderr=True)
+    rewrite = spared(lambda: write_findings(collect(pinned(study, folder), folder), folder, live=True))
+
+    def watch(standing: Standing) -> None:
+        if live is not None:
+            live.update(standing)
+        if standing.done and jax.process_count() == 1:
+            rewrite()
+
+    with resumable(), ExitStack() as stack:
         how: dict[str, Any] = {"retry": retry, "limit": limit, "tries": tries, "over_memory": over_memory}
-        run_study(study, folder, launcher=launcher, **how, show=True, say=say_once)
+        live = stack.enter_context(LiveStudy(terminal)) if is_first() and terminal.is_terminal else None
+        run_study(study, folder, launcher=launcher, **how, show=live or True, say=say_once, watch=watch)
     findings = collect(pinned(study, folder), folder)
     for path in write_findings(findings, folder):
         say_once(f"Wrote {path}")

@@ -15,12 +15,13 @@ from lensjax.train.results import CURVES
 REPORT, PAGE, RANKING = "report.json", "report.html", "ranking.csv"
 
 
-def write_findings(findings: Findings, out: Path) -> list[Path]:
+def write_findings(findings: Findings, out: Path, *, live: bool = False) -> list[Path]:
     """Write report.html, report.json, ranking.csv and curves.csv to a study's folder, all of them or none.
 
     Args:
       findings: The report, as `lensjax.study.report.collect` returns it.
       out: The study's folder.
+      live: Whether the study is running, so that the page reloads itself.
 
     Returns:
       The files; of several processes, only the first writes them.
@@ -30,7 +31,7 @@ def write_findings(findings: Findings, out: Path) -> list[Path]:
     """
     header = ",".join([*(name for name in Ranked.model_fields if name not in ("baselines", "law")), "unit"]) + "\n"
     contents: dict[Path, str | bytes] = {
-        out / PAGE: render_study(findings.report, findings.ranking, winner_command(out)),
+        out / PAGE: render_study(findings.report, findings.ranking, winner_command(out), live=live),
         out / REPORT: escaped_json(findings.report.model_dump_json(indent=2)) + "\n",
         out / RANKING: header if findings.ranking is None else ranking_csv(findings.ranking),
         out / CURVES: findings.curves,

@@ -20,6 +20,7 @@ from lensjax.study.folder import is_awaited, run_folder, runs_folder, settings_o
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Example, Task, fingerprint, load_task
 from lensjax.tasks.writing import sample
+from lensjax.train.displays import Display
 from lensjax.train.ladder import Curve
 from lensjax.train.loop import Stopped
 from lensjax.train.memory import TooLarge
@@ -49,13 +50,19 @@ class Bench:
     Args:
       spec: The study.
       out: Its folder.
-      show: Whether to show progress of training on standard error.
+      show: Whether to show progress of training on standard error, or what shows it.
       retry: Make failed runs again.
       over_memory: Train also where the machine's memory is not enough.
     """
 
     def __init__(
-        self, spec: StudySpec, out: Path, *, show: bool = False, retry: bool = False, over_memory: bool = False
+        self,
+        spec: StudySpec,
+        out: Path,
+        *,
+        show: bool | Display = False,
+        retry: bool = False,
+        over_memory: bool = False,
     ) -> None:
         self.spec, self.out, self.retry, self.over_memory, self._show = spec, out, retry, over_memory, show
         self._curves: dict[str, Curve] = {}

@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from lensjax.core.files import write_files
-from lensjax.core.processes import on_first
+from lensjax.core.processes import is_first, on_first
 from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.selection import advice
 from lensjax.selection.evidence import Evidence
 from lensjax.study.bench import Bench
+from lensjax.study.cells import has_ended, stages
 from lensjax.study.checks import check_candidates, check_device, check_results, refused_rows
 from lensjax.study.deaths import TRIES, note_deaths
 from lensjax.study.decisions import basis, decide, evidence_for_methods, rankable, results_table
 from lensjax.study.folder import (
-    is_current,
     pinned,
     read_results,
     read_searches,
@@ -41,6 +41,8 @@ from lensjax.study.journal import Entry, Journal
 from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.mending import lost_cells, mend
 from lensjax.study.spec import StudySpec
+from lensjax.study.standing import Known, Standing, Watch, losses_of, standing
+from lensjax.train.displays import Display
 from lensjax.train.results import CURVES, curves_csv, read_result, result_sentence
 
 
@@ -57,7 +59,8 @@ def run_study(
     limit: int | None = None,
     tries: int = TRIES,
     over_memory: bool = False,
-    show: bool = False,
+    show: bool | Display = False,
+    watch: Watch = lambda standing: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Journal:
     """Run a study, or go on with it from where an earlier command got to.
@@ -70,7 +73,8 @@ def run_study(
       limit: Largest number of cells to compute.
       tries: Number of processes in a row that may die while computing a cell, before it counts as failed.
       over_memory: Train also where the machine's memory is not enough.
-      show: Whether to show progress of training on standard error.
+      show: Whether to show progress of training on standard error, or what shows it.
+      watch: Called in the first process before measuring, and whenever a cell has ended, with how far the study is.
       say: Called with a sentence for each cell and each decision.
 
     Returns:
@@ -107,53 +111,15 @@ def run_study(
                 say(f"{name} is not measured: {unmeasured[name]}.")
             elif any(reasons):
                 say(f"{name} will be measured, but never chosen: {'; '.join(filter(None, reasons))}.")
-        runner = _Runner(bench, journal, launch, limit, say, costs)
+        runner = _Runner(bench, journal, launch, limit, say, costs, watch)
         runner.set_aside(on_first(lambda: refused_rows(spec, bench)))
+        runner.tell(runner.standing())
         try:
             runner.restore()
             runner.adaptive() if spec.strategy == "adaptive" else runner.ladder()
         except LimitReached:
             say(f"Stopped after {limit} cells; the same command goes on.")
     return journal
-
-
-def stages(spec: StudySpec, models: Iterable[str], size: int) -> tuple[list[Cell], list[Cell]]:
-    """The cells of models on one rung: those that need nothing, and those that need the models these leave."""
-    cells = [cell for model in models for cell in spec.cells(model, size)]
-    runs = [cell for cell in cells if cell.kind == FINETUNE]
-    evidence = [cell for cell in cells if cell.kind != FINETUNE]
-    return (runs, evidence) if size else (evidence + runs, [])
-
-
-def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]:
-    """The cells that running a study would compute, if no candidate drops out and the budget is large enough.
-
-    Args:
-      spec, out, retry: See `run_study`.
-
-    Raises:
-      InputError: the folder holds another study or results of other data, or the task cannot be read.
-    """
-    spec = pinned(spec, out)
-    bench = Bench(spec, out)
-    names = spec.names
-    if spec.constraints is not None:
-        costs = candidates_costs(spec)
-        check_some_left(spec, costs)
-        names = [name for name in names if name not in refused(spec, costs)]
-    cells = [cell for size in bench.sizes for stage in stages(spec, names, size) for cell in stage]
-    if not out.exists():
-        return cells
-    with running(spec, out) as journal:
-        check_results(spec, out, bench.task)
-        forgiven = len(journal.entries) if retry else 0
-        return [cell for cell in cells if not has_ended(spec, out, journal, cell, forgiven)]
-
-
-def has_ended(spec: StudySpec, out: Path, journal: Journal, cell: Cell, forgiven: int = 0) -> bool:
-    """Whether a cell failed, or ended well and its result is current; see `Journal.last` for `forgiven`."""
-    last = journal.last(cell, forgiven)
-    return last is not None and (last.status == "failed" or on_first(lambda: is_current(spec, out, cell)))
 
 
 class _Runner:
@@ -167,10 +133,11 @@ class _Runner:
         limit: int | None,
         say: Callable[[str], None],
         costs: Costs | None = None,
+        watch: Watch = lambda standing: None,
     ) -> None:
         self.bench, self.spec, self.out = bench, bench.spec, bench.out
         self.journal, self.launch, self.limit, self.say = journal, launch, limit, say
-        self.costs = costs or {}
+        self.costs, self.watch = costs or {}, watch
         self.refused = set(refused(self.spec, self.costs))
         self.forgiven = len(journal.entries) if bench.retry else 0  # failures before this do not count
         self.computed = 0
@@ -253,9 +220,34 @@ class _Runner:
                 digest="" if outcome.error else on_first(partial(result_digest, self.spec, self.out, cell)),
             )
             on_first(self.write_curves)
-            self.say(self.sentence(cell, entry))
+            found = self.standing()
+            self.say(f"{self.sentence(cell, entry)} ({found.sentence})")
+            self.tell(found)
         if self.limit is not None and left_out:
             raise LimitReached
+
+    def tell(self, found: Standing) -> None:
+        """Tell who watches how far the study is."""
+        if is_first():
+            self.watch(found)
+
+    def standing(self) -> Standing:
+        """How far the study is; of an adaptive one only the first rungs are known beforehand."""
+        sizes = self.bench.sizes[:3] if self.spec.strategy == "adaptive" else self.bench.sizes
+        cells = [cell for size in sizes for stage in stages(self.spec, self.left, size) for cell in stage]
+        ended = {cell: entry for cell in self.journal.cells if (entry := self.journal.last(cell)) is not None}
+        table = self.table()
+        return standing(
+            Known(
+                names=self.spec.names,
+                sizes=self.bench.sizes,
+                ended={cell: entry for cell, entry in ended.items() if cell.model in self.spec.names},
+                pending=self.pending(cells),
+                cost=lambda model, size: self.cost(model, size, "seconds"),
+                losses={} if table is None else losses_of(table),
+                left=self.left,
+            )
+        )
 
     def pending(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells that have not ended, of candidates of which no run failed."""

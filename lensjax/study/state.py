@@ -7,12 +7,12 @@ from pathlib import Path
 from lensjax.core.errors import InputError
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.study import schema
+from lensjax.study.cells import has_ended, stages
 from lensjax.study.folder import read_results
 from lensjax.study.inference import Costs, read_costs, refused, too_costly
 from lensjax.study.inputs import changed_data, changed_models
 from lensjax.study.journal import QUARANTINE, Entry, Journal
 from lensjax.study.mending import find_faults
-from lensjax.study.runner import has_ended, stages
 from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import load_task
 from lensjax.train.results import Result

@@ -16,6 +16,7 @@ from lensjax.core.processes import on_first
 from lensjax.models.hub import find_folder
 from lensjax.models.inputs import model_fingerprint
 from lensjax.train.candidate import Candidate
+from lensjax.train.displays import Display
 from lensjax.train.prepare import FIRST_RUNG, Examples, read_examples
 from lensjax.train.prepare import FOLDER as TOKENS
 from lensjax.train.recorder import Recorder
@@ -47,7 +48,7 @@ class Curve:
       out: Folder of results.
       mesh: Devices; by default all, along `fsdp`.
       trackers: Where measurements go besides the log: "tensorboard", "wandb".
-      show: Whether to show progress on standard error.
+      show: Whether to show progress on standard error, or what shows it.
       over_memory: Train also where the machine's memory is not enough.
 
     Raises:
@@ -64,7 +65,7 @@ class Curve:
         *,
         mesh: Mesh | None = None,
         trackers: Sequence[str] = (),
-        show: bool = False,
+        show: bool | Display = False,
         over_memory: bool = False,
     ) -> None:
         check_name(name)
@@ -142,7 +143,7 @@ def measure_curve(
     save_models: bool = False,
     retry: bool = False,
     trackers: Sequence[str] = (),
-    show: bool = False,
+    show: bool | Display = False,
     over_memory: bool = False,
 ) -> Iterator[Result]:
     """Fine-tune a model on nested subsets of a task's examples.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,10 @@ from lensjax.core.devices import peak_flops
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import explained, write_files
 from lensjax.core.processes import is_first
-from lensjax.core.terminal import say
+from lensjax.train.displays import Display, default_display
 from lensjax.train.evaluate import Evaluation
 from lensjax.train.loop import Progress
 from lensjax.train.trackers import TRACKERS, Tracker
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
 
 LOG = "log.jsonl"
 _LINES = 2000  # steps of a run that are logged, at most
@@ -35,14 +32,15 @@ class Recorder:
       dtype: Type to compute in, on which the devices' peak depends.
       devices: Number of devices that share the work.
       trackers: Names of `TRACKERS`.
-      show: Whether to show progress on standard error: a live line in a terminal, elsewhere one line per validation.
+      show: Whether to show progress on standard error: a live line in a terminal, elsewhere one line per validation; or
+        what shows it instead.
 
     Raises:
       InputError: the log cannot be written; any method may raise it.
     """
 
-    def __init__(self, dtype: str, devices: int, trackers: Sequence[str] = (), *, show: bool = False) -> None:
-        self._show = show and is_first()
+    def __init__(self, dtype: str, devices: int, trackers: Sequence[str] = (), *, show: bool | Display = False) -> None:
+        self._display = (default_display() if show is True else show or None) if is_first() else None
         self.peak = devices * (peak_flops(jax.devices()[0], dtype) or measured_peak(dtype))
         self._names = tuple(trackers) if is_first() else ()
         self._trackers: list[Tracker] = []
@@ -50,7 +48,7 @@ class Recorder:
         self._recent: list[tuple[Progress, Progress]] = []  # at a time: steps handed to the devices, and those done
         self._speed: dict[str, float] = {}
         self._title, self._folder = "", Path()
-        self._bar: Bar | None = None
+        self._begun = False
 
     @contextmanager
     def run(self, title: str, folder: Path) -> Iterator["Recorder"]:
@@ -71,7 +69,9 @@ class Recorder:
             keep_until(self._folder / LOG, progress.step)
             self._file = (self._folder / LOG).open("a", encoding="utf-8")
         self._trackers = [TRACKERS[name][1](self._title, self._folder / name) for name in self._names]
-        self._start_bar(progress.step, steps)
+        self._begun = True
+        if self._display is not None:
+            self._display.begin(self._title, progress.step, steps)
 
     def step(self, progress: Progress, steps: int, metrics: Mapping[str, float]) -> None:
         """Note a step; see `Observer`."""
@@ -79,14 +79,8 @@ class Recorder:
         self._note_speed()
         first, _ = self._recent[0]
         left = (steps - progress.step) * (progress.seconds - first.seconds) / max(progress.step - first.step, 1)
-        if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=progress.step,
-                loss=f"loss {metrics['loss']:.4f}",
-                speed=_speed_text(self._speed),
-                left=_duration(left),
-            )
+        if self._display is not None:
+            self._display.step(progress.step, metrics["loss"], self._speed, left)
         if progress.step % math.ceil(steps / _LINES) == 0:
             self._write(progress, {**metrics, **self._speed, "seconds_left": left})
 
@@ -112,8 +106,8 @@ class Recorder:
         values = {"validation_loss": evaluation.loss, "lowest_validation_loss": progress.best_loss}
         self._write(progress, values)
         self._recent = [(progress, progress)]
-        if self._show and self._bar is None:
-            say(f"{self._title}: step {progress.step}, validation loss {evaluation.loss:.4f}", error=True)
+        if self._display is not None:
+            self._display.validation(progress.step, evaluation.loss)
 
     def _write(self, progress: Progress, values: Mapping[str, float]) -> None:
         if self._file is None:
@@ -131,20 +125,6 @@ class Recorder:
         for tracker in self._trackers:
             tracker.log(progress.step, values)
 
-    def _start_bar(self, step: int, steps: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-
-        console = Console(stderr=True)
-        if not (self._show and console.is_terminal):
-            return
-        texts = [TextColumn(f"{{task.fields[{name}]}}") for name in ("loss", "speed", "left")]
-        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), *texts]
-        self._bar = RichProgress(*columns, console=console, transient=True)
-        self._bar.add_task(self._title, total=steps, completed=step, loss="", speed="compiling", left="")
-        self._bar.start()
-
     def _end(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -152,9 +132,9 @@ class Recorder:
         for tracker in self._trackers:
             tracker.close()
         self._trackers = []
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._begun and self._display is not None:
+            self._display.end()
+        self._begun = False
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -189,15 +169,3 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _speed_text(speed: Mapping[str, float]) -> str:
-    if not speed:
-        return ""
-    return f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['model_flops_utilisation']:.0%} of peak"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} left"

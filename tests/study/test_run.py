@@ -21,12 +21,13 @@ from lensjax.measure.measurement import Cell
 from lensjax.selection.prediction import Prediction
 from lensjax.study import decisions
 from lensjax.study.bench import Bench, Outcome
+from lensjax.study.cells import cells_left
 from lensjax.study.checks import refused_rows
 from lensjax.study.evidence import evidence_file, read_evidence
 from lensjax.study.folder import read_results, read_searches, runs_folder, study_records
 from lensjax.study.journal import Journal
 from lensjax.study.launching import LAUNCHERS
-from lensjax.study.runner import _Runner, cells_left, run_study
+from lensjax.study.runner import _Runner, run_study
 from lensjax.study.spec import Budget, StopRule, read_study
 from lensjax.study.state import read_state
 from lensjax.tasks.task import load_task

@@ -23,7 +23,7 @@ _ENDED = {
 }
 
 
-def render_study(report: StudyReport, ranking: Ranking | None, command: str = "") -> str:
+def render_study(report: StudyReport, ranking: Ranking | None, command: str = "", *, live: bool = False) -> str:
     """The report as one HTML page that needs no network.
 
     Names, errors, and decisions may hold any text; it is escaped, see `lensjax.report.pages.html.render`.
@@ -32,6 +32,7 @@ def render_study(report: StudyReport, ranking: Ranking | None, command: str = ""
       report: As `lensjax.study.report.collect` makes it.
       ranking: The same ranking as in the report, with fitted curves; None where the report has none.
       command: Fine-tunes the chosen model on all the data; "" to leave it out.
+      live: Whether the study is running: the page then reloads itself every half minute.
     """
     # These parts frame a ranking, and are needed without one too.
     shown: dict[str, Any] = {"compared": [], "assumptions": [], "has_curves": False, "because": ""}
@@ -41,7 +42,9 @@ def render_study(report: StudyReport, ranking: Ranking | None, command: str = ""
         for section in sections:
             add_rings(shown["curves"].figure, ranking, section.rings)
     chosen = report.decision.model is not None and report.decision.final
-    return render("study.html.j2", shown | _context(report, sections) | {"command": command if chosen else ""})
+    return render(
+        "study.html.j2", shown | _context(report, sections) | {"command": command if chosen else "", "live": live}
+    )
 
 
 def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]:
