@@ -5,7 +5,7 @@ DEMO := build/demo
 
 .PHONY: demo test lint types docs notebooks benchmark clean
 
-demo: .venv/.installed
+demo: .venv/.demo
 	mkdir -p $(DEMO)
 	$(BIN)/lensjax data fetch spelling --out $(DEMO)
 	test -f $(DEMO)/study.yaml || cp experiments/pocket_zoo/demo.yaml $(DEMO)/study.yaml
@@ -32,6 +32,13 @@ notebooks: .venv/.installed
 
 benchmark: .venv/.installed
 	$(BIN)/python benchmarks/fit.py
+
+.venv/.demo: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LensJAX needs Python 3.11 or newer; name one with PYTHON=.")'
+	test -d .venv || $(PYTHON) -m venv .venv
+	@echo "Installing LensJAX with what it computes by, and the demo's data, into .venv:"
+	$(BIN)/python -m pip install --editable '.[demo]'
+	touch $@
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LensJAX needs Python 3.11 or newer; name one with PYTHON=.")'

@@ -19,13 +19,15 @@ def study_cost(state: StudyState) -> schema.Cost:
     """
     spec, spent = state.spec, tuple(_spent(state))
     seconds = {name: sum(one.seconds for one in spent if one.model == name) for name in spec.names}
-    total = _consumption(sum(one.flops for one in spent), seconds, state.results)
+    hour = spec.price_per_hour
+    total = _consumption(sum(one.flops for one in spent), seconds, state.results, hour)
     runs = {name: _Runs(name, state) for name in spec.names}
     known = [name for name in spec.names if runs[name].largest]
     full, saved = None, None
     if known and set(spec.names) <= {*known, *state.failed, *state.refused}:
         flops = round(sum(runs[name].take("flops", state.target) for name in known))
-        full = _consumption(flops, {name: runs[name].take("seconds", state.target) for name in known}, state.results)
+        taking = {name: runs[name].take("seconds", state.target) for name in known}
+        full = _consumption(flops, taking, state.results, hour)
         saved = 1 - total.flops / full.flops if full.flops else None
     ladder = {(name, size): runs[name].take("flops", size) for name in known for size in state.sizes if size}
     skipped = (
@@ -45,6 +47,15 @@ def study_cost(state: StudyState) -> schema.Cost:
         skipped_flops=round(sum(skipped)),
         energy=_assumption(state.results),
     )
+
+
+def run_cost(state: StudyState, name: str, size: int) -> schema.Consumption | None:
+    """FLOPs and seconds that a candidate's runs on a number of examples take; None where it has none yet."""
+    runs = _Runs(name, state)
+    if not runs.largest:
+        return None
+    flops, seconds = runs.take("flops", size), runs.take("seconds", size)
+    return schema.Consumption(flops=round(flops), seconds=seconds, kwh=None)
 
 
 class _Runs:
@@ -81,12 +92,16 @@ def _spent(state: StudyState) -> Iterator[schema.Spent]:
             yield schema.Spent(model=one.name, kind=schema.LEARNING_RATES, cells=len(runs), seconds=0, flops=flops)
 
 
-def _consumption(flops: int, seconds: dict[str, float], results: Sequence[Result]) -> schema.Consumption:
-    """FLOPs, with candidates' seconds and their energy, where the power of all devices is known."""
+def _consumption(
+    flops: int, seconds: dict[str, float], results: Sequence[Result], price_per_hour: float | None
+) -> schema.Consumption:
+    """FLOPs, with candidates' seconds, their price, and their energy, where the power of all devices is known."""
     power = {name: _power(name, results) for name, took in seconds.items() if took}
     joules = [seconds[name] * each for name, each in power.items() if each is not None]
     kwh = sum(joules) / 3.6e6 if len(joules) == len(power) else None
-    return schema.Consumption(flops=flops, seconds=sum(seconds.values()), kwh=kwh)
+    total = sum(seconds.values())
+    price = None if price_per_hour is None else price_per_hour * total / 3600
+    return schema.Consumption(flops=flops, seconds=total, kwh=kwh, price=price)
 
 
 def _power(model: str, results: Sequence[Result]) -> float | None:

@@ -74,6 +74,7 @@ strategy: ladder  # or adaptive: always the run that promises most for its cost
 # What the chosen model may cost at inference; candidates that cost more are not measured.
 # constraints: {{parameters: 1.5B, memory: 8 GB, flops_per_token: 2e9, batch: 1, context: 2048, dtype: bfloat16}}
 # prefer: {{smallest_within: 0.02}}  # the smallest model whose expected loss is no more than this above the best one's
+# price_per_hour: 2.5  # of the devices, in any money: the report then says what the study cost
 # eliminate_below: 0.01  # P(best) under which a candidate is measured no further
 # stop_when: {{probability_best: 0.95, expected_regret: 0.005}}  # either is enough; regret in bits per byte
 """

@@ -20,7 +20,7 @@ from lensjax.selection.ranking import Ranking, rank
 from lensjax.selection.records import records
 from lensjax.selection.untuned import gain_sentence
 from lensjax.study import schema
-from lensjax.study.cost import study_cost
+from lensjax.study.cost import run_cost, study_cost
 from lensjax.study.decisions import evidence_for_methods, results_table
 from lensjax.study.folder import study_records
 from lensjax.study.inference import costs_by_name
@@ -29,6 +29,8 @@ from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.study.state import StudyState, read_state
 from lensjax.study.tested import tested
 from lensjax.train.results import curves_csv, steps_caution
+
+_MOST = 0.9  # probability of holding the best, of the candidates between which it is too close
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     report = StudyReport(
         lensjax=lensjax.__version__,
         study=spec.name,
-        task=spec.task.name,
+        task=_task(spec),
         unit=None if table is None else table.unit.name,
         method=spec.method if ranking is None else ranking.method,
         strategy=spec.strategy,
@@ -247,10 +249,11 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
     start = f"Fine-tune {chosen}: " if final else f"So far, fine-tune {chosen}: "
     if ranking.is_close:
         start = f"Too close to call: {chosen} leads, "
-    left = "" if not progress.left else f", with {_cells(progress.left)} left"
+    left = "" if not progress.left else f", with {runs_and_measurements(progress.left)} left"
     sentence = f"{start}{said}{left}."
     reasons = (
         ranking.why,
+        _more(state, ranking) if final else "",
         "" if ranking.untuned is None else gain_sentence(ranking.table, ranking.untuned, best),
     )
     return schema.Decision(
@@ -273,7 +276,7 @@ def _undecided(state: StudyState, why: str) -> str:
     if state.failed:
         sentence += f" Failed: {listing(list(state.failed))}."
     if progress.left:
-        sentence += f" {_cells(progress.left)} of {progress.left + progress.done} are left."
+        sentence += f" {runs_and_measurements(progress.left)} of {progress.left + progress.done} are left."
     return sentence
 
 
@@ -281,8 +284,36 @@ def _are(count: int) -> str:
     return "is 1" if count == 1 else f"are {count or 'none'}"
 
 
-def _cells(count: int) -> str:
-    return f"{count:,} cell{'s' if count != 1 else ''}"
+def runs_and_measurements(count: int) -> str:
+    """A number of cells, in words that users know."""
+    return "1 run or measurement" if count == 1 else f"{count:,} runs and measurements"
+
+
+def _task(spec: StudySpec) -> str:
+    """The task's name; where that is only the study's, what its rows are called."""
+    named = spec.task.name if spec.task.name != spec.name else ""
+    return named or spec.task.source.name or spec.task.name
+
+
+def _more(state: StudyState, ranking: Ranking) -> str:
+    """What one more rung of the candidates between which it is too close would take; "" where there is none."""
+    size = 2 * _largest(ranking.table)
+    if not ranking.is_close or ranking.probability_best is None or size > state.target:
+        return ""
+    names, chance = [], 0.0
+    for i in np.argsort(-np.nan_to_num(ranking.probability_best)):
+        names.append(ranking.table.models[i])
+        chance += float(np.nan_to_num(ranking.probability_best[i]))
+        if chance >= _MOST:
+            break
+    took = [cost for name in names if (cost := run_cost(state, name, size)) is not None]
+    if not 2 <= len(names) == len(took):
+        return ""
+    seconds, flops = sum(one.seconds for one in took), sum(one.flops for one in took)
+    return (
+        f"Measuring {listing(names)} on {size:,} examples too takes about {text.duration(seconds)}, "
+        f"{text.flops(flops)}, and may decide it; raise the budget to {size} for that."
+    )
 
 
 def _origin(state: StudyState) -> schema.Origin:

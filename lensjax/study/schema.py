@@ -178,11 +178,13 @@ class Consumption(Strict):
       flops: Floating-point operations, where they are counted.
       seconds: Wall time.
       kwh: Energy in kWh; None where a device's power is not known.
+      price: Of the hours, in the money of the spec's `price_per_hour`; None without one.
     """
 
     flops: int
     seconds: float
     kwh: float | None
+    price: float | None = None
 
 
 class Cost(Strict):

@@ -166,6 +166,7 @@ class StudySpec(Strict):
       keep_models: Keep every fine-tuned model.
       device: To compute on; the study is refused where JAX has another.
       resources: Resources of a cell on a Ray cluster.
+      price_per_hour: Price of an hour of the devices, in any money, for the report.
     """
 
     name: str = ""
@@ -186,6 +187,7 @@ class StudySpec(Strict):
     keep_models: bool = False
     device: Literal["any", "cpu", "gpu", "tpu"] = "any"
     resources: Resources = Resources()
+    price_per_hour: Positive | None = None
 
     @field_validator("candidates", mode="before")
     @classmethod

@@ -51,6 +51,11 @@ class Source(Strict, ABC):
           InputError: the data are missing or malformed, or lack `train` or a split that the source renames.
         """
 
+    @property
+    def name(self) -> str:
+        """What its rows are called, as in a title; "" where nothing says."""
+        return ""
+
     def called(self, split: SplitName) -> str:
         """The name that a split has in the source, for messages; "" where that says nothing.
 
@@ -120,6 +125,11 @@ class NamedSplits(Source):
           name: The split's own name.
           fields: See `open`.
         """
+
+    @property
+    def name(self) -> str:
+        """What its rows are called, as in a title; "" where nothing says."""
+        return ""
 
     def called(self, split: SplitName) -> str:
         name = (self.splits or {}).get(split, split)

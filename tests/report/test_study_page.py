@@ -1,13 +1,16 @@
 """The page of a study: what it says at every stage, what it escapes, and that a browser draws it."""
 
 import html
+import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lensjax.report.pages.study import render_study
+from lensjax.selection.prediction import Prediction
 from lensjax.study.schema import StudyReport
 
 RUNGS = (200, 400, 800, 1600)
@@ -127,7 +130,7 @@ def test_every_part_is_there(whole):
     said = words(page)
     for expected in (
         "100 PFLOP, 2 h 0 min, about 1.2 kWh, 10 % of FullTuning",
-        "40 cells done; ended: every rung is measured",
+        "40 runs and measurements done; ended: every rung is measured",
         "8 ranked",
         "Rank under",
         "a ring is where the power phase begins",
@@ -255,6 +258,52 @@ def test_a_browser_draws_it(browser, make_ranking, hostile_names, hostile, width
     browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.run("return document.scrollingElement.scrollWidth") <= width
     assert text[:20] in browser.run("return document.querySelector('.lead').textContent")
+
+
+_BOXES = """
+const shown = box => box.width > 1 && box.height > 1;
+const boxes = [];
+const walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+  const text = node.textContent.trim(), parent = node.parentElement;
+  if (!text || parent.closest(".hidden, script, style, .modebar-container, .hoverlayer")) continue;
+  if (!parent.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
+  const range = document.createRange();
+  range.selectNodeContents(node);
+  const frame = parent.closest(".scroll")?.getBoundingClientRect();
+  for (const box of range.getClientRects()) {
+    if (!shown(box) || (frame && box.right > frame.right)) continue;
+    boxes.push([box.left, box.right, box.top, box.bottom, text.slice(0, 40)]);
+  }
+}
+return boxes;
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_text_lies_on_another(browser, make_ranking, width):
+    """Long and short names, and intervals from 6e-7 to 6e5, whose ends were once written over each other."""
+    ranking = make_ranking(["org/one", "org/" + "long-name-" * 6, "three"])
+    wide = Prediction(
+        ranking.prediction.score, True, ranking.prediction.score * 1e-7, ranking.prediction.score * [1, 1e5, 1]
+    )
+    for shown in (ranking, replace(ranking, prediction=wide)):
+        browser.open(render_study(report_of(list(shown.table.models), shown), shown), width=width, mobile=width < 600)
+        boxes = browser.run(_BOXES)
+        assert len(boxes) > 100
+        for one, other in itertools.combinations(boxes, 2):
+            across = min(one[1], other[1]) - max(one[0], other[0])
+            down = min(one[3], other[3]) - max(one[2], other[2])
+            assert across < 2 or down < 4, (one, other)  # lines of one text touch by less
+        ends = browser.run(
+            "return [...document.querySelectorAll('table.ranking .scale')].map(s => [...s.children].map(c => "
+            "[c.getBoundingClientRect().left, c.getBoundingClientRect().right]))"
+        )
+        assert all(high[0] - low[1] >= 6 for low, high in ends if low[1] > low[0])
+        heads = "const heads = [...document.querySelectorAll('table.ranking thead th')];"
+        heads += "return heads.map(head => [head.textContent, head.getBoundingClientRect().right])"
+        assert dict(browser.run(heads))["P(best)"] <= width
 
 
 @pytest.mark.browser

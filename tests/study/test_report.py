@@ -207,7 +207,7 @@ def test_a_decision_so_far_says_what_is_left(make, quick):
     best, second = report.ranking[0], report.ranking[1]
     assert report.decision.sentence == (
         f"So far, fine-tune {best.model}: predicted {best.predicted:.3f} nats per token at 6,400 examples; second "
-        f"{second.model} at {second.predicted:.3f}, with 2 cells left."
+        f"{second.model} at {second.predicted:.3f}, with 2 runs and measurements left."
     )
     assert (report.progress.done, report.progress.left, report.progress.ended_by) == (10, 2, None)
 

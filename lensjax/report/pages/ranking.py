@@ -28,6 +28,7 @@ from lensjax.selection.records import COMPARED, ranks
 ROWS = 50
 PRINTED_ROWS = 300  # with everything; those below have a line each
 LINES = 10_000  # of those
+_TICKS = 12  # characters of both that there is room for
 _WIDTH, _EDGE = 100.0, 5.0
 Scale = tuple[float, float] | None  # losses at both ends of the interval column
 
@@ -78,7 +79,7 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "compared": _compared(ranking, models),
         "columns": _columns(ranking),
         "baselines": [text.method_title(name) for name in ranking.baselines],
-        "ticks": ("", "") if scale is None else [text.significant(end, 3) for end in scale],
+        "ticks": _ticks(scale),
         "rows": rows,
         "lines": _lines(ranking, models),
         "unlisted": max(len(ranking.choices) - PRINTED_ROWS - LINES, 0),
@@ -102,6 +103,12 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "left_out": [(Name.of(model), text.clean(why)) for model, why in ranking.left_out[:PRINTED_ROWS]],
         "left_out_total": len(ranking.left_out),
     }
+
+
+def _ticks(scale: Scale) -> tuple[str, str]:
+    """The numbers at both ends of the interval column; none where they would touch."""
+    low, high = ("", "") if scale is None else (text.significant(end, 3) for end in scale)
+    return (low, high) if len(low) + len(high) <= _TICKS else ("", "")
 
 
 def _leaders(ranking: Ranking, rows: list[dict[str, object]]) -> dict[str, object]:

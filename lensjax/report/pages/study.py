@@ -12,6 +12,7 @@ from lensjax.report.pages.ranking import ranking_context
 from lensjax.report.pages.sections import shown_section
 from lensjax.selection.methods import METHODS
 from lensjax.selection.ranking import Ranking
+from lensjax.study.report import runs_and_measurements
 from lensjax.study.schema import LEARNING_RATES, Consumption, Elimination, StudyReport
 from lensjax.study.tested import tested_notes, tested_table
 from lensjax.tasks.writing import SHARES, in_words
@@ -95,7 +96,7 @@ def _lead(report: StudyReport) -> str:
 
 def _facts(report: StudyReport) -> list[tuple[str, str]]:
     progress, cost = report.progress, report.cost
-    done = f"{progress.done:,} cell{'s' if progress.done != 1 else ''} done"
+    done = f"{runs_and_measurements(progress.done)} done"
     if progress.ended_by is not None:
         done += f"; {_ENDED[progress.ended_by]}"
     elif progress.left is not None:
@@ -219,6 +220,8 @@ def _amount(amount: Consumption) -> str:
     parts = [text.flops(amount.flops), text.duration(amount.seconds)]
     if amount.kwh is not None:
         parts.append(f"about {amount.kwh:.2g} kWh")
+    if amount.price is not None:
+        parts.append(f"{amount.price:,.2f} at the price of an hour that was given")
     return ", ".join(filter(None, parts)) or "nothing"
 
 

@@ -35,6 +35,11 @@ class Files(Source):
     def paths(self) -> list[Path]:
         return [path for paths in self.by_split.values() for path in paths]
 
+    @property
+    def name(self) -> str:
+        first = self.files["train"][0]
+        return "" if glob.has_magic(first.name) else first.name.partition(".")[0]
+
     def called(self, split: SplitName) -> str:
         if all(_is_one(path) for paths in self.files.values() for path in paths):
             return ""

@@ -42,6 +42,10 @@ class Hub(NamedSplits):
         return f"data set {self.hub}{config} on the hub"
 
     @property
+    def name(self) -> str:
+        return self.hub
+
+    @property
     def origin(self) -> str:
         return f"hub:{self.hub}@{self.listing.commit}"
 
