@@ -3,12 +3,13 @@
 import csv
 import html
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from lensjax.core import text
 from lensjax.core.devices import CPU_WATTS, watts
 from lensjax.core.errors import InputError
 from lensjax.curvature.bound import LayerTerms
@@ -22,13 +23,15 @@ from lensjax.report.pages.study import render_study
 from lensjax.report.study_files import write_findings
 from lensjax.selection import DEFAULT_METHOD, METHODS, ranking
 from lensjax.selection.records import ranking_csv
+from lensjax.study.cost import run_cost
 from lensjax.study.evidence import evidence_file, write_evidence
 from lensjax.study.folder import open_study, run_folder, runs_folder
 from lensjax.study.inference import write_costs
 from lensjax.study.journal import Journal
-from lensjax.study.report import collect
+from lensjax.study.report import _more, collect
 from lensjax.study.schema import Elimination, StudyReport
 from lensjax.study.spec import StudySpec
+from lensjax.study.state import read_state
 from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.tasks.writing import Writing
 from lensjax.train.results import Result, write_result
@@ -177,7 +180,10 @@ def test_nothing_measured(make):
     folder = make()
     assert [path.name for path in write_findings(collect(folder.spec, folder.out), folder.out)] == FILES
     report = StudyReport.model_validate_json((folder.out / "report.json").read_text())
-    assert report.decision.sentence == "No decision yet: nothing was measured so far. 12 cells of 12 are left."
+    assert (
+        report.decision.sentence
+        == "No decision yet: nothing was measured so far. 12 runs and measurements of 12 are left."
+    )
     assert (report.decision.model, report.decision.final) == (None, False)
     assert [candidate.state for candidate in report.candidates] == ["waiting"] * 3
     assert report.left_out == {}
@@ -193,7 +199,7 @@ def test_one_rung_is_too_few(make):
     report = folder.report()
     assert report.decision.sentence == (
         "No decision yet: a ranking needs two candidates measured at two sizes above 0, and there are none so far. "
-        "6 cells of 12 are left."
+        "6 runs and measurements of 12 are left."
     )
     assert report.candidates[0].losses == {0: 5.0, 200: pytest.approx(4.3)}
     assert report.phases == ()
@@ -644,3 +650,26 @@ def test_where_one_candidate_alone_has_bits_per_byte_tokens_are_compared_and_tha
     assert report.warnings[0].startswith(
         "Losses of beta, gamma are not known in bits per byte, so all are compared in nats per"
     )
+
+
+def test_hours_have_a_price(make, quick):
+    folder = make(**quick, price_per_hour=3600.0)
+    folder.rungs(0, 200, 400)
+    total = folder.report().cost.total
+    assert total.seconds > 0
+    assert total.price == pytest.approx(total.seconds)
+
+
+def test_what_is_too_close_says_what_one_more_rung_takes(make, quick):
+    folder = make(**quick)
+    folder.rungs(0, 200, 400)
+    found, state = collect(folder.spec, folder.out).ranking, read_state(folder.spec, folder.out)
+    assert _more(state, found) == ""  # ats knows no probabilities
+    chances = np.full(len(found.table.models), 0.04)
+    chances[:2] = 0.48, 0.44
+    said = _more(state, replace(found, probability_best=chances))
+    first, second = found.table.models[:2]
+    assert said.startswith(f"Measuring {first}, {second} on 800 examples too takes about ")
+    assert said.endswith(", and may decide it; raise the budget to 800 for that.")
+    seconds = sum(run_cost(state, name, 800).seconds for name in (first, second))
+    assert text.duration(seconds) in said
