@@ -18,6 +18,7 @@ from lensjax.curvature.ntk.explain import Explanation, explain
 from lensjax.curvature.ntk.ntk import ntk, ntk_flops
 from lensjax.curvature.ntk.proof import Verification
 from lensjax.measure.functionals import FUNCTIONALS, Batch, Functional, OfModel
+from lensjax.models.inputs import check_finite_weights
 from lensjax.models.model import Model
 
 SAMPLES = 32  # projections of a Fisher sketch
@@ -145,7 +146,12 @@ def measure_kernel(
     f, classes = functional_of(model, batch, functional, samples)
     flops = ntk_flops(f, model.params, batch, output=kind.output, memory_limit=memory_limit)
     how: Any = {"memory_limit": memory_limit, "verify": verify, "on_mismatch": on_mismatch, "progress": progress}
-    kernel = ntk(f, model.params, batch, output=kind.output, **how)
+    try:
+        kernel = ntk(f, model.params, batch, output=kind.output, **how)
+    except InputError:
+        if model.folder is not None:
+            check_finite_weights(model.folder)  # the cause, where values are not finite
+        raise
     theta = np.asarray(kernel)
     error = f0 = y = times = residuals = None
     if kind.output == "diagonal":

@@ -3,10 +3,29 @@
 import hashlib
 from pathlib import Path
 
+from lensjax.core.errors import InputError, shorten
 from lensjax.core.hashes import file_hashes
 from lensjax.models.gguf.header import is_gguf
 from lensjax.models.hub import model_files
-from lensjax.models.safetensors_files import weight_files
+from lensjax.models.safetensors_files import TensorFiles, weight_files
+
+
+def check_finite_weights(folder: Path) -> None:
+    """Look for a cause of losses that are not finite in a model's weights, all of which are read.
+
+    Args:
+      folder: Folder or GGUF file with the model; of the latter nothing is known.
+
+    Raises:
+      InputError: a tensor holds NaN or infinity; or a file cannot be read.
+    """
+    for path in () if is_gguf(folder) else weight_files(folder):
+        name = TensorFiles.of_file(path).not_finite()
+        if name is not None:
+            raise InputError(
+                f"{shorten(path, 400)} holds NaN or infinity in the tensor {shorten(name, 200)}; fetch it again, or "
+                "take another model."
+            )
 
 
 def model_fingerprint(folder: Path) -> str:

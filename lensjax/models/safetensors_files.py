@@ -49,15 +49,18 @@ class TensorFiles:
         """
         slices: dict[str, Any] = {}
         for path in weight_files(folder, name):
-            check_regular(path, "fetch it again")
-            try:
-                file = safe_open(path, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise InputError(
-                    f"{path} is not a whole safetensors file ({shorten(error)}); fetch it again."
-                ) from error
-            slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            slices |= cls.of_file(path)._slices
         return cls(str(folder), slices)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """The tensors of one file; see `of_folder`."""
+        check_regular(path, "fetch it again")
+        try:
+            file = safe_open(path, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is not a whole safetensors file ({shorten(error)}); fetch it again.") from error
+        return cls(str(path), {name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118  # it is no mapping
 
     def supplied(self, constants: Mapping[str, NDArray[Any]]) -> "TensorFiles":
         """These tensors and those of some constants that are not among them, by name."""
@@ -94,6 +97,14 @@ class TensorFiles:
     def is_zero(self, name: str) -> bool:
         """Whether all values of a tensor are 0."""
         return not any(self._slices[name][rows].any() for rows in self._blocks(name))
+
+    def not_finite(self) -> str | None:
+        """The first tensor that holds NaN or infinity; None where there is none."""
+        for name, kind in self.types.items():
+            blocks = self._blocks(name) if kind in FLOATING and self.shapes[name] else ()
+            if not all(np.isfinite(self._slices[name][rows]).all() for rows in blocks):
+                return name
+        return None
 
     def _blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[slice]:
         """The rows of a tensor in blocks of about a megabyte."""

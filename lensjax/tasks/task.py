@@ -299,6 +299,8 @@ def _fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, object], w
 def _text(name: str, row: Mapping[str, object], where: str) -> str:
     """A field of a row as text."""
     there, value = value_at(row, name)
+    if type(value) is str and value.isascii():
+        return value
     if value is None:
         field = f"field '{shorten(name)}'"
         if there:

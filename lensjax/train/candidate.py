@@ -20,7 +20,7 @@ from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.models import load, make_mesh
 from lensjax.models.gguf.header import provenance
 from lensjax.models.hub import find_folder
-from lensjax.models.inputs import model_fingerprint
+from lensjax.models.inputs import check_finite_weights, model_fingerprint
 from lensjax.models.lora import join, split_trainable
 from lensjax.models.model import Model, Params
 from lensjax.models.peft import save_adapters, unwritable
@@ -205,7 +205,8 @@ class Candidate(Workload):
         Raises:
           Stopped: a signal asked to stop; the same call goes on from there.
           TooLarge: a batch needs more memory than the machine has.
-          InputError: a file cannot be written, or the checkpoint is of another run.
+          InputError: a file cannot be written, the checkpoint is of another run, or losses are NaN from the start
+            because the model's weights are.
         """
         from lensjax.train.checkpoint import Checkpoints  # Orbax is slow to import
 
@@ -239,6 +240,8 @@ class Candidate(Workload):
             if save_model and not on_first(run.model.exists):
                 self._save(self.abstract.with_params(join(trained, frozen)), run)
         except Diverged as error:
+            if error.progress.step <= 1:
+                on_first(lambda: check_finite_weights(find_folder(self.source)))
             result = self._result(run, error.progress, None, str(error))
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lensjax.cli.main import main
+from lensjax.models.hub import find_folder
 
 CURVES = "config name,200,400,800,1600\na,4,3,2.5,2.2\nb,3.5,3,2.8,2.7\n"
 ROWS = "".join(json.dumps({"en": f"word {i}", "es": f"palabra {i}"}) + "\n" for i in range(300))
@@ -129,6 +131,15 @@ def cases() -> Iterator[Case]:
     for header in HEADERS:
         text = f"{header}\na,3,2\n" if header else ""
         yield _written(f"header {header}", "bad.csv", text, ("rank", "bad.csv", "--target", "800"), "bad.csv")
+    for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        for place in ("/dev/zero", file):
+            yield _damaged(file, place, f"{file}.*(device|[Ll]ink)|has no tokenizer|no.*safetensors")
+        for content in (b"", b"[" * 200_000, b"\xff" * 100, (2**62).to_bytes(8, "little") + b"{}"):
+            yield _damaged(file, content, "safetensors|tokenizer in damaged model|tokenizer_config.json")
+    fields = "".join(f"{{f{n}}}" for n in range(100_000))
+    yield _written(
+        "100,000 fields", "task.yaml", TASK | {"prompt": fields}, ("data", "show", "task.yaml"), "field 'f0'"
+    )
     for name, text in {
         "deep": "[" * 100_000,
         "deep flow": "a: " + "{a: " * 50_000,
@@ -136,6 +147,22 @@ def cases() -> Iterator[Case]:
     }.items():
         yield _written(f"yaml {name}", "bad.yaml", text, ("plan", "bad.yaml"), "bad.yaml")
         yield _written(f"json {name}", "model/config.json", text, ("models", "show", "model"), "config.json")
+
+
+def _damaged(file: str, content: bytes | str, words: str) -> Case:
+    """A bundled model, one of whose files is other bytes, or a link that leads somewhere."""
+    weights = ("models", "check", "damaged model")
+    tokens = ("data", "show", "damaged.yaml", "--model", "damaged model")
+
+    def write() -> None:
+        shutil.rmtree("damaged model", ignore_errors=True)
+        shutil.copytree(find_folder("pocket:gpt2-0.2m"), "damaged model")
+        Path("damaged.yaml").write_text(json.dumps(TASK))
+        path = Path("damaged model", file)
+        path.unlink()
+        path.symlink_to(content) if isinstance(content, str) else path.write_bytes(content)
+
+    return f"{file} {str(content)[:12]}", weights if "safetensors" in file else tokens, write, words
 
 
 def _study(field: str, value: object, study: dict[str, object], words: str) -> Case:

@@ -241,13 +241,14 @@ def prepare(
         out: str = "out",
         seeds: Sequence[int] = (0,),
         name: str = "tiny",
+        source: Path | None = None,
         **settings: Any,
     ) -> tuple[Candidate, Recorder]:
         spec = make_spec(**settings)
         examples = read_examples(spec, sizes, seeds)
         open_folder(tmp_path / out, spec, examples.digest)
         mesh = lensjax.models.make_mesh("data=1", jax.devices()[:1])
-        candidate = Candidate(spec, str(pretrained(model_type)), name, examples, tmp_path / out, mesh)
+        candidate = Candidate(spec, str(source or pretrained(model_type)), name, examples, tmp_path / out, mesh)
         return candidate, Recorder(candidate.dtype, 1)
 
     return make

@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 
 import jax
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import lensjax.models
 from lensjax.cli.main import main
@@ -165,3 +167,16 @@ def test_knowing_the_memory_compiles_nothing_that_training_does_not(prepare):
         candidate.make(candidate.planned(40, 0, 1e-3), recorder)
         compiled.append(count["now"] - before)
     assert compiled[1] <= compiled[0]
+
+
+@pytest.mark.parametrize("examples", [0, 40])
+def test_weights_that_are_nan_are_named(prepare, pretrained, tmp_path, examples):
+    folder = shutil.copytree(pretrained("gpt2"), tmp_path / "broken")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if "mlp" in name)
+    tensors[name].flat[3] = math.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    candidate, recorder = prepare([examples], source=folder, max_steps=3)
+    with pytest.raises(InputError, match=f"broken/model.safetensors holds NaN or infinity in the tensor {name}; fetch"):
+        candidate.make(candidate.planned(examples, 0, 1e-3 if examples else 0.0), recorder)
