@@ -15,6 +15,7 @@ import pytest
 import yaml
 from rich.text import Text
 
+import lensjax
 from lensjax.cli.main import main
 from lensjax.core.roofline.chips import find_chip
 from lensjax.study.spec import StudySpec, read_study
@@ -181,6 +182,13 @@ def test_extras_that_are_named_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for page in PAGES:
         assert set(re.findall(r"(?:lensjax|\.)\[(\w+)\]'", page.read_text(encoding="utf-8"))) <= extras.keys()
+
+
+def test_one_version_is_told():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == citation["version"] == lensjax.__version__
+    assert citation["license"] == project["license"]
 
 
 def test_ten_questions_are_answered():
