@@ -149,6 +149,22 @@ def test_more_examples_than_a_batch(make_tokenizer: MakeTokenizer, monkeypatch: 
     assert pairs(tokenise(iter(rows), tokenizer, spec(), encoder_decoder=False)) == whole
 
 
+@pytest.mark.parametrize("encoder_decoder", [False, True])
+def test_prompts_of_ten_thousand_tokens_are_whole_or_cut_as_asked(
+    encoder_decoder: bool, make_tokenizer: MakeTokenizer
+) -> None:
+    tokenizer, long = make_tokenizer(), "one two three " * 4_000
+    texts = [(long, " four"), ("one", " two"), (f"five {long}", " one")]
+    written = [plain(tokenizer, prompt) for prompt, _ in texts]
+    assert len(written[0]) > 10_000
+    whole = tokenise(examples(texts), tokenizer, spec(max_prompt_tokens=100_000), encoder_decoder=encoder_decoder)
+    assert [whole.prompt(i).tolist() for i in range(3)] == written
+    assert not whole.prompt_cut.any()
+    cut = tokenise(examples(texts), tokenizer, spec(max_prompt_tokens=10_000), encoder_decoder=encoder_decoder)
+    assert cut.prompt_lengths.tolist() == [10_000, len(written[1]), 10_000]
+    assert cut.prompt_cut.tolist() == [True, False, True]
+
+
 def test_no_warning_of_lengths(make_tokenizer: MakeTokenizer, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = make_tokenizer(model_max_length=2)
     logger = logging.getLogger("transformers")
