@@ -4,7 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, listing
 from lensjax.core.tabular import Columns, Tabular
@@ -12,6 +12,9 @@ from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST
 
 DRAWS = 4000
+FEWEST_DRAWS = 1000
+SHOWN = 30  # sizes of a curve
+MOST_NUMBERS = 4_000_000  # drawn losses that are held at once, to bound memory and time
 Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
 
 
@@ -52,6 +55,16 @@ class Losses(Tabular):
     def log_sd(self) -> Float[np.ndarray, "M G"]:
         """Standard deviations of log losses, if those are Gaussian."""
         return (np.log(self.upper) - np.log(self.lower)) / (2 * Z90)
+
+
+def curve_sizes(unit: int, horizon: int) -> Int[np.ndarray, " G"]:
+    """Up to 30 sizes at which curves are shown and laws fitted to them, evenly on a logarithmic scale."""
+    return np.unique(np.geomspace(unit, horizon, SHOWN).round().astype(np.int64))
+
+
+def draws_for(models: int) -> int:
+    """How many joint draws rank so many models: 4,000, from 1,000 models on fewer, and 1,000 from 4,000 on."""
+    return max(FEWEST_DRAWS, min(DRAWS, MOST_NUMBERS // max(models, 1)))
 
 
 def probability_best(losses: Float[np.ndarray, "draws M"]) -> Float[np.ndarray, " M"]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from lensjax.curves.table import MAX_LOSS, CurveTable
 from lensjax.fit.calibration import FEWEST
-from lensjax.fit.posterior import CurvePosterior, chances_and_regrets
+from lensjax.fit.posterior import CurvePosterior, chances_and_regrets, draws_for
 
 CEILING = 2.0  # largest predicted loss of a model over the largest measured
 UNSEEN = 0.03  # share of draws in which models take each other's place, where no bend of a curve can have been seen
@@ -103,7 +103,7 @@ def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | Non
     if table is not None:
         models = table.models
         highest = CEILING * np.nanmax(table.loss, axis=1, initial=0.0, where=table.measured)
-    sampled = posterior.sample(target)
+    sampled = posterior.sample(target, draws_for(len(posterior.models)))
     draws = np.full((len(sampled), len(models)), np.nan)
     places = {model: place for place, model in enumerate(models)}
     fitted = np.array([places[model] for model in posterior.models], dtype=int)

@@ -13,7 +13,7 @@ from lensjax.core.tabular import Columns, Tabular
 from lensjax.curves.metrics import Metric
 from lensjax.curves.table import CurveTable
 from lensjax.fit.link import NotLinked
-from lensjax.fit.posterior import CurvePosterior
+from lensjax.fit.posterior import CurvePosterior, curve_sizes
 from lensjax.selection.by_metric import MetricPrediction, check_metric, predict_metric
 from lensjax.selection.cheaper import Cheaper, CostName, Costs, Preference, choice_sentence, costs_of, on_front, regrets
 from lensjax.selection.choices import check_choices
@@ -321,7 +321,7 @@ def _predict_all(
 
 def _asked_of(posterior: CurvePosterior, prediction: Prediction, seen: CurveTable, target: int) -> dict[str, Any]:
     """Curves and laws of a posterior. Curves end in the medians and intervals of the prediction."""
-    sizes = np.unique(np.geomspace(posterior.unit, target, 30).round().astype(np.int64))
+    sizes = curve_sizes(posterior.unit, target)
     measured, ends = np.isfinite(seen.column(target)), (prediction.score, prediction.lower, prediction.upper)
     parts = [
         part if end is None else np.column_stack([part[:, :-1], np.where(measured, part[:, -1], end)])

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
 from lensjax.curves.laws import LAWS
+from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint.fitting import fit_joint
-from lensjax.fit.posterior import DRAWS
+from lensjax.fit.posterior import DRAWS, draws_for
 
 SIZES = 200 * 2 ** np.arange(10)
 BUDGET, HORIZON = 25_600, 102_400
@@ -118,7 +119,7 @@ def test_predictions_of_unlike_priors_are_quantiles_not_moments():
 
 def test_draws_are_of_every_prior_by_its_weight(posterior):
     ((_, by_prior),) = posterior._by_prior(posterior._octaves(HORIZON), DRAWS, 0)
-    by_prior = by_prior[..., 0] + posterior.centre
+    by_prior = by_prior[:, :, 0] + posterior.centre
     weights = posterior.prior_weights
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
     expected = np.einsum("p,pms->m", weights, by_prior) / by_prior.shape[2]
@@ -332,3 +333,14 @@ def test_draws_of_exact_curves_are_numbers(size):
     draws = posterior.sample(size)
     assert np.isfinite(draws).all()
     np.testing.assert_allclose(draws, np.broadcast_to(2 * size ** -np.linspace(0.05, 0.12, 8), draws.shape), rtol=0.1)
+
+
+def test_of_many_models_fewer_curves_are_drawn_and_all_agree():
+    """Blocks of models, the sample and the quantiles are of the same draws."""
+    assert [draws_for(models) for models in (1, 1000, 2000, 4000, 30_000)] == [4000, 4000, 2000, 1000, 1000]
+    many = fit_joint(simulated(models=70, families=9, sizes=SIZES[:5]), 51_200)
+    draws, predicted = many.sample(51_200), many.predict([800, 51_200])
+    for quantile, expected in zip((0.5, 0.05, 0.95), predicted.parts, strict=True):
+        np.testing.assert_allclose(np.mean(draws < expected[:, 1], axis=0), quantile, atol=1e-3)
+    draws[:] = 0  # what a caller does to its sample is its own affair
+    assert many.sample(51_200).min() > 0

@@ -15,7 +15,7 @@ from lensjax.fit.joint.hierarchy import Observations, integrals, last_size, shar
 from lensjax.fit.joint.slopes import SlopePrior, slopes_of
 
 STEEPEST = 1.0  # slope to come, in nats of log loss per octave: no draw's loss falls by more than a factor of e
-BLOCK = 64  # models
+BLOCK = 16  # models
 
 
 class DrawnCurves(NamedTuple):
@@ -39,19 +39,19 @@ class DrawnCurves(NamedTuple):
 
     def log_losses(
         self, x: Float[np.ndarray, " G"], widening: Float[np.ndarray, " M"], dof: float
-    ) -> Float[np.ndarray, "P m S G"]:
+    ) -> Float[np.ndarray, "P m G S"]:
         """Log losses that runs would have at `x`, less the fit's centre."""
         last, scales, octaves = last_size(self.obs), self.fitted.scales, self.slopes.shape[-1]
         known = values(self.obs, self.fitted, self.mean, x)
-        curve = self.away @ known.gain.mT + known.mean[..., None, :]
-        curve += self.noise[..., :1] * known.sd[..., None, :]
+        curve = known.gain @ self.away.mT
+        curve += known.mean[..., None]
         ahead = integrals(np.broadcast_to(x, (len(last), len(x))), octaves)
         ahead = ahead - integrals(np.minimum(x, last[:, None]), octaves)
-        curve -= self.slopes @ ahead.mT
+        curve -= ahead @ self.slopes.mT
         # Jumps to come have Student's variance, and so has the noise of a run.
         jumps = scales.jump[:, None, None] ** 2 * np.clip(x - last[:, None], 0.0, 1.0)
         run = np.sqrt((scales.noise[:, None, None] ** 2 + jumps) * dof / (dof - 2))
-        curve += self.noise[..., 1:] * (widening[self.rows, None] * run)[..., None, :]
+        curve += np.stack([known.sd, widening[self.rows, None] * run], axis=-1) @ self.noise.mT
         return curve
 
 

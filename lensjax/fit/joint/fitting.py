@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.curves.table import CurveTable
@@ -41,6 +41,7 @@ from lensjax.fit.joint.shapes import SHAPES
 from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, linearised, slope_priors, slopes_of
 from lensjax.fit.posterior import Z90, check_fit
 from lensjax.fit.residuals import Residuals, candidate_times
+from lensjax.fit.thinning import thinned
 
 LEAST_NOISE = 1e-4  # of log loss: none is known better
 LEARN_FROM = 256  # models at most teach the amplitudes; more would add time, not knowledge
@@ -135,8 +136,9 @@ def fit_joint(
 
     Points at D = 0 are not used: a pretrained model's loss is not on its fine-tuning curve. Sizes may differ between
     models and points may be missing. Known parameters and families, the loss level and the given covariates may explain
-    slopes; how much each does is learned. Losses averaged over k seeds count as k times as precise. Deterministic;
-    runs in float64 on the CPU, whatever JAX's defaults are.
+    slopes; how much each does is learned. Losses averaged over k seeds count as k times as precise. Curves of very many
+    points are thinned first, see `lensjax.fit.thinning`. Deterministic; runs in float64 on the CPU, whatever JAX's
+    defaults are.
 
     Args:
       table: curves of M models with at least two sizes D > 0 each.
@@ -155,7 +157,7 @@ def fit_joint(
       InputError: a model has fewer than two points, the horizon lies below a measured size, or a covariate
         is not one number per model.
     """
-    settings = settings or JointSettings()
+    settings, table = settings or JointSettings(), thinned(table)
     unit = int(table.sizes[check_fit(table, horizon, "joint")].min())
     octaves = max(1, int(np.ceil(np.log2(horizon / unit) - 1e-9)))
     known, time = dict(covariates or {}), None
@@ -279,11 +281,16 @@ def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings, start: 
     first = None if start is None else _parameters(start.fitted.scales, priors)
     if models <= LEARN_FROM:
         return _learn(obs, priors, settings, first)[1]
-    some = np.unique(np.linspace(0, models - 1, LEARN_FROM).round().astype(int))
+    some = teachers(models)
     taught = Observations(*(part[some] for part in obs))
     taught = taught._replace(family=np.unique(taught.family, return_inverse=True)[1])
     learned, _ = _learn(taught, priors, settings, first)
     return _learn(obs, priors, settings, learned.parameters, known=True)[1]
+
+
+def teachers(models: int) -> Int[np.ndarray, " L"]:
+    """Positions of the models that teach what all share: each, or `LEARN_FROM` spread evenly."""
+    return np.unique(np.linspace(0, models - 1, min(models, LEARN_FROM)).round().astype(int))
 
 
 def _learn(

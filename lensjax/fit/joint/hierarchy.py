@@ -209,8 +209,7 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
       slopes: the population's slope, and the basis of deviations from it.
     """
     models, covariates = obs.covariates.shape
-    octaves, q = slopes.basis.shape[-2:]
-    path = -integrals(obs.x, octaves)
+    q, path = slopes.basis.shape[-1], -integrals(obs.x, slopes.basis.shape[-2])
     basis = np.where(obs.present[..., None], path @ slopes.basis, 0.0)
     residual = np.where(obs.present, obs.y - times(path, slopes.mean), 0.0)
     walk = _walk(obs, weights, scales)
@@ -265,22 +264,23 @@ def shared_moments(
     obs: Observations, given: Conditional
 ) -> tuple[Float[np.ndarray, "*b M q"], Float[np.ndarray, "*b M q q"]]:
     """Posterior mean and covariance of the coefficients a model has from its family and covariates."""
-    covariates = obs.covariates.shape[1]
-    q = given.basis.shape[-1]
+    covariates, q = obs.covariates.shape[1], given.basis.shape[-1]
     batch = given.covariate_mean.shape[:-1]
     by_covariate = given.covariate_mean.reshape(*batch, covariates, q)
-    of_family = given.family_mean - times(given.family_gain, given.covariate_mean[..., None, :])
-    mean = of_family[..., obs.family, :] + obs.covariates @ by_covariate
+    used, place = np.unique(obs.family, return_inverse=True)  # families of other models are no part of this
+    family_gain = given.family_gain[..., used, :, :]
+    of_family = given.family_mean[..., used, :] - times(family_gain, given.covariate_mean[..., None, :])
+    mean = of_family[..., place, :] + obs.covariates @ by_covariate
 
     # Cov(Σ_k c_k t_k - G t) for all models of a family with its G, term by term: no model needs a q × Kq matrix.
     products = (obs.covariates[:, :, None] * obs.covariates[:, None, :]).reshape(len(obs.x), -1)
     blocks = given.covariate_covariance.reshape(*batch, covariates, q, covariates, q).swapaxes(-3, -2)
     direct = products @ blocks.reshape(*batch, covariates**2, q * q)
-    through = given.family_gain @ given.covariate_covariance[..., None, :, :]
-    of_families = given.family_covariance + through @ given.family_gain.mT
-    across = through.reshape(*through.shape[:-1], covariates, q)[..., obs.family, :, :, :]
+    through = family_gain @ given.covariate_covariance[..., None, :, :]
+    of_families = given.family_covariance[..., used, :, :] + through @ family_gain.mT
+    across = through.reshape(*through.shape[:-1], covariates, q)[..., place, :, :, :]
     mixed = np.einsum("mk,...mqkr->...mqr", obs.covariates, across)  # of G t with Σ_k c_k t_k
-    covariance = direct.reshape(*batch, -1, q, q) + of_families[..., obs.family, :, :] - mixed - mixed.mT
+    covariance = direct.reshape(*batch, -1, q, q) + of_families[..., place, :, :] - mixed - mixed.mT
     return mean, covariance
 
 
@@ -295,14 +295,17 @@ def shared_draws(
     The noise of families is of those U of whom there are models, by their number.
     """
     *batch, draws, _ = covariate_noise.shape
-    covariates = obs.covariates.shape[1]
+    q, covariates = family_noise.shape[-1], obs.covariates.shape[1]
     used, place = np.unique(obs.family, return_inverse=True)
     covariate = covariate_noise @ cholesky(given.covariate_covariance).mT + given.covariate_mean[..., None, :]
-    family = given.family_mean[..., used, None, :] - covariate[..., None, :, :] @ given.family_gain[..., used, :, :].mT
-    family = family + family_noise @ cholesky(given.family_covariance[..., used, :, :]).mT
+    gain = given.family_gain[..., used, :, :].reshape(*batch, len(used) * q, -1)  # one product, not one a family
+    explained = (gain @ covariate.mT).reshape(*batch, len(used), q, draws).mT
+    family = family_noise @ cholesky(given.family_covariance[..., used, :, :]).mT
+    family += given.family_mean[..., used, None, :] - explained
     terms = covariate.reshape(*batch, draws, covariates, -1).swapaxes(-3, -2)
-    by_covariate = obs.covariates @ terms.reshape(*batch, covariates, -1)
-    drawn: np.ndarray = family[..., place, :, :] + by_covariate.reshape(*batch, len(obs.x), draws, -1)
+    drawn: np.ndarray = obs.covariates @ terms.reshape(*batch, covariates, -1)
+    drawn = drawn.reshape(*batch, len(obs.x), draws, -1)
+    drawn += family[..., place, :, :]
     return drawn
 
 

@@ -1,6 +1,6 @@
 """The joint fit's posterior: losses at any size, and the effect of further measurements."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -11,15 +11,16 @@ from jaxtyping import Float, Int
 from lensjax.core.errors import InputError
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint.curves import Fitted, extrapolate
-from lensjax.fit.joint.draws import BLOCK, DrawnCurves, draw_curves
+from lensjax.fit.joint.draws import DrawnCurves, draw_curves
 from lensjax.fit.joint.hierarchy import Observations, shared_moments
 from lensjax.fit.joint.slopes import SlopePrior
 from lensjax.fit.per_model import fit_per_model
-from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
+from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, curve_sizes, draws_for
 
 FAR = 5.0  # scales of noise, or of a jump, from which a point is an outlier
 MOMENTS = 1000  # draws of each prior, of which moments are taken
-_BLOCK = 32  # sizes that are predicted at once, to bound memory
+FINE = 128  # sizes at which curves are drawn to find where they cross a loss
+FEW = 64  # models, up to which draws of curves are kept
 
 
 class Outlier(NamedTuple):
@@ -95,13 +96,14 @@ class JointPosterior(CurvePosterior):
         }
 
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
-        """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives."""
+        """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives, of `draws_for` so many models."""
         x = self._octaves(examples)
         new = np.array(sorted(set(x.tolist()) - self._quantiles.keys()))
-        for block in np.split(new, range(_BLOCK, len(new), _BLOCK)):
-            if len(block):
-                found = np.exp(np.quantile(self._draws(block, DRAWS, 0), (0.5, 0.05, 0.95), axis=0))
-                self._quantiles.update(zip(block.tolist(), np.moveaxis(found, 2, 0), strict=True))
+        if len(new):
+            blocks = self._draws(new, draws_for(len(self.models)), 0)
+            ends = [np.quantile(losses, (0.5, 0.05, 0.95), axis=-1, overwrite_input=True) for losses in blocks]
+            found = np.exp(np.concatenate(ends, axis=1) + self.centre)
+            self._quantiles.update(zip(new.tolist(), np.moveaxis(found, 2, 0), strict=True))
         known = [self._quantiles[at] for at in x.tolist()]
         parts = np.stack(known, axis=2) if known else np.empty((3, len(self.models), 0))
         return Losses(self.models, self._within(examples), *parts)
@@ -112,8 +114,19 @@ class JointPosterior(CurvePosterior):
         return {}
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
-        """See `CurvePosterior.sample`; as many draws from each prior."""
-        return np.exp(self._draws(self._octaves(examples), draws, seed)[..., 0])
+        """See `CurvePosterior.sample`; from each prior by its weight."""
+        key = (examples, draws, seed)
+        if key not in self._sampled:
+            blocks = [losses[:, 0] for losses in self._draws(self._octaves(examples), draws, seed)]
+            drawn = np.exp(np.concatenate(blocks).T + self.centre)
+            self._sampled.clear()
+            self._sampled[key] = drawn[np.random.default_rng(seed).permutation(draws)]
+        return self._sampled[key].copy()
+
+    @cached_property
+    def _sampled(self) -> dict[tuple[int, int, int], Float[np.ndarray, "draws M"]]:
+        """The last sample, by its size, number of draws and seed: several methods ask for the same one."""
+        return {}
 
     @property
     def prior_weights(self) -> Float[np.ndarray, " P"]:
@@ -128,38 +141,39 @@ class JointPosterior(CurvePosterior):
         return np.full(len(self.models), self.widening) if self.own_widening is None else self.own_widening
 
     @cached_property
-    def _drawn(self) -> dict[tuple[int, int], DrawnCurves]:
+    def _drawn(self) -> dict[tuple[int, int], list[DrawnCurves]]:
         """Draws of all curves that were asked for already, where models are few, by their number and seed."""
         return {}
 
-    def _curves(self, draws: int, seed: int) -> Iterator[DrawnCurves]:
+    def _curves(self, draws: int, seed: int) -> Iterable[DrawnCurves]:
         """So many draws of curves under each prior, in blocks of models."""
         known = self._drawn.get((draws, seed))
         if known is None:
             blocks = draw_curves(self.observations, self.prior, self.fitted, self._factors, draws, seed)
-            if len(self.models) > BLOCK:
+            if len(self.models) > FEW:
                 return blocks
-            (known,) = blocks
-            self._drawn[draws, seed] = known
-        return iter([known])
+            known = self._drawn[draws, seed] = list(blocks)
+        return known
 
     def _by_prior(
         self, x: Float[np.ndarray, " G"], draws: int, seed: int
-    ) -> Iterator[tuple[slice, Float[np.ndarray, "P m draws G"]]]:
+    ) -> Iterator[tuple[slice, Float[np.ndarray, "P m G draws"]]]:
         """Log losses less `centre` of blocks of models, as many draws from each prior."""
         for drawn in self._curves(draws, seed):
             yield drawn.rows, drawn.log_losses(x, self._factors, self.dof)
 
-    def _draws(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Float[np.ndarray, "draws M G"]:
-        """Log losses, from each prior by its weight."""
-        ends = np.searchsorted(np.cumsum(self.prior_weights), (np.arange(draws) + 0.5) / draws)
-        prior = np.minimum(np.random.default_rng(seed).permutation(ends), len(self.prior.names) - 1)
+    def _draws(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Iterator[Float[np.ndarray, "m G draws"]]:
+        """Log losses less `centre` of blocks of models, those of one prior after those of another, by their weights."""
         each = -(-draws // len(self.prior.names))
-        turn = np.zeros(draws, int)
-        for number in range(len(self.prior.names)):  # draws of a prior with much weight are used again
-            turn[prior == number] = np.arange(np.sum(prior == number)) % each
-        losses = [by_prior[prior, :, turn] for _, by_prior in self._by_prior(x, each, seed)]
-        return np.concatenate(losses, axis=1) + self.centre
+        ends = np.round(np.cumsum(self.prior_weights) * draws).astype(int)
+        parts = list(zip(np.append(0, ends[:-1]).tolist(), ends.tolist(), strict=True))
+        for rows, by_prior in self._by_prior(x, each, seed):
+            losses = np.empty((rows.stop - rows.start, len(x), draws))
+            for number, (start, end) in enumerate(parts):
+                for again in range(start, end, each):  # draws of a prior with much weight are used again
+                    stop = min(again + each, end)
+                    losses[..., again:stop] = by_prior[number, ..., : stop - again]
+            yield losses
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """Joint distribution of log losses at C points and of all models at a target.
@@ -180,10 +194,10 @@ class JointPosterior(CurvePosterior):
         target_mean, target_variance = np.empty_like(modelled.target_mean), np.empty_like(modelled.target_variance)
         point_mean, point_variance = np.empty_like(modelled.point_mean), np.empty_like(modelled.point_variance)
         for rows, drawn in self._by_prior(x, MOMENTS, 0):
-            at_target, here = drawn[..., 0], (model >= rows.start) & (model < rows.stop)
-            target_variance[:, rows] = at_target.var(axis=2)
-            target_mean[:, rows] = np.log(np.exp(at_target).mean(axis=2)) - target_variance[:, rows] / 2
-            means, variances = drawn.mean(axis=2), drawn.var(axis=2)
+            at_target, here = drawn[:, :, 0], (model >= rows.start) & (model < rows.stop)
+            target_variance[:, rows] = at_target.var(axis=-1)
+            target_mean[:, rows] = np.log(np.exp(at_target).mean(axis=-1)) - target_variance[:, rows] / 2
+            means, variances = drawn.mean(axis=-1), drawn.var(axis=-1)
             at = model[here] - rows.start, size[here] + 1
             point_mean[:, here], point_variance[:, here] = means[:, *at], variances[:, *at]
         target_scale = np.sqrt(target_variance / modelled.target_variance)
@@ -224,12 +238,12 @@ class JointPosterior(CurvePosterior):
     @cached_property
     def _fine_curves(self) -> tuple[Float[np.ndarray, " G"], Losses]:
         """Sizes from `unit` to the horizon, and the losses there."""
-        sizes = np.geomspace(self.unit, self.horizon, 4 * _BLOCK)
+        sizes = np.geomspace(self.unit, self.horizon, FINE)
         return sizes, self.predict(sizes)
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
         """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""
-        sizes = np.unique(np.geomspace(self.unit, self.horizon, 16).round().astype(np.int64))
+        sizes = curve_sizes(self.unit, self.horizon)
         curves = curve_table(self.models, sizes, self.predict(sizes).loss)
         return fit_per_model(curves, "rectified").parameters
 

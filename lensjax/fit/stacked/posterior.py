@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
 from lensjax.fit.per_model import fit_per_model
-from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
+from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, curve_sizes
 
 
 def pool(
@@ -94,9 +94,12 @@ class StackedPosterior(CurvePosterior):
         """See `CurvePosterior.sample`."""
         losses = self.joint.predict(examples)
         stacked, scale = self._map(np.array([float(examples)]), losses)
-        away = np.log(self.joint.sample(examples, draws, seed)) - np.log(losses.loss[:, 0])
-        drawn: Float[np.ndarray, "draws M"] = np.exp(stacked[:, 0] + scale[:, 0] * away)
-        return drawn
+        drawn = self.joint.sample(examples, draws, seed)
+        np.log(drawn, out=drawn)
+        drawn -= np.log(losses.loss[:, 0])
+        drawn *= scale[:, 0]
+        drawn += stacked[:, 0]
+        return np.exp(drawn, out=drawn)
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """See `JointPosterior.moments`."""
@@ -118,7 +121,7 @@ class StackedPosterior(CurvePosterior):
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
         """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""
-        sizes = np.unique(np.geomspace(self.unit, self.horizon, 16).round().astype(np.int64))
+        sizes = curve_sizes(self.unit, self.horizon)
         return fit_per_model(curve_table(self.models, sizes, self.predict(sizes).loss), "rectified").parameters
 
     def _map(

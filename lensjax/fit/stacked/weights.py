@@ -7,11 +7,12 @@ from jaxtyping import Float
 
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST, hold_out
-from lensjax.fit.joint.fitting import JointSettings, fit_joint
+from lensjax.fit.joint.fitting import JointSettings, fit_joint, teachers
 from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.fit.lines import accepted, fit_lines, last_three
 from lensjax.fit.stacked.learned import COMPONENTS, LEARNED, Learned, Record
 from lensjax.fit.stacked.posterior import StackedPosterior
+from lensjax.fit.thinning import thinned
 
 MOST = 3  # sizes that the back-test leaves out
 SHARED = 0.3  # weight of the square of an error that all models share
@@ -40,9 +41,10 @@ class Falls:
 
 def stack(table: CurveTable, joint: JointPosterior, target: int, learned: Learned = LEARNED) -> StackedPosterior:
     """The joint posterior of a table's models, stacked with simpler components for a target."""
+    table = thinned(table)
     last, _ = largest(table)
     ahead = falls(table, joint, np.clip(2 * last, target, joint.horizon))
-    record = backtest(table, joint)
+    record = backtest(table.select(teachers(len(table.models))), joint)
     return StackedPosterior(
         joint=joint,
         last=last,
