@@ -86,7 +86,7 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str]) -> str:
     headline = [one for (_, part), members in by.items() if part == HEADLINE for one in members]
     tasks = list(dict.fromkeys(one.task for one in headline))
     if headline:
-        lines += _table(
+        lines += table_lines(
             ["relative accuracy", *tasks, "mean"],
             [
                 [
@@ -115,12 +115,12 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str]) -> str:
                 widths = [held(own, width) for width in WIDTHS]
                 claims = clear_claims(own) if method in PROBABILITIES else (None, None, None)
                 rows.append([method, len(own), *numbers, *widths, *claims])
-        lines += [f"### {task}: {part}", "", *_table([f"{task}: {part}", *columns], rows)]
+        lines += [f"### {task}: {part}", "", *table_lines([f"{task}: {part}", *columns], rows)]
     lines += ["## P(best) claimed and true, over all models of all cases", ""]
     for method in PROBABILITIES:
         own = of(verdicts, method)
         count, claimed, true = clear_claims(own)
-        lines += _table([method, "claimed", "true", "models"], [["", *row] for row in reliability(own)])
+        lines += table_lines([method, "claimed", "true", "models"], [["", *row] for row in reliability(own)])
         lines += [f"Of {count} first choices claimed above {CLEAR} (mean {claimed:.2f}), {true:.2f} were best.", ""]
     lines += ["## Regret of the choice above the best baseline's, mean of cases", ""]
     baselines = [method for method in methods if method not in PROBABILITIES]
@@ -129,7 +129,7 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str]) -> str:
         least = min((value, m) for m in baselines if (value := mean(of(members, m), "regret")) is not None)
         excess = [mean(of(members, method), "regret") for method in PROBABILITIES]
         rows.append([f"{task}: {part}", least[1], least[0], *(None if e is None else e - least[0] for e in excess)])
-    lines += _table(["", "best baseline", "its regret", *PROBABILITIES], rows)
+    lines += table_lines(["", "best baseline", "its regret", *PROBABILITIES], rows)
     return "\n".join(lines)
 
 
@@ -138,7 +138,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     def cell(value: object) -> str:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return "–"
