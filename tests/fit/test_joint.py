@@ -148,7 +148,7 @@ def test_unit_of_loss_carries_over(task, posterior, predicted):
         expected = law[name] / (np.log(2) if name in ("B", "E") else 1)
         np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-9, err_msg=name)
     found = in_bits.predict(SIZES)
-    in_nats = replace(found, **{name: value * np.log(2) for name, value in vars(found).items()})
+    in_nats = replace(found, **{name: getattr(found, name) * np.log(2) for name in ("loss", "lower", "upper")})
     assert_same(in_nats, predicted)
 
 
