@@ -214,8 +214,10 @@ class Candidate(Workload):
         try:
             model, self._loaded = self._loaded or self.pretrained(), None
             self._check_unchanged()
+            began = time.perf_counter()
             if run.examples:
                 self._check_memory()
+            compiling = time.perf_counter() - began
             trained, frozen = split_trainable(model.params)
             del model  # so that its parameters are freed once training has used them
             if checkpoints is not None:
@@ -233,7 +235,7 @@ class Candidate(Workload):
                     )
             began = time.perf_counter()
             test = self.test(trained, frozen)
-            progress = replace(progress, seconds=progress.seconds + time.perf_counter() - began)
+            progress = replace(progress, seconds=progress.seconds + compiling + time.perf_counter() - began)
             if not math.isfinite(test.loss):
                 raise Diverged(f"the test loss is {test.loss}", progress)
             result = self._result(run, progress, test)
