@@ -33,7 +33,7 @@ def study(tmp_path):
 def test_it_says_the_decision_and_what_it_wrote(study, capsys):
     report(study)
     said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "No decision yet: nothing was measured so far. 6 cells of 6 are left."
+    assert said[-1] == "No decision yet: nothing was measured so far. 6 runs and measurements of 6 are left."
     assert said[:-1] == [
         f"Wrote {study / name}" for name in ("report.html", "report.json", "ranking.csv", "curves.csv")
     ]
