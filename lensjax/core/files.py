@@ -6,16 +6,20 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from typing import IO
 
 from lensjax.core.errors import InputError, one_line, shorten
 
 LOCK = ".lock"  # held by a command while it changes files that others may change too
 _PREFIX, _SUFFIX = ".lensjax-", ".part"  # of files and folders that are not yet whole
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems without locks
+LONGEST_WAIT = 60.0  # seconds for a lock
+_BETWEEN_TRIES = 0.002
 
 
 def check_writable(outputs: Sequence[Path], inputs: Sequence[str | Path] = ()) -> None:
@@ -206,11 +210,11 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
 
     Args:
       path: The lock file; it is empty, made if it is missing, and stays.
-      blocking: Wait while another process holds it.
+      blocking: Wait while another process holds it, for a minute at most: a process may have been suspended.
 
     Raises:
       BlockingIOError: another process holds it, and `blocking` is false.
-      InputError: the file cannot be written or locked.
+      InputError: the file cannot be written or locked, or another process does not let go of it.
     """
     import fcntl  # POSIX only
 
@@ -221,7 +225,7 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
         file = path.open("a")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _wait_for_lock(file, path) if blocking else fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -229,6 +233,22 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
                 where = shorten(path, 400)
                 raise InputError(f"Cannot lock {where}: {error.strerror}; choose another place.") from error
         yield
+
+
+def _wait_for_lock(file: IO[str], path: Path) -> None:
+    import fcntl  # POSIX only
+
+    until = time.monotonic() + LONGEST_WAIT
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                raise InputError(
+                    f"Another command, perhaps a suspended one, holds {shorten(path, 400)} for too long; let it go on, "
+                    "or end it."
+                ) from error
+        time.sleep(_BETWEEN_TRIES)
 
 
 def is_disk_full(error: BaseException | None) -> bool:

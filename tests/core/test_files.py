@@ -1,11 +1,15 @@
 import errno
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
+from lensjax.core import files
 from lensjax.core.errors import InputError
 from lensjax.core.files import check_writable, locked, make_folder, new_folder, remove_leftovers, write_files
 
@@ -220,6 +224,22 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path):
             pass
     with locked(path, blocking=False):
         pass
+
+
+@pytest.mark.parametrize("advice", [signal.SIGCONT, signal.SIGKILL])
+def test_a_lock_of_a_suspended_process_is_not_waited_for_for_ever(tmp_path, monkeypatch, advice):
+    monkeypatch.setattr(files, "LONGEST_WAIT", 0.05)
+    path = tmp_path / "lock"
+    hold = f"import fcntl, os, signal; held = open({str(path)!r}, 'a'); fcntl.flock(held, fcntl.LOCK_EX); "
+    with subprocess.Popen([sys.executable, "-c", hold + "os.kill(os.getpid(), signal.SIGSTOP)"]) as holder:
+        os.waitpid(holder.pid, os.WUNTRACED)
+        told = pytest.raises(InputError, match=r"suspended one, holds .*lock for too long; let it go on, or end it")
+        with told, locked(path):
+            pass
+        holder.send_signal(advice)
+        monkeypatch.setattr(files, "LONGEST_WAIT", 60)
+        with locked(path):
+            pass
 
 
 @pytest.mark.parametrize("code", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EIO"])
