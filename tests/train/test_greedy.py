@@ -20,6 +20,7 @@ from lensjax.train.step import make_programs
 ROWS = int(os.environ.get("LENSJAX_TEST_GREEDY", "0"))
 FAMILIES = supported() if ROWS else ("gpt2", "t5")
 PROMPT, LENGTH = 6, 5  # tokens
+SEEDS = {"pegasus": 3}  # with 0 it writes one token, whatever it reads
 ENDS = [*range(3, 96, 4)]  # so many that most answers of random models come to one
 
 
@@ -29,7 +30,7 @@ def test_exact_match_is_greedy_decoding(family, tiny_config, tmp_path):
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     rows, random = ROWS or 24, np.random.default_rng(0)
-    torch.manual_seed(0)
+    torch.manual_seed(SEEDS.get(family, 0))
     config = tiny_config(family)
     seq2seq = config.is_encoder_decoder
     theirs = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_config(config).eval()
@@ -42,17 +43,27 @@ def test_exact_match_is_greedy_decoding(family, tiny_config, tmp_path):
     model = lensjax.models.load(tmp_path / "model", mesh=mesh)
     prompts = random.integers(3, 96, (rows, PROMPT))
 
-    def decode():
-        settings = {"do_sample": False, "max_new_tokens": LENGTH, "eos_token_id": ENDS, "pad_token_id": 0}
+    def decode(ends, **more):
+        settings = {"do_sample": False, "max_new_tokens": LENGTH, "eos_token_id": ends, "pad_token_id": 0} | more
         written = theirs.generate(torch.tensor(prompts), attention_mask=torch.ones(rows, PROMPT), **settings).numpy()
         for row in written[:, 1 if seq2seq else PROMPT :].tolist():
-            ended = [place for place, token in enumerate(row) if token in ENDS]
+            ended = [place for place, token in enumerate(row) if token in ends]
             yield row[: ended[0] + 1] if ended else row[:LENGTH]
 
-    greedy = [*decode()]
+    if family == "mbart":  # whose decoder begins with the token that a target ends with
+        tried = zip(*(decode([end], decoder_start_token_id=end) for end in ENDS), strict=True)
+        greedy = [
+            next(
+                (row for row, end in zip(some, ENDS, strict=True) if row[-1] == end and 0 not in row),
+                [*some[0][:-1], 0],
+            )
+            for some in tried
+        ]
+    else:
+        greedy = [*decode(ENDS)]
     targets = [row if row[-1] in ENDS else [*row[:-1], ENDS[0]] for row in greedy]
     for row in range(0, rows, 5):  # some differ in another place than the last
-        targets[row] = [(targets[row][0] + 1) % 96, *targets[row][1:]]
+        targets[row] = [targets[row][0] % 95 + 1, *targets[row][1:]]
     expected = [decoded == target for decoded, target in zip(greedy, targets, strict=True)]
     assert 0.05 < np.mean(expected) < 0.95
 
