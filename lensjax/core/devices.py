@@ -119,12 +119,12 @@ def device_memory(mesh: Mesh) -> int | None:
     """Bytes of memory that each device of a mesh has.
 
     Args:
-      mesh: The devices; CPU devices share the memory of their host.
+      mesh: The devices, of which this process's own are asked; CPU devices share the memory of their host.
 
     Returns:
       Bytes; None for devices that do not say.
     """
-    device = mesh.devices.flat[0]
+    device = next(iter(mesh.local_devices), mesh.devices.flat[0])  # only a process's own devices say what they have
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
