@@ -6,7 +6,7 @@ on any number of devices, asks for batch s.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,36 +122,49 @@ def _rounded(lengths: Int[np.ndarray, " parts"]) -> Lengths:
 
 
 def choose_packing(
-    needed: Int[np.ndarray, "examples 1"], lengths: tuple[Lengths, Lengths], batch_size: int, multiple: int
+    needed: Int[np.ndarray, "examples 1"],
+    lengths: tuple[Lengths, Lengths],
+    batch_size: int,
+    multiple: int,
+    cost: Callable[[Shape], float],
 ) -> Packing:
     """The shapes that take the place of the short and the long shape of training batches.
 
-    Each has rows for the batches of 64 steps with the given examples. A batch that does not fit is not packed.
+    Of rows as long as the plain shape, twice as long, and so on up to the longest example, those that cost least are
+    chosen: longer rows leave less padding, and attention to compute over more positions. There are rows for the batches
+    of 64 steps with the given examples; a batch that does not fit is not packed.
 
     Args:
       needed: Lengths of examples, see `lensjax.tasks.batches.example_lengths`.
       lengths: The short and the long shape.
       batch_size: Examples of a step.
       multiple: What the number of rows is a multiple of: devices that they are split over, times parts of a step.
+      cost: Of a step whose batch has a shape, such as its floating-point operations.
 
     Returns:
-      Shapes; None where packing would save no tokens.
+      Shapes; None where packing would not save tokens, or would cost more.
     """
     needed = np.resize(needed, (max(len(needed), 4 * batch_size), 1))
     plan, (short, long) = BatchPlan(fits(needed, lengths[0]), batch_size, seed=0), lengths
-    rows = [0, 0]
+    batches: tuple[list[Int[np.ndarray, " examples"]], ...] = ([], [])
     for step in range(_TRIED):
         is_short, examples = plan[step]
-        found = fill_rows(needed[examples, 0], batch_size, long[0])
-        if len(examples) == batch_size and found is not None:  # a few examples left over do not make a shape
-            kind = 0 if is_short or short == long else 1
-            rows[kind] = max(rows[kind], sum(map(bool, found)))
+        if len(examples) == batch_size:  # a few examples left over do not make a shape
+            batches[0 if is_short or short == long else 1].append(needed[examples, 0])
 
-    def shape(most: int, plain: Lengths) -> PackedShape | None:
-        packed = PackedShape(-(-most // multiple) * multiple, long[0])
-        return packed if 0 < packed.rows * packed.length < batch_size * plain[0] else None
+    def cheapest(used: Sequence[Int[np.ndarray, " examples"]], plain: Lengths) -> PackedShape | None:
+        doubled = [plain[0] << power for power in range((long[0] // plain[0]).bit_length())]
+        shapes = []
+        for length in sorted({*doubled, long[0]}):
+            filled = [fill_rows(one, batch_size, length) for one in used]
+            most = max((sum(map(bool, held)) for held in filled if held is not None), default=0)
+            shape = PackedShape(-(-most // multiple) * multiple, length)
+            if 0 < shape.rows * length < batch_size * plain[0]:
+                shapes.append(shape)
+        best = min(shapes, key=cost, default=None)
+        return best if best is not None and cost(best) < cost(plain) else None
 
-    return shape(rows[0], short), shape(rows[0 if short == long else 1], long)
+    return cheapest(batches[0], short), cheapest(batches[0 if short == long else 1], long)
 
 
 def collate(

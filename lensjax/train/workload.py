@@ -72,11 +72,11 @@ class Workload:
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(plain.params))
         self.tokens = tokenise_all(self.examples, model, self.spec, out)
         self.padding = padding_token(model.tokenizer, model.config.vocab_size)
-        self.packing = self._packing() if training.packing else (None, None)
         self.programs = make_programs(self.abstract, training, self.mesh)
         of_step, of_losses = program_flops(self.abstract, training, self.mesh, self.programs)
         self.step_flops = cache(lambda shape: of_step(self.placement.shapes(shape)))
         self.masked_flops = cache(lambda shape: masked_flops(self.abstract, self.placement.shapes(shape)))
+        self.packing = self._packing() if training.packing else (None, None)
         placement, choices = self.evaluation_placement, self.tokens.choices
         self.evaluation_flops = of_losses(placement.shapes(self.tokens.evaluation_length))
         self.test_flops = placement.batches(len(self.tokens.test)) * self.evaluation_flops
@@ -99,7 +99,8 @@ class Workload:
         held_out = [example_lengths(tokens, False) for tokens in (self.tokens.validation, self.tokens.test)]
         axes, training = self.mesh.shape, self.spec.training
         multiple = axes["data"] * axes["fsdp"] * training.accumulation
-        return choose_packing(np.concatenate(held_out), self.lengths, training.batch_size, multiple)
+        needed = np.concatenate(held_out)
+        return choose_packing(needed, self.lengths, training.batch_size, multiple, self.step_flops)
 
 
 def adapted(model: Model, training: TrainingSpec) -> Model:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -154,17 +155,38 @@ def test_examples_of_a_packed_batch_are_those_of_rows_of_their_own():
     assert (packed["labels"] != -100).sum() == (alone["labels"] != -100).sum() == 3 + 2 + 5 - 1
 
 
+def step_tokens(shape):
+    return shape.rows * shape.length if isinstance(shape, PackedShape) else 32 * shape[0]
+
+
 def test_a_shape_is_chosen_where_it_saves_tokens():
     rng = np.random.default_rng(0)
     long_tailed = np.minimum(rng.geometric(0.05, (500, 1)) + 5, 120)
     lengths = choose_lengths([long_tailed])
     for multiple in (1, 8):
-        for packed, (plain,) in zip(choose_packing(long_tailed, lengths, 32, multiple), lengths, strict=True):
-            assert packed.length == lengths[1][0]
+        chosen = choose_packing(long_tailed, lengths, 32, multiple, step_tokens)
+        for packed, (plain,) in zip(chosen, lengths, strict=True):
+            assert plain <= packed.length <= lengths[1][0]
             assert packed.rows % multiple == 0
             assert packed.rows * packed.length < 0.8 * 32 * plain
-    assert choose_packing(np.full((50, 1), 30), ((32,), (32,)), 8, 1) == (None, None)
-    assert choose_packing(long_tailed, lengths, 8, 8) == (None, None)  # every device has a row in any case
+    assert choose_packing(np.full((50, 1), 30), ((32,), (32,)), 8, 1, step_tokens) == (None, None)
+    assert choose_packing(long_tailed, lengths, 8, 8, step_tokens) == (None, None)  # every device has a row in any case
+
+
+def test_rows_are_as_long_as_costs_least():
+    def attentive(shape, positions):  # to `positions` as dear as all else
+        return step_tokens(shape) * (1 + (shape.length if isinstance(shape, PackedShape) else shape[0]) / positions)
+
+    needed, lengths = np.concatenate([np.full((480, 1), 20), np.full((32, 1), 250)]), ((32,), (256,))
+    assert choose_packing(needed, lengths, 32, 1, step_tokens)[0] == PackedShape(11, 64)  # three in a row
+    dear = choose_packing(needed, lengths, 32, 1, partial(attentive, positions=1))
+    assert dear[0] is None  # whose rows, twice as long as one example needs, cost more than 32 of 32
+    rng = np.random.default_rng(1)
+    long_tailed = np.exp(rng.normal(3, 1, (500, 1))).clip(3, 1000).astype(int)
+    lengths = choose_lengths([long_tailed])
+    short, long = choose_packing(long_tailed, lengths, 32, 1, partial(attentive, positions=100))
+    assert (short.length, long.length) == (lengths[0][0], lengths[1][0])
+    assert choose_packing(long_tailed, lengths, 32, 1, lambda shape: 1 if shape in lengths else 2) == (None, None)
 
 
 def test_batches_that_do_not_fit_are_not_packed():
