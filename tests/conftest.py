@@ -69,7 +69,7 @@ _LONGEST = (
 # A family for every kind of block: the others are made of the blocks of these.
 _DISTINCT = ("bart", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "olmo2", "opt", "switch_transformers", "t5")
 if "LENSJAX_TEST_FAMILIES" in os.environ:
-    _DISTINCT += ("gpt_oss", "lfm2", "qwen3_5_text")
+    _DISTINCT += ("gemma4_text", "gpt_oss", "lfm2", "qwen3_5_text")
 
 
 # Families that compute with the parts of others. Unless LENSJAX_TEST_FAMILIES is set, they are left out of tests that
@@ -120,6 +120,16 @@ _TINY: dict[str, dict[str, Any]] = {
     "gemma": _ROTARY,
     "gemma2": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 3.0},
     "gemma3_text": _ROTARY | {"query_pre_attn_scalar": 8, "sliding_window": 4, "num_hidden_layers": 6},
+    "gemma4_text": _ROTARY
+    | {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "sliding_window": 4,
+        "global_head_dim": 12,
+        "hidden_size_per_layer_input": 6,
+        "vocab_size_per_layer_input": 96,
+    },
     "gpt2": _SIZES | {"n_positions": 64},
     "gpt_neox": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
     "gpt_oss": _ROTARY | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},

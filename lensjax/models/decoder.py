@@ -26,7 +26,8 @@ class DecoderLM(LanguageModel):
 
     Args:
       config: Hugging Face configuration.
-      make_block: Makes one block from rngs, or does so for each type of block.
+      make_block: Makes one block from rngs, or does so for each type of block; or all blocks, called as
+        blocks(x, input_ids, {type of layer: (mask, angles)}).
       norm: The norm after the last block.
       rotary: The rotary embedding, or one for each type of layer, of which None rotates nothing.
       layer_types: Whether each layer has "full_attention" or "sliding_attention", which goes back `sliding_window`
@@ -47,7 +48,7 @@ class DecoderLM(LanguageModel):
     def __init__(
         self,
         config: Any,
-        make_block: Callable[[nnx.Rngs], nnx.Module] | Mapping[str, Callable[[nnx.Rngs], nnx.Module]],
+        make_block: Callable[[nnx.Rngs], nnx.Module] | Mapping[str, Callable[[nnx.Rngs], nnx.Module]] | nnx.Module,
         norm: nnx.Module,
         rotary: Rotary | Mapping[str, Rotary | None],
         options: Options,
@@ -64,6 +65,7 @@ class DecoderLM(LanguageModel):
         width, vocabulary, std = config.hidden_size, config.vocab_size, config.initializer_range
         self.mesh, self.embed_scale, self.logit_scale, self.softcap = options.mesh, embed_scale, logit_scale, softcap
         types = _checked_types(config, layer_types)
+        self.types = tuple(types)
         self.window = config.sliding_window if SLIDING in types else None
         rotary_types = types if rotary_types is None else rotary_types
         layers = [
@@ -74,8 +76,10 @@ class DecoderLM(LanguageModel):
         self.kind_of_layer = tuple(self.kinds.index(layer) for layer in layers)
         self.embed = Embedding(vocabulary, width, options, rngs, std=std)
         self.block_types = () if block_types is None else tuple(block_types)
-        self.layers: Stack | Segments
-        if isinstance(make_block, Mapping) and len(set(self.block_types)) > 1:
+        self.layers: Any
+        if isinstance(make_block, nnx.Module):
+            self.layers = make_block
+        elif isinstance(make_block, Mapping) and len(set(self.block_types)) > 1:
             self.layers = Segments(self.block_types, make_block, options, rngs)
         else:
             only = make_block[self.block_types[0]] if isinstance(make_block, Mapping) else make_block
@@ -101,6 +105,9 @@ class DecoderLM(LanguageModel):
         if isinstance(self.layers, Segments):
             kinds = zip(self.block_types, self.kind_of_layer, strict=True)
             x = self.layers(x, {block: own[kind] for block, kind in kinds})
+        elif not isinstance(self.layers, Stack):
+            kinds = zip(self.types, self.kind_of_layer, strict=True)
+            x = self.layers(x, ids, {type_of_layer: own[kind] for type_of_layer, kind in kinds})
         elif len(self.kinds) == 1:
             x = self.layers(x, *own[0])
         else:

@@ -63,7 +63,15 @@ class Experts(nnx.Module):
         self.experts = nnx.Dict(gate=linear(width, hidden), up=linear(width, hidden), down=linear(hidden, width))
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
-        weights, experts = self.route(self.router(x))
+        return self.mixed(x, *self.route(self.router(x)))
+
+    def mixed(
+        self,
+        x: Float[Array, "batch time width"],
+        weights: Float[Array, "batch time chosen"],
+        experts: Int[Array, "batch time chosen"],
+    ) -> Float[Array, "batch time width"]:
+        """The weighted sum of the chosen experts' outputs."""
         graphdef, params = nnx.split(self.experts)
 
         def local(params: PyTree, x: Array, weights: Array, experts: Array, count: int) -> Array:

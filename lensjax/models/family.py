@@ -32,8 +32,10 @@ class Family:
       copies: Tensors that checkpoints may hold besides or in place of the one whose values they repeat, by name.
       zeros: Shapes of constants that checkpoints hold, by name, given the configuration: 0 in nearly all of them, and
         in all where the model has no parameter for them.
+      unused: The same as `ignored`, given the configuration.
       constants: What parameters are that checkpoints may lack, by name, given the configuration.
       rules: How its parameters lie on a mesh.
+      by_layer: Fields of the configuration in which layers may differ, by its `per_layer_config`.
       two_embeddings: Whether encoder and decoder have an embedding each in models that are not tied.
       scales_tied: Whether models that say they are tied scale what their head reads, even if its values are its own.
       encoder_decoder: Whether targets have a decoder of their own.
@@ -49,8 +51,10 @@ class Family:
     ignored: tuple[str, ...] = (r"^lm_head\.weight$",)
     copies: dict[str, str] = field(default_factory=dict)
     zeros: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
+    unused: Callable[[Any], tuple[str, ...]] = lambda config: ()
     constants: Callable[[Any], Mapping[str, NDArray[Any]]] = lambda config: {}
     rules: Rules = RULES
+    by_layer: tuple[str, ...] = ()
     two_embeddings: bool = False
     scales_tied: bool = False
     encoder_decoder: bool = False
@@ -68,8 +72,8 @@ class Family:
 
     def passed_over(self, config: Any) -> tuple[str, ...]:
         """Regular expressions for tensors that checkpoints hold and the model does not need."""
-        unused = r"(^|\.)shared\.weight$"
-        return (*self.ignored, unused) if self.two_embeddings and embeds_apart(config) else self.ignored
+        shared = (r"(^|\.)shared\.weight$",) if self.two_embeddings and embeds_apart(config) else ()
+        return (*self.ignored, *self.unused(config), *shared)
 
     def written_twice(self, config: Any) -> Mapping[str, str]:
         """Tensors that `transformers` looks for in a checkpoint besides those with their values, by name."""
@@ -85,6 +89,30 @@ class Family:
 def embeds_apart(config: Any) -> bool:
     """Whether an encoder and a decoder have an embedding each, as in untied BARTs and Switch Transformers."""
     return not (config.tie_word_embeddings or getattr(config, "one_embedding", False))
+
+
+def check_layers(config: Any, family: Family) -> None:
+    """Refuse a configuration whose layers differ in what LensJAX has the same in all of them.
+
+    Raises:
+      InputError: they do.
+    """
+    if not getattr(config, "is_heterogeneous", False):
+        return
+    fields = {name for own in (config.to_dict().get("per_layer_config") or {}).values() for name in own}
+    if strange := sorted(fields - {*family.by_layer}):
+        raise InputError(
+            f"per_layer_config in config.json gives layers a {shorten(strange[0])} of their own, which LensJAX has for "
+            f"all layers of {family.model_type} together; take a model whose layers have the same."
+        )
+
+
+def of_all_layers(config: Any, name: str) -> Any:
+    """A field of a configuration; None where it has none, or layers differ in it."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # which transformers raises of a field that `per_layer_config` has
+        return None
 
 
 def ends(names: ParameterNames) -> tuple[str | Stored, str | Stored]:

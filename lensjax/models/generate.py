@@ -131,6 +131,11 @@ def _prompts(batch: Batch) -> tuple[Int[np.ndarray, "batch time"], Bool[np.ndarr
 
 def _check(module: Any, config: Any, both_sides: bool, prompt: int, new: int) -> None:
     depth = sum(layer.q.shape[0] for layer in _attention(module))
+    if any(layer.k is None for layer in _attention(module)):
+        raise InputError(
+            f"Layers of this {config.model_type} use the keys and values of others, and LensJAX keeps none of those "
+            "yet; save the model, and generate with transformers."
+        )
     layers = depth if both_sides else config.num_hidden_layers
     if depth != layers:
         raise InputError(

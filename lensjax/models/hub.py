@@ -10,10 +10,10 @@ from typing import Any, Literal, NoReturn
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.reading import check_regular, read_text
-from lensjax.models.family import family_of, supported
+from lensjax.models.family import family_of, of_all_layers, supported
 from lensjax.models.gguf import tokenizer as gguf_tokenizer
 from lensjax.models.gguf.config import config_values
-from lensjax.models.gguf.header import SUFFIX, is_gguf, write_card
+from lensjax.models.gguf.header import SUFFIX, is_gguf, parts_of, write_card
 from lensjax.models.pocket import SCHEME, bundled_folder
 
 _CONFIG = "config.json"
@@ -48,6 +48,7 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
+_WITH_TEXT = ("gemma3", "gemma4", "mistral3", "qwen3_5")  # of images too; their text_config is of a family
 _MOST, _MOST_LAYERS = 2**28, 2**12  # of any of these; the largest models have 126 layers and a vocabulary of 262,144
 
 
@@ -110,7 +111,7 @@ def local_folder(source: str | Path) -> Path | None:
 def _one_gguf(folder: Path) -> Path | None:
     """The GGUF file in a folder that has nothing else to read a model from."""
     found = [] if (folder / _CONFIG).exists() else sorted(folder.glob(f"*{SUFFIX}"))
-    if len(found) > 1:
+    if len(found) > 1 and found != parts_of(found[0]):
         raise InputError(f"{folder} has {len(found)} GGUF files; give one of them, such as {found[0]}.")
     return found[0] if found else None
 
@@ -190,7 +191,7 @@ def read_config(folder: Path) -> Any:
       folder: Folder with config.json, or a GGUF file.
 
     Returns:
-      The Hugging Face configuration.
+      The Hugging Face configuration; of a model that reads images or sound too, that of its text model.
 
     Raises:
       InputError: config.json or the file is missing or malformed, or describes a model that is not supported.
@@ -215,12 +216,13 @@ def read_config(folder: Path) -> Any:
     if values["model_type"] == "mistral" and "layer_types" in values:
         values["model_type"] = "ministral"  # as transformers' AutoConfig does
     model_type = values["model_type"]
-    if values.get("auto_map") and model_type not in supported():
+    if values.get("auto_map") and model_type not in (*supported(), *_WITH_TEXT):
         raise InputError(
             f"{path} (model_type '{shorten(model_type)}') needs code of its own (trust_remote_code), which LensJAX "
             f"never runs; it has {', '.join(supported())}."
         )
-    family_of(model_type, str(path))
+    if model_type not in _WITH_TEXT:
+        family_of(model_type, str(path))
     if values.get("quantization_config"):
         raise InputError(
             f"{path} has a quantization_config; only floating-point weights can be loaded, so take the model as it "
@@ -231,7 +233,8 @@ def read_config(folder: Path) -> Any:
 
 def _make_config(values: dict[str, Any], path: Path) -> Any:
     """The configuration of those values, which a file holds."""
-    _check_sizes(values, path)
+    for part in (values, values.get("text_config")):
+        _check_sizes(part if isinstance(part, dict) else {}, path)
     from transformers import AutoConfig
 
     model_type = values["model_type"]
@@ -242,8 +245,22 @@ def _make_config(values: dict[str, Any], path: Path) -> Any:
         raise InputError(
             f"{path} does not describe a {model_type} model ({why}); mend it or fetch it again."
         ) from error
-    _check_sizes({name: getattr(config, name, None) for name in _SIZES}, path)
+    if model_type in _WITH_TEXT:
+        config = _text_part(config, values, path)
+    for one in (config, *(config.per_layer_config if getattr(config, "is_heterogeneous", False) else ())):
+        _check_sizes({name: of_all_layers(one, name) for name in _SIZES}, path)
     return config
+
+
+def _text_part(whole: Any, values: Mapping[str, Any], path: Path) -> Any:
+    """The configuration of the text model in one that reads images or sound too."""
+    text = whole.text_config
+    family_of(text.model_type, f"text_config of {path}")
+    text.tie_word_embeddings = whole.tie_word_embeddings
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if name in values:
+            setattr(text, name, values[name])
+    return text
 
 
 def _refuse(constant: str) -> NoReturn:

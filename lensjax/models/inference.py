@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 
 from lensjax.core.flops import matmul_flops
 from lensjax.core.specs import Strict
+from lensjax.models.decoder import SLIDING
 from lensjax.models.layers import Attention, Embedding
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import as_dtype, make_options
@@ -96,7 +97,7 @@ def _cached_values(model: Model, prompt: int, answer: int) -> int:
     module = nnx.merge(model.graphdef, model.params)
     total = 0
     for path, node in nnx.iter_graph(module):
-        if not isinstance(node, Attention) or "encoder" in path:
+        if not isinstance(node, Attention) or "encoder" in path or node.k is None:
             continue
         layers, _, keys = node.k.kernel.shape
         if "cross" in path:
@@ -104,16 +105,16 @@ def _cached_values(model: Model, prompt: int, answer: int) -> int:
         elif model.family.encoder_decoder:
             positions = layers * answer
         else:
-            positions = _positions(module, layers, prompt + answer)
-        total += positions * (keys + node.v.kernel.shape[-1])
+            positions = _positions(module, node, layers, prompt + answer)
+        total += positions * (keys + (node.k if node.v is None else node.v).kernel.shape[-1])
     return total
 
 
-def _positions(module: Any, layers: int, context: int) -> int:
-    """Positions that all layers of a decoder keep together."""
+def _positions(module: Any, node: Attention, layers: int, context: int) -> int:
+    """Positions that the layers of an attention keep together."""
     window = getattr(module, "window", None)
-    if window is None:
+    if window is None or getattr(node, "type", SLIDING) != SLIDING:
         return layers * context
-    if len(module.kinds) == 1:
+    if len(module.kinds) == 1 or hasattr(node, "type"):
         return layers * min(context, window)
     return sum(min(context, window) if module.kinds[kind][0] else context for kind in module.kind_of_layer)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.hashes import file_hashes
-from lensjax.models.gguf.header import is_gguf
+from lensjax.models.gguf.header import is_gguf, parts_of
 from lensjax.models.hub import model_files
 from lensjax.models.safetensors_files import TensorFiles, weight_files
 
@@ -39,7 +39,7 @@ def model_fingerprint(folder: Path) -> str:
     Raises:
       InputError: there are no weights, or a file cannot be read.
     """
-    held = {folder} if is_gguf(folder) else {*weight_files(folder), *model_files(folder)}
+    held = {*parts_of(folder)} if is_gguf(folder) else {*weight_files(folder), *model_files(folder)}
     paths = sorted(held, key=lambda path: path.name)
     lines = (f"{path.name} {found}\n" for path, found in zip(paths, file_hashes(paths), strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -120,12 +120,14 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation (arXiv 1910.07467), computed in float32 or wider.
 
-    `offset` is added to the scale: Gemma stores scale − 1.
+    `offset` is added to the scale: Gemma stores scale − 1. There is none without `scale`.
     """
 
-    def __init__(self, width: int, options: Options, *, eps: float = 1e-6, offset: float = 0.0) -> None:
+    def __init__(
+        self, width: int, options: Options, *, eps: float = 1e-6, offset: float = 0.0, scale: bool = True
+    ) -> None:
         self.eps, self.offset, self.dtype = eps, offset, options.dtype
-        self.scale = nnx.Param(jnp.full(width, 1.0 - offset, options.param_dtype))
+        self.scale = nnx.Param(jnp.full(width, 1.0 - offset, options.param_dtype)) if scale else None
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         return recomputed(self._norm)(x)
@@ -133,6 +135,8 @@ class RMSNorm(nnx.Module):
     def _norm(self, x: Array) -> Array:
         wide = _widen(x)
         normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        if self.scale is None:
+            return normed.astype(self.dtype)
         return (normed * (self.offset + self.scale[...].astype(wide.dtype))).astype(self.dtype)
 
 
@@ -290,23 +294,28 @@ class Stack(nnx.Module):
         self.blocks = nnx.split_rngs(splits=depth)(nnx.vmap(make_block))(rngs)
 
     def __call__(
-        self, x: Float[Array, "batch time width"], *shared: PyTree, kinds: Int[Array, " layers"] | None = None
+        self,
+        x: Float[Array, "batch time width"],
+        *shared: PyTree,
+        kinds: Int[Array, " layers"] | None = None,
+        each: PyTree = None,
     ) -> Float[Array, "batch time width"]:
-        """Pass x through every block, called as block(x, *shared).
+        """Pass x through every block, called as block(x, *shared), or block(x, *shared, own) where there is `each`.
 
         Where layers are of several kinds, every array in `shared` has a leading axis of kinds, and layer i gets the
-        entry numbered kinds[i].
+        entry numbered kinds[i]. Arrays in `each` have a leading axis of layers.
         """
         graphdef, state = nnx.split(self.blocks)
 
         def step(x: Array, layer: PyTree) -> tuple[Array, PyTree]:
-            params, kind = layer
+            params, kind, extra = layer
             own = shared if kind is None else jax.tree.map(lambda choices: choices[kind], shared)
             x = constrain_activations(x, self.options.mesh)
             block = nnx.merge(graphdef, params)
-            return block(x, *own), nnx.state(block, Slot)
+            y = block(x, *own) if extra is None else block(x, *own, extra)
+            return y, nnx.state(block, Slot)
 
-        x, kept = jax.lax.scan(rematerialised(step, self.options.remat), x, (state, kinds))
+        x, kept = jax.lax.scan(rematerialised(step, self.options.remat), x, (state, kinds, each))
         nnx.update(self.blocks, kept)  # what attention keeps of the tokens that it read, where it has a memory
         return x
 

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lensjax.core.errors import InputError
 from lensjax.core.pytrees import Params
 from lensjax.models.family import Family, ends, family_of
 from lensjax.models.gguf.header import is_gguf
-from lensjax.models.gguf.tensors import GGUFTensors
+from lensjax.models.gguf.tensors import GGUFTensors, names_in_files
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import AttentionImplementation, Quantisation, Remat, make_options
@@ -63,7 +64,7 @@ def load(
     config = read_config(folder)
     files = weights_of(folder, config)
     model = abstract_model(_as_stored(config, files), options.plain, folder)
-    family = model.family
+    family = family_in(folder, model.config)
     wanted = check_names(
         family.tensors(model.config, model.params),
         files,
@@ -154,14 +155,21 @@ def weights_of(folder: Path, config: Any) -> TensorFiles:
     Raises:
       InputError: there are none, or a file is cut short or malformed.
     """
-    family = family_of(config.model_type)
+    family = family_in(folder, config)
     if not is_gguf(folder):
-        files = TensorFiles.of_folder(folder)
+        files = TensorFiles.of_folder(folder).of_text()
         bare = not any(name.startswith(family.prefix) for name in files.shapes)
         constants = family.constants(config).items()
         return files.supplied({name.removeprefix(family.prefix) if bare else name: value for name, value in constants})
-    entries = family.parameter_names(config).values()
-    return GGUFTensors(folder, config, [entry.name if isinstance(entry, Stored) else entry for entry in entries])
+    return GGUFTensors(folder, config, family.parameter_names(config))
+
+
+def family_in(folder: Path, config: Any) -> Family:
+    """The family of a model, with the names that parameters have in its folder or GGUF file."""
+    family = family_of(config.model_type)
+    if not is_gguf(folder):
+        return family
+    return replace(family, parameter_names=lambda config: names_in_files(family.parameter_names(config)))
 
 
 def _as_stored(config: Any, files: TensorFiles) -> Any:

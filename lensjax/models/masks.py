@@ -39,7 +39,8 @@ def check_causal(config: Any) -> None:
     Raises:
       InputError: it asks for that.
     """
-    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+    both_ways = getattr(config, "use_bidirectional_attention", False) not in (None, False, "vision")  # of images only
+    if both_ways or not getattr(config, "is_causal", True):
         raise InputError(
             "is_causal is false or use_bidirectional_attention is true in config.json; LensJAX has decoders whose "
             "tokens see only those before them."

@@ -14,6 +14,7 @@ from rich import filesize
 
 from lensjax import __version__
 from lensjax.core.pytrees import path_name
+from lensjax.models.family import of_all_layers
 from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options
 from lensjax.models.sharding import abstract_mesh
@@ -141,5 +142,5 @@ def parameter_table(config: Any, mesh: Mapping[str, int], dtype: DTypeLike = "fl
         whole = splits and shard == leaf.shape and leaf.size >= LARGE
         size = math.prod(shard) * leaf.dtype.itemsize
         rows.append(Parameter(path_name(path), leaf.shape, leaf.sharding.spec, shard, size, whole))
-    facts = {name: value for name, field in _FACTS if isinstance(value := getattr(config, field, None), int)}
+    facts = {name: value for name, field in _FACTS if isinstance(value := of_all_layers(config, field), int)}
     return ParameterTable(model.family.model_type, facts, model.options.param_dtype, dict(mesh), tuple(rows))

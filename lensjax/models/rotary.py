@@ -22,6 +22,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+    "proportional": (),
 }
 _BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on the length of the sequence
 
@@ -33,7 +34,7 @@ class Rotary:
     Attributes:
       dim: Number of leading dimensions of each head that are rotated.
       kind: "default" or a scaling: "linear", "dynamic", "yarn" (arXiv 2309.00071), "llama3", "longrope" (arXiv
-        2402.13753).
+        2402.13753), or "proportional", which leaves all but a share of the frequencies 0 (Gemma 4).
       theta: Base of the frequencies.
       length: Longest sequence the configuration declares.
       settings: The other values of the configuration's `rope_parameters`, as sorted pairs.
@@ -83,6 +84,9 @@ class Rotary:
         plain = np.power(theta, -np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
         if self.kind == "linear":
             return plain / factor
+        if self.kind == "proportional":
+            turning = int(settings.get("partial_rotary_factor", 1.0) * self.dim // 2)
+            return np.where(np.arange(self.dim // 2) < turning, plain / factor, 0.0)
         if self.kind == "longrope":
             beyond = length > settings["original_max_position_embeddings"]
             return plain / np.asarray(settings["long_factor" if beyond else "short_factor"])
@@ -132,8 +136,13 @@ def rotary_from_config(
     kind = settings.pop("rope_type", "default")
     if kind not in _KINDS:
         raise InputError(f"rope_type is '{shorten(kind)}' in config.json; LensJAX knows {', '.join(_KINDS)}.")
+    if settings.get("rope_theta") is None:
+        raise InputError("rope_parameters lacks rope_theta in config.json, or all of a type of layers; give it.")
     theta = settings.pop("rope_theta")
     share = settings.pop("partial_rotary_factor", None)
+    if kind == "proportional":  # heads are rotated whole, some of their dimensions by nothing
+        settings |= {} if share is None else {"partial_rotary_factor": share}
+        share = None
     if not partial:
         if kind != "default" and share not in (None, 1):
             raise InputError(

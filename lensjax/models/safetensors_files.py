@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ _MODEL = "model"
 FLOATING = ("F64", "F32", "F16", "BF16")  # the types of weights that can be loaded
 _BLOCK_BYTES = 2**20
 _LINE = 16  # float32 values in a cache line
+_OF_TEXT = re.compile(r"(?:model\.)?language_model\.(?:model\.)?(lm_head\.)?(.+)")
 
 
 class TensorFiles:
@@ -62,13 +64,27 @@ class TensorFiles:
             raise InputError(f"{path} is not a whole safetensors file ({shorten(error)}); fetch it again.") from error
         return cls(str(path), {name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118  # it is no mapping
 
+    def of_text(self) -> "TensorFiles":
+        """Those of the text model alone, under the names that they have where there is nothing else.
+
+        Models that read images or sound too have it under `language_model`; others stay as they are.
+        """
+        found = {name: _OF_TEXT.fullmatch(name) for name in self._slices}
+        if not any(found.values()):
+            return self
+        kept = {f"{one[1] or 'model.'}{one[2]}": self._slices[name] for name, one in found.items() if one}
+        heads = {name: values for name, values in self._slices.items() if name.startswith("lm_head.")}
+        return TensorFiles(self.where, kept | heads)
+
     def supplied(self, constants: Mapping[str, NDArray[Any]]) -> "TensorFiles":
         """These tensors and those of some constants that are not among them, by name."""
         return TensorFiles(
             self.where, {**{name: _Constant(value) for name, value in constants.items()}, **self._slices}
         )
 
-    def copy(self, name: str, bounds: tuple[tuple[int, int], ...], out: NDArray[Any], *, transposed: bool) -> None:
+    def copy(
+        self, name: str, bounds: tuple[tuple[int, int], ...], out: NDArray[Any], *, transposed: bool, stacked: int = 0
+    ) -> None:
         """Copy a slice of a tensor into `out`, converted to its type.
 
         Args:
@@ -76,16 +92,19 @@ class TensorFiles:
           bounds: (start, stop) per axis of `out`.
           out: Array of that shape, to be filled.
           transposed: Whether the axes of the file's tensor are those of `out` in reverse order.
+          stacked: Number of leading axes that keep their places all the same.
         """
-        stored, bounds = (out.T, bounds[::-1]) if transposed else (out, bounds)
+        if transposed:
+            axes = (*range(stacked), *reversed(range(stacked, out.ndim)))
+            out, bounds = out.transpose(axes), tuple(bounds[axis] for axis in axes)
         (start, stop), *others = bounds
         inner = tuple(slice(*pair) for pair in others)
         for rows in self._blocks(name, start, stop):
             block = self._slices[name][(rows, *inner)]
-            tile = _LINE if transposed else len(block)  # fills whole cache lines of `out`
+            tile = _LINE if transposed and not stacked else len(block)  # fills whole cache lines of `out`
             for row in range(0, len(block), tile):
                 place, part = rows.start - start + row, block[row : row + tile]
-                stored[place : place + len(part)] = part
+                out[place : place + len(part)] = part
 
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors hold the same values; reading ends at the first block that differs."""

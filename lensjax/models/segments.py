@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -35,14 +36,20 @@ class Segments(nnx.Module):
             kinds = tuple(types[first : first + size])
             return Stack(lambda rngs: _Group(kinds, [make[kind](rngs) for kind in kinds]), count, options, rngs)
 
-        self.stacks = nnx.List([stack(*segment) for segment in segments(types)])
+        self.places = tuple(segments(types))
+        self.stacks = nnx.List([stack(*segment) for segment in self.places])
 
     def __call__(
-        self, x: Float[Array, "batch time width"], shared: Mapping[str, tuple[PyTree, ...]]
+        self, x: Float[Array, "batch time width"], shared: Mapping[str, tuple[PyTree, ...]], each: PyTree = None
     ) -> Float[Array, "batch time width"]:
-        """Pass x through every block, called as block(x, *shared[its kind])."""
-        for stack in self.stacks:
-            x = stack(x, shared)
+        """Pass x through every block, called as block(x, *shared[its kind]), with its part of `each` if there is."""
+        for stack, (first, size, count) in zip(self.stacks, self.places, strict=True):
+
+            def grouped(values: Array, first: int = first, size: int = size, count: int = count) -> Array:
+                own = values[first : first + size * count]
+                return own.reshape(count, size, *values.shape[1:])
+
+            x = stack(x, shared, each=jax.tree.map(grouped, each))
         return x
 
 
@@ -53,10 +60,11 @@ class _Group(nnx.Module):
         self.kinds, self.blocks = kinds, nnx.List(blocks)
 
     def __call__(
-        self, x: Float[Array, "batch time width"], shared: Mapping[str, tuple[PyTree, ...]]
+        self, x: Float[Array, "batch time width"], shared: Mapping[str, tuple[PyTree, ...]], each: PyTree = None
     ) -> Float[Array, "batch time width"]:
-        for kind, block in zip(self.kinds, self.blocks, strict=True):
-            x = block(x, *shared[kind])
+        for place, (kind, block) in enumerate(zip(self.kinds, self.blocks, strict=True)):
+            own = () if each is None else (jax.tree.map(lambda values, place=place: values[place], each),)
+            x = block(x, *shared[kind], *own)
         return x
 
 
@@ -83,17 +91,21 @@ def segments(types: Sequence[str]) -> list[Segment]:
     return list(best(0)[1])
 
 
-def layer_names(types: Sequence[str], blocks: Mapping[str, Mapping[str, str | Stored]]) -> Iterator[tuple[str, Stored]]:
+def layer_names(
+    types: Sequence[str], blocks: Mapping[str, Mapping[str, str | Stored]], under: str = "", before: int = 0
+) -> Iterator[tuple[str, Stored]]:
     """The names of the parameters of all layers, given those of every kind of block.
 
     Args:
       types: The kind of every layer.
       blocks: By kind, the path within a block → its name in a checkpoint, with "{layer}" in it.
+      under: Path of the `Segments`; by default "layers", which is a `Stack` where all layers are of one kind.
+      before: Number of layers before them.
     """
-    alone = len(set(types)) == 1
+    alone = not under and len(set(types)) == 1
     for number, (first, size, _) in enumerate(segments(types)):
         for place in range(size):
-            path = "layers/blocks" if alone else f"layers/stacks/{number}/blocks/blocks/{place}"
+            path = "layers/blocks" if alone else f"{under or 'layers'}/stacks/{number}/blocks/blocks/{place}"
             for ours, theirs in blocks[types[first + place]].items():
                 stored = theirs if isinstance(theirs, Stored) else Stored(theirs)
-                yield f"{path}/{ours}", replace(stored, first=first + place, step=size)
+                yield f"{path}/{ours}", replace(stored, first=before + first + place, step=size)

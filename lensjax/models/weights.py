@@ -35,6 +35,7 @@ class Stored:
       part: (index, shares, groups) where a tensor holds the outputs of several of our modules: in each group of them
         the modules' outputs follow one another, in numbers as shares[0], shares[1], … are, and ours is number `index`.
       first, step: The layer at index i of our leading axis is layer first + step·i of the checkpoint.
+      stacked: Number of leading axes of a tensor that are not transposed, as of experts.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Stored:
     part: tuple[int, tuple[int, ...], int] | None = None
     first: int = 0
     step: int = 1
+    stacked: int = 0
+
+    def axes(self, count: int) -> tuple[int, ...]:
+        """Which of our axes each of a tensor's is, of which there are `count`; the same the other way round."""
+        turned = range(self.stacked, count)
+        return (*range(self.stacked), *(reversed(turned) if self.transposed else turned))
 
 
 # Path of a module, or the whole path of a parameter → its name in a checkpoint, or how it is stored there. Hugging Face
@@ -72,7 +79,7 @@ class Tensor:
         if self.stored.part is not None:
             index, shares, _ = self.stored.part
             shape[-1] = shape[-1] // shares[index] * sum(shares)
-        return tuple(reversed(shape)) if self.stored.transposed else tuple(shape)
+        return tuple(shape[axis] for axis in self.stored.axes(len(shape)))
 
 
 def tensors(shapes: PyTree, names: ParameterNames) -> list[Tensor]:
@@ -206,7 +213,7 @@ def checkpoint_tensors(parameters: Iterable[tuple[Tensor, NDArray[Any]]]) -> Ite
                 value = np.concatenate([fused[i] for i in range(len(shares))], axis=-1)
                 value = value.reshape(*value.shape[:-2], -1)
                 del parts[name]
-            yield name, np.ascontiguousarray(value.T if stored.transposed else value)
+            yield name, np.ascontiguousarray(value.transpose(stored.axes(value.ndim)))
 
 
 def _tensor(path: str, shape: tuple[int, ...], names: ParameterNames) -> Tensor:
@@ -250,7 +257,7 @@ def _copy(
     if stored.part is not None:
         index, shares, groups = stored.part
         shape = files.shapes[name]
-        group = (shape[0] if stored.transposed else shape[-1]) // groups
+        group = shape[stored.axes(len(shape))[-1]] // groups
         unit = group // sum(shares)
         before, size = unit * sum(shares[:index]), unit * shares[index]
         start, stop = bounds[-1]
@@ -258,13 +265,13 @@ def _copy(
             low, high = start // size, math.ceil(stop / size)
             fused = np.empty([*out.shape[:-1], (high - low) * group], out.dtype)
             around = (*bounds[:-1], (low * group, high * group))
-            files.copy(name, around, fused, transposed=stored.transposed)
+            files.copy(name, around, fused, transposed=stored.transposed, stacked=stored.stacked)
             fused = fused.reshape(*out.shape[:-1], high - low, group)
             ours = fused[..., before : before + size].reshape(*out.shape[:-1], -1)
             out[...] = ours[..., start - low * size : stop - low * size]
             return
         bounds = (*bounds[:-1], (start + before, stop + before))
-    files.copy(name, bounds, out, transposed=stored.transposed)
+    files.copy(name, bounds, out, transposed=stored.transposed, stacked=stored.stacked)
 
 
 def _natural(name: str) -> list[Any]:

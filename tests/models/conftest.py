@@ -44,6 +44,9 @@ def save_torch_model(tmp_path: Path) -> Callable[..., Path]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
+            for name, buffer in model.named_buffers():
+                if name.endswith("layer_scalar"):  # constants that checkpoints hold
+                    buffer.add_(0.2 * torch.randn_like(buffer))
             change(model)
         folder = tmp_path / f"{config.model_type}-{seed}-{dtype}"
         model.to(getattr(torch, dtype)).save_pretrained(folder)

@@ -14,8 +14,11 @@ from lensjax.models.family import supported
 from lensjax.models.generate import Sampling
 
 STATEFUL = ("lfm2", "qwen3_5_text")  # layers that mix tokens otherwise than by attention
+SHARING = "gemma4_text"  # layers that use the keys and values of others
 FAMILIES = (
-    sorted(set(supported()) - {*STATEFUL, "mbart"}) if os.environ.get("LENSJAX_TEST_GREEDY") else ("gemma2", "t5")
+    sorted(set(supported()) - {*STATEFUL, SHARING, "mbart"})
+    if os.environ.get("LENSJAX_TEST_GREEDY")
+    else ("gemma2", "t5")
 )
 ENDS = [*range(3, 96, 6)]
 NEW = 12
@@ -99,6 +102,9 @@ def test_what_cannot_be_written_is_refused(pocket, tiny_config, random_model):
         model = random_model(tiny_config(family))
         with pytest.raises(InputError, match=f"of this {family} mix tokens otherwise than by attention"):
             model.generate(model.params, {"input_ids": [[5, 6]]})
+    model = random_model(tiny_config(SHARING))
+    with pytest.raises(InputError, match="Layers of this gemma4_text use the keys and values of others"):
+        model.generate(model.params, {"input_ids": [[5, 6]]})
     model = random_model(tiny_config("mbart"))
     with pytest.raises(InputError, match="Answers of mbart start with the token of a language"):
         model.generate(model.params, {"input_ids": [[5, 6]]})

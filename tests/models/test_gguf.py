@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +32,14 @@ from lensjax.study.init import _check_model
 from lensjax.study.spec import read_study
 
 MakeConfig = Callable[..., Any]
-FAMILIES = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "phi3", "qwen2", "qwen3", "smollm3")
+MXFP4 = GGMLQuantizationType.MXFP4
+FAMILIES = ("gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "lfm2", "llama", "mixtral", "phi3", "qwen2")
+FAMILIES += ("qwen3", "qwen3_moe", "smollm3")
 CHANGES = {  # what llama.cpp knows of these families, and the tiny configurations differ in
     "gemma3_text": {"final_logit_softcapping": 2.0},
     "granite": {"attention_bias": True},
     "llama": {"tie_word_embeddings": False, "attention_bias": True},
+    "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": True},
     "smollm3": {"no_rope_layer_interval": 4, "num_hidden_layers": 4},
 }
 OF_NO_MATTER = {"architectures", "transformers_version", "_name_or_path", "dtype", "max_window_layers", "head_dim"}
@@ -72,6 +76,39 @@ def test_a_file_makes_the_model_it_is_made_of(model_type: str, save: Callable[..
     write_gguf(folder, path)
     assert_equal(path, folder, 1e-7 if model_type.startswith("gemma") else 0.0)  # scales are stored one larger
     assert str(read_config(path).dtype).endswith("float32")
+
+
+def test_a_model_in_parts_is_read_whole(save: Callable[..., Path], tmp_path: Path) -> None:
+    folder, place = save("llama"), tmp_path / "parts"
+    place.mkdir()
+    write_gguf(folder, place / "model.gguf", split=9)
+    parts = sorted(place.iterdir())
+    assert [path.name for path in parts] == [f"model-{i:05d}-of-00004.gguf" for i in (1, 2, 3, 4)]
+    for path in (place, parts[0], parts[2]):
+        assert_equal(path, folder)
+    before = model_fingerprint(parts[0])
+    shutil.copy(parts[0], place / "alone.gguf")
+    with pytest.raises(InputError, match=r"alone\.gguf is part 0, from 0 on, of 4 of a model by its metadata, and by"):
+        read_config(place / "alone.gguf")
+    content = parts[2].read_bytes()
+    parts[2].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert model_fingerprint(parts[0]) != before
+    parts[2].unlink()
+    with pytest.raises(InputError, match=r"lacks model-00003-of-00004\.gguf beside model-00001-of-00004\.gguf; fet"):
+        lensjax.models.load(parts[0])
+
+
+def test_experts_in_mxfp4(save: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    written = write_gguf(save("gpt_oss", intermediate_size=64), path, "MXFP4")
+    model = lensjax.models.load(path)
+    experts = model.params["layers"]["blocks"]["mlp"]["experts"]
+    for name in ("gate", "up", "down"):
+        for layer in range(2):
+            rounded = gguf.quantize(np.ascontiguousarray(written[f"blk.{layer}.ffn_{name}_exps.weight"]), MXFP4)
+            expected = gguf.dequantize(rounded, MXFP4).swapaxes(1, 2)
+            np.testing.assert_array_equal(experts[name]["kernel"][layer], expected)
+            np.testing.assert_array_equal(experts[name]["bias"][layer], written[f"blk.{layer}.ffn_{name}_exps.bias"])
 
 
 def test_logits_are_those_of_torch_with_the_file(save: Callable[..., Path], tmp_path: Path) -> None:
@@ -166,6 +203,9 @@ def random_blocks(kind: str, rows: int, width: int) -> np.ndarray:
     values, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     blocks = rng.integers(0, 256, (rows, width // values, size), np.uint8)
     halves = rng.uniform(0.01, 1, (rows, width // values, 2)).astype("<f2").view(np.uint8)
+    if kind == "MXFP4":  # whose scale is an exponent
+        blocks[..., 0] = rng.integers(120, 130, blocks.shape[:-1])
+        return blocks.reshape(rows, -1)
     places = {"Q4_K": 0, "Q5_K": 0, "Q2_K": size - 4, "Q4_1": 0, "Q5_1": 0, "Q6_K": size - 2, "Q3_K": size - 2}
     at, count = places.get(kind, 0), 4 if kind in ("Q4_K", "Q5_K", "Q2_K", "Q4_1", "Q5_1") else 2
     blocks[..., at : at + count] = halves[..., :count]
@@ -198,12 +238,12 @@ def test_any_slice_is_dequantised_as_gguf_and_transformers_do(kind: str, tmp_pat
     writer.add_tensor("row", data[0], raw_dtype=stored)
     add_tensors(writer, [])
     entries = read_header(path).tensors
-    w, stack, row = (_Stored(path, entries[name], 0, 0.0) for name in ("w", "stack", "row"))
+    w, stack, row = (_Stored(entries[name], 0, 0.0) for name in ("w", "stack", "row"))
     assert (w.get_shape(), stack.get_shape(), row.get_shape()) == ([rows, width], [2, rows, width], [width])
     np.testing.assert_array_equal(w[3:7, 37:300], expected[3:7, 37:300])
     np.testing.assert_array_equal(stack[1:2, 2:5, 7:9], expected[::-1][None, 2:5, 7:9])
     np.testing.assert_array_equal(row[5:400], expected[0, 5:400])
-    paired = _Stored(path, entries["w"], 3, 1.0)  # rows 0, 2, 1, 3 of each of three heads
+    paired = _Stored(entries["w"], 3, 1.0)  # rows 0, 2, 1, 3 of each of three heads
     order = np.arange(rows).reshape(3, 2, 2).swapaxes(1, 2).ravel()
     np.testing.assert_allclose(
         paired[1:11, 3:5], expected.astype(np.float32)[order][1:11, 3:5] - 1, rtol=1e-5, atol=1e-6
@@ -332,7 +372,7 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
         {"llama.rope.scaling.type": "ntk"},
         "scales its rotary embedding by ntk, which LensJAX does",
     ),
-    "a part": ({"split.count": "4"}, "is one of 4 parts of a model; give one file"),
+    "a part": ({"split.count": "4"}, "part 0, from 0 on, of 4 of a model by its metadata, and by its name 0 of 1"),
 }
 
 

@@ -39,7 +39,7 @@ SIZES = {
     *("vocab_size", "hidden_size", "d_model", "n_embd", "n_positions", "max_position_embeddings", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "n_head", "n_layer", "ffn_dim", "d_ff", "num_layers", "num_heads"),
     *(f"{side}_{size}" for side in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")),
-    *("num_decoder_layers", "moe_intermediate_size"),
+    *("num_decoder_layers", "moe_intermediate_size", "vocab_size_per_layer_input"),
 }
 SCALED = {"factor": 2.0, "original_max_position_embeddings": 8}
 ROPES: list[dict[str, Any]] = [
@@ -57,6 +57,7 @@ ROPES: list[dict[str, Any]] = [
     {"rope_type": "spiral"},
 ]
 FULL, SLIDING, WINDOW = "full_attention", "sliding_attention", {"sliding_window": 4}
+MIXTURE = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 20}
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_10", "quick_gelu", "relu2", "tanh", "sigmoid", "gelu_python", "mish")
 VALUES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "conv_bias"), (True, False)),
@@ -73,15 +74,18 @@ VALUES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("enable_bias", "do_layer_norm_before", "layer_norm_elementwise_affine"), (True, False)),
     **dict.fromkeys(("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "norm_topk_prob"), (True, False)),
     "_remove_final_layer_norm": (True, False),
+    "attention_k_eq_v": tuple({"attention_k_eq_v": True, "num_global_key_value_heads": heads} for heads in (None, 1)),
     "block_auto_adjust_ff_dim": (True,),
     "block_ffn_dim_multiplier": ({"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1.5},),
     "block_multiple_of": ({"block_auto_adjust_ff_dim": True, "block_multiple_of": 7},),
     "d_kv": (4, 12),
     "decoder_start_token_id": (5,),
+    "enable_moe_block": (MIXTURE | {"enable_moe_block": True},),
     "expert_capacity": (1, 3),
     "feed_forward_proj": ("relu", "gelu", "gated-gelu", "gated-silu", "silu", "gated-relu"),
     "full_attn_idxs": ({"layer_types": None, "full_attn_idxs": [0]},),
     "head_dim": (6, 12),
+    "hidden_size_per_layer_input": (0, 5),
     "layer_types": (
         {"layer_types": [FULL, SLIDING], **WINDOW},
         {"layer_types": [FULL, FULL], **WINDOW},
@@ -99,6 +103,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "no_rope_layers": ([1, 1], [0, 0], [0, 1, 0]),
     "num_experts_per_tok": (1, 3),
     "num_key_value_heads": (1, 2, 4, None),
+    "num_kv_shared_layers": (0, 1, 3, 4),
     "original_max_position_embeddings": (8,),
     "output_router_logits": (True,),
     "pad_token_id": (1, None),
@@ -110,7 +115,9 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "sliding_window": (3, 4, 50, None),
     "swiglu_alpha": (0.5,),
     "swiglu_limit": (0.1, 1.0),
-    "use_bidirectional_attention": (True,),
+    "top_k_experts": (MIXTURE | {"enable_moe_block": True, "top_k_experts": 1},),
+    "use_bidirectional_attention": (True, "all", "vision"),
+    "use_double_wide_mlp": (True, False),
     "use_sliding_window": ({"use_sliding_window": True, "layer_types": None, **WINDOW}, False),
     "word_embed_proj_dim": (24,),
 }
@@ -123,7 +130,7 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 8},
     {"rope_theta": 50.0},
 )
-NESTED = ("gemma3_text", "olmo3")  # whose rope_parameters are by the type of layer
+NESTED = ("gemma3_text", "gemma4_text", "olmo3")  # whose rope_parameters are by the type of layer
 
 
 def options(family: str) -> set[str]:

@@ -21,6 +21,7 @@ MakeConfig = Callable[..., Any]
 SaveModel = Callable[..., Path]
 Check = Callable[..., None]
 
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 _DEEP = {"num_hidden_layers": 3}
 _WIDE_HEADS = _DEEP | {"head_dim": 12}
 _GEMMA2 = _WIDE_HEADS | {"query_pre_attn_scalar": 10, "sliding_window": 4}
@@ -43,6 +44,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "gemma": {"num_key_value_heads": 4, "head_dim": 12},
     "gemma2": _GEMMA2 | {"final_logit_softcapping": 30.0},
     "gemma3_text": _GEMMA2,
+    "gemma4_text": {"vocab_size_per_layer_input": 97},
     "gpt2": _DEEP,
     "gpt_neox": {"num_attention_heads": 2},
     "llama": _DEEP,
@@ -91,6 +93,36 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "stretched-global": _MIXED
         | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "tie_word_embeddings": False},
         "pattern": {"sliding_window_pattern": 2, "sliding_window": 20, "final_logit_softcapping": 2.0},
+    },
+    "gemma4_text": {
+        "shared-keys-and-inputs-of-layers": {"use_double_wide_mlp": True, "final_logit_softcapping": 30.0},
+        "keys-for-values": {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+        "experts": {
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 20,
+            "num_kv_shared_layers": 0,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+        },
+        "seven-layers": {
+            "num_hidden_layers": 7,
+            "layer_types": [_SLIDING, _FULL, _SLIDING, _SLIDING, _FULL, _SLIDING, _FULL],
+            "num_kv_shared_layers": 3,
+            "use_bidirectional_attention": "vision",
+            "head_dim": 6,
+        },
+        "only-full": {"layer_types": [_FULL] * 4, "num_kv_shared_layers": 1, "enable_moe_block": True, "num_experts": 3}
+        | {"top_k_experts": 1, "moe_intermediate_size": 12},
     },
     "gpt2": {
         "plain": {},
@@ -247,6 +279,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # Families whose first variant is always compared, and the others where LENSJAX_TEST_FAMILIES is set.
 BRIEF = (
+    "gemma4_text",
     "gpt_oss",
     "granite",
     "lfm2",

@@ -33,14 +33,15 @@ def layouts(draw: st.DrawFn) -> tuple[dict[str, Stored], dict[str, Any]]:
     shares, groups = draw(st.sampled_from([((1,), 1), ((1, 1), 1), ((3, 1, 2), 1), ((1, 1, 1), 2), ((1, 2), 4)]))
     size, inputs = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     layers, experts = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    name = "".join([".{layer}" * (layers > 0), ".{expert}" * (experts > 0)])
+    inside = draw(st.booleans()) and experts > 0  # whether a tensor holds all experts
+    name = "".join([".{layer}" * (layers > 0), ".{expert}" * (experts > 0 and not inside)])
     first, step = draw(st.integers(0, 2)), draw(st.integers(1, 3))
     transposed = draw(st.booleans())
     lead = [count for count in (layers, experts) if count]
     table, shapes = {}, {}
     for index, share in enumerate(shares):
         part, outputs = (index, shares, groups) if len(shares) > 1 else None, groups * size * share
-        table[f"m{index}"] = Stored(f"fused{name}", transposed, part, first, step)
+        table[f"m{index}"] = Stored(f"fused{name}", transposed, part, first, step, int(inside))
         shapes[f"m{index}"] = {
             "bias": jax.ShapeDtypeStruct((*lead, outputs), np.float32),
             "kernel": jax.ShapeDtypeStruct((*lead, inputs, outputs), np.float32),
@@ -60,7 +61,7 @@ def assemble(tensor: weights.Tensor, stored: dict[str, np.ndarray]) -> np.ndarra
     values = np.empty(tensor.shape, np.float64)
     for position in np.ndindex(tensor.names.shape):
         value = stored[str(tensor.names[position])].astype(np.float64)
-        value = value.T if tensor.stored.transposed else value
+        value = value.transpose(tensor.stored.axes(value.ndim))
         if tensor.stored.part is not None:
             index, shares, groups = tensor.stored.part
             grouped = value.reshape(*value.shape[:-1], groups, sum(shares), -1)

@@ -80,9 +80,9 @@ class Block(nnx.Module):
         self.mlp_post_norm = norm(width) if after else None
 
     def __call__(self, x: Float[Array, "batch time width"], mask: Array | None, angles: Angles) -> Array:
-        attended = self.attention(_normed(self.attention_norm, x), mask, angles=angles)
-        x = x + self._scaled(_normed(self.attention_post_norm, attended))
-        return x + self._scaled(_normed(self.mlp_post_norm, self.mlp(_normed(self.mlp_norm, x))))
+        attended = self.attention(normed(self.attention_norm, x), mask, angles=angles)
+        x = x + self._scaled(normed(self.attention_post_norm, attended))
+        return x + self._scaled(normed(self.mlp_post_norm, self.mlp(normed(self.mlp_norm, x))))
 
     def _scaled(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         return x if self.residual_scale == 1 else x * jnp.asarray(self.residual_scale, x.dtype)
@@ -173,7 +173,7 @@ def block_names() -> dict[str, str | Stored]:
     return {ours: f"model.layers.{{layer}}.{theirs}" for ours, theirs in block.items()}
 
 
-def _normed(norm: RMSNorm | None, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+def normed(norm: RMSNorm | None, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
     return x if norm is None else norm(x)
 
 

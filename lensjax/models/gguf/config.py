@@ -18,6 +18,7 @@ from lensjax.models.gguf.header import PLAIN, Header, read_header
 _TOKENS = {"bos": "bos", "eos": "eos", "padding": "pad"}
 FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 _LAYERS = 10_000
+_KEY_HEADS = "attention.head_count_kv"
 _IDLE = ("rope.scaling.finetuned", "tensor_data_layout", "leading_dense_block_count")
 
 
@@ -83,12 +84,16 @@ class Architecture:
       settings: What its config.json would say besides what all of them do, from the keys and that.
       paired: Whether rows of queries and keys that are rotated together lie side by side, and not half a head apart.
       norm_offset: What is added to the scales of norms.
+      mixed: Whether some layers have no attention, and thus no key heads.
+      lacking: What its config.json does not have of what those of all others do.
     """
 
     model_type: str
     settings: Callable[[Keys, Mapping[str, Any]], dict[str, Any]] = field(default=lambda keys, common: {})
     paired: bool = False
     norm_offset: float = 0.0
+    mixed: bool = False
+    lacking: tuple[str, ...] = ()
 
 
 def config_values(path: Path) -> dict[str, Any]:
@@ -110,10 +115,10 @@ def config_values(path: Path) -> dict[str, Any]:
         "model_type": ours.model_type,
         "vocab_size": keys.whole("vocab_size", embedding.shape[0]),
         "hidden_size": width,
-        "intermediate_size": keys.whole("feed_forward_length"),
+        "intermediate_size": keys.whole("feed_forward_length", keys.get("expert_feed_forward_length")),
         "num_hidden_layers": keys.whole("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.whole("attention.head_count_kv", heads),
+        "num_key_value_heads": max(_heads_of_layers(keys)) if ours.mixed else keys.whole(_KEY_HEADS, heads),
         "head_dim": head_dim,
         "max_position_embeddings": keys.whole("context_length"),
         "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
@@ -126,7 +131,7 @@ def config_values(path: Path) -> dict[str, Any]:
     values = common | {"rope_parameters": rope(keys, head_dim, common["max_position_embeddings"])}
     values |= ours.settings(keys, values)
     keys.check_all_read()
-    return values
+    return {name: value for name, value in values.items() if name not in ours.lacking}
 
 
 def architecture_of(header: Header) -> Architecture:
@@ -185,7 +190,7 @@ def _factors(header: Header, name: str, dim: int) -> list[float] | None:
     if entry.kind != "F32" or entry.shape != (dim // 2,):
         stored = f"{entry.kind} {list(entry.shape)}"
         raise InputError(f"{header.path} has {name} as {stored}, which should be F32 [{dim // 2}]; fetch it again.")
-    values = np.memmap(header.path, "<f4", "r", entry.start, entry.shape)
+    values = np.memmap(entry.path, "<f4", "r", entry.start, entry.shape)
     return [float(str(value)) for value in values]
 
 
@@ -197,7 +202,64 @@ def _dtype(header: Header) -> str:
 
 
 def _llama(keys: Keys, common: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama, Mistral or Mixtral."""
+    count = keys.whole("expert_count", 0, least=0)
+    keys.get("expert_used_count")
+    if count:
+        return {"model_type": "mixtral", **_experts(keys, "num_local_experts")}
     return {"attention_bias": "blk.0.attn_q.bias" in keys.header.tensors, "mlp_bias": False}
+
+
+def _experts(keys: Keys, name: str) -> dict[str, Any]:
+    """How many experts there are, under that name, and how many a token passes through."""
+    count = keys.whole("expert_count")
+    used = keys.whole("expert_used_count")
+    if used > count:
+        raise keys.bad("expert_used_count", used, f"at most {count}, the number of experts")
+    return {name: count, "num_experts_per_tok": used}
+
+
+def _qwen3moe(keys: Keys, common: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **_experts(keys, "num_experts"),
+        "moe_intermediate_size": keys.whole("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
+    }
+
+
+def _gpt_oss(keys: Keys, common: Mapping[str, Any]) -> dict[str, Any]:
+    rope = common["rope_parameters"]
+    stretched = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False} if rope["rope_type"] == "yarn" else {}
+    return {
+        **_experts(keys, "num_local_experts"),
+        **_windows(keys, common, 128, 2),
+        "intermediate_size": keys.whole("expert_feed_forward_length", common["intermediate_size"]),
+        "rope_parameters": rope | stretched,
+        "attention_bias": "blk.0.attn_q.bias" in keys.header.tensors,
+    }
+
+
+def _lfm2(keys: Keys, common: Mapping[str, Any]) -> dict[str, Any]:
+    heads = _heads_of_layers(keys)
+    return {
+        "norm_eps": common["rms_norm_eps"],
+        "layer_types": ["full_attention" if count else "conv" for count in heads],
+        "conv_L_cache": keys.whole("shortconv.l_cache"),
+        "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in keys.header.tensors),
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+def _heads_of_layers(keys: Keys) -> list[int]:
+    """The number of key heads of every layer, which is 0 where there is no attention, and else the same."""
+    layers, value = min(keys.whole("block_count"), _LAYERS), keys.get(_KEY_HEADS)
+    counts = value if isinstance(value, list) else [value] * layers
+    if len(counts) != layers or any(type(one) is not int for one in counts) or len({*counts} - {0}) != 1:
+        raise keys.bad(_KEY_HEADS, value, f"{layers} numbers, of which those that are not 0 are equal")
+    return counts
 
 
 def _smollm3(keys: Keys, common: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,10 +334,13 @@ ARCHITECTURES = {
     "gemma": Architecture("gemma", norm_offset=1.0),
     "gemma2": Architecture("gemma2", _gemma2, norm_offset=1.0),
     "gemma3": Architecture("gemma3_text", _gemma3, norm_offset=1.0),
+    "gpt-oss": Architecture("gpt_oss", _gpt_oss),
     "granite": Architecture("granite", _granite, paired=True),
+    "lfm2": Architecture("lfm2", _lfm2, mixed=True, lacking=("rms_norm_eps",)),
     "llama": Architecture("llama", _llama, paired=True),
     "phi3": Architecture("phi3", _phi3),
     "qwen2": Architecture("qwen2", _qwen2),
     "qwen3": Architecture("qwen3", _qwen2),
+    "qwen3moe": Architecture("qwen3_moe", _qwen3moe),
     "smollm3": Architecture("smollm3", _smollm3, paired=True),
 }

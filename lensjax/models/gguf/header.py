@@ -24,10 +24,11 @@ from lensjax.core.reading import check_regular
 
 SUFFIX = ".gguf"
 PLAIN = ("F32", "F16", "BF16", "F64")
-BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 _MOST_AXES, _MOST_VALUES = 4, 2**44
 
 
@@ -36,11 +37,13 @@ class Entry:
     """A tensor in a file.
 
     Attributes:
+      path: The file.
       kind: How its values are stored, as ggml names it: "F32", "Q4_K" and so on.
       shape: Its shape, slowest axis first; blocks of values lie along the last axis.
       start, size: Its place in the file, in bytes.
     """
 
+    path: Path
     kind: str
     shape: tuple[int, ...]
     start: int
@@ -49,10 +52,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a GGUF file.
+    """The header of a GGUF file, or of several that hold one model.
 
     Attributes:
-      path: The file.
+      path: The file, or the one of them that was asked for.
       fields: Its metadata by key: numbers, texts, and lists of them.
       tensors: Its tensors by name.
     """
@@ -81,6 +84,15 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == SUFFIX and path.is_file()
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files that hold a model together: itself, or all of those named as in model-00001-of-00003.gguf."""
+    named = _PART.fullmatch(path.name)
+    if named is None:
+        return [path]
+    start, ending, count = named[1], path.suffix, int(named[3])
+    return [path.with_name(f"{start}-{part:05d}-of-{count:05d}{ending}") for part in range(1, count + 1)] or [path]
+
+
 def provenance(path: Path) -> str:
     """What is to be said of results with a model of a file: that its weights are rounded. "" where they are not."""
     kinds = read_header(path).quantised if is_gguf(path) else []
@@ -100,30 +112,45 @@ def write_card(path: Path, folder: Path) -> None:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a GGUF file.
+    """Read the header of a GGUF file, with those of the other parts of the model where it is one of several.
 
     Raises:
-      InputError: the package gguf is not installed, or the file is cut short, malformed, of another version, one part
-        of several, or has tensors that are stored in a way LensJAX does not read.
+      InputError: the package gguf is not installed, or a file is cut short, malformed, of another version, or missing
+        among the parts of the model, or has tensors that are stored in a way LensJAX does not read.
     """
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"Reading {path} needs the package gguf; run `pip install 'lensjax[gguf]'`.")
-    check_regular(path, "fetch it again")
-    stat = path.stat()
-    return _read(path, stat.st_size, stat.st_mtime_ns)
+    parts = parts_of(path)
+    if absent := [part.name for part in parts if not part.exists()]:
+        raise InputError(f"{path.parent} lacks {listing(absent)} beside {path.name}; fetch all parts of the model.")
+    for part in parts:
+        check_regular(part, "fetch it again")
+    stats = [(part, part.stat()) for part in parts]
+    return _read(path, tuple((part, stat.st_size, stat.st_mtime_ns) for part, stat in stats))
 
 
 @lru_cache(maxsize=8)  # configuration, tokenizer and weights are read one after another, of every candidate
-def _read(path: Path, size: int, _changed: int) -> Header:
+def _read(path: Path, files: tuple[tuple[Path, int, int], ...]) -> Header:
+    headers = [_of_file(part, size) for part, size, _ in files]
+    fields, tensors = headers[0].fields, dict[str, Entry]()
+    for number, header in enumerate(headers):
+        count, place = (header.fields.get(f"split.{name}", default) for name, default in (("count", 1), ("no", number)))
+        if (count or 1, place) != (len(files), number) or tensors.keys() & header.tensors.keys():
+            raise InputError(
+                f"{header.path} is part {shorten(place)}, from 0 on, of {shorten(count)} of a model by its metadata, "
+                f"and by its name {number} of {len(files)}; fetch all parts, under their own names."
+            )
+        tensors |= header.tensors
+    return Header(path, fields, tensors)
+
+
+def _of_file(path: Path, size: int) -> Header:
     data = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
     try:
-        header = _Cursor(data, path).header()
+        return _Cursor(data, path).header()
     except (struct.error, ValueError, IndexError, OverflowError) as error:
         why = shorten(" ".join(str(error).split()), 200).rstrip(".")
         raise InputError(f"{path} is not a whole GGUF file ({why}); fetch it again.") from error
-    if header.fields.get("split.count", 1) not in (0, 1):
-        raise InputError(f"{path} is one of {shorten(header.fields['split.count'])} parts of a model; give one file.")
-    return header
 
 
 class _Cursor:
@@ -168,7 +195,9 @@ class _Cursor:
             if offset % alignment or offset < ends or begin + offset + size > len(self.data):
                 raise ValueError(f"{shorten(name)} lies across another tensor or the end of the file")
             ends = offset + size
-        return {name: Entry(kind, shape, begin + at, size) for name, (kind, shape, at, size) in found.items()}
+        return {
+            name: Entry(self.path, kind, shape, begin + at, size) for name, (kind, shape, at, size) in found.items()
+        }
 
     def bytes(self, count: int) -> bytes:
         """The next bytes."""
