@@ -13,6 +13,7 @@ import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import device_bytes
 from lensjax.curvature.hvp import hvp_fn
+from lensjax.curvature.ntk import ntk
 from lensjax.models import make_mesh
 from lensjax.models.loading import quantise
 from lensjax.models.lora import add_lora, join, split_trainable
@@ -167,6 +168,16 @@ def test_curvature_of_adapters_is_right_and_of_codes_refused(
             )
             products.append(hvp(v))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *products)
+        kernels = []
+        for model in (over, beside):
+            _, frozen = split_trainable(model.params)
+            kernels.append(
+                ntk(lambda own, row, model=model, frozen=frozen: model.loss(join(own, frozen), row), trained, batch)
+            )
+        np.testing.assert_allclose(*kernels, rtol=1e-5, atol=1e-7)
+        assert np.linalg.eigvalsh(kernels[0]).min() > 0
+        with pytest.raises(InputError, match=r"kernel holds u?int8; curvature needs floating-point parameters"):
+            ntk(base.loss, base.params, batch)
         with pytest.raises(InputError, match=r"kernel holds u?int8; curvature needs floating-point parameters"):
             hvp_fn(base.loss, base.params, batch)
 

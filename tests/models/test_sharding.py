@@ -25,8 +25,9 @@ from lensjax.models.sharding import RULES, SMALL, abstract_mesh, constrain_activ
 ALL_AXES = "data=2,fsdp=2,tensor=2"
 DISTINCT = ("bart", "gemma3_text", "gpt2", "gpt_neox", "llama", "opt", "switch_transformers", "t5")  # kinds of blocks
 CASES = [("gpt2", "tensor=4,data=2"), ("switch_transformers", "fsdp=8"), ("mixtral", "data=2,tensor=4")]
+CASES += [("gemma4_text", ALL_AXES)]
 if "LENSJAX_TEST_FAMILIES" in os.environ:
-    DISTINCT += ("gpt_oss", "lfm2", "mixtral", "qwen3_5_text", "qwen3_moe")
+    DISTINCT += ("gpt_oss", "lfm2", "mbart", "mixtral", "pegasus", "qwen3_5_text", "qwen3_moe", "umt5")
     CASES += [("qwen3_moe", "fsdp=8"), ("mixtral", "fsdp=2,data=4")]
 CASES += [(name, ALL_AXES) for name in DISTINCT]
 MakeConfig = Callable[[str], Any]

@@ -29,6 +29,7 @@ from lensjax.study.plan_schema import Plan
 from lensjax.study.spec import read_study
 from lensjax.tasks.batches import BatchPlan, fits
 from lensjax.train import workload
+from lensjax.train.choices import WAYS, choices
 from lensjax.train.estimate import AbstractCandidate, Work, planned_work, scaled_work
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import planned_steps
@@ -271,6 +272,23 @@ def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):
     assert rung_flops(model, halves) == rung_flops(model, batches[:1])
     assert [rung.examples for rung in found.rungs] == [0, 200, 400]
     assert found.total.flops == 2 * found.evidence_of_rung["hessian"].flops + sum(rung.flops for rung in found.rungs)
+
+
+def test_choices_are_those_of_each_candidate(study, planned, monkeypatch):
+    ways = [WAYS[0], {"method": "lora", "quantise": "nf4", "remat": "full"}]
+    monkeypatch.setattr(plan, "choices_of", lambda found, room: choices(found, room, ways))
+    monkeypatch.setattr(plan, "device_memory", lambda mesh: 10**9)
+    found = make_plan(study, timing=False, choices=True)
+    for one, without in zip(found.candidates, planned.candidates, strict=True):
+        assert [choice.settings for choice in one.choices] == [
+            "method: full, remat: none",
+            "method: lora, quantise: nf4, remat: full",
+        ]
+        whole, adapters = one.choices
+        assert whole.fits
+        assert adapters.fits
+        assert adapters.memory < whole.memory
+        assert (one.memory, one.total, without.choices) == (without.memory, without.total, ())
 
 
 def test_a_candidate_that_does_not_fit_is_named_and_left_out(study, planned, monkeypatch):
