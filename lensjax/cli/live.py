@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lensjax.core import text
 from lensjax.core.errors import InputError
-from lensjax.train.displays import clock as clock_text
-from lensjax.train.displays import speed_text
+from lensjax.train.displays import left_text, speed_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -59,11 +58,11 @@ class LiveStudy(AbstractContextManager["LiveStudy"]):
         self._title, self._steps = title, steps
         self._show()
 
-    def step(self, step: int, loss: float, speed: Mapping[str, float], seconds_left: float) -> None:
+    def step(self, step: int, loss: float, speed: Mapping[str, float], seconds_left: float | None) -> None:
         """See `Display`."""
         self._losses.append(loss)
         parts = [f"{self._title}: step {step:,} of {self._steps:,}", f"loss {loss:.4f}", speed_text(speed)]
-        self._run = ", ".join(filter(None, [*parts, f"{clock_text(seconds_left)} left at most"]))
+        self._run = ", ".join(filter(None, [*parts, left_text(seconds_left)]))
         if time.monotonic() - self._shown > 0.25:
             self._show()
 

@@ -41,7 +41,7 @@ from lensjax.study.journal import Entry, Journal
 from lensjax.study.launching import LAUNCHERS, Launch
 from lensjax.study.mending import lost_cells, mend
 from lensjax.study.spec import StudySpec
-from lensjax.study.standing import Known, Standing, Watch, losses_of, standing
+from lensjax.study.standing import Known, Standing, Watch, losses_of, standing, steps_by
 from lensjax.train.displays import Display
 from lensjax.train.results import CURVES, curves_csv, read_result, result_sentence
 
@@ -243,7 +243,9 @@ class _Runner:
                 sizes=self.bench.sizes,
                 ended={cell: entry for cell, entry in ended.items() if cell.model in self.spec.names},
                 pending=self.pending(cells),
-                cost=lambda model, size: self.cost(model, size, "seconds"),
+                searched=self.searches("seconds"),
+                steps=steps_by(self.spec),
+                weights={name: cost.flops_per_token for name, cost in self.costs.items()},
                 losses={} if table is None else losses_of(table),
                 left=self.left,
             )
@@ -328,15 +330,15 @@ class _Runner:
     def spent(self, unit: str) -> float:
         """FLOPs or seconds so far, the choice of learning rates included."""
         cells = float(sum(getattr(entry, unit) for entry in self.journal.entries if entry.cell is not None))
-        return cells + (self.searches(self.spec.names, unit) if unit == "flops" else 0.0)  # whose seconds are in cells
+        return cells + (sum(self.searches(unit).values()) if unit == "flops" else 0.0)  # whose seconds are in cells
 
-    def searches(self, models: Iterable[str], unit: str) -> float:
-        """FLOPs or seconds of the runs that only the choice of learning rates needed."""
+    def searches(self, unit: str) -> dict[str, float]:
+        """FLOPs or seconds, by candidate, of the runs that only the choice of learning rates needed."""
 
-        def add() -> float:
+        def add() -> dict[str, float]:
             results = read_results(self.spec, self.out)
-            runs = (run for name in models for run in read_searches(self.out, self.spec.candidate(name), results))
-            return float(sum(getattr(run, unit) for run in runs))
+            runs = {one.name: read_searches(self.out, one, results) for one in self.spec.candidates}
+            return {name: float(sum(getattr(run, unit) for run in each)) for name, each in runs.items()}
 
         return on_first(add)
 
@@ -357,7 +359,7 @@ class _Runner:
             return 0.0
         run = took(FINETUNE, largest)
         if unit == "seconds" and largest == self.bench.sizes[1]:
-            run = max(0.0, run - self.searches([model], unit))  # which the first rung alone waits for
+            run = max(0.0, run - self.searches(unit)[model])  # which the first rung alone waits for
         fixed = min(took(FINETUNE, 0), run)
         evidence = sum(took(kind, largest) for kind in {cell.kind for cell in last} - {FINETUNE})
         return fixed + (run - fixed) * size / largest + evidence

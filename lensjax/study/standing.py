@@ -1,5 +1,6 @@
 """How far a running study is: which cells are done, what they showed, and how long the rest will take."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,8 @@ from lensjax.core import text
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.study.journal import Entry
+from lensjax.study.spec import StudySpec
+from lensjax.train.loop import planned_steps
 
 Mark = Literal["done", "failed", "waiting", "dropped"]
 
@@ -54,7 +57,9 @@ class Known:
       names, sizes: See `Standing`.
       ended: The last entry of every cell that has ended.
       pending: Cells that are still to be computed, in their order.
-      cost: Seconds that a candidate's rung will take, 0 where nothing is known of it; see the runner.
+      searched: Seconds that the choice of each candidate's learning rate took, which are in those of its first rung.
+      steps: Steps that a run of a candidate on a number of examples takes at most.
+      weights: Operations of each candidate by token, by which others tell of one that is not trained yet.
       losses: See `Standing`.
       left: Candidates that are still measured.
     """
@@ -63,7 +68,9 @@ class Known:
     sizes: Sequence[int]
     ended: Mapping[Cell, Entry]
     pending: Sequence[Cell]
-    cost: Callable[[str, int], float]
+    searched: Mapping[str, float] = field(default_factory=dict)
+    steps: Callable[[str, int], int] = lambda model, examples: examples
+    weights: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[tuple[str, int], float] = field(default_factory=dict)
     left: Iterable[str] = ()
 
@@ -115,15 +122,51 @@ def _seconds(known: Known) -> float | None:
 
 
 def _alike(cell: Cell, known: Known) -> float | None:
-    """Seconds that a cell will take: as its candidate's largest rung, or else as those of others."""
-    own = {one: entry.seconds for one, entry in known.ended.items() if one.kind == cell.kind and entry.status == "ok"}
-    if cell.kind == FINETUNE and cell.examples and (took := known.cost(cell.model, cell.examples)):
-        return took
-    same = [seconds for one, seconds in own.items() if one.examples == cell.examples]
-    if same:
-        return sum(same) / len(same)
-    largest = max((one.examples for one in own if one.examples), default=0)
-    if not largest or cell.kind != FINETUNE:
+    """Seconds that a cell will take, by its candidate's own cells, or else by those of others and their sizes."""
+    own = _by_own(cell, known)
+    if own is not None:
+        return own
+    weight = known.weights.get(cell.model, 1.0)
+    others = [
+        took * weight / known.weights.get(name, 1.0)
+        for name in known.names
+        if name != cell.model and (took := _by_own(cell._replace(model=name), known, searching=True)) is not None
+    ]
+    return sum(others) / len(others) if others else None
+
+
+def _by_own(cell: Cell, known: Known, *, searching: bool = False) -> float | None:
+    """Seconds that a cell will take by the like cells of its candidate, None where there are none.
+
+    Of runs, the test takes as long on every rung, and training as many of the largest rung's steps as are planned.
+
+    Args:
+      cell, known: The cell, and what is known.
+      searching: Whether a run on the first rung chooses a learning rate too.
+    """
+    took: dict[int, list[float]] = {}
+    for one, entry in known.ended.items():
+        if (one.kind, one.model, entry.status) == (cell.kind, cell.model, "ok"):
+            took.setdefault(one.examples, []).append(entry.seconds)
+    mean = {examples: sum(each) / len(each) for examples, each in took.items()}
+    if cell.kind != FINETUNE or not cell.examples:
+        return mean.get(cell.examples)
+    first = min((size for size in known.sizes if size), default=0)
+    if first in mean and not (searching and cell.examples == first):
+        mean[first] = max(mean[first] - known.searched.get(cell.model, 0.0) / len(took[first]), 0.0)
+    trained = [examples for examples in mean if examples]
+    if not trained:
         return None
-    last = [seconds for one, seconds in own.items() if one.examples == largest]
-    return sum(last) / len(last) * max(cell.examples, 1) / largest
+    near = cell.examples if cell.examples in mean else max(trained)
+    test = min(mean.get(0, 0.0), mean[near])
+    return test + (mean[near] - test) * known.steps(cell.model, cell.examples) / known.steps(cell.model, near)
+
+
+def steps_by(spec: StudySpec) -> Callable[[str, int], int]:
+    """Steps that a run of a candidate on a number of examples takes if it is not stopped early."""
+    training = {one.name: spec.finetune_spec(one).training for one in spec.candidates}
+
+    def steps(model: str, examples: int) -> int:
+        return planned_steps(training[model], math.ceil(examples / training[model].batch_size))[0]
+
+    return steps

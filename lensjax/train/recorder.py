@@ -47,6 +47,7 @@ class Recorder:
         self._file: TextIO | None = None
         self._recent: list[tuple[Progress, Progress]] = []  # at a time: steps handed to the devices, and those done
         self._speed: dict[str, float] = {}
+        self._began = 0  # the step that this attempt went on from
         self._title, self._folder = "", Path()
         self._begun = False
 
@@ -61,7 +62,7 @@ class Recorder:
 
     def begin(self, progress: Progress, steps: int) -> None:
         """Training begins, or goes on from `progress`; later lines of its log are dropped."""
-        self._recent, self._speed = [(progress, progress)], {}
+        self._recent, self._speed, self._began = [(progress, progress)], {}, progress.step
         if not is_first():
             return
         with explained(self._folder):
@@ -77,12 +78,20 @@ class Recorder:
         """Note a step; see `Observer`."""
         self._recent = [*self._recent[-_RATES_OVER:], (progress, self._recent[-1][0])]
         self._note_speed()
-        first, _ = self._recent[0]
-        left = (steps - progress.step) * (progress.seconds - first.seconds) / max(progress.step - first.step, 1)
+        left = self._left(steps)
         if self._display is not None:
             self._display.step(progress.step, metrics["loss"], self._speed, left)
         if progress.step % math.ceil(steps / _LINES) == 0:
-            self._write(progress, {**metrics, **self._speed, "seconds_left": left})
+            known = {} if left is None else {"seconds_left": left}
+            self._write(progress, {**metrics, **self._speed, **known})
+
+    def _left(self, steps: int) -> float | None:
+        """Seconds until all steps are made, by the last ones; None at the first, which waits for its program."""
+        timed = [one for one, _ in self._recent if one.step > self._began]
+        if len(timed) < 2:
+            return None
+        first, last = timed[0], timed[-1]
+        return (steps - last.step) * (last.seconds - first.seconds) / (last.step - first.step)
 
     def _note_speed(self) -> None:
         """Speeds over the last steps that the devices have done: when a step is handed to them, that before is not yet.

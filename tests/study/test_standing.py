@@ -22,8 +22,8 @@ def ended(**seconds):
     }
 
 
-def known(done, pending, cost=lambda model, size: 0.0, **more):
-    return standing(Known(["a", "b"], SIZES, done, pending, cost, left=("a", "b"), **more))
+def known(done, pending, **more):
+    return standing(Known(["a", "b"], SIZES, done, pending, left=("a", "b"), **more))
 
 
 def test_marks_and_counts():
@@ -31,7 +31,7 @@ def test_marks_and_counts():
     assert [found.marks["a", size] for size in SIZES] == ["done", "waiting", "waiting"]
     assert [found.marks["b", size] for size in SIZES] == ["done", "failed", "waiting"]
     assert (found.done, found.total, found.next) == (3, 5, run("a", 200))
-    dropped = standing(Known(["a", "b"], SIZES, ended(a_0=1, b_0=1), [run("a", 200)], lambda m, s: 0.0, left=("a",)))
+    dropped = standing(Known(["a", "b"], SIZES, ended(a_0=1, b_0=1), [run("a", 200)], left=("a",)))
     assert dropped.marks["b", 400] == "dropped"
 
 
@@ -40,9 +40,21 @@ def test_time_left_is_known_from_a_candidates_own_runs_and_those_of_others():
     assert known(done, [run("a", 200)]).seconds_left is None
     done |= ended(a_200=10)
     assert known(done, [run("b", 200)]).seconds_left == pytest.approx(10)  # as that of the other
-    assert known(done, [run("b", 200), run("b", 400)]).seconds_left == pytest.approx(10 + 20)  # in proportion
-    own = known(done, [run("a", 400)], cost=lambda model, size: 25.0)
-    assert own.seconds_left == 25
-    assert own.sentence == "3 of 4 done, about 25.0 s left"
+    more = known(done, [run("b", 200), run("b", 400)])
+    assert more.seconds_left == pytest.approx(10 + 1 + 2 * 9)  # the test takes as long on every rung
+    larger = known(done, [run("b", 200)], weights={"a": 2.0, "b": 6.0})
+    assert larger.seconds_left == pytest.approx(30)
+    own = known(done, [run("a", 400)])
+    assert own.sentence == "3 of 4 done, about 19.0 s left"
     assert known(done, [Cell("ntk", "a", 0, 0)]).seconds_left is None
     assert known(done, []).sentence == "3 of 3 done"
+
+
+def test_time_left_counts_steps_and_leaves_out_what_the_first_rung_alone_takes():
+    """Runs on small sets may take as many steps as those on larger ones, and the first rung searches rates."""
+    done = ended(a_0=1, b_0=1, a_200=31)
+    assert known(done, [run("a", 400)], steps=lambda model, size: 500).seconds_left == pytest.approx(31)
+    searched = {"a": 20.0}
+    assert known(done, [run("a", 400)], searched=searched).seconds_left == pytest.approx(1 + 2 * 10)
+    assert known(done, [run("b", 200)], searched=searched).seconds_left == pytest.approx(31)  # which will search too
+    assert known(done, [run("b", 400)], searched=searched).seconds_left == pytest.approx(1 + 2 * 10)

@@ -91,3 +91,14 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
 
 def test_the_peak_of_a_device_is_measured_where_none_is_published():
     assert 1e9 < measured_peak("float32") < 1e15
+
+
+def test_time_left_leaves_out_the_step_that_compiles(tmp_path):
+    recorder = Recorder("float32", 1)
+    with recorder.run("tiny", tmp_path):
+        recorder.begin(Progress(step=5, seconds=9.0), 105)  # of an earlier command
+        recorder.step(Progress(step=6, seconds=39.0), 105, METRICS)
+        recorder.step(Progress(step=7, seconds=40.0), 105, METRICS)
+    first, second = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert "seconds_left" not in first
+    assert second["seconds_left"] == pytest.approx(98.0)
