@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.curvature.low_rank import lanczos
 from lensjax.curvature.ntk import ntk_sketch, ntk_vp, sketch_plan
 from lensjax.measure.functionals import FUNCTIONALS, Batch
@@ -16,8 +17,8 @@ from lensjax.measure.kernel import choose_times, functional_of, values_of
 from lensjax.models.model import Model
 
 
-@dataclass(frozen=True)
-class ApproximateKernel:
+@dataclass(frozen=True, repr=False)
+class ApproximateKernel(Tabular):
     """A model's kernel Θ of `size` rows, as rows · rowsᵀ of random features, or as V diag(λ) Vᵀ.
 
     Attributes:
@@ -57,6 +58,15 @@ class ApproximateKernel:
             return f"{features}: trace {self.estimate:.4g} ± {self.standard_error:.2g}, {largest}."
         missing = f"{self.estimate:.2%} ± {self.standard_error:.2%} of the kernel's norm is missing"
         return f"{len(self.eigenvalues):,} eigenvalues of {self.size:,}: {largest}; {missing}."
+
+    @property
+    def headline(self) -> str:
+        """Its functional, and what is said of it first."""
+        return f"Kernel of {self.functional}, {self.method}: {self.sentence.rstrip('.')}"
+
+    def as_columns(self) -> Columns:
+        """The eigenvalues of Θ / size, largest first."""
+        return {"rank": list(range(1, len(self.eigenvalues) + 1)), "eigenvalue": self.eigenvalues}
 
     def summary(self) -> dict[str, Any]:
         """Numbers that describe the kernel."""

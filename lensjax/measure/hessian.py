@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lensjax.core.errors import InputError
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.curvature.bound import layer_names
 from lensjax.curvature.hvp import hvp_fn
 from lensjax.curvature.operator import LinearOperator, Product
@@ -28,8 +29,8 @@ _NARROW = 2**25  # parameters from which the basis of eigenvectors is held in bf
 _LEAST_PRODUCTS, _PRODUCTS_EACH = 30, 6  # at most for the first eigenvalues, and for each
 
 
-@dataclass(frozen=True)
-class Hessian:
+@dataclass(frozen=True, repr=False)
+class Hessian(Tabular):
     """The Hessian of a model's loss, the mean over all target tokens of some examples, in nats.
 
     Attributes:
@@ -49,6 +50,17 @@ class Hessian:
     layers: tuple[str, ...]
     layer_traces: StochasticEstimate
     products: int
+
+    @property
+    def headline(self) -> str:
+        """Its trace and largest eigenvalue, in a line."""
+        value, error = float(self.trace.value), float(self.trace.standard_error)
+        return f"Hessian: trace {value:.4g} ± {error:.2g}, largest eigenvalue {self.eigenvalues[0]:.4g}"
+
+    def as_columns(self) -> Columns:
+        """The largest eigenvalues with the residuals of their vectors, largest first."""
+        places = list(range(1, len(self.eigenvalues) + 1))
+        return {"rank": places, "eigenvalue": self.eigenvalues, "residual": self.residuals}
 
     def summary(self) -> dict[str, Any]:
         """Numbers that describe it, for JSON."""

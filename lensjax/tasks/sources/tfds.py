@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class Tfds(NamedSplits):
         if name not in names and name in ("train", "validation", "test"):
             return None, names
         try:
-            return _Examples(builder.as_data_source(name), f"{builder.name}/{name}"), names
+            examples = builder.as_data_source(name)
+            return _Examples(examples, f"{builder.name}/{name}", _classes(builder.info.features)), names
         except NotImplementedError as error:
             raise InputError(
                 f"The TFDS data set '{shorten(given)}' in {shorten(folder, 200)} is in "
@@ -78,32 +79,51 @@ class Tfds(NamedSplits):
 
 
 class _Examples(Rows):
-    """Examples of a prepared TFDS data set."""
+    """Examples of a prepared TFDS data set, in which numbers of classes are the classes' names."""
 
-    def __init__(self, examples: Any, name: str) -> None:
-        self._examples, self._name = examples, name
+    def __init__(self, examples: Any, name: str, classes: Mapping[str, Sequence[str]]) -> None:
+        self._examples, self._name, self._classes = examples, name, classes
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, i: int) -> Mapping[str, object]:
         try:
-            row: Mapping[str, object] = self._examples[i]
+            row = self._examples[i]
         except Exception as error:  # array_record raises RuntimeError, and decoders any error
             raise InputError(
                 f"{self.where(i)} cannot be read ({one_line(error)}); prepare the data set again."
             ) from error
-        return row
+        return self._named(row)
 
     def read(self, numbers: Iterable[int]) -> Iterator[Mapping[str, object]]:
         """The rows of some numbers, in their order; read by the hundred, which is ten times as fast as one by one."""
         iterator = iter(numbers)
         while some := list(itertools.islice(iterator, _TOGETHER)):
             try:
-                rows = self._examples.__getitems__(some)
+                rows = map(self._named, self._examples.__getitems__(some))
             except Exception:  # one of them cannot be read: find out which
                 rows = map(self.__getitem__, some)
             yield from rows
 
+    def _named(self, row: Mapping[str, object]) -> Mapping[str, object]:
+        if not self._classes:
+            return row
+        return dict(row) | {name: _name_of(row[name], names) for name, names in self._classes.items() if name in row}
+
     def where(self, i: int) -> str:
         return f"{self._name} example {i + 1}"
+
+
+def _classes(features: Any) -> dict[str, list[str]]:
+    """The names of classes by field, where the data set has them."""
+    import tensorflow_datasets as tfds
+
+    fields = features.items() if isinstance(features, tfds.features.FeaturesDict) else ()
+    classes = {name: one for name, one in fields if isinstance(one, tfds.features.ClassLabel)}
+    return {name: list(one.names) for name, one in classes.items() if one.num_classes}
+
+
+def _name_of(value: Any, names: Sequence[str]) -> str | None:
+    """The name of a class by its number; None for -1, which stands for one that is not known."""
+    return names[int(value)] if 0 <= int(value) < len(names) else None
