@@ -13,7 +13,5 @@ measuring.
 
 from lensjax.core.lazy import lazy
 
-__version__ = "0.1.0"
-
 _MODULES = ("study", "models", "data", "train", "curvature", "fit", "curves", "plot")
-__getattr__, __dir__ = lazy(__name__, dict.fromkeys(_MODULES, ""))
+__getattr__, __dir__ = lazy(__name__, {**dict.fromkeys(_MODULES, ""), "__version__": "core.version"})

@@ -281,13 +281,13 @@ def _prepare(
 
 def _cost(seconds: float) -> dict[str, Any]:
     """Time and memory of measuring, the device, and versions."""
-    import importlib.metadata
     import resource
     import sys
 
     import jax
 
     from lensjax.core import devices
+    from lensjax.core.version import __version__
 
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
@@ -298,7 +298,7 @@ def _cost(seconds: float) -> dict[str, Any]:
         "peak_memory_bytes": int(peak),
         "device": device.device_kind,
         "devices": len(devices.usable_devices()),
-        "lensjax": importlib.metadata.version("lensjax"),
+        "lensjax": __version__,
         "jax": jax.__version__,
     }
 

@@ -50,7 +50,7 @@ def _ended(whose: str) -> str:
 
 def internal_error(error: Exception) -> str:
     """A sentence about a fault of LensJAX, whose details it writes to a new file for a report."""
-    from lensjax import __version__
+    from lensjax.core.version import __version__
 
     what = f"{type(error).__name__}: {one_line(error, 200)}".rstrip(": ")
     about = f"lensjax {__version__}, Python {platform.python_version()}, {platform.platform()}"

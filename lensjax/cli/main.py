@@ -74,7 +74,13 @@ def main(arguments: list[str] | None = None) -> None:
     keep_compiled_programs()
     try:
         with enduring(), sentences():
-            _check_command(sys.argv[1:] if arguments is None else arguments)
+            given = sys.argv[1:] if arguments is None else arguments
+            if given == ["--version"]:
+                from lensjax.core.version import __version__
+
+                say(f"lensjax {__version__}")
+                return
+            _check_command(given)
             _app(_COMMANDS).cli(
                 prog="lensjax",
                 description="Which of these language models should we fine-tune on our data?",

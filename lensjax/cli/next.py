@@ -107,7 +107,7 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
     """Everything that a program may need of an advice."""
     import numpy as np
 
-    from lensjax import __version__
+    from lensjax.core.version import __version__
     from lensjax.selection.advice import Point, relative_costs
 
     full_tuning = sum(relative_costs(table, (Point(model, target) for model in table.models)).values())

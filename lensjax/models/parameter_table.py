@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec
 from numpy.typing import DTypeLike
 from rich import filesize
 
-from lensjax import __version__
 from lensjax.core.pytrees import path_name
+from lensjax.core.version import __version__
 from lensjax.models.family import of_all_layers
 from lensjax.models.model import abstract_model
 from lensjax.models.options import make_options

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import rankdata
 
-from lensjax import __version__
 from lensjax.core.csv_text import csv_text
 from lensjax.core.text import clean, json_text
+from lensjax.core.version import __version__
 from lensjax.selection.by_metric import MetricPrediction
 from lensjax.selection.prediction import Prediction
 from lensjax.selection.ranking import Ranking

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lensjax import __version__
 from lensjax.core.artefacts import QUARANTINE, Damaged, digest, read_ours, read_sealed, sealed, set_aside
 from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import LOCK, is_leftover, locked, make_folder, remove_leftovers, write_files
 from lensjax.core.processes import on_first
 from lensjax.core.specs import changed_settings, validated
+from lensjax.core.version import __version__
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, Records
 from lensjax.study.deaths import MARK

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from lensjax import __version__
 from lensjax.core.roofline.estimate import StepBounds
 from lensjax.core.specs import Strict
+from lensjax.core.version import __version__
 from lensjax.models.inference import InferenceCost
 from lensjax.tasks.writing import Writing
 from lensjax.train.choices import Choice

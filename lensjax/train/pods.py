@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-from lensjax import __version__
 from lensjax.core.compiled import compiled_folder
 from lensjax.core.errors import InputError
 from lensjax.core.files import make_folder, write_files
 from lensjax.core.roofline.counters import count_program
 from lensjax.core.roofline.estimate import Layout, StepBounds, step_bounds
 from lensjax.core.specs import Strict
+from lensjax.core.version import __version__
 from lensjax.models.sharding import make_mesh
 from lensjax.train.memory import NoRoom, compiled_from, program_bytes
 from lensjax.train.meshes import Choice, Forecast, Workplace, outlooks

@@ -14,8 +14,8 @@ import jinja2
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-import lensjax
 from lensjax.core import text
+from lensjax.core.version import __version__
 from lensjax.report.figures.plots import figure_json
 
 
@@ -76,7 +76,7 @@ def render(template: str, context: Mapping[str, object]) -> str:
     scripts = {"plotly": _asset("plotly-basic.min.js"), "page": _asset("page.js")}
     frame = {
         "versions": [
-            ("LensJAX", lensjax.__version__),
+            ("LensJAX", __version__),
             *((package, version(package)) for package in ("jax", "numpy", "plotly")),
             ("Python", platform.python_version()),
         ],
