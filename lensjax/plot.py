@@ -61,7 +61,7 @@ def curves(
     """Losses against numbers of training examples, both logarithmic.
 
     Args:
-      shown: a posterior, whose median curves are drawn with their 90 % bands, best at its horizon first; a ranking,
+      shown: a posterior, whose median curves are drawn, best at its horizon first, five with 90 % bands; a ranking,
         whose fitted curves are, in its order; or a table, whose points are joined.
       table: measured losses to draw as points with a posterior; by default those that it was fitted to, where it knows
         them.

@@ -80,7 +80,13 @@ _FINETUNED = (
 CurvesFile = Annotated[str, Positional, arg(metavar="CURVES.csv", help=_CURVES)]
 SpecFile = Annotated[Path, Positional, arg(metavar="SPEC.yaml", help=_SPEC)]
 StudyFile = Annotated[Path, Positional, arg(metavar="STUDY.yaml", help=_STUDY)]
-StudyFolder = Annotated[Path, Positional, arg(metavar="DIR", help="Folder of the study, as `lensjax run` wrote it.")]
+StudyFolders = Annotated[
+    tuple[Path, ...],
+    Positional,
+    arg(
+        metavar="DIR", help="Folders of studies, as `lensjax run` wrote them; that of several tasks holds one for each."
+    ),
+]
 
 ModelSource = Annotated[str | None, arg(help=_MODEL)]
 CandidateName = Annotated[

@@ -108,5 +108,5 @@ def print_decision(report: "StudyReport", folder: Path) -> None:
             say(f"{how}: {candidate.name}, as {candidate.ineligible}.")
     if report.decision.model is not None and report.decision.final:
         say(f"To fine-tune it on all the data: {winner_command(folder)}")
-    for sentence in (*report.decision.because, report.decision.sentence):
+    for sentence in filter(None, (*report.decision.because, report.decision.more, report.decision.sentence)):
         say(sentence)

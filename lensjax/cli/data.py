@@ -36,9 +36,11 @@ def show(
 
     Prints the number of examples, lengths of prompts and targets (of the first 1000 training examples of seed 0, of
     validation and of test), the share that is cut, with a model the shares that its tokenizer cannot write, and three
-    training examples as a model sees them.
+    training examples as a model sees them. Of a file of rows itself, the first rows, and how to make a study of them.
 
     Worked examples
+
+    $ lensjax data show verses.jsonl
 
     $ lensjax data show task.yaml
 
@@ -51,6 +53,11 @@ def show(
             characters are counted.
         json: Write the numbers and the examples to this file.
     """
+    from lensjax.cli.rows import is_data, show_rows
+
+    if is_data(spec):
+        show_rows(spec, json)
+        return
     write = output_writer(json, reads=[] if spec.is_dir() else [spec])
     from lensjax.cli.specs import read_subject
 

@@ -1,13 +1,14 @@
 """`lensjax plan`: what a study will cost, before any training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensjax.cli.arguments import Settings, StudyFile
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.outputs import output_writer
-from lensjax.cli.specs import flat
+from lensjax.cli.specs import read_studies
+from lensjax.core.text import json_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,22 +60,31 @@ def plan(
             parameters or adapters, over kernels in int8 or NF4 or neither, with each remat. This compiles 16 programs
             for each candidate.
         timing: Time a few steps of every candidate, with made-up weights.
-        json: Write the whole plan to this file.
+        json: Write the whole plan to this file, of several tasks by their names.
     """
     write = output_writer(json, reads=[spec, *([chip] if chip else [])])
     from lensjax.core.processes import start_processes
-    from lensjax.study.spec import read_study
 
-    study = read_study(spec, flat(settings))
+    studies = read_studies(spec, settings)
     start_processes()
     from lensjax.study.plan import make_plan
 
-    with progress_bar("Planning") as progress:
-        planned = make_plan(
-            study, topology=topology, mesh=mesh, chip=chip, timing=timing, choices=choices, progress=progress
-        )
-    write(lambda: planned.model_dump_json(indent=2) + "\n")
-    print_plan(planned)
+    plans = {}
+    for name, study in studies.items():
+        with progress_bar(f"Planning {name}".rstrip()) as progress:
+            plans[name] = make_plan(
+                study, topology=topology, mesh=mesh, chip=chip, timing=timing, choices=choices, progress=progress
+            )
+    write(lambda: json_of(plans))
+    for planned in plans.values():
+        print_plan(planned)
+
+
+def json_of(plans: "Mapping[str, Plan]") -> str:
+    """Plans as JSON: that of the only task as it is, those of several by the tasks' names."""
+    if set(plans) == {""}:
+        return plans[""].model_dump_json(indent=2) + "\n"
+    return json_text({name: plan.model_dump(mode="json") for name, plan in plans.items()})
 
 
 def print_plan(plan: "Plan") -> None:

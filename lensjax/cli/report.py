@@ -1,21 +1,62 @@
-"""`lensjax report`: everything that a study has measured so far."""
+"""`lensjax report`: everything that a study has measured so far, and several studies side by side."""
 
-from lensjax.cli.arguments import StudyFolder
-from lensjax.cli.console import print_decision
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lensjax.cli.arguments import StudyFolders
+from lensjax.cli.console import make_console, make_table, print_decision
+from lensjax.cli.outputs import write_all
+from lensjax.core.errors import InputError, shorten
 from lensjax.core.terminal import say
 
+if TYPE_CHECKING:
+    from lensjax.study.schema import StudyReport
 
-def report(folder: StudyFolder) -> None:
-    """Write the report of a study, while it runs or after.
+PAGE, REPORT = "comparison.html", "comparison.json"
+
+
+def report(folders: StudyFolders, out: Path | None = None) -> None:
+    """Write the report of a study, while it runs or after; of several studies, also one that compares them.
 
     Writes to the study's folder: report.html, a page with the decision, the ranking beside every baseline, curves and
     their phases, kernels, terms of the bound, what it cost and what failed; report.json, all of that for programs;
-    ranking.csv and curves.csv.
+    ranking.csv and curves.csv. Of several studies, or the folder of one of several tasks, comparison.html and
+    comparison.json say which candidate costs least over all of them.
 
     Worked examples
 
     $ lensjax report results/verses
+
+    $ lensjax report results/verses results/mails --out results
+
+    Args:
+        out: Folder for the comparison of several studies; by default the one that holds them, if one does.
     """
+    if out is not None and not out.is_dir():
+        raise InputError(f"{shorten(out, 200)} is not a folder; give one for the comparison.")
+    if not folders:
+        raise InputError("No folder is given; name that of a study, as in: lensjax report study")
+    studies = list(folders)
+    if len(studies) == 1 and (inside := tasks_in(studies[0])):
+        out, studies = out or studies[0], inside
+    reports = [_report(folder, brief=len(studies) > 1) for folder in studies]
+    if len(reports) > 1:
+        write_comparison(studies, reports, out)
+
+
+def tasks_in(folder: Path) -> list[Path]:
+    """The folders of studies in a folder that is none itself, as of a study of several tasks; [] without any."""
+    from lensjax.study.folder import STUDY
+    from lensjax.study.journal import JOURNAL
+
+    if not folder.is_dir() or any((folder / name).exists() for name in (STUDY, JOURNAL)):
+        return []
+    return sorted(path for path in folder.iterdir() if (path / STUDY).is_file())
+
+
+def _report(folder: Path, *, brief: bool) -> "StudyReport":
+    """Write a study's report, and print its decision."""
     from lensjax.study.folder import read_study_folder
 
     spec = read_study_folder(folder)
@@ -25,4 +66,34 @@ def report(folder: StudyFolder) -> None:
     findings = collect(spec, folder)
     for path in write_findings(findings, folder):
         say(f"Wrote {path}")
-    print_decision(findings.report, folder)
+    if not brief:
+        print_decision(findings.report, folder)
+    return findings.report
+
+
+def write_comparison(folders: Sequence[Path], reports: "Sequence[StudyReport]", out: Path | None = None) -> None:
+    """Print studies side by side, and write them to a folder.
+
+    Args:
+      folders: Of the studies, which tell them apart where their names do not.
+      reports: Of the same.
+      out: The folder; that which holds them all where it is None, and none is written where they are not in one.
+    """
+    from lensjax.report.pages.comparison import render_comparison
+    from lensjax.study.comparing import compare, compared_sections
+
+    if len({one.study for one in reports}) < len(reports):
+        reports = [one.model_copy(update={"study": str(folder)}) for one, folder in zip(reports, folders, strict=True)]
+    comparison = compare(reports)
+    around = {folder.absolute().parent for folder in folders}
+    if out is None and len(around) == 1:
+        out = folders[0].parent
+    if out is not None:
+        page, record = render_comparison(reports, comparison), comparison.model_dump_json(indent=2) + "\n"
+        write_all({out / PAGE: page, out / REPORT: record})
+    (table,) = compared_sections(reports, comparison)[0].tables
+    rows = [(name, *cells) for name, cells in table.rows]
+    make_console().print(make_table(table.title, ("model", *table.columns), rows))
+    for name, sentence in zip(comparison.studies, comparison.decisions, strict=True):
+        say(f"{name}: {sentence}")
+    say(comparison.sentence)

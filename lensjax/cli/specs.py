@@ -97,6 +97,22 @@ def read_if_study(path: Path, settings: Sequence[Sequence[str]] = ()) -> "StudyS
     return read_study(path, flat(settings))
 
 
+def read_studies(path: Path, settings: Sequence[Sequence[str]] = ()) -> "dict[str, StudySpec]":
+    """The studies in a file by task, the one of a file with one task by ""; see `lensjax.study.several`.
+
+    Raises:
+      InputError: see `lensjax.study.spec.read_study`.
+    """
+    from lensjax.core.specs import read_fields
+    from lensjax.study.several import task_names
+    from lensjax.study.spec import read_study
+
+    names = task_names(read_fields(path, "a study", "candidates, task and budget"), path)
+    if not names:
+        return {"": read_study(path, flat(settings))}
+    return {name: read_study(path, flat(settings), name) for name in names}
+
+
 def flat(settings: Sequence[Sequence[str]]) -> list[str]:
     """Settings in the order in which they were given."""
     return list(itertools.chain(*settings))

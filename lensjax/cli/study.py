@@ -3,14 +3,20 @@
 import shlex
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lensjax.cli.arguments import Examples, LauncherName, Settings, StudyFile
 from lensjax.cli.console import print_decision, resumable
-from lensjax.cli.specs import flat
+from lensjax.cli.report import write_comparison
+from lensjax.cli.specs import read_studies
 from lensjax.core.errors import InputError
 from lensjax.core.terminal import say
+
+if TYPE_CHECKING:
+    from lensjax.study.schema import StudyReport
+    from lensjax.study.spec import StudySpec
 
 
 def init(
@@ -92,7 +98,8 @@ def run(
     """Run a study: measure the candidates on growing subsets, and decide which one to fine-tune on everything.
 
     Writes to a folder: curves.csv, which `lensjax rank` reads, and, at the end, the report that `lensjax report`
-    makes at any time: report.html, report.json and ranking.csv. After a stop or a kill, the same command resumes.
+    makes at any time: report.html, report.json and ranking.csv. After a stop or a kill, the same command resumes. Of a
+    file with several tasks, each has a folder in it, and comparison.html shows them side by side.
 
     Worked examples
 
@@ -119,21 +126,49 @@ def run(
     if tries < 1:
         raise InputError(f"--tries is {tries}; give 1 or more.")
     from lensjax.core.processes import is_first, start_processes
-    from lensjax.study.spec import read_study
 
-    study = read_study(spec, flat(settings))
+    studies = read_studies(spec, settings)
     folder = spec.with_suffix("") if out is None else out
     start_processes()
+    how = _How(launcher, dry_run, limit, retry, tries, over_memory)
+    found = {folder / name: _run(study, folder / name, how) for name, study in studies.items()}
+    reports = [report for report in found.values() if report is not None]
+    if len(reports) > 1 and is_first():
+        write_comparison(list(found), reports, folder)
+    if any(report.decision.model is None and _usable(report) < 2 for report in reports):  # and so there will be none
+        sys.exit(1)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How studies are run; see `run`."""
+
+    launcher: str
+    dry_run: bool
+    limit: int | None
+    retry: bool
+    tries: int
+    over_memory: bool
+
+
+def _usable(report: "StudyReport") -> int:
+    """Number of candidates that can be measured."""
+    return sum(candidate.state not in ("failed", "refused") for candidate in report.candidates)
+
+
+def _run(study: "StudySpec", folder: Path, how: _How) -> "StudyReport | None":
+    """Run a study, and write and print its report; None where cells are only listed."""
+    from lensjax.core.processes import is_first
     from lensjax.study.cells import cells_left
 
     def say_once(sentence: str) -> None:
         if is_first():
             say(sentence)
 
-    if dry_run:
-        for cell in cells_left(study, folder, retry=retry):
+    if how.dry_run:
+        for cell in cells_left(study, folder, retry=how.retry):
             say_once(str(cell))
-        return
+        return None
     import jax
     from rich.console import Console
 
@@ -154,14 +189,13 @@ def run(
             rewrite()
 
     with resumable(), ExitStack() as stack:
-        how: dict[str, Any] = {"retry": retry, "limit": limit, "tries": tries, "over_memory": over_memory}
+        limits: dict[str, Any] = {"retry": how.retry, "limit": how.limit, "tries": how.tries}
         live = stack.enter_context(LiveStudy(terminal)) if is_first() and terminal.is_terminal else None
-        run_study(study, folder, launcher=launcher, **how, show=live or True, say=say_once, watch=watch)
+        shown: dict[str, Any] = {"show": live or True, "say": say_once, "watch": watch}
+        run_study(study, folder, launcher=how.launcher, over_memory=how.over_memory, **limits, **shown)
     findings = collect(pinned(study, folder), folder)
     for path in write_findings(findings, folder):
         say_once(f"Wrote {path}")
     if is_first():
         print_decision(findings.report, folder)
-    usable = sum(candidate.state not in ("failed", "refused") for candidate in findings.report.candidates)
-    if findings.report.decision.model is None and usable < 2:  # and so there will be none
-        sys.exit(1)
+    return findings.report

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -19,6 +20,8 @@ _MERGE = "tag:yaml.org,2002:merge"  # <<, which may be there several times
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"} | {
     short: f"float{short[-2:]}" for short in ("fp32", "f32", "fp64", "f64")
 }
+_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst")  # endings of rows, which are no YAML
+_SHOW = ("lensjax", "data", "show")
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15}
 
 
@@ -124,6 +127,11 @@ def read_fields(path: Path, what: str, least: str) -> dict[str, Any]:
       InputError: the file cannot be read, is not YAML, or holds no fields.
     """
     where = shorten(path, 200)
+    if path.suffix.lower() in _DATA and path.is_file():
+        raise InputError(
+            f"{where} holds rows, and this takes the YAML file of {what} that names them; see the rows, and how to "
+            f"make one, with: {shlex.join([*_SHOW, str(path)])}"
+        )
     text = read_text(path, f"give the YAML file of {what}")
     try:
         content = yaml.load(text, _UniqueKeys)  # noqa: S506  # a safe loader

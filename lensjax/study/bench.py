@@ -144,6 +144,7 @@ class Bench:
                 mesh=mesh,
                 show=self._show,
                 over_memory=self.over_memory,
+                samples=self.spec.samples,
             )
         return self._curves[name]
 

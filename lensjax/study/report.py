@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-import lensjax
 from lensjax.core import text
 from lensjax.core.errors import InputError, listing
+from lensjax.core.version import __version__
 from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import MEASUREMENTS
@@ -24,6 +24,7 @@ from lensjax.study.cost import run_cost, study_cost
 from lensjax.study.decisions import evidence_for_methods, results_table
 from lensjax.study.folder import study_records
 from lensjax.study.inference import costs_by_name
+from lensjax.study.learning import learning_curves
 from lensjax.study.schema import StudyReport
 from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.study.state import StudyState, read_state
@@ -68,7 +69,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
     measured = study_records(spec, out, state.sizes, table, dict(state.faults))
     ranking, why = _rank(state, table, evidence_for_methods(measured))
     report = StudyReport(
-        lensjax=lensjax.__version__,
+        lensjax=__version__,
         study=spec.name,
         task=_task(spec),
         unit=None if table is None else table.unit.name,
@@ -86,6 +87,7 @@ def collect(spec: StudySpec, out: Path) -> Findings:
         **{name: value for _, kind in MEASUREMENTS.items() for name, value in kind.collect(measured) or ()},
         **_findings(ranking),
         cost=study_cost(state),
+        learning=learning_curves(spec, out, state.results),
         failures=tuple(state.failed_cells()),
         eliminated=tuple(_eliminated(state)),
         journal=tuple(schema.PastDecision(time=e.time, decision=e.decision) for e in state.journal if e.decision),
@@ -207,6 +209,7 @@ def _candidate(state: StudyState, one: CandidateSpec, table: CurveTable | None) 
         notes=tuple(dict.fromkeys(result.note for result in results if result.note)),
         ineligible=ineligible or None,
         writing=next((run.writing for run in state.results if run.model == name and run.writing), None),
+        samples=next((run.samples for run in sorted(results, key=lambda run: -run.examples) if run.samples), ()),
     )
 
 
@@ -253,13 +256,13 @@ def _decision(state: StudyState, ranking: Ranking | None, why: str) -> schema.De
     sentence = f"{start}{said}{left}."
     reasons = (
         ranking.why,
-        _more(state, ranking) if final else "",
         "" if ranking.untuned is None else gain_sentence(ranking.table, ranking.untuned, best),
     )
     return schema.Decision(
         sentence=sentence,
         model=ranking.table.models[best],
         because=tuple(filter(None, reasons)),
+        more=_more(state, ranking) if final else "",
         final=final,
         close=ranking.is_close,
     )
@@ -310,9 +313,11 @@ def _more(state: StudyState, ranking: Ranking) -> str:
     if not 2 <= len(names) == len(took):
         return ""
     seconds, flops = sum(one.seconds for one in took), sum(one.flops for one in took)
+    hour = state.spec.price_per_hour
+    money = "" if hour is None else f", {hour * seconds / 3600:,.2f} at the price of an hour"
     return (
         f"Measuring {listing(names)} on {size:,} examples too takes about {text.duration(seconds)}, "
-        f"{text.flops(flops)}, and may decide it; raise the budget to {size} for that."
+        f"{text.flops(flops)}{money}, and may decide it; raise the budget to {size} for that."
     )
 
 

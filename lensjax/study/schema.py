@@ -13,6 +13,7 @@ from lensjax.measure.measurement import MEASUREMENTS
 from lensjax.models.inference import InferenceCost
 from lensjax.selection.methods import METHODS
 from lensjax.tasks.writing import Writing
+from lensjax.train.samples import Sample
 
 VERSION: Literal[1] = 1
 
@@ -28,6 +29,7 @@ class Decision(Strict):
       model: The candidate to fine-tune; None where there is no ranking yet.
       because: Sentences on why a smaller candidate than the best is chosen, where one is preferred, and on what
         fine-tuning gains.
+      more: What may decide it, and its cost, in a sentence; "" where it is decided, or nothing is left to measure.
       final: Whether measuring has ended.
       close: Whether it is too close to call: the candidate is more likely not to be the best than to be it.
     """
@@ -35,6 +37,7 @@ class Decision(Strict):
     sentence: str
     model: str | None
     because: tuple[str, ...] = ()
+    more: str = ""
     final: bool
     close: bool = False
 
@@ -88,6 +91,7 @@ class CandidateState(Strict):
       notes: What limits them.
       ineligible: Why it is measured and shown, but never chosen; None where it may be chosen.
       writing: How many prompts and targets its tokenizer cannot represent; None where that is not known.
+      samples: What it writes for the first test examples, after its largest rung that has some.
     """
 
     name: str
@@ -101,6 +105,21 @@ class CandidateState(Strict):
     notes: tuple[str, ...] = ()
     ineligible: str | None = None
     writing: Writing | None = None
+    samples: tuple[Sample, ...] = ()
+
+
+class LearningCurve(Strict):
+    """The validation losses of a run, in nats per target token, after some of its steps.
+
+    Attributes:
+      model, examples: The candidate, and its number of training examples.
+      steps, losses: As many of each.
+    """
+
+    model: str
+    examples: int
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
 
 
 class Ranked(Strict):
@@ -288,6 +307,7 @@ class StudyReport(Tabular, _findings()):  # type: ignore[misc]  # its fields are
       left_out: Why candidates are not in the ranking, by name.
       warnings: Sentences to read before the ranking is trusted.
       assumptions: Of the method, in sentences.
+      learning: Validation losses of runs along their steps, of the first seed.
       failures: Cells whose last try failed.
       eliminated, journal: Eliminations and decisions in their order.
     """
@@ -309,6 +329,7 @@ class StudyReport(Tabular, _findings()):  # type: ignore[misc]  # its fields are
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
     cost: Cost
+    learning: tuple[LearningCurve, ...] = ()
     failures: tuple[Failure, ...]
     eliminated: tuple[Elimination, ...]
     journal: tuple[PastDecision, ...]

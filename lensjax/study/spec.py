@@ -30,6 +30,7 @@ from lensjax.measure.measurement import FINETUNE, Cell, Measurement, selectable
 from lensjax.models.hub import is_local
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.study.constraints import Constraints, Prefer
+from lensjax.study.several import of_task
 from lensjax.tasks.spec import TaskSpec, read_spec
 from lensjax.train.ladder import check_name, model_name, rungs
 from lensjax.train.prepare import FIRST_RUNG
@@ -163,6 +164,7 @@ class StudySpec(Strict):
       constraints: Largest cost of the chosen model at inference.
       prefer: Choose a cheaper model than the best, if it is nearly as good. P(best) then is P(within the margin of the
         best) in `eliminate_below` and `stop_when`, and regret counts beyond the margin.
+      samples: Number of test examples that every fine-tuned model writes an answer to, for the report.
       keep_models: Keep every fine-tuned model.
       device: To compute on; the study is refused where JAX has another.
       resources: Resources of a cell on a Ray cluster.
@@ -184,6 +186,7 @@ class StudySpec(Strict):
     stop_when: StopRule | None = None
     constraints: Constraints | None = None
     prefer: Prefer | None = None
+    samples: Natural = 5
     keep_models: bool = False
     device: Literal["any", "cpu", "gpu", "tpu"] = "any"
     resources: Resources = Resources()
@@ -312,19 +315,20 @@ class StudySpec(Strict):
         }
 
 
-def read_study(path: str | Path, settings: Sequence[str] = ()) -> StudySpec:
+def read_study(path: str | Path, settings: Sequence[str] = (), task_name: str | None = None) -> StudySpec:
     """Read a study from a YAML file; relative paths in it are from its folder.
 
     Args:
       path: The file; `lensjax study init` writes one with comments.
       settings: Fields that are not as in the file; see `lensjax.core.specs.with_settings`.
+      task_name: One of the tasks of a file that has several, under `tasks`; see `lensjax.study.several`.
 
     Raises:
       InputError: the file cannot be read or is not YAML, a field is missing, unknown or wrong, or two candidates have
         the same name; the message names the file and the field.
     """
     path = Path(path).absolute()  # workers of a cluster have folders of their own
-    content = read_fields(path, "a study", "candidates, task and budget")
+    content = of_task(read_fields(path, "a study", "candidates, task and budget"), task_name, path)
     content.setdefault("name", path.stem)
     task = content.get("task")
     if isinstance(task, str):

@@ -1,6 +1,5 @@
 """One model and one task, ready to be fine-tuned on any number of the task's examples."""
 
-import importlib.metadata
 import math
 import shutil
 import time
@@ -17,6 +16,7 @@ from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, make_folder, remove_leftovers, write_files
 from lensjax.core.processes import is_first, on_first, wait_for_all
 from lensjax.core.signals import stop_requested, stopping_on_signals
+from lensjax.core.version import __version__
 from lensjax.models import load, make_mesh
 from lensjax.models.gguf.header import provenance
 from lensjax.models.hub import find_folder
@@ -31,6 +31,7 @@ from lensjax.train.prepare import Examples, TokenSets
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import METRICS, Result, read_result, write_curves, write_result
 from lensjax.train.runs import CLAIM, Claim, Run, opened_folder
+from lensjax.train.samples import sample_answers
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.step import state_shapes
 from lensjax.train.workload import Workload, adapted
@@ -49,6 +50,7 @@ class Candidate(Workload):
       out: Folder of the spec's results.
       mesh: Devices; by default all, along `fsdp`.
       over_memory: Train also where the machine's memory is not enough.
+      samples: Number of test examples that fine-tuned models write answers to.
 
     Raises:
       InputError: the model cannot be loaded, or is too large for the memory; its tokenizer cannot be used; or the mesh
@@ -65,9 +67,11 @@ class Candidate(Workload):
         mesh: Mesh | None = None,
         *,
         over_memory: bool = False,
+        samples: int = 0,
     ) -> None:
         super().__init__(spec, examples, make_mesh() if mesh is None else mesh)
-        self.source, self.name, self.out, self._over_memory = source, name, out, over_memory
+        self.source, self.name, self.out = source, name, out
+        self._over_memory, self._samples = over_memory, samples
         try:
             model = self.pretrained()
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -239,6 +243,9 @@ class Candidate(Workload):
             if not math.isfinite(test.loss):
                 raise Diverged(f"the test loss is {test.loss}", progress)
             result = self._result(run, progress, test)
+            if self._samples and run.examples:
+                some = sample_answers(self.abstract, join(trained, frozen), self.tokens.test, self._samples)
+                result = result.model_copy(update={"samples": some})
             if save_model and not on_first(run.model.exists):
                 self._save(self.abstract.with_params(join(trained, frozen)), run)
         except Diverged as error:
@@ -341,7 +348,7 @@ class Candidate(Workload):
             data=self.fingerprint(run),
             weights=self.weights,
             origin=self.examples.origin,
-            lensjax=importlib.metadata.version("lensjax"),
+            lensjax=__version__,
             jax=jax.__version__,
             error=error,
             note="" if test is None else _note(test, self.tokens, self.remark),

@@ -50,6 +50,7 @@ class Curve:
       trackers: Where measurements go besides the log: "tensorboard", "wandb".
       show: Whether to show progress on standard error, or what shows it.
       over_memory: Train also where the machine's memory is not enough.
+      samples: Number of test examples that fine-tuned models write answers to, which results keep.
 
     Raises:
       InputError: the name cannot be that of a folder, or `out` holds something else.
@@ -67,11 +68,13 @@ class Curve:
         trackers: Sequence[str] = (),
         show: bool | Display = False,
         over_memory: bool = False,
+        samples: int = 0,
     ) -> None:
         check_name(name)
         check_trackers(trackers)
         self.spec, self.source, self.name, self.examples, self.out = spec, source, name, examples, out
-        self._mesh, self._trackers, self._show, self._over_memory = mesh, trackers, show, over_memory
+        self._mesh, self._trackers, self._show = mesh, trackers, show
+        self._over_memory, self._samples = over_memory, samples
         open_folder(out, spec, examples.digest)
 
     @property
@@ -87,7 +90,7 @@ class Curve:
           InputError: see `Candidate`; or the folder holds results of another model.
         """
         how = self.spec, self.source, self.name, self.examples, self.out, self._mesh
-        candidate = Candidate(*how, over_memory=self._over_memory)
+        candidate = Candidate(*how, over_memory=self._over_memory, samples=self._samples)
         candidate.claim_folder()
         return candidate
 

@@ -10,11 +10,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeF
 from lensjax.core.artefacts import Damaged, read_sealed, sealed
 from lensjax.core.csv_text import csv_text
 from lensjax.core.files import LOCK, locked, write_files
+from lensjax.core.tabular import Columns, Tabular
 from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN
 from lensjax.tasks.writing import Writing
+from lensjax.train.samples import Sample
 
 RESULT = "result.json"
 WRITING = ("unwritable", "ineligible")  # columns of curves.csv that are made of `Result.writing`
+_APART = {"writing", "samples"}  # fields that are no columns
 CURVES = "curves.csv"
 METRICS = (  # each has a column for its error
     "bits_per_byte",
@@ -37,8 +40,8 @@ Finite = Annotated[NonNegativeFloat, Field(allow_inf_nan=False), BeforeValidator
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Result(BaseModel):
-    """One point of a curve: the columns of curves.csv, in this order, but for `writing`.
+class Result(Tabular, BaseModel):
+    """One point of a curve: the columns of curves.csv, in this order, but for `writing` and `samples`.
 
     Attributes:
       model, family, size: The model's name, Hugging Face model_type, and number of parameters.
@@ -70,6 +73,7 @@ class Result(BaseModel):
       note: That weights were dequantised; how conversations are rendered, unless the tokenizer's own template does all;
         why metrics are not known, if test targets or choices were cut.
       writing: What the tokenizer cannot write; None if an earlier version made the result.
+      samples: What the model writes for the first test examples, where that was asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,12 +121,24 @@ class Result(BaseModel):
     error: str = ""
     note: str = ""
     writing: Writing | None = None
+    samples: tuple[Sample, ...] = ()
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
         if self.loss is None and self.status == "ok":
             raise ValueError("it has no loss, and did not fail")
         return self
+
+    @property
+    def headline(self) -> str:
+        """The run, and what its test showed, in a line."""
+        ended = f"failed, {self.error}" if self.loss is None else result_sentence(self)
+        return f"{self.model} on {self.examples:,} examples, seed {self.seed}: {ended}"
+
+    def as_columns(self) -> Columns:
+        """One row, with a column for every field of curves.csv that is known."""
+        known = {name: getattr(self, name) for name in Result.model_fields if name not in _APART}
+        return {name: [value] for name, value in known.items() if value is not None}
 
     @property
     def still_learning(self) -> bool:
@@ -236,9 +252,9 @@ def curves_csv(results: Sequence[Result], max_unwritable: float) -> str:
       results: The results.
       max_unwritable: Largest share of targets that a model may be unable to write and still be chosen.
     """
-    rows: list[list[object]] = [[*(name for name in Result.model_fields if name != "writing"), *WRITING]]
+    rows: list[list[object]] = [[*(name for name in Result.model_fields if name not in _APART), *WRITING]]
     for result in sorted(results, key=lambda r: (r.model, r.seed, r.examples)):
-        cells = [*result.model_dump(exclude={"writing"}).values()]
+        cells = [*result.model_dump(exclude=_APART).values()]
         found = result.writing
         cells += [None, ""] if found is None else [found.unwritable, found.why_not(max_unwritable)]
         rows.append(["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in cells])

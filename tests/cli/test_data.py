@@ -211,3 +211,28 @@ def test_conversations_are_shown_as_the_model_reads_and_learns_them(
     assert f"'User: {asked} w3\\n\\nAssistant: '\n→ '{asked}<end>'" in out
     assert "Note: the tokenizer has no chat template" in out
     assert "--model shows what a model reads" in run("show", spec)[1]
+
+
+def test_rows_themselves_are_shown_with_the_command_that_makes_a_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(json.dumps({"en": f"word {n}", "es": f"palabra\n{n}"}) + "\n" for n in range(20))
+    (tmp_path / "verses.jsonl").write_text(rows)
+    main(["data", "show", "verses.jsonl", "--json", "rows.json"])
+    said = capsys.readouterr().out
+    assert "verses.jsonl holds 20 rows; the first 3:" in said
+    assert "en: word 0" in said
+    command = (
+        "lensjax study init study.yaml --candidates MODEL MODEL --data verses.jsonl --prompt '{en}' --target ' {es}'"
+    )
+    assert said.splitlines()[-1] == command
+    assert json.loads((tmp_path / "rows.json").read_text())["fields"] == ["en", "es"]
+    (tmp_path / "chat.json").write_text(json.dumps([{"messages": [{"role": "user", "content": "hi"}]}]))
+    main(["data", "show", "chat.json"])
+    assert capsys.readouterr().out.endswith("--data chat.json\n")
+
+
+def test_rows_are_no_spec(tmp_path, fails):
+    (tmp_path / "chat.jsonl").write_text('{"a": 1}\n')
+    said = fails("plan", str(tmp_path / "chat.jsonl"))
+    assert "holds rows, and this takes the YAML file of a study that names them" in said
+    assert "with: lensjax data show" in said

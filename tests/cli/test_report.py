@@ -31,7 +31,7 @@ def study(tmp_path):
 
 
 def test_it_says_the_decision_and_what_it_wrote(study, capsys):
-    report(study)
+    report((study,))
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == "No decision yet: nothing was measured so far. 6 runs and measurements of 6 are left."
     assert said[:-1] == [
@@ -42,7 +42,7 @@ def test_it_says_the_decision_and_what_it_wrote(study, capsys):
 
 def test_a_folder_without_a_study(tmp_path):
     with pytest.raises(InputError, match="holds no study"):
-        report(tmp_path)
+        report((tmp_path,))
 
 
 def kept(folder, evidence, **fields):
@@ -64,4 +64,4 @@ def test_a_study_of_before_measurements_were_registered(study):
 def test_a_study_of_another_version(study):
     kept(study, {"colour": {}}, lensjax="9.9")
     with pytest.raises(InputError, match=r"no field evidence\.colour.* LensJAX 9\.9 wrote it, and this is .* version"):
-        report(study)
+        report((study,))

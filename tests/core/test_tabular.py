@@ -8,9 +8,14 @@ import pytest
 import lensjax
 from lensjax.core.errors import InputError
 from lensjax.core.tabular import Tabular
+from lensjax.curvature.spectrum import StochasticEstimate
 from lensjax.curves.simulated import simulated
+from lensjax.measure.approximate import ApproximateKernel
+from lensjax.measure.hessian import Hessian
 from lensjax.measure.kernel import MeasuredKernel
+from lensjax.selection.advice import Advice, NextPoint, Point
 from lensjax.selection.ranking import rank
+from lensjax.train.results import Result
 
 TARGET = 25_600
 
@@ -85,3 +90,22 @@ def test_missing_libraries_are_named(table, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(InputError, match=f"Data frames need {name}; install it with: pip install {name}"):
             getattr(table, f"to_{name}")()
+
+
+def test_other_results_are_a_line_and_a_table_too():
+    estimate = StochasticEstimate(np.float64(3.0), np.float64(0.5))
+    hessian = Hessian(np.array([2.0, 1.0]), np.zeros(2), None, estimate, (), estimate, 9)
+    assert repr(hessian) == "<Hessian: trace 3 ± 0.5, largest eigenvalue 2>"
+    features = ApproximateKernel(
+        "loss", "sketch", 3, np.eye(3), np.full(3, 1 / 3), 3.0, 0.1, None, None, None, None, (), 0
+    )
+    assert repr(features).startswith("<Kernel of loss, sketch: 3 random features of 3 rows: trace 3 ± 0.1")
+    advice = Advice((NextPoint(Point("b", 800), 1e9, 0.01),), "a", 0.02, 0.001, "bits per byte")
+    assert repr(advice) == "<Advice: a, expected regret 0.02 bits per byte; next b at 800 examples>"
+    assert repr(Advice(())) == "<Advice: no choice yet; nothing to measure>"
+    run = Result(model="a", examples=400, loss=1.25, seed=0, size=9, family="gpt2")
+    assert repr(run) == "<a on 400 examples, seed 0: test loss 1.2500 nats per token>"
+    failed = run.model_copy(update={"loss": None, "status": "failed", "error": "the loss is nan at step 3"})
+    assert repr(failed) == "<a on 400 examples, seed 0: failed, the loss is nan at step 3>"
+    for result in (hessian, features, advice, run, failed):
+        assert result._repr_html_().count("<tr>") == 1 + len(next(iter(result.as_columns().values())))

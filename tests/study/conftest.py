@@ -54,6 +54,7 @@ def write_study(tiny_models: Callable[..., list[str]]) -> Callable[..., Path]:
             "training": {"learning_rate": 3e-3, "batch_size": 16, "epochs": 1},
             "budget": 400,
             "target": 3200,
+            "samples": 0,  # which would compile one more program for every model
             "evidence": {"ntk": False},
         }
         path = folder / f"{name}.yaml"

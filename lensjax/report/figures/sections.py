@@ -32,7 +32,7 @@ def line_figure(plot: LinePlot) -> go.Figure:
         first = place < HIGHLIGHTED
         x, y = np.asarray(line.x, float), np.asarray(line.y, float)
         shown = (y > 0) & ((x > 0) | (not plot.log_x))
-        if line.lower:
+        if line.lower and first:  # others would lie over each other
             add_band(figure, x, np.asarray(line.lower, float), np.asarray(line.upper, float), _colour(place))
         figure.add_scatter(
             x=compact(x[shown]),

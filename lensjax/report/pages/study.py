@@ -12,6 +12,7 @@ from lensjax.report.pages.ranking import ranking_context
 from lensjax.report.pages.sections import shown_section
 from lensjax.selection.methods import METHODS
 from lensjax.selection.ranking import Ranking
+from lensjax.study.learning import learning_section, samples_section
 from lensjax.study.report import runs_and_measurements
 from lensjax.study.schema import LEARNING_RATES, Consumption, Elimination, StudyReport
 from lensjax.study.tested import tested_notes, tested_table
@@ -56,6 +57,7 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
         "is_ranked": bool(report.ranking),
         "chosen_name": None if report.decision.model is None else Name.of(report.decision.model),
         "decision": _lead(report),
+        "more": text.clean(report.decision.more),
         "final": report.decision.final,
         "is_close": report.decision.close,
         "study_facts": _facts(report),
@@ -63,7 +65,8 @@ def _context(report: StudyReport, sections: Sequence[Section]) -> dict[str, Any]
         "so_far": shown_section(_so_far(report)),
         "rings": [text.clean(section.ring_is) for section in sections if section.rings],
         "sections": [
-            *(shown_section(section, order) for section in [*_answers(report), *_tested(report), *sections]),
+            *(shown_section(section, order) for section in [*_answers(report), *_tested(report), *_learned(report)]),
+            *(shown_section(section, order) for section in sections),
             *map(shown_section, _of_methods(report)),
             shown_section(_cost(report)),
         ],
@@ -144,6 +147,14 @@ def _tested(report: StudyReport) -> list[Section]:
     ]
     notes += tested_notes(report.candidates)
     return [Section("tested", "Test losses and metrics", notes, tables=[table])]
+
+
+def _learned(report: StudyReport) -> list[Section]:
+    """What models write, and how their runs learned, where that is known."""
+    chosen, ranked = report.decision.model, [row.model for row in report.ranking if row.rank is not None]
+    order = list(dict.fromkeys([*([chosen] if chosen else []), *ranked]))
+    found = samples_section(report.candidates, order), learning_section(report.learning, order)
+    return [section for section in found if section is not None]
 
 
 def _answers(report: StudyReport) -> list[Section]:

@@ -1,0 +1,56 @@
+"""What rows of a file look like, before anything says what is to be learned of them."""
+
+import itertools
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from lensjax.cli.outputs import output_writer
+from lensjax.core.terminal import say
+from lensjax.core.text import clean, json_text
+
+_SHOWN = 3
+_LETTERS = 200  # of a value
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file is one of rows, and not the YAML of a task."""
+    from lensjax.tasks.formats import is_rows
+
+    if not path.is_file() or not is_rows(path):
+        return False
+    if path.suffix.lower() != ".json":
+        return True
+    with path.open("rb") as file:  # of a task's spec, which is an object, or an array of rows
+        return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def show_rows(path: Path, json: Path | None) -> None:
+    """Print the number of rows of a file, the first ones, and the command that makes a study of them.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    write = output_writer(json, reads=[path])
+    from lensjax.tasks.conversations import FIELDS
+    from lensjax.tasks.source import as_source
+
+    rows = as_source({"files": str(path.absolute())}).open("train")
+    assert rows is not None  # the file is there
+    first = [dict(rows[i]) for i in range(min(_SHOWN, len(rows)))]
+    fields = list(dict.fromkeys(itertools.chain.from_iterable(first)))
+    content = {"rows": len(rows), "fields": fields, "first": [{k: str(v) for k, v in row.items()} for row in first]}
+    write(lambda: json_text(content))
+    say(f"{path} holds {len(rows):,} rows; the first {len(first)}:")
+    for row in first:
+        say("")
+        for name, value in row.items():
+            say(f"  {clean(name, 40)}: {clean(value, _LETTERS)}")
+    talks = any(isinstance(row.get(field), (list, Mapping)) for row in first for field in FIELDS)
+    words = ["lensjax", "study", "init", "study.yaml", "--candidates", "MODEL", "MODEL", "--data", str(path)]
+    if not talks:
+        prompt, target = (fields * 2)[:2] if fields else ("FIELD", "FIELD")
+        words += ["--prompt", f"{{{prompt}}}", "--target", f" {{{target}}}"]
+    say("")
+    say("What is to be learned of them stands in the YAML file of a study; make one, and name your fields, with:")
+    say(shlex.join(words))
