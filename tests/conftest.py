@@ -75,7 +75,7 @@ if "LENSJAX_TEST_FAMILIES" in os.environ:
 # Families that compute with the parts of others. Unless LENSJAX_TEST_FAMILIES is set, they are left out of tests that
 # compile much for each family.
 _ALIKE = ("granite", "mbart", "ministral3", "mixtral", "olmo3", "pegasus", "phi3", "qwen3_moe", "smollm3", "umt5")
-_SLOW_PER_FAMILY = ("models/test_model.py", "models/test_packing.py", "curvature/test_hvp.py")
+_SLOW_PER_FAMILY = ("models/test_model.py", "models/test_packing.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -99,6 +99,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "LENSJAX_TEST_FAMILIES" not in os.environ:
         alike = {Path(__file__).parent / name for name in _SLOW_PER_FAMILY}
         left = [item for item in items if item.path in alike and _family(item) in _ALIKE]
+        hessians = Path(__file__).parent / "curvature/test_hvp.py"
+        left += [item for item in items if item.path == hessians and _family(item) not in (None, *_DISTINCT)]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in set(left)]
 

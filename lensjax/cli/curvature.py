@@ -91,7 +91,7 @@ def ntk(
         on_mismatch: What to do where they differ by more than rounding: raise an error that names the parameter, or
             compute its kernel from plain gradients (dense).
         explain: Say first how the kernel of each parameter is computed, why, and what it takes, and measure each way
-            for about a second.
+            for about a second; with --sketch or --rank, how much memory and how many operations all of it takes.
     """
     if memory_limit is not None and not 0 < memory_limit < float("inf"):
         raise InputError(f"--memory-limit is {memory_limit}; give a number of GB above 0.")
@@ -99,8 +99,6 @@ def ntk(
     if sketch is not None and rank is not None:
         raise InputError("--sketch and --rank are two ways; give one of them.")
     approximate = sketch is not None or rank is not None
-    if approximate and explain:
-        raise InputError("--explain is of whole kernels; leave out --sketch and --rank, or --explain.")
     if approximate and finetuned:
         raise InputError("Drifts are those of whole kernels; leave out --sketch and --rank, or --finetuned.")
     subject = read_subject(spec, settings, model=model, candidate=candidate)
@@ -122,6 +120,8 @@ def ntk(
             return measure_kernel(model, batch, functional, progress=progress, **how)
 
     if approximate:
+        if explain:
+            about["plan"] = _explained_approximate(loaded, batch, functional, sketch, rank, limit)
         with progress_bar("Measuring") as progress:
             found = measure_approximate_kernel(
                 loaded,
@@ -314,6 +314,27 @@ def _explained(model: "Model", batch: "Mapping[str, np.ndarray]", functional: st
         title = f"How the kernel of each parameter is computed, {plan.batch} examples at a time"
         make_console().print(make_table(title, HEADINGS, plan.rows(), words=("parameter", "way", "why")))
     return plan.as_json()
+
+
+def _explained_approximate(
+    model: "Model",
+    batch: "Mapping[str, np.ndarray]",
+    functional: str,
+    sketch: int | None,
+    rank: int | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    """Say what the kernel will take."""
+    from dataclasses import asdict
+
+    from lensjax.measure.approximate import plan_approximate_kernel
+
+    plan = plan_approximate_kernel(model, batch, functional, sketch=sketch, rank=rank, memory_limit=limit)
+    say(
+        f"{plan.batch:,} examples at a time, at most {plan.device_bytes / 1e9:.2f} GB on a device besides the model, "
+        f"{plan.host_bytes / 1e9:.2f} GB for the result, {plan.flops / 1e12:,.3g} TFLOP."
+    )
+    return asdict(plan)
 
 
 def _write_kernel(

@@ -26,5 +26,6 @@ __getattr__, __dir__ = lazy(
         "kernel_drift": "dynamics",
         "nystrom": "low_rank",
         "kfac": "",
+        "kfac_plan": "kfac",
     },
 )

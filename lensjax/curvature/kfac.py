@@ -21,14 +21,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError
+from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.jaxpr.program import Function
 from lensjax.curvature.jaxpr.walker import aval
 from lensjax.curvature.ntk.contract import gradients
 from lensjax.curvature.ntk.factor import Factor, einsum
-from lensjax.curvature.ntk.factors import ContractionPlan, Leaf
+from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, make_factors
 from lensjax.curvature.ntk.inputs import automatic_axes, check_finite
-from lensjax.curvature.ntk.plan import Job, filler, prepare
+from lensjax.curvature.ntk.plan import Job, Resources, batch_bytes, filler, prepare
 from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import wide
 
@@ -142,6 +143,44 @@ def kfac(
             blocks = [replace(block, eigenvalues=total / job.sizes[0]) for block, total in each]
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return KroneckerFisher(dict(zip(names, blocks, strict=True)), params)
+
+
+def kfac_plan(
+    f: Function,
+    params: PyTree,
+    xs: PyTree,
+    *,
+    corrected: bool = True,
+    longest: int = 4096,
+    memory_limit: int | None = None,
+) -> Resources:
+    """What `kfac` with the same arguments takes; parameters may be shapes. FLOPs are those of products alone.
+
+    Raises:
+      InputError: see `kfac`.
+    """
+    with automatic_axes(params) as params:
+        job = prepare(f, params, xs, None, "exact", memory_limit, besides=partial(_besides, longest))
+        (part,), zero = job.parts, jnp.asarray(0)
+        some = job.captured, params, job.examples_of(0), zero
+        made = matmul_flops(filler(), job.plan, part, job.dtype, job.mesh, None, *some, zero)
+        factors = jax.eval_shape(partial(make_factors, job.plan, part), *some)[1]
+        weights = jax.ShapeDtypeStruct((job.batch,), jnp.float32)
+        first = second = held = 0
+        for leaf, own in zip(part.leaves, factors, strict=True):
+            full = _full(job.plan, leaf, longest)
+            first += matmul_flops(_moments, leaf, full, own, weights)
+            sides = [
+                jax.ShapeDtypeStruct((*(() if leaf.layers is None else (leaf.layers,)), side, side), own[0].right.dtype)
+                for side in (leaf.first, leaf.second)
+            ]
+            vectors = tuple(side if kept else None for side, kept in zip(sides, full, strict=True))
+            second += matmul_flops(_along, leaf, own, vectors, weights)
+            held += _held(leaf, longest)
+        flops = job.batches * (made + first + (made + second if corrected else 0))
+        each, in_all = batch_bytes(part.leaves, partial(_besides, longest))
+        devices = 1 if job.mesh is None else job.mesh.size
+        return Resources(job.batch, job.batch // devices * each + in_all, held, flops)
 
 
 @jax.jit
@@ -288,9 +327,12 @@ def _rotated(matrix: Array, u: Array | None, v: Array | None) -> Array:
 
 def _besides(longest: int, leaves: Sequence[Leaf]) -> tuple[int, int]:
     """Bytes for each example of a batch, and for moments, eigenvectors and eigenvalues."""
-    each = max(2 * leaf.itemsize * sum(use.rows for use in leaf.uses) * (leaf.first + leaf.second) for leaf in leaves)
-    in_all = 0
-    for leaf in leaves:
-        sides = sum(side * (side if side <= longest else 1) for side in (leaf.first, leaf.second))
-        in_all += 3 * leaf.itemsize * (leaf.layers or 1) * (sides + leaf.outputs * leaf.first * leaf.second)
-    return each, in_all
+    each = max(2 * leaf.example_bytes for leaf in leaves)
+    gradients = max(leaf.outputs * leaf.itemsize * leaf.first * leaf.second for leaf in leaves)
+    return each, 3 * (sum(_held(leaf, longest) for leaf in leaves) + gradients)
+
+
+def _held(leaf: Leaf, longest: int) -> int:
+    """Bytes of a block: factors and their eigenvectors, and eigenvalues."""
+    sides = sum(2 * side * (side if side <= longest else 1) for side in (leaf.first, leaf.second))
+    return max(leaf.itemsize, 4) * (leaf.layers or 1) * (sides + leaf.first * leaf.second)

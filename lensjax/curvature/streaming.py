@@ -144,8 +144,11 @@ def gathered(compute: Callable[[PyTree], tuple[Array, PyTree]], batch: PyTree) -
 
 
 def check_params(params: PyTree) -> None:
-    """Raise InputError where a parameter is not a floating-point array."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    """Raise InputError where a parameter is not a floating-point array, or there is none."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise InputError("There are no parameters; give a pytree with at least one array.")
+    for path, leaf in leaves:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             name = path_name(path) or "params"

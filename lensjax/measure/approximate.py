@@ -10,8 +10,8 @@ from jaxtyping import Float
 from lensjax.core.errors import InputError
 from lensjax.core.flops import matmul_flops
 from lensjax.core.tabular import Columns, Tabular
-from lensjax.curvature.low_rank import lanczos
-from lensjax.curvature.ntk import ntk_sketch, ntk_vp, sketch_plan
+from lensjax.curvature.low_rank import lanczos, lanczos_plan
+from lensjax.curvature.ntk import Resources, ntk_sketch, ntk_vp, sketch_plan
 from lensjax.measure.functionals import FUNCTIONALS, Batch
 from lensjax.measure.kernel import choose_times, functional_of, values_of
 from lensjax.models.model import Model
@@ -113,8 +113,7 @@ def measure_approximate_kernel(
       InputError: see `measure_kernel`; or not one of the two is asked for, or the functional's kernel is a sum over
         several outputs, of which Lanczos' method has no products.
     """
-    if (sketch is None) == (rank is None):
-        raise InputError("Give --sketch or --rank, one of the two.")
+    _check_one(sketch, rank)
     kind = FUNCTIONALS[functional]
     f, classes = functional_of(model, batch, functional)
     if sketch is not None:
@@ -150,6 +149,33 @@ def measure_approximate_kernel(
     return ApproximateKernel(
         functional, method, len(columns), columns, eigenvalues, *numbers, f0, y, times, residuals, classes, flops
     )
+
+
+def plan_approximate_kernel(
+    model: Model,
+    batch: Batch,
+    functional: str = "loss",
+    *,
+    sketch: int | None = None,
+    rank: int | None = None,
+    memory_limit: int | None = None,
+) -> Resources:
+    """What `measure_approximate_kernel` with the same arguments takes; parameters may be shapes.
+
+    Raises:
+      InputError: see `measure_approximate_kernel`.
+    """
+    _check_one(sketch, rank)
+    f, _ = functional_of(model, batch, functional)
+    if sketch is not None:
+        return sketch_plan(f, model.params, batch, sketch, memory_limit=memory_limit)
+    assert rank is not None
+    return lanczos_plan(f, model.params, batch, rank, memory_limit=memory_limit)
+
+
+def _check_one(sketch: int | None, rank: int | None) -> None:
+    if (sketch is None) == (rank is None):
+        raise InputError("Give --sketch or --rank, one of the two.")
 
 
 def _residuals(

@@ -80,7 +80,7 @@ class MeasuredKernel(Tabular):
             "labels": list(self.labels),
             "flops": self.flops,
             "verified": "nothing" if self.verified is None else str(self.verified),
-            "verification": {name: value for name, value in verified.items() if name != "seconds"},
+            "verification": {name: value for name, value in verified.items() if name not in ("seconds", "since")},
         }
 
     @property
@@ -145,7 +145,8 @@ def measure_kernel(
     kind = FUNCTIONALS[functional]
     f, classes = functional_of(model, batch, functional, samples)
     flops = ntk_flops(f, model.params, batch, output=kind.output, memory_limit=memory_limit)
-    how: Any = {"memory_limit": memory_limit, "verify": verify, "on_mismatch": on_mismatch, "progress": progress}
+    always = "always" if verify else False  # so that what is written does not depend on what was measured before
+    how: Any = {"memory_limit": memory_limit, "verify": always, "on_mismatch": on_mismatch, "progress": progress}
     try:
         kernel = ntk(f, model.params, batch, output=kind.output, **how)
     except InputError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from lensjax.core.pytrees import PyTree
 from lensjax.models.losses import IGNORED
@@ -70,22 +70,22 @@ def chunks_of(shape: tuple[int, ...], vocabulary: int, mesh: Mesh | None) -> Chu
     return None if count < 2 else Chunks(batch, time, shards, count, -(-tokens // count))
 
 
-def by_chunks(
-    f: Callable[[Array, Int[Array, "rows tokens"]], PyTree], chunks: Chunks | None, x: Array, targets: Array
-) -> PyTree:
-    """f(x, targets) of all tokens, whose results have axes [batch, time], a chunk at a time.
+def by_chunks(f: Callable[..., PyTree], chunks: Chunks | None, x: Array, targets: Array, *more: Array) -> PyTree:
+    """f(x, targets, *more) of all tokens, whose results have axes [batch, time], a chunk at a time.
 
     The backward pass computes f again. All derivatives of all orders are exact: it is a loop like any other.
 
     Args:
-      f: (what the head reads, targets) → pytree of arrays with their first two axes.
+      f: (what the head reads, targets, *more) → pytree of arrays with their first two axes.
       chunks: See `chunks_of`.
       x, targets: [batch, time, width] and [batch, time].
+      more: What else belongs to tokens, [batch, time, …].
     """
     if chunks is None:
-        return f(x, targets)
+        return f(x, targets, *more)
     again = jax.checkpoint(f, prevent_cse=False)
-    made = jax.lax.map(lambda chunk: again(*chunk), (chunks.split(x), chunks.split(targets, IGNORED)))
+    others = tuple(chunks.split(each) for each in more)
+    made = jax.lax.map(lambda chunk: again(*chunk), (chunks.split(x), chunks.split(targets, IGNORED), *others))
     return jax.tree.map(chunks.join, made)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lensjax.core.errors import InputError
-from lensjax.curvature.low_rank import lanczos, nystrom
-from lensjax.curvature.ntk import ntk, ntk_vp
+from lensjax.core.flops import matmul_flops
+from lensjax.curvature.low_rank import lanczos, lanczos_plan, nystrom, nystrom_plan
+from lensjax.curvature.ntk import ntk, ntk_flops, ntk_vp, products_plan
 
 N, OUTPUTS = 40, 2
 
@@ -69,6 +70,42 @@ def test_nystrom_is_exact_where_all_are_landmarks_and_near_where_many_are(proble
     assert errors[1][0] < 0.5 * errors[0][0]
     assert errors[0][1]
     assert errors[1][1]
+
+
+def test_a_kernel_of_nothing_has_no_error():
+    xs = np.ones((5, 3))
+    with jax.enable_x64(True):
+        for found in (
+            nystrom(lambda p, x: 0 * (x @ p), jnp.ones(3), xs, 2),
+            lanczos(ntk_vp(lambda p, x: 0 * (x @ p), jnp.ones(3), xs), 2),
+        ):
+            assert (found.relative_error, found.standard_error) == (0, 0)
+            assert not found.values.any()
+
+
+def test_columns_are_products_where_the_memory_is_small(problem):
+    f, params, xs, _ = problem
+    with jax.enable_x64(True):
+        whole = nystrom(f, params, xs, 2)
+        with pytest.raises(InputError, match="these examples need"):
+            ntk(f, params, xs, xs[:2], memory_limit=40_000)
+        few = nystrom(f, params, xs, 2, memory_limit=40_000)
+    assert few.products == whole.products + 2 * OUTPUTS
+    np.testing.assert_allclose(few.values, whole.values, rtol=1e-8)
+
+
+def test_plans_say_how_many_products_there_are(problem):
+    f, params, xs, _ = problem
+    with jax.enable_x64(True):
+        one = products_plan(f, params, xs)
+        assert one.batch == N
+        assert one.host_bytes == 8 * N * OUTPUTS
+        assert one.flops == matmul_flops(ntk_vp(f, params, xs).product, np.zeros((N, OUTPUTS)))
+        found, plan = lanczos(ntk_vp(f, params, xs), 6, probes=5), lanczos_plan(f, params, xs, 6, probes=5)
+        assert plan.flops == found.products * one.flops
+        assert plan.host_bytes == found.vectors.nbytes
+        plan = nystrom_plan(f, params, xs, 3)
+        assert plan.flops == ntk_flops(f, params, xs, xs[:3], output="full") + 8 * one.flops
 
 
 def test_bad_input_is_named(problem):

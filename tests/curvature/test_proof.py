@@ -10,6 +10,7 @@ import pytest
 from lensjax.core.errors import InputError
 from lensjax.curvature.jaxpr.linear_uses import _Prober
 from lensjax.curvature.ntk.ntk import ntk
+from lensjax.curvature.ntk.plan import prepare
 from lensjax.curvature.ntk.proof import WrongKernelError
 
 RANDOM = np.random.default_rng(0)
@@ -76,6 +77,33 @@ def test_a_wrong_kernel_is_refused_by_name_or_mended(output):
     expected = dense(f) if output == "full" else np.einsum("nmkk->nm", dense(f))
     np.testing.assert_allclose(mended, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(ntk(f, PARAMS, XS, output=output, verify=False) - expected).max() > 1e-3  # nobody looked
+
+
+def test_small_kernels_are_compared_as_often_as_takes_little_time():
+    f, theta, since = make(), None, []
+    for _ in range(40):
+        theta = ntk(f, PARAMS, XS)
+        since.append(theta.verified.since)
+    assert since[:3] == [0, 1, 2]
+    checked = [i for i, kernels in enumerate(since) if not kernels]
+    gaps = np.diff(checked)
+    assert len(checked) > 1
+    assert len(set(gaps)) == 1
+    assert str(ntk(f, PARAMS, XS).verified).startswith("no entries of this kernel, but of one ")
+    assert ntk(f, PARAMS, XS, verify="always").verified.entries
+    assert ntk(f, PARAMS, XS[:5]).verified.entries  # of another size
+    job = prepare(f, PARAMS, XS, None, "exact", None)
+    assert job.share(job.sample("trace", 0)) == pytest.approx(0.03 * gaps[0], abs=0.03)
+    many = prepare(f, PARAMS, np.repeat(XS, 100, axis=0), None, "exact", None)
+    assert many.share(many.sample("trace", 0)) < 0.03
+
+
+def test_after_a_wrong_kernel_the_next_one_is_compared(wrong_rule, monkeypatch):
+    f = make()
+    with pytest.raises(WrongKernelError):
+        ntk(f, PARAMS, XS)
+    with pytest.raises(WrongKernelError):
+        ntk(f, PARAMS, XS)
 
 
 def test_numbers_that_are_none_are_wrong(monkeypatch):

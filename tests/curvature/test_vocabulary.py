@@ -10,6 +10,7 @@ import pytest
 from lensjax.curvature.hvp import ggn_vp_fn, hvp_fn, quadratic_form
 from lensjax.curvature.jaxpr.program import traced_program
 from lensjax.curvature.ntk.ntk import ntk
+from lensjax.measure.functionals.fisher_sketch import fisher_sketch
 from lensjax.measure.model_losses import head_cross_entropy, token_cross_entropy
 from lensjax.models import make_mesh, vocabulary
 from lensjax.models.family import supported
@@ -233,3 +234,18 @@ def test_no_array_of_all_logits_is_made(make_head, hold):
         assert "5x53x" in text
         assert f"{ROWS}x{TIME}x53x" not in text
         assert "5x5x53x" not in text
+
+
+def test_projections_of_a_few_tokens_at_a_time_are_those_of_all(make_head, hold):
+    model, example = make_head("gpt2"), {name: x[0] for name, x in make_batch().items()}
+    f = fisher_sketch(model, 4)
+    made, slopes = [], []
+    for held in (10**6, 4 * 5):  # 1 chunk, and of 5 tokens each
+        hold(held)
+        made.append(f(model.params, example))
+        slopes.append(jax.jit(jax.jacrev(f), compiler_options=QUICK)(model.params, example))
+    np.testing.assert_allclose(*made, rtol=1e-4, atol=1e-5)
+    for one, other in zip(*map(jax.tree.leaves, slopes), strict=True):
+        assert_close(one, other, 1e-4)
+    text = jax.jit(lambda p: f(p, example)).lower(model.params).as_text()
+    assert f"x{TIME}x{WORDS}x" not in text

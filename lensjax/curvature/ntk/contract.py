@@ -127,7 +127,7 @@ def _compact(a: Sequence[Factor], b: Sequence[Factor], first: int) -> tuple[list
     """Factors of the rows that are looked up at all, numbered anew, and an upper limit on their number."""
     every = a if b is a else [*a, *b]
     ids = jnp.concatenate([factor.left.ravel() for factor in every])
-    count = min(first, ids.size)
+    count = min(first + 1, ids.size)  # ids of rows that are void are one more
     present = jnp.unique(ids, size=count, fill_value=first)
     numbered = [jnp.where(factor.left < 0, -1, jnp.searchsorted(present, factor.left)) for factor in every]
     made = [Factor(left, factor.right) for left, factor in zip(numbered, every, strict=True)]

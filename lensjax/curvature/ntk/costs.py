@@ -10,6 +10,8 @@ Way = Literal["form", "gram"]
 TAIL = {"trace": "", "diagonal": "k", "full": "kl"}  # axes of a kernel after those of the examples
 
 _BALANCE = 8  # operations in the time that a byte of an intermediate result takes
+ALONE = 2  # times as long as beside others a gradient of one example takes
+WRITTEN = 2 * 4 * _BALANCE  # operations in the time that it takes to write a number, and to read it again
 _HALF = 0.625  # of a symmetric product that is computed, by four panels
 
 

@@ -1,7 +1,7 @@
 """What of a kernel is computed at a time, so that it fits into memory: examples in batches, parameters in portions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree, numeric
 from lensjax.curvature.compiling import exact_options
 from lensjax.curvature.jaxpr.program import Function, traced_program
-from lensjax.curvature.ntk.costs import Output
+from lensjax.curvature.ntk.costs import ALONE, WRITTEN, Output
 from lensjax.curvature.ntk.factor import Factor, constrain
 from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, Portion, make_factors, make_parts
 from lensjax.curvature.ntk.inputs import count_examples, free_memory, kind, on_host, one_after_another
@@ -29,6 +29,23 @@ _CHUNK = {"cpu": 2 * 2**20, "gpu": 256 * 2**20}  # bytes formed at a time: on a 
 _LEAST = 1024  # numbers formed at a time of every example's gradient, if memory allows it
 
 Besides = Callable[[Sequence[Leaf]], tuple[int, int]]  # leaves → bytes for each example of a batch, and bytes in all
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What computing something of many examples will take.
+
+    Attributes:
+      batch: Examples at a time.
+      device_bytes: Memory on a device besides parameters, and besides examples where all are there, at most.
+      host_bytes: Memory of the result.
+      flops: Of products of matrices.
+    """
+
+    batch: int
+    device_bytes: int
+    host_bytes: int
+    flops: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,26 @@ class Job:
         """Entries to verify: more where not all gradients are simply formed and multiplied."""
         clever = bool(self.plan.uses) or any(part.pieces > 1 for part in self.parts)
         return draw(self.sizes, self.plan.count, output, seed, clever=clever)
+
+    def kind(self, output: Output) -> Hashable:
+        """What kernels of a function have in common that are computed alike."""
+        return output, self.sizes, self.plan.plain, self.dtype, self.mesh, tuple(self.parts)
+
+    def share(self, sample: Sample) -> float:
+        """What verifying a sample takes, as a share of what the kernel takes: predicted from operations."""
+        outputs, examples = self.plan.count, sum(self.sizes)
+        compared = len(set(sample.pairs.ravel().tolist()))
+        one, numbers, contracted = 0, 0, 0  # FLOPs of a product with all matrices, numbers in them
+        for leaf in self.plan.leaves:
+            size = (leaf.layers or 1) * leaf.first * leaf.second
+            one += 2 * size * sum(use.rows for use in leaf.uses if not use.looks_up)
+            numbers += size
+            both = leaf.ways(self.sizes, sample.output)
+            contracted += min(both.form.cost, both.gram.cost)
+        made = sum(part.pieces for part in self.parts) * examples * (1 + outputs) * one
+        rows = len(sample.rows) + (0 if sample.same else len(sample.columns))
+        plain = rows * (ALONE * (1 + 2 * compared) * one + WRITTEN * compared * numbers)
+        return plain / max(made + contracted, 1)
 
 
 def prepare(

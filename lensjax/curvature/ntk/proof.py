@@ -2,13 +2,17 @@
 
 The check shares nothing with the kernel but the traced function: no factors, pieces, panels, or batches. It takes two
 or three examples, and compares their entries with each other parameter by parameter and layer by layer.
+
+A fault of a rule is one of the program, so the first kernel of every program, plan and size is checked. Where that
+takes more than 3 % of a kernel's time, as of few examples, it is not again before so much has been computed.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +28,7 @@ from lensjax.curvature.ntk.costs import Output
 from lensjax.curvature.ntk.factor import constrain, einsum
 
 _MANY = 256  # examples, from which a third one is checked where gradients are not simply formed and multiplied
+_SHARE = 0.03  # of the time of kernels, that verifying them may take
 _OUTPUTS = 2  # or pairs of outputs, of kernels that keep them apart
 # Relative errors of a parameter's gradient that rounding may make, in units of it and at most, and those that all
 # other gradients make in it, as in those of parameters that should cancel.
@@ -48,6 +53,7 @@ class Verification:
       largest: The largest difference, as a share of that which rounding may make.
       seconds: What it took; the first time of a function, compilation too.
       dense: Parameters whose kernels were wrong at first, and are those of gradients formed one by one instead.
+      since: Kernels of the same function and sizes, with this one, since one was compared; 0 where this one was.
     """
 
     rows: tuple[int, ...]
@@ -56,8 +62,11 @@ class Verification:
     largest: float
     seconds: float = 0.0
     dense: tuple[str, ...] = ()
+    since: int = 0
 
     def __str__(self) -> str:
+        if self.since:
+            return f"no entries of this kernel, but of one {self.since:,} before it, agree with plain gradients"
         rows, columns = (", ".join(map(str, some)) for some in (self.rows, self.columns))
         pairs = f"of examples {rows}" if self.rows == self.columns else f"of examples {rows} with {columns} of ys"
         dense = f"; by plain gradients alone: {', '.join(self.dense)}" if self.dense else ""
@@ -68,6 +77,43 @@ class Kernel(np.ndarray):
     """An array that says what of it was verified; arrays that are made from it do not."""
 
     verified: Verification | None = None
+
+
+@dataclass
+class _Account:
+    """Kernels of one function, plan and size: what the next check may take, and how many there were since the last."""
+
+    earned: float = 0.0
+    since: int = 0
+
+
+_accounts: WeakKeyDictionary[Program, dict[Hashable, _Account]] = WeakKeyDictionary()
+
+
+def kernels_since(program: Program, plan: Hashable, share: float) -> int:
+    """How many kernels, with the next one, there are since one was checked; 0 if it is time to check it.
+
+    Args:
+      program: The function.
+      plan: All else that kernels must have in common.
+      share: Of its time, that checking it takes.
+    """
+    known = _accounts.setdefault(program, {})
+    if plan not in known:
+        known[plan] = _Account()
+        return 0
+    account = known[plan]
+    account.earned += _SHARE
+    account.since += 1
+    if account.earned < share:
+        return account.since
+    account.earned, account.since = 0.0, 0
+    return 0
+
+
+def check_next(program: Program) -> None:
+    """Check the next kernel of a function, of which one was wrong."""
+    _accounts.pop(program, None)
 
 
 @dataclass

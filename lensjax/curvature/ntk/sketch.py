@@ -27,7 +27,7 @@ from lensjax.curvature.jaxpr.program import Function
 from lensjax.curvature.ntk.factor import Factor, constrain, einsum
 from lensjax.curvature.ntk.factors import Leaf, make_factors
 from lensjax.curvature.ntk.inputs import automatic_axes, check_finite
-from lensjax.curvature.ntk.plan import Job, batch_bytes, filler, prepare
+from lensjax.curvature.ntk.plan import Job, Resources, batch_bytes, filler, prepare
 from lensjax.curvature.spectrum import StochasticEstimate
 from lensjax.curvature.streaming import wide
 
@@ -109,26 +109,9 @@ def ntk_sketch(
     return Sketch(np.concatenate(made)[: job.sizes[0]] / np.sqrt(dimension), seed)
 
 
-@dataclass(frozen=True)
-class SketchPlan:
-    """What a sketch will take.
-
-    Attributes:
-      batch: Examples whose features are made at a time.
-      device_bytes: Memory on a device besides parameters, at most.
-      host_bytes: Memory of the features.
-      flops: Of products of matrices.
-    """
-
-    batch: int
-    device_bytes: int
-    host_bytes: int
-    flops: int
-
-
 def sketch_plan(
     f: Function, params: PyTree, xs: PyTree, dimension: int = 4096, *, memory_limit: int | None = None
-) -> SketchPlan:
+) -> Resources:
     """What `ntk_sketch` with the same arguments takes; parameters may be shapes.
 
     Raises:
@@ -146,7 +129,7 @@ def sketch_plan(
         each, in_all = batch_bytes(part.leaves, partial(_besides, dimension))
         devices = 1 if job.mesh is None else job.mesh.size
         features = _feature_bytes(part.leaves, dimension)
-        return SketchPlan(job.batch, job.batch // devices * each + in_all, n * features, flops * job.batches)
+        return Resources(job.batch, job.batch // devices * each + in_all, n * features, flops * job.batches)
 
 
 def _job(f: Function, params: PyTree, xs: PyTree, dimension: int, memory_limit: int | None) -> Job:

@@ -1,11 +1,15 @@
 """The functional "fisher_sketch"."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lensjax.measure.functionals import FUNCTIONALS, Example, Functional, OfModel
+from lensjax.models.losses import IGNORED
 from lensjax.models.model import Model, Params
+from lensjax.models.vocabulary import by_chunks, chunks_of, summed_wide
 
 
 def fisher_sketch(model: Model, samples: int, seed: int = 0) -> OfModel:
@@ -13,7 +17,8 @@ def fisher_sketch(model: Model, samples: int, seed: int = 0) -> OfModel:
 
     u = A g with A = diag(√p) − p√pᵀ, AAᵀ = diag(p) − ppᵀ, and g the same standard normal for every example. So the mean
     over samples of the kernel's diagonal in outputs is unbiased for Σ_t tr(A_tᵀ J_t J'_tᵀ A'_t) / √(TT'), and their
-    spread is its error. Gradients do not flow through p.
+    spread is its error. Gradients do not flow through p. Projections of a few tokens at a time are held, and g at a
+    position does not depend on how many these are.
 
     Args:
       samples: Number of projections.
@@ -21,19 +26,29 @@ def fisher_sketch(model: Model, samples: int, seed: int = 0) -> OfModel:
     """
 
     def f(params: Params, example: Example) -> Float[Array, " samples"]:
-        logits = model.apply(params, example)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        _, weights = model.token_losses(jax.lax.stop_gradient(params), example)
-        p = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1))
-        root = jnp.sqrt(p)
-        count = jnp.maximum(weights.sum(), 1)
+        batch = {name: jnp.asarray(value)[None] for name, value in example.items() if value is not None}
+        x, targets = model.hidden(params, batch), model.targets(batch)
+        chunks = chunks_of(targets.shape, model.config.vocab_size * samples, model.options.mesh)
+        head = params if chunks is None else summed_wide(model.head_of(params))
 
-        def project(key: Array) -> Array:
-            g = jax.random.normal(key, logits.shape, logits.dtype)
-            u = root * g - p * (root * g).sum(axis=-1, keepdims=True)
-            return ((u * logits).sum(axis=-1) * weights).sum() / jnp.sqrt(count)
+        def of_some(x: Array, targets: Array, positions: Array) -> Float[Array, "rows tokens samples"]:
+            logits = model.logits(head, x)
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            p = jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1))
+            root = jnp.sqrt(p)
 
-        return jax.vmap(project)(jax.random.split(jax.random.key(seed), samples))
+            def project(key: Array) -> Float[Array, "rows tokens"]:
+                keys = jax.vmap(jax.vmap(partial(jax.random.fold_in, key)))(positions)
+                g = jax.vmap(jax.vmap(lambda one: jax.random.normal(one, logits.shape[-1:], logits.dtype)))(keys)
+                u = root * g - p * (root * g).sum(axis=-1, keepdims=True)
+                return jnp.where(targets == IGNORED, 0, (u * logits).sum(axis=-1))
+
+            keys = jax.random.split(jax.random.key(seed), samples)
+            return jax.vmap(project, out_axes=-1)(keys)
+
+        positions = jnp.arange(targets.size).reshape(targets.shape)
+        made: Array = by_chunks(of_some, chunks, x, targets, positions)
+        return made.sum(axis=(0, 1)) / jnp.sqrt(jnp.maximum((targets != IGNORED).sum(), 1)).astype(made.dtype)
 
     return f
 
