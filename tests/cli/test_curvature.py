@@ -79,7 +79,11 @@ def test_other_functionals(save_sums, save_model, tmp_path):
 def test_kernels_of_many_examples_are_estimated(save_sums, save_model, tmp_path, capsys, fails):
     spec, folder = save_sums(), save_model(num_hidden_layers=1, hidden_size=16)
     given = [spec, "--model", folder, "--examples", 9]
-    for name, way in {"whole": (), "sketch": ("--sketch", 2048), "rank": ("--rank", 3)}.items():
+    for name, way in {
+        "whole": (),
+        "sketch": ("--sketch", 2048, "--explain"),
+        "rank": ("--rank", 3, "--explain"),
+    }.items():
         run(*given, "--out", tmp_path / name, *way)
     said = capsys.readouterr().out
     whole, sketch, rank = (np.load(tmp_path / name / "kernel.npz") for name in ("whole", "sketch", "rank"))
@@ -91,6 +95,9 @@ def test_kernels_of_many_examples_are_estimated(save_sums, save_model, tmp_path,
         assert found["residuals"][0] == pytest.approx(whole["residuals"][0], rel=0.05)
     summary = json.loads((tmp_path / "sketch" / "kernel.json").read_text())
     assert abs(summary["trace"] - np.trace(whole["theta"])) < 5 * summary["trace_standard_error"]
+    assert said.count("9 examples at a time, at most 0.") == 2
+    plans = [json.loads((tmp_path / name / "kernel.json").read_text())["plan"] for name in ("sketch", "rank")]
+    assert all(plan["flops"] > 0 and plan["host_bytes"] > 0 for plan in plans)
     assert "2,048 random features of 9 rows: trace " in said
     assert "3 eigenvalues of 9: largest eigenvalue " in said
     assert "random features" in (tmp_path / "sketch" / "kernel.html").read_text()
