@@ -129,8 +129,9 @@ def rotary_from_config(
         where rope is not scaled, as `transformers` does.
 
     Raises:
-      InputError: the kind of scaling is not known, one of its settings is missing, or a family that rotates whole heads
-        is to scale a share of them, for which `transformers` has no meaning either.
+      InputError: the kind of scaling is not known, one of its settings is missing, an odd number of dimensions is to be
+        rotated, or a family that rotates whole heads is to scale a share of them, for which `transformers` has no
+        meaning either.
     """
     settings = dict(config.rope_parameters if parameters is None else parameters)
     kind = settings.pop("rope_type", "default")
@@ -151,6 +152,11 @@ def rotary_from_config(
             )
         share = None
     dim = int(head_dim * (1.0 if share is None else share))
+    if dim < 2 or dim % 2:
+        raise InputError(
+            f"partial_rotary_factor or head_dim has {dim} dimensions of each head rotated in config.json, and they are "
+            "rotated in pairs; give an even number of them."
+        )
     lists = {key: tuple(value) for key, value in settings.items() if isinstance(value, list | tuple)}
     numbers: dict[str, Any] = {key: value for key, value in settings.items() if isinstance(value, int | float)} | lists
     missing = [key for key in _KINDS[kind] if key not in numbers]

@@ -73,7 +73,7 @@ def test_adapters_over_quantised_kernels(
     kind: Any, model_type: str, dora: bool, tiny_config: Callable[..., Any], random_model: Callable[..., Any]
 ) -> None:
     """They compute, and have the gradients, that they have over the same kernels in floating point."""
-    plain = random_model(tiny_config(model_type))
+    plain = random_model(tiny_config(model_type, num_hidden_layers=1))
     base = quantise(plain, kind)
     wide = base.merged()
     assert wide.options == plain.options

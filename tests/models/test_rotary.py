@@ -160,3 +160,13 @@ def test_missing_factor_is_refused(kind: str) -> None:
     described = SimpleNamespace(rope_parameters=settings, max_position_embeddings=64)
     with pytest.raises(InputError, match=rf"rope_parameters lacks factor in config\.json, which rope_type '{kind}'"):
         rotary_from_config(described, HEAD_DIM)
+
+
+@pytest.mark.parametrize(("share", "dims"), [(0.34, 3), (0.1, 1), (0.05, 0)])
+def test_an_odd_number_of_rotated_dimensions_is_refused(
+    share: float, dims: int, tiny_config: Callable[..., Any]
+) -> None:
+    """As transformers broadcasts what does not match."""
+    config = tiny_config("phi", num_attention_heads=3, hidden_size=30, partial_rotary_factor=share)
+    with pytest.raises(InputError, match=rf"has {dims} dimensions of each head rotated in config\.json"):
+        family_of("phi").module(config, make_options(), nnx.Rngs(0))
