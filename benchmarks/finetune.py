@@ -33,8 +33,9 @@ from lensjax.models.lora import join, split_trainable
 from lensjax.tasks.batches import Packing, evaluation_batches
 from lensjax.train.candidate import Candidate
 from lensjax.train.checkpoint import Checkpoints
-from lensjax.train.ladder import measure, rungs
+from lensjax.train.ladder import measure
 from lensjax.train.loop import Progress, TrainingInputs, fine_tune
+from lensjax.train.prepare import rungs
 from lensjax.train.recorder import Recorder
 
 Part = Literal["trainer", "input", "ladder", "packing", "metrics", "gpu"]

@@ -27,7 +27,8 @@ from lensjax.measure.probes import probe_batch
 from lensjax.measure.rungs import FinetuneRun, find_runs, ladder_summary, measure_rungs, training_examples
 from lensjax.tasks.ready_made import place_of
 from lensjax.tasks.spec import read_spec
-from lensjax.train.ladder import measure_curve, rungs
+from lensjax.train.ladder import measure_curve
+from lensjax.train.prepare import rungs
 from lensjax.train.results import Result
 from lensjax.train.spec import FinetuneSpec
 

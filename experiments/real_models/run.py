@@ -18,8 +18,9 @@ from lensjax.core.errors import InputError
 from lensjax.core.files import make_folder, write_files
 from lensjax.models.pocket import SCHEME, bundled
 from lensjax.tasks.ready_made import TASKS, write_rows
-from lensjax.train.ladder import measure_curve, rungs
+from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
+from lensjax.train.prepare import rungs
 from lensjax.train.results import Result, curves_csv, read_result
 from lensjax.train.spec import FinetuneSpec
 

@@ -108,7 +108,9 @@ def ntk(
     loaded, batch, runs, about = _prepare(subject, out, finetuned, examples, seed, dtype, held, mesh)
     from lensjax.measure.approximate import measure_approximate_kernel
     from lensjax.measure.kernel import measure_kernel, moved
-    from lensjax.models import load, make_mesh
+    from lensjax.models.inputs import naming_weights
+    from lensjax.models.loading import load
+    from lensjax.models.sharding import make_mesh
     from lensjax.train.runs import MODEL
 
     began = time.perf_counter()
@@ -122,7 +124,7 @@ def ntk(
     if approximate:
         if explain:
             about["plan"] = _explained_approximate(loaded, batch, functional, sketch, rank, limit)
-        with progress_bar("Measuring") as progress:
+        with progress_bar("Measuring") as progress, naming_weights([loaded.folder]):
             found = measure_approximate_kernel(
                 loaded,
                 batch,
@@ -252,7 +254,8 @@ def _prepare(
     start_processes()
     from lensjax.measure.probes import probe_batch, probe_examples
     from lensjax.measure.rungs import find_runs, training_examples
-    from lensjax.models import load, make_mesh
+    from lensjax.models.loading import load
+    from lensjax.models.sharding import make_mesh
     from lensjax.tasks.task import fingerprint
 
     if dtype == "float64":

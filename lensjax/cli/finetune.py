@@ -130,8 +130,7 @@ def curve(
         track: Where to send measurements besides the log.
         over_memory: Train also where a batch needs more memory than the machine has.
     """
-    from lensjax.train.ladder import rungs
-    from lensjax.train.prepare import FIRST_RUNG
+    from lensjax.train.prepare import FIRST_RUNG, rungs
 
     if max_examples < FIRST_RUNG:
         raise InputError(f"--max-examples is {max_examples}; the first rung of the ladder is {FIRST_RUNG}.")
@@ -152,7 +151,7 @@ def _measure(subject: "Subject", sizes: Sequence[int], out: Path, mesh: str | No
     task, source = subject.spec, str(subject.source)
     mesh = mesh or subject.mesh
     start_processes()
-    from lensjax.models import make_mesh
+    from lensjax.models.sharding import make_mesh
 
     done: list[Result] = []
     devices = None if mesh is None else make_mesh(mesh)

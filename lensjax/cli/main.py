@@ -73,13 +73,26 @@ def main(arguments: list[str] | None = None) -> None:
     prepare_streams()
     keep_compiled_programs()
     try:
-        with enduring(), sentences():
+        with enduring():
+            status = _run(arguments)
+    except OutputLost as error:
+        with enduring():  # standard error may be as full
+            say(f"lensjax: the output could not be written ({error}); all files are.", error=True)
+        status = 1
+    if status:
+        sys.exit(status)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command line; the exit status, unless a command exits itself."""
+    try:
+        with sentences():
             given = sys.argv[1:] if arguments is None else arguments
             if given == ["--version"]:
                 from lensjax.core.version import __version__
 
                 say(f"lensjax {__version__}")
-                return
+                return 0
             _check_command(given)
             _app(_COMMANDS).cli(
                 prog="lensjax",
@@ -89,13 +102,11 @@ def main(arguments: list[str] | None = None) -> None:
             )
     except InputError as error:
         say(f"lensjax: {as_sentence(error)}", error=True)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         say("lensjax: interrupted; nothing was written.", error=True)
-        sys.exit(130)
-    except OutputLost as error:
-        say(f"lensjax: the output could not be written ({error}); all files are.", error=True)
-        sys.exit(1)
+        return 130
     except Exception as error:
         say(f"lensjax: {internal_error(error)}", error=True)
-        sys.exit(1)
+        return 1
+    return 0

@@ -7,6 +7,7 @@ from lensjax.cli.arguments import ModelName, Revision
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.outputs import output_writer
 from lensjax.core.errors import InputError
+from lensjax.core.text import escaped_json
 
 if TYPE_CHECKING:
     from lensjax.train.pods import Advice
@@ -67,7 +68,7 @@ def mesh(
     training = TrainingSpec(batch_size=batch_size or len(devices), method=method)
     with progress_bar("Compiling") as progress:
         advice = advise(Workplace(config, devices, facts, training, lengths), topology, compiled, progress)
-    write(lambda: advice.model_dump_json(indent=2) + "\n")
+    write(lambda: escaped_json(advice.model_dump_json(indent=2)) + "\n")
     _print(advice)
 
 

@@ -169,8 +169,8 @@ def export(
     from rich import filesize
 
     from lensjax.core.text import count
-    from lensjax.models import load
     from lensjax.models.hub import find_folder, has_tokenizer, read_config
+    from lensjax.models.loading import load
 
     original = find_folder(source, revision)
     written = dtype or str(read_config(original).dtype or "float32").removeprefix("torch.")

@@ -8,7 +8,7 @@ from lensjax.cli.arguments import Settings, StudyFile
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.outputs import output_writer
 from lensjax.cli.specs import read_studies
-from lensjax.core.text import json_text
+from lensjax.core.text import escaped_json, json_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,7 +83,7 @@ def plan(
 def json_of(plans: "Mapping[str, Plan]") -> str:
     """Plans as JSON: that of the only task as it is, those of several by the tasks' names."""
     if set(plans) == {""}:
-        return plans[""].model_dump_json(indent=2) + "\n"
+        return escaped_json(plans[""].model_dump_json(indent=2)) + "\n"
     return json_text({name: plan.model_dump(mode="json") for name, plan in plans.items()})
 
 

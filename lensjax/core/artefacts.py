@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import make_folder
+from lensjax.core.files import make_folder, write_files
 from lensjax.core.reading import NotRegular, opened
+from lensjax.core.text import escaped_json
 
 CHECKSUM = "checksum"
 QUARANTINE = "quarantine"  # folder of files that were set aside
 REASONS = "reasons.jsonl"  # in it: when and why
+_LONGEST = 200  # bytes of the name of what was set aside
 _SEAL = len(b',"checksum":"0123456789abcdef"}')
 
 Fields = TypeVar("Fields", bound=BaseModel)
@@ -47,7 +49,7 @@ def digest(content: bytes) -> str:
 def sealed(content: Mapping[str, Any]) -> str:
     """The text of a JSON file, with a checksum of its content."""
     plain = dict(content)
-    return json.dumps(plain | {CHECKSUM: _of_content(plain)}, indent=2, ensure_ascii=False) + "\n"
+    return escaped_json(json.dumps(plain | {CHECKSUM: _of_content(plain)}, indent=2, ensure_ascii=False)) + "\n"
 
 
 def sealed_line(content: str | bytes) -> bytes:
@@ -72,12 +74,10 @@ def read_ours(path: Path) -> bytes | None:
     try:
         with opened(path) as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except NotRegular as error:
         raise Damaged(path, f"it is {error}") from error
-    except NotADirectoryError as error:
-        raise InputError(f"{shorten(path.parent, 400)} is not a folder; give the name of one.") from error
     except OSError as error:
         if path.is_symlink():
             raise Damaged(path, "it is a link that leads nowhere") from error
@@ -128,18 +128,23 @@ def set_aside(path: Path, why: str, root: Path) -> str:
     place = root / QUARANTINE
     make_folder(place)
     name = str(path.relative_to(root)).replace(os.sep, "_")
+    name = os.fsdecode(os.fsencode(name)[-_LONGEST:])  # files' names have an end
     now, taken = datetime.now(UTC).isoformat(timespec="seconds"), {one.name for one in place.iterdir()}
     new = next(one for n in range(len(taken) + 1) if (one := f"{name}.{n}" if n else name) not in taken)
     try:
         os.replace(path, place / new)
-        with (place / REASONS).open("a", encoding="utf-8") as file:
-            note = {"time": now, "was": str(path.relative_to(root)), "is": new, "reason": why}
-            file.write(json.dumps(note, ensure_ascii=False) + "\n")
     except OSError as error:
         raise InputError(
             f"{shorten(path, 400)} is damaged ({why}) and cannot be moved to {QUARANTINE} ({error.strerror}); make "
             "room or mend the folder's permissions, and run the same command again."
         ) from error
+    note = {"time": now, "was": str(path.relative_to(root)), "is": new, "reason": why}
+    try:
+        earlier = read_ours(place / REASONS) or b""
+    except Damaged:  # a pipe, or a link in a circle
+        earlier = b""
+    line = escaped_json(json.dumps(note, ensure_ascii=False)).encode() + b"\n"
+    write_files({place / REASONS: earlier + line}, follow=False)
     return f"{shorten(path.relative_to(root), 400)} was set aside in {QUARANTINE} ({why}); it is made again."
 
 

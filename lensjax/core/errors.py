@@ -12,12 +12,23 @@ class InputError(ValueError):
     """
 
 
+class NotFinite(InputError):
+    """What was computed is NaN or infinite."""
+
+
 def shorten(text: object, limit: int = 60) -> str:
     """`text` on one line, printable and at most `limit` characters, for quoting user input in a message."""
-    flat = str(text)
+    flat = _as_text(text)
     if not flat.isprintable():
         flat = "".join(c if c.isprintable() else "�" for c in flat)
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def _as_text(value: object) -> str:
+    try:
+        return str(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def as_sentence(error: Exception, limit: int = 1200) -> str:

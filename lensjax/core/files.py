@@ -196,6 +196,11 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        there = next(one for one in (path, *path.parents) if os.path.lexists(one) and not one.is_dir())
+        raise InputError(
+            f"{shorten(there, 400)} is no folder, and one belongs there; remove it, or choose another place."
+        ) from error
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"Cannot make the folder {shorten(path, 400)}: {why}; choose another place.") from error

@@ -13,10 +13,12 @@ from pydantic import RootModel
 from lensjax.core.artefacts import read_sealed, sealed
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import write_files
+from lensjax.core.reading import open_regular
 
 _LARGE = 2**24  # bytes from which on a hash is kept on disk for later commands too
 _MOST = 4096  # hashes on disk
 _SETTLED = 2.0  # seconds after which a further change of a file also changes its time, on any file system
+_MEND = "mend it, or fetch it again"
 _known: dict[str, str] = {}  # of this process, by `_key`
 
 
@@ -65,7 +67,7 @@ def _key(path: Path) -> tuple[str, int, float]:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise InputError(f"Cannot read {shorten(path, 400)}: {error.strerror}; mend it, or fetch it again.") from error
+        raise InputError(f"Cannot read {shorten(path, 400)}: {error.strerror}; {_MEND}.") from error
     changed = max(found.st_mtime, found.st_ctime)
     times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
     return f"{os.path.realpath(path)} {found.st_size} {times} {found.st_ino}", found.st_size, changed
@@ -73,10 +75,10 @@ def _key(path: Path) -> tuple[str, int, float]:
 
 def _hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path, _MEND) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"Cannot read {shorten(path, 400)}: {error.strerror}; mend it, or fetch it again.") from error
+        raise InputError(f"Cannot read {shorten(path, 400)}: {error.strerror}; {_MEND}.") from error
 
 
 def _place() -> Path:

@@ -2,8 +2,11 @@
 
 import os
 import stat
+from collections import Counter
+from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from lensjax.core.errors import InputError, shorten
 
@@ -15,7 +18,7 @@ class NotRegular(Exception):
     """There is something else in the place of a file; the message says what."""
 
 
-def opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BufferedReader:
     """Open a file to read bytes from.
 
     Raises:
@@ -31,7 +34,7 @@ def opened(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def open_regular(path: Path, mend: str) -> BinaryIO:
+def open_regular(path: Path, mend: str) -> BufferedReader:
     """Open a file that users name, to read bytes from.
 
     Args:
@@ -95,3 +98,16 @@ def _limit() -> int:
     if given and not (given.isdecimal() and 0 < int(given) < 10**9):
         raise InputError(f"{MOST} is '{shorten(given)}'; give a whole number of megabytes.")
     return int(given or _DEFAULT) * 10**6
+
+
+def unique_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as `object_pairs_hook` of `json.loads` makes it, which has every field once.
+
+    Raises:
+      ValueError: one is there twice, of which Python's would take the last in silence.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"'{shorten(name)}' is there twice")
+    return fields

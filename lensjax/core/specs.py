@@ -1,5 +1,6 @@
 """YAML files that users write, read into Pydantic models; errors name the field."""
 
+import itertools
 import math
 import re
 import shlex
@@ -17,6 +18,7 @@ from lensjax.core.text import significant
 Fields = TypeVar("Fields", bound=BaseModel)
 
 _MERGE = "tag:yaml.org,2002:merge"  # <<, which may be there several times
+_MOST_VALUES = 1_000_000  # of a file, each counted as often as its anchor is named
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"} | {
     short: f"float{short[-2:]}" for short in ("fp32", "f32", "fp64", "f64")
 }
@@ -85,8 +87,9 @@ def pattern(value: str) -> str:
     return value
 
 
-Count = Annotated[int, Field(ge=1, strict=True), BeforeValidator(whole)]
-Natural = Annotated[int, Field(ge=0, strict=True), BeforeValidator(whole)]
+_MOST_COUNTED = 10**15
+Count = Annotated[int, Field(ge=1, le=_MOST_COUNTED, strict=True), BeforeValidator(whole)]
+Natural = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True), BeforeValidator(whole)]
 _Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
 Positive = Annotated[_Number, Field(gt=0)]
 NonNegative = Annotated[_Number, Field(ge=0)]
@@ -190,7 +193,7 @@ def _yaml_value(value: str) -> Any:
     """A value as YAML reads it, or the text itself where YAML does not read it, or reads a template as a mapping."""
     try:
         given = yaml.load(value, _UniqueKeys)  # noqa: S506  # a safe loader
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
         return value
     return value if isinstance(given, dict) and None in given.values() else given
 
@@ -270,7 +273,16 @@ def _quoted(value: object) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a field that is there twice, as YAML 1.2 does, instead of taking the last."""
+    """YAML's safe loader, which refuses a field that is there twice, as YAML 1.2 does, instead of taking the last.
+
+    It also refuses values that hold themselves, and those of few lines that stand for millions.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)  # before << is filled in
@@ -282,3 +294,29 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"{shorten(key.value)} is there twice", problem_mark=key.start_mark)
             seen.add((key.tag, key.value))
         return node
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of values that a node stands for, with those of the anchors that it names.
+
+    Args:
+      node: The node.
+      known: The numbers of nodes that were counted, by identity; 0 while one is being counted.
+
+    Raises:
+      yaml.MarkedYAMLError: it holds itself, or there are too many.
+    """
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.MarkedYAMLError(problem="a value holds itself", problem_mark=node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    held = itertools.chain.from_iterable(parts) if isinstance(node, yaml.MappingNode) else parts
+    count = 1 + sum(_count(part, known) for part in held)
+    if count > _MOST_VALUES:
+        raise yaml.MarkedYAMLError(
+            problem=f"it stands for more than {_MOST_VALUES:,} values", problem_mark=node.start_mark
+        )
+    known[id(node)] = count
+    return count

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lensjax.core.errors import InputError, shorten
+from lensjax.core.errors import InputError, NotFinite, shorten
 from lensjax.core.flops import matmul_flops
 from lensjax.core.pytrees import PyTree, path_name
 from lensjax.curvature.hvp import layer_forms
@@ -77,7 +77,8 @@ def difference(pretrained: PyTree, finetuned: PyTree) -> PyTree:
     """v = ŵ − w, in the types of ŵ.
 
     Raises:
-      InputError: the two do not have the same leaves, or one holds numbers that are not floating-point or not finite.
+      InputError: the two do not have the same leaves, or one holds numbers that are not floating-point.
+      NotFinite: one holds numbers that are not finite.
     """
     check_params(pretrained)
     check_params(finetuned)
@@ -97,7 +98,7 @@ def difference(pretrained: PyTree, finetuned: PyTree) -> PyTree:
     v = {name: _minus(leaf, before[name]) for name, leaf in after.items()}
     for name, part in v.items():
         if not bool(jnp.isfinite(part).all()):
-            raise InputError(f"Parameter '{shorten(name)}' is not finite in both models; give a pair that is.")
+            raise NotFinite(f"Parameter '{shorten(name)}' is not finite in both models; give a pair that is.")
     return jax.tree.unflatten(jax.tree.structure(finetuned), list(v.values()))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, NotFinite
 
 
 def residual_loss(
@@ -101,7 +101,7 @@ def _eigh(theta: Array) -> tuple[Array, Array]:
     if not isinstance(theta, jax.core.Tracer):
         dense = np.asarray(theta, np.float64)
         if not np.isfinite(dense).all():
-            raise InputError("The kernel holds values that are not finite; see which examples give them.")
+            raise NotFinite("The kernel holds values that are not finite; see which examples give them.")
         if np.abs(dense - dense.T).max(initial=0) > 1e-3 * np.abs(dense).max(initial=0):
             raise InputError("The kernel is not symmetric; give that of a set of examples with itself.")
     values, vectors = jnp.linalg.eigh((theta + theta.T) / 2)

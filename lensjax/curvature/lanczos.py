@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from numpy.typing import DTypeLike, NDArray
 
-from lensjax.core.errors import InputError
+from lensjax.core.errors import NotFinite
 from lensjax.core.pytrees import PyTree
 from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import Layout, laid_out, layout, wide
@@ -36,7 +36,7 @@ def norm(v: PyTree) -> float:
     """The Euclidean norm.
 
     Raises:
-      InputError: it is not finite.
+      NotFinite: it is not finite.
     """
     return float(np.sqrt(finite(np.asarray(_dot(v, v), np.float64))))
 
@@ -51,10 +51,10 @@ def finite(values: NDArray[Any]) -> NDArray[Any]:
     """The values.
 
     Raises:
-      InputError: not all are finite.
+      NotFinite: not all are finite.
     """
     if not np.isfinite(values).all():
-        raise InputError("A product is not finite; compute it for parameters and data whose loss is finite.")
+        raise NotFinite("A product is not finite; compute it for parameters and data whose loss is finite.")
     return values
 
 
@@ -156,7 +156,7 @@ class Lanczos:
         """Take a product, and make the next vector of it.
 
         Raises:
-          InputError: the product is not finite.
+          NotFinite: the product is not finite.
         """
         j, q = self.count, self.next
         if self.orthogonal:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, NotFinite
 from lensjax.core.pytrees import PyTree, numeric, path_name
 from lensjax.curvature.jaxpr.program import Function, Program, traced_program
 
@@ -93,7 +93,7 @@ class Shares:
         At the end values are checked to be finite, unless they are being traced or were checked before.
 
         Raises:
-          InputError: the loss of a batch is not finite.
+          NotFinite: the loss of a batch is not finite.
         """
         values = {}
         for number, share, one in self:
@@ -105,7 +105,7 @@ class Shares:
             bad = np.flatnonzero(~np.isfinite(np.atleast_1d(np.asarray(value, np.float64))))
             if bad.size:
                 example = f", example {bad[0]}" if np.ndim(value) else ""
-                raise InputError(f"The loss of batch {number}{example} is not finite; leave it out, or mend it.")
+                raise NotFinite(f"The loss of batch {number}{example} is not finite; leave it out, or mend it.")
         self.checked = True
 
 

@@ -23,6 +23,7 @@ from lensjax.curvature.spectrum import (
 )
 from lensjax.curvature.streaming import Batches, scanned_layers
 from lensjax.measure.model_losses import target_tokens
+from lensjax.models.inputs import naming_weights
 from lensjax.models.model import Batch, Model
 
 _NARROW = 2**25  # parameters from which the basis of eigenvectors is held in bfloat16
@@ -142,9 +143,9 @@ def measure_hessian(
         progress,
     )
     operator = LinearOperator(counted, params)
-    pairs = top_eigenpairs(
-        operator, top, products=most, basis=2 * top + 8, basis_dtype="bfloat16" if size > _NARROW else None, seed=seed
-    )
+    kind = "bfloat16" if size > _NARROW else None
+    with naming_weights([model.folder]):
+        pairs = top_eigenpairs(operator, top, products=most, basis=2 * top + 8, basis_dtype=kind, seed=seed)
     counted.next_stage()
     density = spectral_density(operator, steps=steps, samples=samples, reorthogonalize=False, seed=seed)
     counted.next_stage()

@@ -18,7 +18,7 @@ from lensjax.curvature.ntk.explain import Explanation, explain
 from lensjax.curvature.ntk.ntk import ntk, ntk_flops
 from lensjax.curvature.ntk.proof import Verification
 from lensjax.measure.functionals import FUNCTIONALS, Batch, Functional, OfModel
-from lensjax.models.inputs import check_finite_weights
+from lensjax.models.inputs import naming_weights
 from lensjax.models.model import Model
 
 SAMPLES = 32  # projections of a Fisher sketch
@@ -147,12 +147,8 @@ def measure_kernel(
     flops = ntk_flops(f, model.params, batch, output=kind.output, memory_limit=memory_limit)
     always = "always" if verify else False  # so that what is written does not depend on what was measured before
     how: Any = {"memory_limit": memory_limit, "verify": always, "on_mismatch": on_mismatch, "progress": progress}
-    try:
+    with naming_weights([model.folder]):
         kernel = ntk(f, model.params, batch, output=kind.output, **how)
-    except InputError:
-        if model.folder is not None:
-            check_finite_weights(model.folder)  # the cause, where values are not finite
-        raise
     theta = np.asarray(kernel)
     error = f0 = y = times = residuals = None
     if kind.output == "diagonal":

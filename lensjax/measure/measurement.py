@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
@@ -40,14 +40,14 @@ from lensjax.core.registry import Registry
 from lensjax.core.sections import Section
 from lensjax.core.specs import Strict
 from lensjax.curves.table import CurveTable
-from lensjax.measure.probes import probe_batch
-from lensjax.measure.rungs import FinetuneRun
-from lensjax.models import load, make_mesh
-from lensjax.models.model import Batch, Model
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example
 from lensjax.train.results import Result, read_result
 from lensjax.train.runs import MODEL
+
+if TYPE_CHECKING:  # what is computed with is imported by what computes
+    from lensjax.measure.rungs import FinetuneRun
+    from lensjax.models.model import Batch, Model
 
 FINETUNE = "finetune"  # the measurement that curves are made of; without it a candidate drops out
 
@@ -116,30 +116,37 @@ class Subject:
     shared: dict[str, Any]
 
     @cached_property
-    def run(self) -> FinetuneRun:
+    def run(self) -> "FinetuneRun":
         """The fine-tuning run whose model the cell is about.
 
         Raises:
           InputError: it left no model.
         """
+        from lensjax.measure.rungs import FinetuneRun
+
         result = read_result(self.folder)
         if result is None or not (self.folder / MODEL).is_dir():
             raise InputError(f"There is no fine-tuned model in {self.folder}; run the study again with --retry.")
         return FinetuneRun(self.folder, result)
 
-    def pretrained(self) -> Model:
+    def pretrained(self) -> "Model":
         """The candidate before fine-tuning, in float32."""
         return self._load(self.source)
 
-    def model(self) -> Model:
+    def model(self) -> "Model":
         """The model that the cell is about, in float32: the fine-tuned one of a rung above 0."""
         return self._load(self.run.folder / MODEL) if self.cell.examples else self.pretrained()
 
-    def batch(self, model: Model) -> Batch:
+    def batch(self, model: "Model") -> "Batch":
         """The examples as one batch of a model's tokens, {name: [rows, time]}."""
+        from lensjax.measure.probes import probe_batch
+
         return probe_batch(model, self.task, list(self.examples))
 
-    def _load(self, source: str | Path) -> Model:
+    def _load(self, source: str | Path) -> "Model":
+        from lensjax.models.loading import load
+        from lensjax.models.sharding import make_mesh
+
         return load(source, dtype="float32", param_dtype="float32", mesh=make_mesh(self.mesh))
 
 
@@ -203,7 +210,7 @@ class Measurement(Strict):
         """The settings that results depend on, as JSON; by default all. Cells are computed again when they change."""
         return self.model_dump(mode="json")
 
-    def flops(self, model: Model, batch: Batch | None) -> int:
+    def flops(self, model: "Model", batch: "Batch | None") -> int:
         """Floating-point operations that a cell takes, for `lensjax plan`.
 
         Args:

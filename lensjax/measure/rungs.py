@@ -16,9 +16,9 @@ from lensjax.curvature.phases import LEVEL, Phases, find_phases, fit_decay
 from lensjax.curvature.streaming import Batches, Shares
 from lensjax.measure.model_losses import target_tokens
 from lensjax.measure.transition import residual_transition
-from lensjax.models import load
 from lensjax.models.hub import find_folder
-from lensjax.models.inputs import model_fingerprint
+from lensjax.models.inputs import model_fingerprint, naming_weights
+from lensjax.models.loading import load
 from lensjax.models.model import Batch, Model
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.task import Example, fingerprint, load_task
@@ -206,15 +206,9 @@ def measure_rungs(
             if progress is not None:
                 progress(before * total + done, len(runs) * total)
 
-        terms = layer_terms(
-            each,
-            model.params,
-            finetuned.params,
-            Batches(batches),
-            block=block,
-            positive_steps=positive_steps,
-            progress=advance,
-        )
+        how: dict[str, Any] = {"block": block, "positive_steps": positive_steps, "progress": advance}
+        with naming_weights([model.folder, run.folder / MODEL]):
+            terms = layer_terms(each, model.params, finetuned.params, Batches(batches), **how)
         train_loss = sum(share * float(mean(finetuned.params, one)) for _, share, one in tokens)
         assert run.result.loss is not None
         rungs.append(Rung(run.result.examples, train_loss, run.result.loss, terms))

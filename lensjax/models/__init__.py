@@ -5,21 +5,20 @@ logits = jax.jit(model.apply)(model.params, batch)
 loss, gradient = jax.value_and_grad(model.loss)(model.params, batch)
 """
 
-from lensjax.models.family import Family, family_of, supported
-from lensjax.models.loading import from_config, load
-from lensjax.models.model import Batch, Model, Params
-from lensjax.models.options import Options
-from lensjax.models.sharding import make_mesh
+from lensjax.core.lazy import lazy
 
-__all__ = [
-    "Batch",
-    "Family",
-    "Model",
-    "Options",
-    "Params",
-    "family_of",
-    "from_config",
-    "load",
-    "make_mesh",
-    "supported",
-]
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "load": "loading",
+        "from_config": "loading",
+        "make_mesh": "sharding",
+        "Model": "model",
+        "Batch": "model",
+        "Params": "model",
+        "Options": "options",
+        "Family": "family",
+        "family_of": "family",
+        "supported": "family",
+    },
+)

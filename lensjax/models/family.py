@@ -5,9 +5,8 @@ A family is a file of `lensjax.models.families`, named after Hugging Face's mode
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flax import nnx
 from numpy.typing import NDArray
 
 from lensjax.core.errors import InputError, shorten
@@ -16,6 +15,9 @@ from lensjax.core.registry import Registry
 from lensjax.models.options import Options
 from lensjax.models.sharding import RULES, Rules
 from lensjax.models.weights import ParameterNames, Stored, Tensor, tensors
+
+if TYPE_CHECKING:  # Flax is slow to import
+    from flax import nnx
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Family:
 
     model_type: str
     architecture: str
-    module: Callable[[Any, Options, nnx.Rngs], nnx.Module]
+    module: "Callable[[Any, Options, nnx.Rngs], nnx.Module]"
     parameter_names: Callable[[Any], ParameterNames]
     prefix: str = "model."
     ignored: tuple[str, ...] = (r"^lm_head\.weight$",)

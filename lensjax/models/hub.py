@@ -3,13 +3,14 @@
 import fnmatch
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.reading import check_regular, read_text
+from lensjax.core.reading import check_regular, read_text, unique_fields
 from lensjax.models.family import family_of, of_all_layers, supported
 from lensjax.models.gguf import tokenizer as gguf_tokenizer
 from lensjax.models.gguf.config import config_values
@@ -50,6 +51,7 @@ _SIZES = (
 )
 _WITH_TEXT = ("gemma3", "gemma4", "mistral3", "qwen3_5")  # of images too; their text_config is of a family
 _MOST, _MOST_LAYERS = 2**28, 2**12  # of any of these; the largest models have 126 layers and a vocabulary of 262,144
+_NO_SIZES = ("rope", "theta", "token", "window")  # in the names of numbers that may be any
 
 
 def find_folder(source: str | Path, revision: str | None = None, *, what: Parts = "model") -> Path:
@@ -208,7 +210,7 @@ def read_config(folder: Path) -> Any:
         raise InputError(f"{folder} has no config.json; give the folder of a model as transformers saves it.")
     text = read_text(path, "fetch it again")
     try:
-        values = json.loads(text, parse_constant=_refuse)
+        values = json.loads(text, parse_constant=_refuse, object_pairs_hook=unique_fields)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({shorten(error)}); fetch it again.") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
@@ -275,6 +277,14 @@ def _check_sizes(values: Mapping[str, Any], path: Path) -> None:
         if type(value) is not int or not 1 <= value <= most:
             raise InputError(
                 f"{path} says {name} is {shorten(value)}, which is no whole number from 1 to {most:,}; take the "
+                "config.json that came with the weights."
+            )
+    for name, value in values.items():
+        most = _MOST_LAYERS if re.search(r"layers?$|layer_types$", name) else _MOST
+        large = len(value) if isinstance(value, list) else abs(value) if type(value) is int else 0
+        if large > most and not any(part in name for part in _NO_SIZES):
+            raise InputError(
+                f"{path} says {shorten(name)} is {shorten(value)}, and no model has more than {most:,}; take the "
                 "config.json that came with the weights."
             )
     heads, shared = sizes.get("num_attention_heads", 1), sizes.get("num_key_value_heads", 1)

@@ -3,19 +3,19 @@
 Adapters are merged before that, so a model that was fine-tuned with LoRA costs what its base costs.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from numpy.typing import DTypeLike
 
 from lensjax.core.flops import matmul_flops
 from lensjax.core.specs import Strict
-from lensjax.models.decoder import SLIDING
-from lensjax.models.layers import Attention, Embedding
-from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import as_dtype, make_options
+
+if TYPE_CHECKING:  # Flax is slow to import, and costs are read from files too
+    from lensjax.models.layers import Attention
+    from lensjax.models.model import Model
 
 
 class InferenceCost(Strict):
@@ -53,6 +53,8 @@ def inference_cost(
     Raises:
       InputError: the configuration is of a model that LensJAX does not have, or the type is not one of models.
     """
+    from lensjax.models.model import abstract_model
+
     model, itemsize = abstract_model(config, make_options()), as_dtype(dtype).itemsize
     prompt, answer = _held(model, prompt, answer)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
@@ -66,8 +68,12 @@ def inference_cost(
     )
 
 
-def _held(model: Model, prompt: int, answer: int) -> tuple[int, int]:
+def _held(model: "Model", prompt: int, answer: int) -> tuple[int, int]:
     """As many tokens of the prompt and of the answer as the model has learned positions for, in proportion."""
+    from flax import nnx
+
+    from lensjax.models.layers import Embedding
+
     nodes = (node for _, node in nnx.iter_graph(nnx.merge(model.graphdef, model.params)))
     learned = (node for node in nodes if isinstance(getattr(node, "positions", None), Embedding))
     positions = min((node.length for node in learned), default=None)
@@ -81,7 +87,7 @@ def _held(model: Model, prompt: int, answer: int) -> tuple[int, int]:
     return part, positions - part
 
 
-def _batch(model: Model, prompt: int, answer: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(model: "Model", prompt: int, answer: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of one context."""
 
     def ids(length: int) -> jax.ShapeDtypeStruct:
@@ -92,8 +98,12 @@ def _batch(model: Model, prompt: int, answer: int) -> dict[str, jax.ShapeDtypeSt
     return {"input_ids": ids(prompt + answer)}
 
 
-def _cached_values(model: Model, prompt: int, answer: int) -> int:
+def _cached_values(model: "Model", prompt: int, answer: int) -> int:
     """Number of keys and values that a context takes; layers with an attention window keep no more than that."""
+    from flax import nnx
+
+    from lensjax.models.layers import Attention
+
     module = nnx.merge(model.graphdef, model.params)
     total = 0
     for path, node in nnx.iter_graph(module):
@@ -110,8 +120,10 @@ def _cached_values(model: Model, prompt: int, answer: int) -> int:
     return total
 
 
-def _positions(module: Any, node: Attention, layers: int, context: int) -> int:
+def _positions(module: Any, node: "Attention", layers: int, context: int) -> int:
     """Positions that the layers of an attention keep together."""
+    from lensjax.models.decoder import SLIDING
+
     window = getattr(module, "window", None)
     if window is None or getattr(node, "type", SLIDING) != SLIDING:
         return layers * context

@@ -5,14 +5,13 @@ import time
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lensjax.core.artefacts import Damaged
 from lensjax.core.errors import InputError, one_line, shorten
 from lensjax.core.files import is_disk_full, make_folder
 from lensjax.core.processes import is_first, on_first
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, Subject
-from lensjax.models import make_mesh
 from lensjax.models.hub import find_folder
 from lensjax.models.inputs import model_fingerprint
 from lensjax.study.evidence import evidence_file, read_evidence, write_evidence
@@ -21,12 +20,12 @@ from lensjax.study.spec import StudySpec
 from lensjax.tasks.task import Example, Task, fingerprint, load_task
 from lensjax.tasks.writing import sample
 from lensjax.train.displays import Display
-from lensjax.train.ladder import Curve
-from lensjax.train.loop import Stopped
-from lensjax.train.memory import TooLarge
 from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.results import Result
 from lensjax.train.runs import MODEL
+
+if TYPE_CHECKING:  # what trains is imported by what computes a cell
+    from lensjax.train.ladder import Curve
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,9 @@ class Bench:
           InputError: the disk is full.
           Stopped: the process was told to end; the same call goes on.
         """
+        from lensjax.train.loop import Stopped
+        from lensjax.train.memory import TooLarge
+
         began, measured = time.perf_counter(), Measured()
         try:
             measured = self._run(cell) if cell.kind == FINETUNE else self._evidence(cell)
@@ -128,8 +130,11 @@ class Bench:
             measured = Measured(error=f"{type(error).__name__}: {one_line(error, 300)}")
         return Outcome(measured.error, time.perf_counter() - began, measured.flops)
 
-    def curve(self, name: str) -> Curve:
+    def curve(self, name: str) -> "Curve":
         """The runs of a candidate."""
+        from lensjax.models.sharding import make_mesh
+        from lensjax.train.ladder import Curve
+
         if name not in self._curves:
             candidate = self.spec.candidate(name)
             mesh = None if candidate.mesh is None else make_mesh(candidate.mesh)

@@ -14,8 +14,6 @@ from lensjax.core.errors import InputError, shorten
 from lensjax.core.processes import on_first
 from lensjax.models.family import family_of
 from lensjax.models.hub import find_folder, read_config, read_tokenizer
-from lensjax.models.model import abstract_model
-from lensjax.models.options import make_options
 from lensjax.study.bench import Bench
 from lensjax.study.evidence import evidence_asked, evidence_cells
 from lensjax.study.folder import read_results, runs_folder
@@ -27,7 +25,6 @@ from lensjax.tasks.writing import Writing, examine
 from lensjax.train.results import Result, read_result
 from lensjax.train.runs import KeptSpec, has_our_tokens, kept_spec
 from lensjax.train.spec import FinetuneSpec
-from lensjax.train.workload import check_packing
 
 _CHECKED = 8  # examples that every tokenizer is tried on
 
@@ -167,6 +164,10 @@ def check_candidates(spec: StudySpec, bench: Bench) -> dict[str, Writing]:
                 size = config.vocab_size
                 tokenise(rows, tokenizer, spec.task, encoder_decoder=encoder_decoder, embeddings=size)
             if spec.finetune_spec(candidate).training.packing:
+                from lensjax.models.model import abstract_model
+                from lensjax.models.options import make_options
+                from lensjax.train.workload import check_packing
+
                 check_packing(abstract_model(config, make_options()))
             found[candidate.name] = examine(
                 bench.sample, tokenizer, encoder_decoder=encoder_decoder, model=candidate.source

@@ -26,7 +26,7 @@ from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.tasks.source import as_source
 from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.results import CURVES, RESULT, Result, read_result
-from lensjax.train.runs import MODEL, SEARCH, Run
+from lensjax.train.runs import SEARCH, Run, has_model
 
 STUDY = "study.json"
 RUNS = "runs"
@@ -151,6 +151,8 @@ def read_study_folder(out: Path) -> StudySpec:
     Raises:
       InputError: it holds no study, or one that this version of LensJAX cannot read; says which version can.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{shorten(out, 400)} is not a folder; give the name of one.")
     path = out / STUDY
     again = f"run the study again with its spec and --out {shorten(out, 400)}, which makes it anew"
     try:
@@ -237,7 +239,7 @@ def is_current(spec: StudySpec, out: Path, cell: Cell) -> bool:
     try:
         if cell.kind == FINETUNE:
             folder = run_folder(out, spec.candidate(cell.model), cell)
-            return ((folder / MODEL).is_dir() or not is_awaited(spec, out, cell)) and read_result(folder) is not None
+            return read_result(folder) is not None and (not is_awaited(spec, out, cell) or has_model(folder))
         asked = evidence_asked(out, cell)
         return asked is not None and settings_of(spec, cell).items() <= asked.items()
     except Damaged:

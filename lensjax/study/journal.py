@@ -1,10 +1,12 @@
 """The journal of a study: what was done and decided, in order, as JSON lines that are only ever added to.
 
-Every line ends with a checksum of itself. A line that does not fit its own, is of another study, or cannot be read is
-set aside, and what it told of is done again or found on disk; all other lines stay.
+Every line has a number, and ends with a checksum of itself. A line that does not fit its checksum, has the number of
+another, is of another study, or cannot be read is set aside, and what it told of is done again or found on disk; all
+other lines stay, and count in the order of their numbers.
 """
 
 import gc
+import itertools
 import json
 import os
 from collections import defaultdict
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
@@ -22,11 +24,12 @@ from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, write_files
 from lensjax.core.processes import is_first, on_first
 from lensjax.core.specs import Strict
+from lensjax.core.text import escaped_json
 from lensjax.measure.measurement import FINETUNE, Cell
 
 JOURNAL = "journal.jsonl"
 QUARANTINE = "journal.quarantined.jsonl"  # lines that were set aside
-VERSION = 2  # from which on lines have checksums
+VERSION = 3  # from which on lines have numbers; checksums they have from 2 on
 
 
 class Entry(Strict):
@@ -35,6 +38,7 @@ class Entry(Strict):
     Attributes:
       version: Of the journal's format.
       study: Identity of the study.
+      number: Of the line, from 1; 0 in lines of earlier versions.
       time: When, in UTC.
       cell: The cell that ended; None for a decision.
       status, error: Whether the cell failed or the process died while computing it, and why.
@@ -51,6 +55,7 @@ class Entry(Strict):
 
     version: int = 1  # of lines that do not say
     study: str
+    number: NonNegativeInt = 0
     time: str
     cell: Cell | None = None
     status: Literal["ok", "failed", "died"] = "ok"
@@ -92,13 +97,16 @@ class Journal:
 
         def read() -> list[Any]:
             with locked(folder / LOCK), _without_collector():
-                lines, odd = _read(self.path, study, parsed)
-                if odd:
+                found = _read(self.path, study)
+                lines, odd = [line for line, _ in found.good], found.odd
+                parsed.extend(entry for _, entry in found.good)
+                # What is added must not go where a link leads.
+                if odd or not found.in_order or self.path.is_symlink():
                     self._set_aside(lines, odd)
             return [[line.decode() for line in lines], len(odd)] if jax.process_count() > 1 else [[], len(odd)]
 
         lines, self.quarantined = on_first(read)
-        self.entries = parsed if is_first() else [Entry.model_validate_json(line) for line in lines]
+        self.entries = parsed if is_first() else [_entry(line.encode()) for line in lines]
         self._places: dict[Cell, list[int]] = defaultdict(list)  # of each cell's entries, oldest first
         for number, entry in enumerate(self.entries):
             if entry.cell is not None:
@@ -108,7 +116,7 @@ class Journal:
         """Add a line, which is on disk when this returns.
 
         Args:
-          fields: Of `Entry`, but for study and time.
+          fields: Of `Entry`, but for study, number and time.
 
         Raises:
           InputError: it cannot be written.
@@ -116,7 +124,9 @@ class Journal:
 
         def write() -> dict[str, Any]:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            entry = Entry.model_validate({"version": VERSION, "study": self.study, "time": now, **fields})
+            number = 1 + (self.entries[-1].number if self.entries else 0)
+            told = {"version": VERSION, "study": self.study, "number": number, "time": now}
+            entry = Entry.model_validate({**told, **fields})
             with locked(self.path.parent / LOCK), self.path.open("ab") as file:
                 file.write(_line(entry) + b"\n")
                 file.flush()
@@ -157,13 +167,12 @@ class Journal:
         return count
 
     def _set_aside(self, lines: Sequence[bytes], odd: Sequence[bytes]) -> None:
-        """Move odd lines out of the journal."""
-        beside = self.path.with_name(QUARANTINE)
-        earlier = read_ours(beside) or b""
-        write_files(
-            {beside: earlier + b"".join(line + b"\n" for line in odd), self.path: b"".join(x + b"\n" for x in lines)},
-            follow=False,
-        )
+        """Move odd lines out of the journal, which the others are then all of."""
+        contents: dict[Path, str | bytes] = {self.path: b"".join(line + b"\n" for line in lines)}
+        if odd:
+            beside = self.path.with_name(QUARANTINE)
+            contents[beside] = (read_ours(beside) or b"") + b"".join(line + b"\n" for line in odd)
+        write_files(contents, follow=False)
 
 
 def journal_studies(folder: Path) -> set[str]:
@@ -189,13 +198,26 @@ def _without_collector() -> Iterator[None]:
 
 
 def _line(entry: Entry) -> bytes:
-    return sealed_line(entry.model_dump_json(exclude_defaults=True))
+    return sealed_line(escaped_json(entry.model_dump_json(exclude_defaults=True)))
 
 
-def _read(path: Path, study: str, entries: list[Entry]) -> tuple[list[bytes], list[bytes]]:
-    """The good and the odd lines of a journal; the entries of the good ones are added to `entries`."""
-    good, odd, others = list[bytes](), list[bytes](), 0
-    for number, line in enumerate((read_ours(path) or b"").splitlines(), start=1):
+class _Found(NamedTuple):
+    """The lines of a journal.
+
+    Attributes:
+      good: Lines in the order of their numbers, each with what it says.
+      odd: The others.
+      in_order: Whether the good ones stood in that order.
+    """
+
+    good: list[tuple[bytes, Entry]]
+    odd: list[bytes]
+    in_order: bool
+
+
+def _read(path: Path, study: str) -> _Found:
+    good, odd, others, numbers = list[tuple[bytes, Entry]](), list[bytes](), 0, set[int]()
+    for place, line in enumerate((read_ours(path) or b"").splitlines(), start=1):
         if not line.strip():
             continue
         plain = unsealed_line(line)
@@ -204,24 +226,31 @@ def _read(path: Path, study: str, entries: list[Entry]) -> tuple[list[bytes], li
         except (ValidationError, RecursionError) as error:
             if plain is not None and (version := _newer(plain)):
                 raise InputError(
-                    f"{shorten(path, 400)} line {number} was written by a newer version of LensJAX (journal version "
+                    f"{shorten(path, 400)} line {place} was written by a newer version of LensJAX (journal version "
                     f"{version}, this one reads {VERSION}); update LensJAX."
                 ) from error
             odd.append(line)
             continue
-        if plain is None and entry.version != 1:
+        if (plain is None and entry.version != 1) or (entry.number and entry.number in numbers):
             odd.append(line)
         elif entry.study != study:
             others += 1
             odd.append(line)
         else:
-            good.append(line)
-            entries.append(entry)
+            good.append((line, entry))
+            numbers.add(entry.number)
     if others and not good:
         raise InputError(
             f"{shorten(path, 400)} is the journal of another study; give that study's spec, or a new folder."
         )
-    return good, odd
+    told = [entry.number for _, entry in good]
+    in_order = all(one <= other for one, other in itertools.pairwise(told))
+    return _Found(good if in_order else sorted(good, key=lambda one: one[1].number), odd, in_order)
+
+
+def _entry(line: bytes) -> Entry:
+    """What a good line says."""
+    return Entry.model_validate_json(unsealed_line(line) or line)
 
 
 def _newer(line: bytes) -> int:

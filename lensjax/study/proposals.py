@@ -13,8 +13,7 @@ from lensjax.models.family import family_of
 from lensjax.models.hub import local_folder, read_config, read_tokenizer
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.tokens import tokenise
-from lensjax.train.ladder import rungs
-from lensjax.train.prepare import FIRST_RUNG
+from lensjax.train.prepare import FIRST_RUNG, rungs
 
 if TYPE_CHECKING:
     from lensjax.tasks.task import Example

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lensjax.core.errors import InputError, listing, shorten
-from lensjax.train.ladder import check_name
+from lensjax.train.runs import check_name
 
 
 def task_names(content: Mapping[str, Any], path: Path) -> list[str]:

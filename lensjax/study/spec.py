@@ -32,8 +32,8 @@ from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.study.constraints import Constraints, Prefer
 from lensjax.study.several import of_task
 from lensjax.tasks.spec import TaskSpec, read_spec
-from lensjax.train.ladder import check_name, model_name, rungs
-from lensjax.train.prepare import FIRST_RUNG
+from lensjax.train.prepare import FIRST_RUNG, rungs
+from lensjax.train.runs import check_name, model_name
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 
 # Of a training set, in examples.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from lensjax.core.errors import InputError, one_line, shorten
 from lensjax.tasks.rows import Rows
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class ArrowRows(Rows):
         return int(self._table.num_rows)
 
     def __getitem__(self, i: int) -> Mapping[str, object]:
-        return _ArrowRow(self._table, i, self._classes)
+        return _ArrowRow(self._table, i, self._name, self._classes)
 
     def where(self, i: int) -> str:
         return f"{self._name} row {i + 1}"
@@ -32,14 +33,20 @@ class ArrowRows(Rows):
 class _ArrowRow(Mapping[str, object]):
     """A row of an Arrow table, of which each field is converted when it is asked for."""
 
-    def __init__(self, table: "pa.Table", i: int, classes: Mapping[str, list[str]]) -> None:
-        self._table, self._i, self._classes = table, i, classes
+    def __init__(self, table: "pa.Table", i: int, where: str, classes: Mapping[str, list[str]]) -> None:
+        self._table, self._i, self._name, self._classes = table, i, where, classes
 
     def __getitem__(self, name: str) -> object:
         import pyarrow as pa
 
         scalar = self._table.column(name)[self._i]  # a KeyError where there is none
-        value: object = scalar.as_py()
+        try:
+            value: object = scalar.as_py()
+        except (ValueError, OverflowError, ArithmeticError, pa.ArrowException) as error:  # as of the year 300,000
+            raise InputError(
+                f"{self._name} row {self._i + 1} holds what Python does not have in the field '{shorten(name)}' "
+                f"({one_line(error)}); mend it, or leave the column out."
+            ) from error
         if name in self._classes and isinstance(value, int):
             names = self._classes[name]
             return names[value] if 0 <= value < len(names) else None  # -1 stands for one that is not known

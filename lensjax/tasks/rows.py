@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.reading import unique_fields
 
 _BOM = b"\xef\xbb\xbf"
 _DELIMITERS = (",", ";", "\t", "|")
@@ -128,7 +129,7 @@ class Jsonl(_Text):
     def __getitem__(self, i: int) -> Mapping[str, object]:
         text = self._text(i)
         try:
-            row = json.loads(text)
+            row = json.loads(text, object_pairs_hook=unique_fields)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.where(i)} is not JSON ({shorten(error)}); mend or remove it.") from error
         if not isinstance(row, dict):

@@ -105,6 +105,7 @@ class TaskSpec(Strict):
 
 Spec = TypeVar("Spec", bound=TaskSpec)
 _CHAT_TOKENS = 1024
+_MOST_FIELDS = 1000  # of a template, each of which is looked up in every row
 
 
 def list_of_choices(value: Sequence[object]) -> tuple[str, ...]:
@@ -138,7 +139,7 @@ def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     """A template as pairs of a text and the name of the field after it, or None at the end.
 
     Raises:
-      ValueError: braces do not match, or hold something other than a name.
+      ValueError: braces do not match, or hold something other than a name, or there are more than a thousand.
     """
     try:
         pieces = list(string.Formatter().parse(template))
@@ -149,6 +150,9 @@ def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
             raise ValueError("braces hold the name of a field and nothing else; write a brace that is meant twice")
         if name is not None:
             field_path(name)
+    fields = sum(name is not None for _, name, _, _ in pieces)
+    if fields > _MOST_FIELDS:
+        raise ValueError(f"it names {fields:,} fields, and a template has {_MOST_FIELDS:,} at most; write fewer")
     return tuple((text, name) for text, name, _, _ in pieces)
 
 

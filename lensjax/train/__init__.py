@@ -6,7 +6,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "FinetuneSpec": "spec",
-        "rungs": "ladder",
+        "rungs": "prepare",
         "Curve": "ladder",
         "measure_curve": "ladder",
         "Result": "results",

@@ -17,20 +17,21 @@ from lensjax.core.files import LOCK, locked, make_folder, remove_leftovers, writ
 from lensjax.core.processes import is_first, on_first, wait_for_all
 from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.core.version import __version__
-from lensjax.models import load, make_mesh
 from lensjax.models.gguf.header import provenance
 from lensjax.models.hub import find_folder
 from lensjax.models.inputs import check_finite_weights, model_fingerprint
+from lensjax.models.loading import load
 from lensjax.models.lora import join, split_trainable
 from lensjax.models.model import Model, Params
 from lensjax.models.peft import save_adapters, unwritable
+from lensjax.models.sharding import make_mesh
 from lensjax.train.evaluate import Evaluation, evaluate
 from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine_tune
 from lensjax.train.memory import check_room, compiled, memory_of
 from lensjax.train.prepare import Examples, TokenSets
 from lensjax.train.recorder import Recorder
 from lensjax.train.results import METRICS, Result, read_result, write_curves, write_result
-from lensjax.train.runs import CLAIM, Claim, Run, opened_folder
+from lensjax.train.runs import CLAIM, Claim, Run, note_model, opened_folder
 from lensjax.train.samples import sample_answers
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.step import state_shapes
@@ -266,6 +267,7 @@ class Candidate(Workload):
         if model.options.lora is not None and not unwritable(model) and not on_first(run.adapters.exists):
             save_adapters(model, run.adapters, self.source)
         model.save(run.model)
+        on_first(lambda: note_model(run.folder))
 
     def finish(self, run: Run, result: Result) -> Result:
         """Write the result of a run, and the table of all."""

@@ -1,8 +1,6 @@
 """Measuring a curve: a model is fine-tuned on growing subsets of a task's examples."""
 
 import itertools
-import os
-import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,29 +8,20 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from lensjax.core.artefacts import QUARANTINE, Damaged, read_sealed
+from lensjax.core.artefacts import Damaged, read_sealed
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.processes import on_first
 from lensjax.models.hub import find_folder
 from lensjax.models.inputs import model_fingerprint
 from lensjax.train.candidate import Candidate
 from lensjax.train.displays import Display
-from lensjax.train.prepare import FIRST_RUNG, Examples, read_examples
-from lensjax.train.prepare import FOLDER as TOKENS
+from lensjax.train.prepare import Examples, read_examples
 from lensjax.train.recorder import Recorder
-from lensjax.train.results import CURVES, Result, write_curves
-from lensjax.train.runs import CLAIM, SPEC, Claim, Run, known_result, open_folder, pinned
+from lensjax.train.results import Result, write_curves
+from lensjax.train.runs import CLAIM, Claim, Run, check_name, known_result, model_name, open_folder, pinned
 from lensjax.train.search import choose_rate, result_of_search
 from lensjax.train.spec import FinetuneSpec
 from lensjax.train.trackers import check_trackers
-
-
-def rungs(largest: int) -> list[int]:
-    """The ladder's numbers of training examples: 0, 200, 400, 800 and so on, up to `largest`."""
-    sizes = [0]
-    while FIRST_RUNG << (len(sizes) - 1) <= largest:
-        sizes.append(FIRST_RUNG << (len(sizes) - 1))
-    return sizes
 
 
 class Curve:
@@ -213,15 +202,3 @@ def measure(
             known = known or result_of_search(candidate, run, save_models)
             yield known or candidate.make(run, recorder, save_model=save_models)
     on_first(lambda: str(write_curves(candidate.out, candidate.spec.max_unwritable)))
-
-
-def check_name(name: str) -> None:
-    """Raise InputError if a name cannot be that of the folder of a model's results."""
-    if not re.fullmatch(r"[\w+-][\w.+ -]*", name) or name in (TOKENS, CURVES, SPEC, QUARANTINE):
-        raise InputError(f"'{shorten(name)}' cannot name a folder of results; give another name.")
-
-
-def model_name(source: str) -> str:
-    """The last part of the name of a folder, a model on the hub, or a bundled model."""
-    path = Path(os.path.expanduser(source))
-    return path.resolve().name if path.exists() else re.split("[/:]", source.rstrip("/"))[-1]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -15,7 +15,6 @@ from lensjax.core.artefacts import Damaged, set_aside
 from lensjax.core.errors import InputError
 from lensjax.core.files import remove_leftovers
 from lensjax.core.processes import on_first
-from lensjax.models.model import Model
 from lensjax.tasks.batches import Lengths, choose_lengths, example_lengths, fits
 from lensjax.tasks.chat import chat_remark
 from lensjax.tasks.choices import Choices, choice_facts, wrong_choices
@@ -25,8 +24,19 @@ from lensjax.tasks.tokens import TOKENS_VERSION, Tokens, tokenise
 from lensjax.tasks.writing import Writing, examine, sample
 from lensjax.train.spec import FinetuneSpec
 
+if TYPE_CHECKING:  # Flax is slow to import
+    from lensjax.models.model import Model
+
 FIRST_RUNG = 200  # training examples of the ladder's first step above 0
 FOLDER = "tokens"
+
+
+def rungs(largest: int) -> list[int]:
+    """The ladder's numbers of training examples: 0, 200, 400, 800 and so on, up to `largest`."""
+    sizes = [0]
+    while FIRST_RUNG << (len(sizes) - 1) <= largest:
+        sizes.append(FIRST_RUNG << (len(sizes) - 1))
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ def read_examples(
     return Examples(train, *sets, said["digest"], known, said["search"], said["origin"], judged)
 
 
-def tokenise_all(examples: Examples, model: Model, spec: FinetuneSpec, out: Path) -> TokenSets:
+def tokenise_all(examples: Examples, model: "Model", spec: FinetuneSpec, out: Path) -> TokenSets:
     """Tokenise all examples; the first process does, and all map the tokens from disk.
 
     Args:
@@ -221,7 +231,7 @@ def _kind(tokenizer: Any, spec: FinetuneSpec, encoder_decoder: bool) -> str:
     return f"{content}{limits}{encoder_decoder}{tokenizer.bos_token_id}{tokenizer.eos_token_id}{chat}"
 
 
-def check_fit(model: Model, longest: int) -> None:
+def check_fit(model: "Model", longest: int) -> None:
     """Raise InputError if a model has fewer positions than the longest row has tokens."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:

@@ -11,6 +11,7 @@ from typing import TextIO
 import jax
 import jax.numpy as jnp
 
+from lensjax.core.artefacts import Damaged, read_ours
 from lensjax.core.devices import peak_flops
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import explained, write_files
@@ -146,17 +147,18 @@ class Recorder:
         self._begun = False
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a log that are of later steps, or were not written whole.
+def keep_until(path: Path, step: float) -> None:
+    """Drop the lines of a log that are of later steps, or were not written whole; a file takes the place of a link.
 
     Raises:
-      InputError: the log cannot be written.
-      OSError: it cannot be read.
+      InputError: the log cannot be read or written.
     """
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= step]
-    write_files({path: "".join(line + "\n" for line in kept)})
+    try:
+        text = (read_ours(path) or b"").decode(errors="replace")
+    except Damaged:  # a pipe, or a link that leads nowhere: without it, a log begins anew
+        text = ""
+    kept = [line for line in text.splitlines() if _step(line) <= step]
+    write_files({path: "".join(line + "\n" for line in kept)}, follow=False)
 
 
 def measured_peak(dtype: str) -> float:

@@ -1,5 +1,7 @@
 """Runs on disk: the folder of a spec's results that commands share, and the results in it."""
 
+import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.files import LOCK, is_leftover, locked, make_folder, write_files
 from lensjax.core.processes import on_first
 from lensjax.core.specs import changed_settings
+from lensjax.models.inputs import model_fingerprint
 from lensjax.tasks.source import as_source
 from lensjax.tasks.tokens import TOKENS_VERSION
 from lensjax.train.prepare import FOLDER as TOKENS
@@ -26,6 +29,7 @@ CLAIM = "model.json"  # whose results a model's folder holds
 SEARCH = "learning_rates"  # folder of the runs that a learning rate is chosen by
 ADAPTERS = "adapters"  # folder of a run's adapters, in PEFT's format
 MODEL = "model"  # folder of a run's fine-tuned model
+KEPT = "kept.json"  # its hash
 
 
 class KeptSpec(BaseModel):
@@ -52,6 +56,12 @@ class Claim(BaseModel):
 
     source: str
     weights: str
+
+
+class Kept(BaseModel):
+    """The fine-tuned model that a run left; see `lensjax.models.inputs.model_fingerprint`."""
+
+    model: str
 
 
 @dataclass(frozen=True)
@@ -223,9 +233,42 @@ def known_result(examples: Examples, run: Run, retry: bool, save_model: bool = F
             shutil.rmtree(run.folder, ignore_errors=True)  # from its last checkpoint it would fail again
         if result is not None and result.status == "ok":
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # where it was killed before doing so
-            if save_model and not run.model.exists():
+            if save_model and not has_model(run.folder):
+                shutil.rmtree(run.model, ignore_errors=True)
                 result = None
         return None if result is None else result.model_dump(mode="json")
 
     known = on_first(read)
     return None if known is None else Result.model_validate(known)
+
+
+def note_model(folder: Path) -> None:
+    """Keep the hash of the model in a run's folder beside it.
+
+    Raises:
+      InputError: it cannot be read, or the hash not written.
+    """
+    write_files({folder / KEPT: sealed({"model": model_fingerprint(folder / MODEL)})}, follow=False)
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a run's folder holds its model, as it was written; of earlier versions that is not known."""
+    if not (folder / MODEL).is_dir():
+        return False
+    try:
+        kept = read_sealed(folder / KEPT, Kept)
+        return kept is None or kept.model == model_fingerprint(folder / MODEL)
+    except InputError:  # one of them is damaged
+        return False
+
+
+def check_name(name: str) -> None:
+    """Raise InputError if a name cannot be that of the folder of a model's results."""
+    if not re.fullmatch(r"[\w+-][\w.+ -]*", name) or name in (TOKENS, CURVES, SPEC, QUARANTINE):
+        raise InputError(f"'{shorten(name)}' cannot name a folder of results; give another name.")
+
+
+def model_name(source: str) -> str:
+    """The last part of the name of a folder, a model on the hub, or a bundled model."""
+    path = Path(os.path.expanduser(source))
+    return path.resolve().name if path.exists() else re.split("[/:]", source.rstrip("/"))[-1]

@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel, PositiveFloat
 
-from lensjax.core.artefacts import Damaged, read_sealed, sealed, set_aside
+from lensjax.core.artefacts import Damaged, read_ours, read_sealed, sealed, set_aside
 from lensjax.core.errors import InputError
 from lensjax.core.files import make_folder, write_files
 from lensjax.core.processes import on_first
 from lensjax.train.candidate import Candidate
-from lensjax.train.recorder import LOG, Recorder
+from lensjax.train.recorder import LOG, Recorder, keep_until
 from lensjax.train.results import Result, read_result, write_curves, write_result
-from lensjax.train.runs import SEARCH, Run, known_result
+from lensjax.train.runs import SEARCH, Run, has_model, known_result, note_model
 
 CHOSEN = "learning_rate.json"
 
@@ -116,14 +116,16 @@ def result_of_search(candidate: Candidate, run: Run, save_model: bool) -> Result
     def take() -> dict[str, Any] | None:
         result = read_result(searched.folder)
         model, place = searched.model, run.model
-        if result is None or (save_model and not (model.exists() or place.exists())):
+        if result is None or (save_model and not (has_model(searched.folder) or has_model(run.folder))):
             return None
         make_folder(run.folder)
-        if save_model and not place.exists():
+        if save_model and not has_model(run.folder):
+            shutil.rmtree(place, ignore_errors=True)
             model.rename(place)
+            note_model(run.folder)
         shutil.rmtree(model, ignore_errors=True)
-        log = searched.folder / LOG
-        write_files({run.folder / LOG: log.read_text(encoding="utf-8")} if log.exists() else {})
+        keep_until(searched.folder / LOG, math.inf)
+        write_files({run.folder / LOG: read_ours(searched.folder / LOG) or b""}, follow=False)
         write_result(run.folder, result)
         write_curves(candidate.out, candidate.spec.max_unwritable)
         return result.model_dump(mode="json")

@@ -13,10 +13,12 @@ class Scene:
       file: Its YAML file.
       whole: The folder of the unbroken run.
       computed: What stands for training and measuring writes its cells here.
+      steps: Number of steps of a run, once they are counted.
     """
 
     def __init__(self, file: Path) -> None:
         self.file, self.whole, self.computed = file, file.with_suffix(""), list[str]()
+        self.steps = 0
 
     def run(self, out: Path, **how: Any) -> list[str]:
         """Run the study in a folder, and return what was said."""

@@ -24,10 +24,10 @@ STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}  # audit even
 LONGEST = 120  # seconds of a child that does not hang
 
 
-def run_in_child(scene, out, at=0, what=signal.SIGKILL):
-    """Start a run of the study in a child process, which sends itself a signal before a step; returns its pid.
+def run_in_child(scene, out, before=lambda step: None):
+    """Start a run of the study in a child process, which calls a function before every step; returns its pid.
 
-    It ends with the number of its steps, as far as an exit status can say it.
+    It writes the number of its steps beside the folder.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of JAX, which the child does not compute with
@@ -43,8 +43,7 @@ def run_in_child(scene, out, at=0, what=signal.SIGKILL):
         if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return
         steps += 1
-        if steps == at:
-            os.kill(os.getpid(), what)
+        before(steps)
 
     try:
         # JAX would wait for threads that a forked process lacks; the study's method looks at curves alone.
@@ -55,6 +54,10 @@ def run_in_child(scene, out, at=0, what=signal.SIGKILL):
         os._exit(0)
     finally:
         os._exit(1)
+
+
+def sends_itself(what, at):
+    return lambda step: os.kill(os.getpid(), what) if step == at else None
 
 
 def ended(child, how=0):
@@ -73,51 +76,77 @@ def ended(child, how=0):
 @pytest.fixture
 def steps(scene, tmp_path):
     """Numbers of steps of a run: all of them, or a few in the first half and in the second."""
-    out = tmp_path / "counted"
-    assert ended(run_in_child(scene, out)) == 0
-    assert outcome(out) == outcome(scene.whole)
-    count = int(out.with_suffix(".steps").read_text())
-    assert count > 100
-    return range(1, count + 1) if ALL else range(3, count, count // 5)
+    if not scene.steps:
+        out = tmp_path / "counted"
+        assert ended(run_in_child(scene, out)) == 0
+        assert outcome(out) == outcome(scene.whole)
+        scene.steps = int(out.with_suffix(".steps").read_text())
+    assert scene.steps > 100
+    return range(1, scene.steps + 1) if ALL else range(3, scene.steps, scene.steps // 5)
 
 
 def test_killed_before_any_step_it_comes_to_the_same_end(scene, tmp_path, steps):
+    """What a kill leaves is what lies there before the step: all such folders are taken from one run."""
+    out, kept, whole = tmp_path / "out", tmp_path / "kept", outcome(scene.whole)
+    wanted = set(steps)
+
+    def keep(step):
+        if step in wanted:
+            shutil.copytree(out, kept / str(step)) if out.exists() else (kept / str(step)).mkdir(parents=True)
+
+    assert ended(run_in_child(scene, out, keep)) == 0
     wrong = []
     for at in steps:
-        out = tmp_path / f"killed-{at}"
-        status = ended(run_in_child(scene, out, at))
-        assert os.WIFSIGNALED(status)
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        try:
-            if (out / "study.json").exists():
-                read_state(read_study_folder(out), out)
-            scene.run(out)
-            if outcome(out) != outcome(scene.whole):
-                wrong.append(f"step {at}: another outcome")
-            if left := [path for path in out.rglob("*") if path.suffix == ".part"]:
-                wrong.append(f"step {at}: {left} is left")
-        except Exception as error:  # all are told of together
-            wrong.append(f"step {at}: {type(error).__name__} {error}")
-        if out.exists():
-            shutil.rmtree(out)
+        folder = kept / str(at)
+        if why := wrong_after(scene, folder, whole):
+            wrong.append(f"step {at}: {why}")
+        shutil.rmtree(folder)
     assert not wrong, "\n".join(wrong)
+
+
+def wrong_after(scene, folder, whole):
+    """What is wrong with a run that goes on in the folder that a killed one left."""
+    try:
+        if (folder / "study.json").exists():
+            read_state(read_study_folder(folder), folder)
+        scene.run(folder)
+        if outcome(folder) != whole:
+            return "another outcome"
+        left = [path for path in folder.rglob("*") if path.suffix == ".part"]
+        return f"{left} is left" if left else ""
+    except Exception as error:  # all are told of together
+        return f"{type(error).__name__} {error}"
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+def test_killed_for_real_it_comes_to_the_same_end(scene, tmp_path, steps, part):
+    out = tmp_path / "killed"
+    status = ended(run_in_child(scene, out, sends_itself(signal.SIGKILL, int(part * scene.steps))))
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert not wrong_after(scene, out, outcome(scene.whole))
 
 
 def test_stopped_for_a_while_before_any_step_it_goes_on_and_nobody_else_does(scene, tmp_path, steps, monkeypatch):
     monkeypatch.setattr(files, "LONGEST_WAIT", 0.1)
-    for at in steps[:: 1 if ALL else 2]:
-        out = tmp_path / f"stopped-{at}"
-        child = run_in_child(scene, out, at, signal.SIGSTOP)
-        assert os.WIFSTOPPED(ended(child, os.WUNTRACED))
+    out, stops = tmp_path / "stopped", 0
+
+    def stop(step):
+        if step in steps:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    child = run_in_child(scene, out, stop)
+    while os.WIFSTOPPED(status := ended(child, os.WUNTRACED)):
+        stops += 1
         try:
             if (out / ".running").exists():
                 with pytest.raises(InputError, match="Another command"):
                     scene.run(out)
         finally:
             os.kill(child, signal.SIGCONT)
-        assert ended(child) == 0
-        assert outcome(out) == outcome(scene.whole)
-        shutil.rmtree(out)
+    assert status == 0
+    assert stops == len(steps)
+    assert outcome(out) == outcome(scene.whole)
 
 
 def test_a_clock_that_goes_back_an_hour_changes_nothing(scene, tmp_path, monkeypatch):

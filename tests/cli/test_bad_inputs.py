@@ -1,5 +1,6 @@
 """One sentence for every bad input: what it is, in which file or field, and status 2; nothing is written."""
 
+import itertools
 import json
 import os
 import re
@@ -74,6 +75,9 @@ IN_STUDY = {
     "target": [*WRONG, 0],
     "seeds": [*WRONG, [], [0, 0], [0.5]],
     "eliminate_below": [*WRONG, 0, 1],
+    "price_per_hour": [*WRONG, 0],
+    "name": [3, [1], {"a": 1}],
+    "evidence": [3, "x", {"ntk": 3}, {"none": True}, {"ntk": {"examples": -1}}, {"ntk": {"functional": "x"}}],
     "candidates": [*WRONG, [], ["pocket:gpt2-0.2m"]],
     "method": ["stackd", True, 1],
     "strategy": ["laddr", True],
@@ -90,6 +94,38 @@ TASKS = {
     "test": [0, -1, True, 1e9, "x"],
     "max_prompt_tokens": [0, -1, True, "x", float("inf")],
     "source": [3, {}, {"files": "none.jsonl"}, {"files": "rows.txt"}, {"hub": "x"}, {"saved": "none"}, {"fils": "a"}],
+}
+
+PIPE = "|"
+ODD = (PIPE, "/dev/zero", "itself")
+ROW_FILES = {
+    "twice.jsonl": b'{"en": "a", "en": "b", "es": "c"}\n' * 3,
+    "deep.jsonl": b'{"en": ' + b"[" * 100_000 + b"\n",
+    "digits.jsonl": b'{"en": ' + b"9" * 5000 + b', "es": "x"}\n' * 3,
+    "utf16.jsonl": '{"en": "a", "es": "b"}\n'.encode("utf-16") * 3,
+    "mixed.jsonl": b'{"en": "a", "es": "b"}\n{"en": "\xe9", "es": "b"}\n{"en": "c", "es": "d"}\n' * 9,
+    "surrogate.jsonl": b'{"en": "\\ud800", "es": "b"}\n' * 3,
+    "list.jsonl": b'["en", "es"]\n' * 3,
+    "cut.json": b'[{"en": "a", "es": "b"}, {"en": ',
+    "empty.csv": b"",
+    "quote.csv": b'en,es\n"a,b\n' * 3,
+    "wide.csv": b"en,es\n" + b"a,b,c\n" * 3,
+    "twice.csv": b"en,en,es\na,b,c\n",
+    "empty.parquet": b"",
+    "zeros.parquet": b"PAR1" + bytes(100) + b"PAR1",
+    "cut.jsonl.gz": b"\x1f\x8b\x08\x00",
+    "not.csv.zst": b"en,es\na,b\n",
+}
+_T5 = {"model_type": "t5", "d_model": 8, "d_kv": 4, "num_heads": 2, "num_layers": 1, "vocab_size": 32}
+CONFIGS = {
+    "d_ff": _T5 | {"d_ff": 10**18},
+    "num_decoder_layers": _T5 | {"num_decoder_layers": 10**8},
+    "decoder_layers": {"model_type": "bart", "decoder_layers": 10**8},
+    "encoder_layers": {"model_type": "bart", "encoder_layers": 10**8},
+    "n_layer": {"model_type": "gpt2", "n_layer": 10**8},
+    "n_inner": {"model_type": "gpt2", "n_inner": 10**18},
+    "layer_types": {"model_type": "qwen3", "layer_types": ["full_attention"] * 10_000},
+    "num_experts": {"model_type": "qwen3_moe", "num_experts": 10**12},
 }
 
 
@@ -110,11 +146,15 @@ def cases() -> Iterator[Case]:
             if (field, value) in (("min_steps", 0), ("lora_alpha", "x")) or (field == "learning_rate" and value == []):
                 continue
             yield _study(f"training.{field}", value, {**STUDY, "training": {field: value}}, field)
+        yield _study(f"training.{field}", 10**400, {**STUDY, "training": {field: 10**400}}, field)
     for field, values in IN_STUDY.items():
         for value in values:
             if field == "target" and value is None:
                 continue
             yield _study(field, value, {**STUDY, field: value}, field)
+    for field, words in {"budget": "budget", "target": "target"}.items():
+        huge = json.dumps(STUDY | {field: "HUGE"}).replace('"HUGE"', "0x" + "f" * 5000)
+        yield _written(f"{field} of thousands of digits", "bad.yaml", huge, ("run", "bad.yaml", "--dry-run"), words)
     for field, values in TASKS.items():
         for value in values:
             task = {**TASK, field: value}
@@ -132,18 +172,34 @@ def cases() -> Iterator[Case]:
         text = f"{header}\na,3,2\n" if header else ""
         yield _written(f"header {header}", "bad.csv", text, ("rank", "bad.csv", "--target", "800"), "bad.csv")
     for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        for place in ("/dev/zero", file):
+        for place in ("/dev/zero", file, PIPE):
             yield _damaged(file, place, f"{file}.*(device|[Ll]ink)|has no tokenizer|no.*safetensors")
         for content in (b"", b"[" * 200_000, b"\xff" * 100, (2**62).to_bytes(8, "little") + b"{}"):
             yield _damaged(file, content, "safetensors|tokenizer in damaged model|tokenizer_config.json")
     fields = "".join(f"{{f{n}}}" for n in range(100_000))
-    yield _written(
-        "100,000 fields", "task.yaml", TASK | {"prompt": fields}, ("data", "show", "task.yaml"), "field 'f0'"
-    )
+    for name, prompt in {"100,000 fields": fields, "one field 100,000 times": "{en}" * 100_000}.items():
+        yield _written(name, "task.yaml", TASK | {"prompt": prompt}, ("data", "show", "task.yaml"), "prompt.*at most")
+    for name, place in itertools.product(("x.jsonl", "x.json", "x.csv", "x.parquet", "x.jsonl.gz", "x.csv.zst"), ODD):
+        yield _at_rows(name, place)
+    for name, content in ROW_FILES.items():
+        yield _rows(name, content)
+    yield _parquet()
+    for name, value in CONFIGS.items():
+        yield _written(f"config {name}", "model/config.json", value, ("models", "show", "model"), "config.json says")
     for name, text in {
         "deep": "[" * 100_000,
         "deep flow": "a: " + "{a: " * 50_000,
         "tag": "a: !!python/object:os.x",
+        "twice": '{"model_type": "gpt2", "n_embd": 8, "n_embd": 16}',
+        "bomb": "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20)),
+        "merge bomb": "a0: &a0 {x: 1}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 20)),
+        "itself": "a: &a {b: *a}",
+        "list of itself": "candidates: &a [*a]",
+        "two documents": "a: 1\n---\nb: 2\n",
+        "tab": "a:\n\tb: 1\n",
+        "NUL": "a: \0",
+        "control": "a: \x07",
     }.items():
         yield _written(f"yaml {name}", "bad.yaml", text, ("plan", "bad.yaml"), "bad.yaml")
         yield _written(f"json {name}", "model/config.json", text, ("models", "show", "model"), "config.json")
@@ -160,9 +216,49 @@ def _damaged(file: str, content: bytes | str, words: str) -> Case:
         Path("damaged.yaml").write_text(json.dumps(TASK))
         path = Path("damaged model", file)
         path.unlink()
-        path.symlink_to(content) if isinstance(content, str) else path.write_bytes(content)
+        if content == PIPE:
+            os.mkfifo(path)
+        else:
+            path.symlink_to(content) if isinstance(content, str) else path.write_bytes(content)
 
     return f"{file} {str(content)[:12]}", weights if "safetensors" in file else tokens, write, words
+
+
+def _at_rows(name: str, place: str) -> Case:
+    """A task whose rows are to come from a pipe, a device or a link in a circle."""
+
+    def write() -> None:
+        path = Path("odd rows", name)
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if place == PIPE else path.symlink_to(place if place.startswith("/") else path.name)
+        Path("task.yaml").write_text(json.dumps(TASK | {"source": {"files": str(path)}}))
+
+    return f"rows {name} {place}", ("data", "show", "task.yaml"), write, f"{name}.*(device|[Ll]ink|levels)|holds no"
+
+
+def _rows(name: str, content: bytes) -> Case:
+    def write() -> None:
+        Path("odd rows").mkdir(exist_ok=True)
+        Path("odd rows", name).write_bytes(content)
+        Path("task.yaml").write_text(json.dumps(TASK | {"source": {"files": f"odd rows/{name}"}, "test": 1}))
+
+    return f"rows {name}", ("data", "show", "task.yaml"), write, name
+
+
+def _parquet() -> Case:
+    """A column of times that Python does not have."""
+
+    def write() -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        Path("odd rows").mkdir(exist_ok=True)
+        years = pa.array([10**15] * 300, pa.timestamp("s"))
+        pq.write_table(pa.table({"en": years, "es": ["x"] * 300}), "odd rows/years.parquet")
+        Path("task.yaml").write_text(json.dumps(TASK | {"source": {"files": "odd rows/years.parquet"}}))
+
+    return "parquet years", ("data", "show", "task.yaml"), write, r"years.parquet row \d+ .*'en'"
 
 
 def _study(field: str, value: object, study: dict[str, object], words: str) -> Case:

@@ -55,3 +55,12 @@ def test_output_that_was_closed_from_the_start_leads_nowhere(monkeypatch):
     with streams.enduring():
         print("unheard")
     assert sys.stdout is None
+
+
+def test_a_full_disk_under_standard_error_does_not_change_what_a_command_ends_with():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here")
+    call = [sys.executable, "-m", "lensjax", "rank", "missing.csv", "--target", "800"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(call, stdout=full, stderr=full, check=False).returncode == 2
+        assert subprocess.run([*call[:3], "models", "list"], stdout=full, stderr=full, check=False).returncode == 1

@@ -3,9 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import lensjax.models
+from lensjax.core.errors import InputError
 from lensjax.measure import kernel
+from lensjax.measure.hessian import measure_hessian
 from lensjax.measure.kernel import measure_kernel
 
 
@@ -45,3 +48,18 @@ def test_a_change_of_precision_is_a_change_of_the_kernel(tiny_config, random_mod
     with jax.default_matmul_precision("highest"):
         measure_kernel(model, batch)
     assert traced
+
+
+@pytest.mark.parametrize("measure", ["kernel", "hessian"])
+def test_values_that_are_not_finite_are_blamed_on_the_weights_that_are_not(
+    tiny_config, random_model, batch, tmp_path, measure
+):
+    random_model(tiny_config("gpt2")).save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if "mlp" in name)
+    tensors[name].flat[3] = np.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    model = lensjax.models.load(tmp_path / "model")
+    with pytest.raises(InputError, match=rf"model\.safetensors holds NaN or infinity in the tensor {name}; fetch it"):
+        measure_kernel(model, batch) if measure == "kernel" else measure_hessian(model, [batch], top=1)

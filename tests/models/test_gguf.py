@@ -24,7 +24,7 @@ from lensjax.models.gguf.header import BLOCKS, read_header
 from lensjax.models.gguf.tensors import _Stored
 from lensjax.models.gguf.tokenizer import make_tokenizer as tokenizer_of
 from lensjax.models.hub import find_folder, folder_here, read_config
-from lensjax.models.inputs import model_fingerprint
+from lensjax.models.inputs import check_finite_weights, model_fingerprint
 from lensjax.models.rotary import rotary_from_config
 from lensjax.models.tokenizer_check import TEXTS
 from lensjax.models.torch_check import compare_with_torch
@@ -450,3 +450,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     writer.add_array("tokenizer.ggml.token_type", [1, 1])
     add_tensors(writer, [("token_embd.weight", np.ones((96, 32), np.float32))])
     return path.read_bytes()
+
+
+def test_values_that_are_not_numbers_are_named_as_the_file_names_them(with_tokenizer: Path, tmp_path: Path) -> None:
+    path = tmp_path / "nan.gguf"
+    norm = np.ones(64, np.float32)
+    norm[5] = np.nan
+    add_tensors(
+        copied(with_tokenizer, path), [("token_embd.weight", np.ones((288, 64), np.float32)), ("blk.0.norm", norm)]
+    )
+    with pytest.raises(InputError, match=r"nan\.gguf holds NaN or infinity in the tensor blk\.0\.norm; fetch it"):
+        check_finite_weights(path)

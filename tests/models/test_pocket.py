@@ -11,7 +11,7 @@ import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models import pocket as models
 from lensjax.models.hub import read_config
-from lensjax.train.ladder import check_name, model_name
+from lensjax.train.runs import check_name, model_name
 
 READ = {  # what decoders have learned to expect
     "pocket:gpt2-0.2m": "The Congress of the United States and the people of this country",

@@ -64,7 +64,7 @@ def test_journals_of_other_studies_and_newer_versions_are_refused(tmp_path):
         Journal(tmp_path, "b")
     path = tmp_path / "journal.jsonl"
     line = unsealed_line(path.read_bytes().strip())
-    before = sealed_line(json.dumps({**json.loads(line), "version": 3, "colour": "blue"}))
+    before = sealed_line(json.dumps({**json.loads(line), "version": 4, "colour": "blue"}))
     path.write_bytes(before)
     with pytest.raises(InputError, match=r"line 1 was written by a newer version .* update LensJAX"):
         Journal(tmp_path, "a")
@@ -75,7 +75,7 @@ def test_journals_of_other_studies_and_newer_versions_are_refused(tmp_path):
     "change",
     [
         (b'"seconds":1.5', b'"seconds":2.5'),
-        (b'"version":2', b'"version":7'),
+        (b'"version":3', b'"version":7'),
         (b'"seconds":1.5', b'"seconds":NaN'),
         (b"gpt2", b"gpt3"),
         (b'"study":"a"', b'"study":"b"'),
@@ -117,3 +117,27 @@ def test_deaths_in_a_row_are_counted_and_do_not_end_a_cell(tmp_path):
     assert (journal.deaths(CELL), journal.last(CELL)) == (2, None)
     journal.add(cell=CELL, status="failed", error="it died")
     assert (journal.deaths(CELL), journal.last(CELL).status) == (0, "failed")
+
+
+def test_lines_that_were_copied_or_moved_count_once_and_in_the_order_of_their_numbers(tmp_path):
+    journal = Journal(tmp_path, "a")
+    for status in ("failed", "ok", "died"):
+        journal.add(cell=CELL, status=status, flops=7)
+    first, second, third = journal.path.read_bytes().splitlines()
+    journal.path.write_bytes(b"\n".join([third, first, first, second, third]) + b"\n")
+    again = Journal(tmp_path, "a")
+    assert (again.entries, again.quarantined, again.deaths(CELL)) == (journal.entries, 2, 1)
+    assert journal.path.read_bytes().splitlines() == [first, second, third]
+    assert again.add(cell=CELL).number == 4
+    assert Journal(tmp_path, "a").quarantined == 0
+
+
+def test_what_a_journal_gets_does_not_go_where_a_link_leads(tmp_path):
+    Journal(tmp_path, "a").add(cell=CELL)
+    path, outside = tmp_path / "journal.jsonl", tmp_path / "outside"
+    path.rename(outside)
+    path.symlink_to(outside)
+    before = outside.read_bytes()
+    Journal(tmp_path, "a").add(cell=CELL, status="died")
+    assert outside.read_bytes() == before
+    assert [entry.status for entry in Journal(tmp_path, "a").entries] == ["ok", "died"]

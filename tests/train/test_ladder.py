@@ -13,7 +13,8 @@ from lensjax.curves.csv_files import read_curves
 from lensjax.curves.units import BITS_PER_BYTE
 from lensjax.models import load
 from lensjax.models.peft import load_adapters
-from lensjax.train.ladder import measure, rungs
+from lensjax.train.ladder import measure
+from lensjax.train.prepare import rungs
 from lensjax.train.results import read_result, write_curves
 
 

@@ -1,6 +1,7 @@
 """What is kept of training."""
 
 import json
+import os
 
 import pytest
 
@@ -102,3 +103,17 @@ def test_time_left_leaves_out_the_step_that_compiles(tmp_path):
     first, second = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert "seconds_left" not in first
     assert second["seconds_left"] == pytest.approx(98.0)
+
+
+def test_a_log_takes_the_place_of_a_link_or_a_pipe(tmp_path):
+    path, outside = tmp_path / LOG, tmp_path / "outside"
+    outside.write_text('{"step": 1}\n{"step": 9}\n')
+    path.symlink_to(outside)
+    keep_until(path, 5)
+    assert not path.is_symlink()
+    assert path.read_text() == '{"step": 1}\n'
+    assert outside.read_text().count("\n") == 2
+    path.unlink()
+    os.mkfifo(path)
+    keep_until(path, 5)
+    assert path.read_text() == ""

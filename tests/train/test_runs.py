@@ -57,15 +57,21 @@ def test_a_finished_command_loads_no_model(make_spec, pretrained, mesh, loads, t
     assert len(loads) == 3
     assert results(save_models=True) == results()
     assert len(loads) == 3
+    weights = out / "tiny" / "examples-0-seed-0" / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert results(save_models=True)[0].loss == first[0].loss
+    assert len(loads) == 4  # as what it had made was damaged
+    assert weights.read_bytes() == whole
     assert [result.seed for result in results(seeds=(0, 1))] == [0, 1]
-    assert len(loads) == 4
+    assert len(loads) == 5
 
     failed = first[0].model_copy(update={"status": "failed", "loss": None, "error": "it rained"})
     write_result(left.parent, failed)
     assert results()[0].error == "it rained"
-    assert len(loads) == 4
-    assert results(retry=True)[0].loss == first[0].loss
     assert len(loads) == 5
+    assert results(retry=True)[0].loss == first[0].loss
+    assert len(loads) == 6
 
 
 def test_of_two_specs_in_a_new_folder_the_first_that_runs_has_it(make_spec, pretrained, mesh, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jaxtyping import Array
 
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, NotFinite
 from lensjax.core.pytrees import PyTree
 
 
@@ -81,9 +81,9 @@ def free_memory() -> int:
 
 
 def check_finite(values: Array, start: int, n: int) -> None:
-    """Raise InputError where the values [examples, outputs], of which n are of xs, are not finite."""
+    """Raise NotFinite where the values [examples, outputs], of which n are of xs, are not finite."""
     bad = np.flatnonzero(~np.isfinite(np.asarray(values, np.float64)).all(axis=1))
     if bad.size:
         at = start + int(bad[0])
         where = f"{at}" if at < n else f"{at - n} of ys"
-        raise InputError(f"The function is not finite for example {where}; leave it out, or mend it.")
+        raise NotFinite(f"The function is not finite for example {where}; leave it out, or mend it.")

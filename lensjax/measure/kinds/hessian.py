@@ -1,7 +1,7 @@
 """The Hessian's terms in the PAC-Bayes bound at every fine-tuned model, and the phases that they tell apart."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -9,14 +9,13 @@ from pydantic import BaseModel, Field
 from lensjax.core import text
 from lensjax.core.sections import DataTable, Line, LinePlot, Section
 from lensjax.core.specs import Count, Interval, Strict
-from lensjax.curvature.bound import LayerTerms
-from lensjax.curvature.phases import LEAST_RUNGS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import MEASUREMENTS, Arrays, Cell, Measured, Measurement, Records, Subject
-from lensjax.measure.rungs import ladder_summary, measure_rungs, read_rung, rung_arrays, rung_flops, rung_losses
-from lensjax.measure.transition import residual_transition
-from lensjax.models.model import Batch, Model
 from lensjax.train.prepare import FIRST_RUNG
+
+if TYPE_CHECKING:  # what is computed with is imported by what computes
+    from lensjax.curvature.bound import LayerTerms
+    from lensjax.models.model import Batch, Model
 
 KIND = "hessian"
 _HELD = 8  # examples of a Hessian's product that are on the devices at a time
@@ -96,11 +95,15 @@ class HessianTerms(Measurement):
     def seeds_on(self, rung: int, seeds: Sequence[int]) -> Sequence[int]:
         return seeds if rung else ()
 
-    def flops(self, model: Model, batch: Batch | None) -> int:
+    def flops(self, model: "Model", batch: "Batch | None") -> int:
+        from lensjax.measure.rungs import rung_flops
+
         assert batch is not None
         return rung_flops(model, [batch], block=self.block, positive_steps=self.positive_steps)
 
     def measure(self, subject: Subject) -> Measured:
+        from lensjax.measure.rungs import measure_rungs, rung_arrays, rung_flops, rung_losses
+
         run, model = subject.run, subject.pretrained()
         batch, starts = subject.batch(model), range(0, self.examples, _HELD)
         batches = [{name: rows[start : start + _HELD] for name, rows in batch.items()} for start in starts]
@@ -153,6 +156,8 @@ def bound_terms(records: Records) -> list[BoundFinding]:
 
 
 def _ladder(model: str, seed: int, arrays: Sequence[Arrays]) -> BoundFinding:
+    from lensjax.measure.rungs import ladder_summary, read_rung
+
     # Rungs that were measured with other settings than the last do not fit one line with it.
     rungs = [read_rung(one) for one in arrays]
     summary = ladder_summary([rung for rung in rungs if _settings(rung.terms) == _settings(rungs[-1].terms)])
@@ -173,12 +178,15 @@ def _ladder(model: str, seed: int, arrays: Sequence[Arrays]) -> BoundFinding:
     )
 
 
-def _settings(terms: LayerTerms) -> tuple[Any, ...]:
+def _settings(terms: "LayerTerms") -> tuple[Any, ...]:
     return terms.block, terms.over, terms.losses.size, terms.positive is None
 
 
 def power_phases(table: CurveTable, terms: Sequence[BoundFinding]) -> list[PowerPhase]:
     """Where candidates' power phases begin: by the bound's terms where there is a fit, and by AtS otherwise."""
+    from lensjax.curvature.phases import LEAST_RUNGS
+    from lensjax.measure.transition import residual_transition
+
     fitted = {one.model: one for one in reversed(terms) if one.phases}
     phases = []
     for name, losses in zip(table.models, table.loss, strict=True):

@@ -1,7 +1,7 @@
 """The neural tangent kernel: before fine-tuning, and where asked for also along the ladder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -13,10 +13,11 @@ from lensjax.core.sections import DataTable, Line, LinePlot, Section
 from lensjax.core.specs import Count, Strict
 from lensjax.curvature.dynamics import kernel_drift, residual_modes
 from lensjax.measure.functionals import FUNCTIONALS
-from lensjax.measure.kernel import kernel_flops, measure_kernel
 from lensjax.measure.measurement import MEASUREMENTS, Cell, Measured, Measurement, Records, Subject
-from lensjax.models.model import Batch, Model
 from lensjax.train.prepare import FIRST_RUNG
+
+if TYPE_CHECKING:  # what is computed with is imported by what computes
+    from lensjax.models.model import Batch, Model
 
 KIND = "ntk"
 _FLAT = 1e-12  # of F(0): what is below is rounding
@@ -120,11 +121,15 @@ class TangentKernel(Measurement):
     def deciding(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"along_ladder"})
 
-    def flops(self, model: Model, batch: Batch | None) -> int:
+    def flops(self, model: "Model", batch: "Batch | None") -> int:
+        from lensjax.measure.kernel import kernel_flops
+
         assert batch is not None
         return kernel_flops(model, batch, self.functional)
 
     def measure(self, subject: Subject) -> Measured:
+        from lensjax.measure.kernel import measure_kernel
+
         model = subject.model()
         kernel = measure_kernel(model, subject.batch(model), self.functional)
         return Measured(kernel.summary(), kernel.arrays(), kernel.flops)

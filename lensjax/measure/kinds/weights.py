@@ -4,12 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from lensjax.measure.measurement import MEASUREMENTS, Cell, Measured, Measurement, Records, Subject
-from lensjax.models.heavy_tails import WeightMetrics, weight_metrics
-
-_METRICS = TypeAdapter(WeightMetrics)
 
 
 @MEASUREMENTS.register("weights")
@@ -23,6 +18,8 @@ class HeavyTails(Measurement):
         return () if rung else (0,)  # whatever the study's seeds are, as no example is drawn
 
     def measure(self, subject: Subject) -> Measured:
+        from lensjax.models.heavy_tails import weight_metrics
+
         return Measured(asdict(weight_metrics(subject.model())))
 
     @classmethod
@@ -36,5 +33,10 @@ def weight_scores(records: Records) -> dict[str, float]:
     Raises:
       InputError: a file of them cannot be read.
     """
+    from pydantic import TypeAdapter
+
+    from lensjax.models.heavy_tails import WeightMetrics
+
+    metrics = TypeAdapter(WeightMetrics)
     found = {name: records.read(Cell("weights", name)) for name in records.models}
-    return {name: _METRICS.validate_python(one.summary).score for name, one in found.items() if one is not None}
+    return {name: metrics.validate_python(one.summary).score for name, one in found.items() if one is not None}

@@ -148,3 +148,13 @@ class _Stored:
         plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(kind)
         values = dequantize(data, GGMLQuantizationType[kind]) if plain is None else data.view(plain)
         return values.astype(np.float32) - np.float32(self._offset) if self._offset else values
+
+
+def stored_tensors(path: Path) -> TensorFiles:
+    """The tensors of a GGUF file as it has them: under its own names, and in its own order.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    entries = read_header(path).tensors.items()
+    return TensorFiles(str(path), {name: _Stored(entry, 0, 0.0) for name, entry in entries})

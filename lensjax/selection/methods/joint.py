@@ -1,15 +1,18 @@
 """The joint fit: all curves of a task at once, see `lensjax.fit.joint.fitting`."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lensjax.core.errors import listing
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST
-from lensjax.fit.joint.posterior import JointPosterior
-from lensjax.fit.joint.recent import joint_fit
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import register
 from lensjax.selection.prediction import Prediction, predict_from
+
+if TYPE_CHECKING:
+    from lensjax.fit.joint.posterior import JointPosterior
 
 ASSUMPTIONS = (
     "All models were fitted at once. Their local slopes, -d log L / d log D, share a population, their family's, and "
@@ -29,6 +32,8 @@ NAMED = 3  # points far from the rest, in one caution
 @register("joint", "all curves at once: four priors of local slopes averaged", place=7)
 def joint(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
     """Fits the models with two sizes above 0."""
+    from lensjax.fit.joint.recent import joint_fit  # slow to import
+
     points = table.points()
     if not (points >= FEWEST).any():
         return Prediction(np.full(len(table.models), np.nan))
@@ -36,7 +41,7 @@ def joint(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
     return predict_from(posterior, target, table, assumptions=ASSUMPTIONS, cautions=cautions_of(posterior))
 
 
-def cautions_of(posterior: JointPosterior) -> tuple[str, ...]:
+def cautions_of(posterior: "JointPosterior") -> tuple[str, ...]:
     """Reasons to trust a joint fit less: nothing checks its intervals, or points lie far from their curves."""
     unchecked = (UNCHECKED,) if int(posterior.observations.present.sum(axis=1).max()) <= FEWEST else ()
     named = [f"{one.model} at {one.examples:,} examples" for one in posterior.outliers()]

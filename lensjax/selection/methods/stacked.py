@@ -4,8 +4,6 @@ import numpy as np
 
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import FEWEST
-from lensjax.fit.joint.recent import joint_fit
-from lensjax.fit.stacked.weights import stack
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import register
 from lensjax.selection.methods.joint import ASSUMPTIONS, cautions_of
@@ -21,6 +19,9 @@ STACKED = (
 @register("stacked", "the joint fit, lines and the last loss, weighted by how well they back-test", place=7.5)
 def stacked(table: CurveTable, target: int, evidence: Evidence) -> Prediction:
     """Fits the models with two sizes above 0."""
+    from lensjax.fit.joint.recent import joint_fit  # slow to import
+    from lensjax.fit.stacked.weights import stack
+
     points = table.points()
     if not (points >= FEWEST).any():
         return Prediction(np.full(len(table.models), np.nan))
