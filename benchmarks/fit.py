@@ -57,9 +57,10 @@ class Plan:
     scaling: tuple[int, ...] = (30, 100, 300, 1000, 3000)
     repeats: int = 5
     long_repeats: int = 3  # of what takes seconds
+    ranked: tuple[tuple[int, int], ...] = ((30, 11), (30, 200), (3000, 11))  # models and sizes of a command
 
 
-QUICK = Plan(models=3, sizes=5, scaling=(3,), repeats=1, long_repeats=1)
+QUICK = Plan(models=3, sizes=5, scaling=(3,), repeats=1, long_repeats=1, ranked=((3, 5),))
 
 
 def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json")) -> None:
@@ -92,6 +93,8 @@ def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json
             "joint": "no other joint fitter is known; its peer is least_squares of the rectified law, over all models",
             "scaling": "exponent is the slope of log least warm time in log models, over all points and the larger "
             "half; peak_gb is of a process that fits, predicts and asks for P(best), cold and warm",
+            "ranking": "whole commands, which compile all anew; cpu_s are seconds of all threads, which other work on "
+            "the machine changes less than wall times; peak_gb is of the command",
         },
     }
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
@@ -113,6 +116,10 @@ def benchmark(quick: bool = False, out: Path = Path("benchmarks/results/fit.json
         found["scaling"] = {"points": points, "exponent": exponents(points)}
         status.update("Command line")
         found["command_line"] = command_line(simulate(plan.models, plan.sizes), Path(folder), plan.long_repeats)
+        found["ranking"] = []
+        for models, sizes in plan.ranked:
+            status.update(f"lensjax rank of {models} models at {sizes} sizes")
+            found["ranking"].append(ranking(models, sizes, Path(folder), plan.long_repeats))
     conclude(found, targets(found), times(found), out, console)
 
 
@@ -271,9 +278,40 @@ def command_line(table: CurveTable, folder: Path, repeats: int) -> Json:
     }
 
 
+def ranking(models: int, sizes: int, folder: Path, repeats: int) -> Json:
+    """Wall and CPU times of `lensjax rank` of so many models and sizes, and the peak of memory."""
+    curves = folder / f"curves-{models}-{sizes}.csv"
+    grid = np.unique(np.geomspace(SIZES[0], SIZES[min(sizes, 11) - 1], sizes).round().astype(int))
+    simulated(models=models, families=max(1, round(models / FAMILY)), sizes=grid.tolist()).write(curves)
+    command = [sys.executable, "-m", "lensjax", "rank", str(curves), "--target", str(TARGET)]
+    usages = []
+
+    def run() -> None:
+        cold = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=cold)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        usages.append(usage)
+
+    taken = summary([timed(run)[0] for _ in range(repeats)])
+    cpu = summary([usage.ru_utime + usage.ru_stime for usage in usages])
+    scale = (1 if sys.platform == "darwin" else 1024) / 1e9
+    return {
+        "models": models,
+        "sizes": len(grid),
+        **taken,
+        "cpu_s": cpu["median_s"],
+        "least_cpu_s": cpu["min_s"],
+        "peak_gb": max(usage.ru_maxrss for usage in usages) * scale,
+    }
+
+
 def targets(found: Json) -> list[Promise]:
     """What we promised ourselves, beside what was measured."""
     models, last = found["curves"]["models"], found["scaling"]["points"][-1]
+    most = max(found["ranking"], key=lambda case: case["models"])
     return [
         (f"joint fit and prediction of {models} models, warm, s", 1.0, found["joint"]["fit_and_predict"]["median_s"]),
         ("lensjax rank in a fresh process, s", 15.0, found["command_line"]["rank"]["median_s"]),
@@ -281,18 +319,20 @@ def targets(found: Json) -> list[Promise]:
         (f"peak memory at {last['models']} models, GB", 4.0, last["peak_gb"]),
         ("exponent of warm cost in the number of models", 1.1, found["scaling"]["exponent"]["all"]["all"]),
         ("the same over the larger half", 1.1, found["scaling"]["exponent"]["all"]["larger_half"]),
+        (f"CPU seconds of lensjax rank of {most['models']} models", 60.0, most["cpu_s"]),
+        (f"peak memory of lensjax rank of {most['models']} models, GB", 4.0, most["peak_gb"]),
     ]
 
 
 def times(found: Json) -> Table:
     """A row for every fitter, every number of models and every command."""
-    heads = ("cold", "warm", "least", "rmse", "worse", "ratio", "GB")
+    heads = ("cold", "warm", "least", "rmse", "worse", "ratio", "CPU", "GB")
     right = [Column(head, justify="right", no_wrap=True) for head in heads]
     table = Table(Column(no_wrap=True), *right, box=SIMPLE, pad_edge=False, collapse_padding=True, title="Seconds")
 
     def row(what: str, *parts: Json) -> None:
         known = {key: value for part in parts for key, value in part.items()}
-        columns = ("cold_s", "median_s", "min_s", "mean_rmse", "worse", "ratio", "peak_gb")
+        columns = ("cold_s", "median_s", "min_s", "mean_rmse", "worse", "ratio", "cpu_s", "peak_gb")
         table.add_row(what, *(f"{known[name]:.3g}" if name in known else "" for name in columns))
 
     for law, fitters in found["per_model"].items():
@@ -303,6 +343,8 @@ def times(found: Json) -> Table:
         row(f"joint, {point['models']} models", point["all"], {"peak_gb": point["peak_gb"]})
     for name, taken in found["command_line"].items():
         row(f"lensjax {name}", taken)
+    for case in found["ranking"]:
+        row(f"lensjax rank, {case['models']} × {case['sizes']}", case)
     return table
 
 

@@ -16,7 +16,7 @@ from lensjax.core.pytrees import PyTree
 from lensjax.models.linear import Linear as Linear  # exported from here too, beside the parts made of it
 from lensjax.models.linear import normal as normal
 from lensjax.models.masks import both, window_mask
-from lensjax.models.memory import Memory, Slot, Source
+from lensjax.models.memory import Memory, Slot, Source, through
 from lensjax.models.options import Options
 from lensjax.models.remat import costly, recomputed, rematerialised
 from lensjax.models.rotary import rotate
@@ -312,11 +312,11 @@ class Stack(nnx.Module):
             own = shared if kind is None else jax.tree.map(lambda choices: choices[kind], shared)
             x = constrain_activations(x, self.options.mesh)
             block = nnx.merge(graphdef, params)
-            y = block(x, *own) if extra is None else block(x, *own, extra)
+            y = through(block, x, *own) if extra is None else through(block, x, *own, extra)
             return y, nnx.state(block, Slot)
 
         x, kept = jax.lax.scan(rematerialised(step, self.options.remat), x, (state, kinds, each))
-        nnx.update(self.blocks, kept)  # what attention keeps of the tokens that it read, where it has a memory
+        nnx.update(self.blocks, kept)  # see `lensjax.models.memory`
         return x
 
 

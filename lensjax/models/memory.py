@@ -1,4 +1,4 @@
-"""What attention keeps of the tokens that a decoder has read, so that writing the next one reads it alone."""
+"""What layers keep: attention, of the tokens that were read before; any, of a position that is asked for."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Kept = tuple[Array, Array]  # keys and values of all layers of a stack, [layers,
 
 
 class Slot(nnx.Variable[Any]):
-    """Keys, values, and the number of tokens that were read before these."""
+    """Keys, values, and the number of tokens that were read before these; or a state and its positions."""
 
 
 class Memory(nnx.Module):
@@ -53,6 +53,22 @@ class Start(nnx.Module):
 
     def __init__(self, start: Int[Array, "..."], slots: int) -> None:
         self.start, self.slots = Slot(start), slots
+
+
+class Tap(nnx.Module):
+    """The output of a layer at one position of each row."""
+
+    def __init__(self, state: Array, at: Int[Array, "layers batch"]) -> None:
+        self.state, self.at = Slot(state), Slot(at)
+
+
+def through(block: Any, x: Float[Array, "batch time width"], *shared: Any) -> Float[Array, "batch time width"]:
+    """What a block makes of x, of which its tap keeps a part where it has one."""
+    y: Array = block(x, *shared)
+    tap: Tap | None = getattr(block, "tap", None)
+    if tap is not None:
+        tap.state.set_value(y[jnp.arange(len(y)), tap.at[...]])
+    return y
 
 
 def remember(layers: Sequence[Any], kept: Sequence[Kept], start: Int[Array, ""]) -> None:

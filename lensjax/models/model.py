@@ -15,28 +15,26 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import DTypeLike
 
-from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.errors import InputError, listing
 from lensjax.core.files import check_new_folder, new_folder
 from lensjax.core.pytrees import Batch as Batch  # exported from here too, beside the class whose arguments they are
 from lensjax.core.pytrees import Params as Params
 from lensjax.core.pytrees import PyTree, path_name
 from lensjax.core.tabular import Columns, Tabular
 from lensjax.models.adapters import join, merge_adapters, split_trainable
-from lensjax.models.encoder_decoder import start_and_padding, start_of_answers
+from lensjax.models.encoder_decoder import start_of_answers
 from lensjax.models.family import Family, check_layers, family_of
 from lensjax.models.generate import Sampling, answers, written
 from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
 from lensjax.models.linear import hold_quantised
-from lensjax.models.losses import IGNORED, Reduction, greedy_hits, reduce_losses, shift_right, token_losses
+from lensjax.models.losses import IGNORED, Reduction, greedy_hits, reduce_losses, token_losses
+from lensjax.models.module_inputs import module_inputs
 from lensjax.models.options import Options, as_dtype
 from lensjax.models.safetensors_files import write_tensors
 from lensjax.models.sharding import shardings
+from lensjax.models.taps import layer_states
 from lensjax.models.vocabulary import Chunks, by_chunks, chunks_of, summed_wide
 from lensjax.models.weights import checkpoint_tensors
-
-_KEYS = ("input_ids", "attention_mask", "labels")
-_DECODER_KEYS = (*_KEYS, "position_ids")
-_ENCODER_DECODER_KEYS = (*_KEYS, "decoder_input_ids", "decoder_attention_mask")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,21 +117,24 @@ class Model(Tabular):
         """
         if jnp.ndim(batch["input_ids"]) == 1:
             return self.hidden(params, _batched(batch))[0]
-        arrays = {key: jnp.asarray(value) for key, value in batch.items() if value is not None}
-        keys = _ENCODER_DECODER_KEYS if self.family.encoder_decoder else _DECODER_KEYS
-        keys = (*keys, "segment_ids") if self.takes_segments else keys
-        if unused := sorted(arrays.keys() - set(keys)):
-            raise InputError(
-                f"The batch has {shorten(unused[0])}, of which {self.family.model_type} makes no use; leave it out. It "
-                f"takes {listing(keys)}."
-            )
-        if self.family.encoder_decoder and "decoder_input_ids" not in arrays:
-            if "labels" not in arrays:
-                raise InputError(
-                    f"A batch for {self.family.model_type} needs labels or decoder_input_ids; it has neither."
-                )
-            arrays["decoder_input_ids"] = shift_right(arrays["labels"], *start_and_padding(self.family, self.config))
-        return nnx.merge(self.graphdef, params).hidden(arrays)
+        return nnx.merge(self.graphdef, params).hidden(self._inputs(batch))
+
+    def layer_states(
+        self, params: Params, batch: Batch, at: Int[Array, " batch"]
+    ) -> Float[Array, "layers batch width"]:
+        """Output of every layer at one position of each row, of the decoder's layers where there is an encoder too.
+
+        Args:
+          params, batch: See `apply`; not of a single example.
+          at: Positions, of the decoder's inputs where there is an encoder too.
+
+        Raises:
+          InputError: see `apply`.
+        """
+        return layer_states(nnx.merge(self.graphdef, params), self._inputs(batch), at)
+
+    def _inputs(self, batch: Batch) -> dict[str, Array]:
+        return module_inputs(self.family, self.config, batch, segments=self.takes_segments)
 
     def logits(self, params: Params, x: Float[Array, "... width"]) -> Float[Array, "... vocabulary"]:
         """Scores of every token, given what the head reads.

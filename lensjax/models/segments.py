@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from lensjax.core.pytrees import PyTree
 from lensjax.models.layers import Stack
+from lensjax.models.memory import through
 from lensjax.models.options import Options
 from lensjax.models.weights import Stored
 
@@ -64,7 +65,7 @@ class _Group(nnx.Module):
     ) -> Float[Array, "batch time width"]:
         for place, (kind, block) in enumerate(zip(self.kinds, self.blocks, strict=True)):
             own = () if each is None else (jax.tree.map(lambda values, place=place: values[place], each),)
-            x = block(x, *shared[kind], *own)
+            x = through(block, x, *shared[kind], *own)
         return x
 
 

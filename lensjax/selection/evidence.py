@@ -11,7 +11,8 @@ class Evidence:
 
     Attributes:
       values: of "ntk", rates and weights of the kernel's residual (see `lensjax.curvature.dynamics.residual_modes`); of
-        "weights", NLPmetrics' score, lower is better; of others, whatever the methods that need them take.
+        "weights", NLPmetrics' score, lower is better; of "transferability", a mapping with "logme" and "h_score", where
+        higher is better; of others, whatever the methods that need them take.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

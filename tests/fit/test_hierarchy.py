@@ -13,14 +13,12 @@ from lensjax.fit.joint.hierarchy import (
     Weights,
     cholesky,
     condition,
-    gradient,
     integrals,
     pulls,
-    sensitivity,
     shared_draws,
     shared_moments,
-    update_weights,
 )
+from lensjax.fit.joint.sensitivity import gradient, sensitivity, update_weights
 
 M, N, K, T, Q = 7, 6, 3, 7, 5
 DOF = 3.0

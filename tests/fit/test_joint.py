@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from lensjax.core.errors import InputError
+from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import fitting as joint
-from lensjax.fit.joint.fitting import JointSettings, _observe, fit_joint
+from lensjax.fit.joint.fitting import JointSettings, fit_joint
+from lensjax.fit.joint.observing import observe
 from lensjax.fit.joint.slopes import NOISE
 
 SIZES = 200 * 2 ** np.arange(10)
@@ -470,7 +472,7 @@ def test_tables_are_packed_measured_points_first():
         ["a", "b", "c"], [0, 100, 200, 400, 1600], loss, parameters=[1e8, nan, 1e10], families=["f", "", "f"]
     )
     table = replace(table, seeds=np.array([[1, 0, 4, 0, 2], [1] * 5, [0, 0, 0, 1, 1]]))
-    obs, centre = _observe(table, 100, {"z": [1.0, nan, 3.0]}, JointSettings(level=False))
+    obs, centre = observe(table, 100, {"z": [1.0, nan, 3.0]}, level=False)
     points = np.array([2, 4, 2])
     np.testing.assert_array_equal(obs.present, np.arange(4) < points[:, None])
     np.testing.assert_allclose(obs.x, [[1, 4, 4, 4], [0, 1, 2, 4], [2, 4, 4, 4]])
@@ -488,6 +490,15 @@ def test_loss_level_is_that_at_the_smallest_size_whenever_a_curve_begins():
     # One straight line for all; a model measured later has the same level.
     line = 3 * SIZES[:8] ** -0.1 * np.array([1.0, 1.0, 1.2])[:, None]
     line[1, :3] = np.nan
-    obs, _ = _observe(many(line), 200, {}, JointSettings(size=False))
+    obs, _ = observe(many(line), 200, {}, size=False)
     np.testing.assert_allclose(obs.covariates[0], obs.covariates[1], rtol=1e-9)
     assert obs.covariates[2, 1] > obs.covariates[0, 1]
+
+
+def test_models_a_few_at_a_time_give_the_same(monkeypatch):
+    table = simulated(models=11, families=3, sizes=SIZES[:6].tolist())
+    whole = fit_joint(table, HORIZON)
+    monkeypatch.setattr("lensjax.fit.joint.blocks.BLOCK", 4)
+    apart = fit_joint(table, HORIZON)
+    np.testing.assert_allclose(apart.fitted.given.evidence, whole.fitted.given.evidence, rtol=1e-6)
+    np.testing.assert_allclose(apart.predict(HORIZON).parts, whole.predict(HORIZON).parts, rtol=1e-4)

@@ -145,7 +145,7 @@ def test_a_measurement_of_another_package(folder, tiny_models):
 
 @pytest.mark.parametrize(
     ("registry", "names"),
-    [(MEASUREMENTS, ("finetune", "hessian", "ntk", "weights")), (LAUNCHERS, ("local", "ray"))],
+    [(MEASUREMENTS, ("finetune", "hessian", "ntk", "transferability", "weights")), (LAUNCHERS, ("local", "ray"))],
 )
 def test_built_in_names(registry, names):
     assert registry.names == names

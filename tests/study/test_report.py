@@ -134,6 +134,12 @@ class Folder:
         )
         return self.evidence(Cell("weights", name), {}, asdict(WeightMetrics(layers, ())), {})
 
+    def transferability(self, name):
+        asked = self.spec.evidence.transferability.model_dump(mode="json")
+        place = CANDIDATES.index(name)
+        numbers = {"logme": 0.1 * place, "h_score": 3.0 - place, "layers": 2, "classes": 5, "size": 200}
+        return self.evidence(Cell("transferability", name), asked, numbers, {})
+
     def report(self):
         return collect(self.spec, self.out).report
 
@@ -158,10 +164,11 @@ def complete(tmp_path_factory):
     """A study with all of its evidence."""
     folder = Folder(
         tmp_path_factory.mktemp("complete"),
-        evidence={"ntk": {"examples": 8}, "hessian": {"examples": 4}, "weights": True},
+        evidence={"ntk": {"examples": 8}, "hessian": {"examples": 4}, "transferability": True, "weights": True},
     )
     for name in CANDIDATES:
         folder.weights(name)
+        folder.transferability(name)
         folder.kernel(name)
     for size in (0, *RUNGS):
         folder.rungs(size)
@@ -492,6 +499,12 @@ def test_the_whole_of_it(complete, found):
     assert set(first.baselines) == set(METHODS) - {DEFAULT_METHOD}
     scores = {row.model: row.baselines["nlp_metrics"] for row in report.ranking}
     assert scores == {"alpha": 4.0, "beta": 5.0, "gamma": 6.0}
+    assert {row.model: row.baselines["h_score"] for row in report.ranking} == {
+        "alpha": -3.0,
+        "beta": -2.0,
+        "gamma": -1.0,
+    }
+    assert {one.model: one.logme for one in report.transferability} == {"alpha": 0.0, "beta": 0.1, "gamma": 0.2}
     assert report.decision.final
     assert [one.decision for one in report.journal] == ["After 800 examples: gamma first."]
     assert report.origin.devices == ("2 × cpu",)

@@ -39,12 +39,7 @@ class Fitted(NamedTuple):
 
     def of_models(self, rows: slice) -> "Fitted":
         """The fit of some of the models, with what all share."""
-        per_model = ("precision", "basis", "residual", "walk", "level", "level_variance")
-        return self._replace(
-            slopes=Slopes(*(part[:, rows] for part in self.slopes)),
-            weights=Weights(*(part[:, rows] for part in self.weights)),
-            given=self.given._replace(**{name: getattr(self.given, name)[:, rows] for name in per_model}),
-        )
+        return self._replace(slopes=self.slopes.of(rows), weights=self.weights.of(rows), given=self.given.of(rows))
 
 
 class Own(NamedTuple):

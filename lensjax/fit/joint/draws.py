@@ -74,7 +74,7 @@ def draw_curves(
     of_covariates = _normals((seed, 0), covariates, priors, draws)
     for start in range(0, len(obs.x), BLOCK):
         rows = slice(start, min(start + BLOCK, len(obs.x)))
-        some, part = Observations(*(values[rows] for values in obs)), fitted.of_models(rows)
+        some, part = obs.of(rows), fitted.of_models(rows)
         of_families = [_normals((seed, 1, family), q, priors, draws) for family in np.unique(some.family).tolist()]
         of_models = [_normals((seed, 2, model), 2 + q, priors, draws) for model in range(rows.start, rows.stop)]
         noise = np.stack(of_models, axis=1)

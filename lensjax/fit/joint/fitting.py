@@ -18,25 +18,27 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from lensjax.core.errors import InputError, listing, shorten
+from lensjax.core.blas import one_blas_thread
+from lensjax.core.errors import InputError, listing
 from lensjax.curves.table import CurveTable
 from lensjax.fit.calibration import hold_out, widenings
+from lensjax.fit.joint.blocks import blocks, joined
 from lensjax.fit.joint.curves import Fitted
 from lensjax.fit.joint.descent import Descent
 from lensjax.fit.joint.hierarchy import (
+    Conditional,
     Observations,
     Scales,
     Slopes,
     Weights,
     condition,
-    gradient,
     last_size,
     model_mean,
-    sensitivity,
     times,
-    update_weights,
 )
+from lensjax.fit.joint.observing import observe
 from lensjax.fit.joint.posterior import JointPosterior
+from lensjax.fit.joint.sensitivity import gradient, sensitivity, update_weights
 from lensjax.fit.joint.shapes import SHAPES
 from lensjax.fit.joint.slopes import NOISE, PRIORS, SlopePrior, linearised, slope_priors, slopes_of
 from lensjax.fit.posterior import Z90, check_fit
@@ -96,6 +98,24 @@ class Learned(NamedTuple):
     coefficients: Float[np.ndarray, "P M q"]
 
 
+class _State(NamedTuple):
+    """Of models, between rounds: robust weights, coefficients, how these changed last, and the pace of changes."""
+
+    noise: Float[np.ndarray, "P M n"]
+    jump: Float[np.ndarray, "P M n"]
+    coefficients: Float[np.ndarray, "P M q"]
+    change: Float[np.ndarray, "P M q"]
+    pace: Float[np.ndarray, "P M 1"]
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.noise, self.jump)
+
+    def of(self, rows: slice) -> "_State":
+        """Those of some of the models."""
+        return _State(*(part[:, rows] for part in self))
+
+
 def unpack(parameters: Float[np.ndarray, "P h"], prior: SlopePrior, jumps: bool = True) -> Scales:
     """Scales from vectors of log amplitudes, log noise and log jump."""
     amplitudes = np.exp(parameters[:, :-2]).reshape(prior.amplitudes.shape)
@@ -124,6 +144,7 @@ def _packed(slope: Scales, parameters: Float[np.ndarray, "P h"], prior: SlopePri
     return np.concatenate([amplitudes.reshape(len(parameters), -1), ends], axis=1)
 
 
+@one_blas_thread()
 def fit_joint(
     table: CurveTable,
     horizon: int,
@@ -165,7 +186,7 @@ def fit_joint(
     def fit(
         table: CurveTable, known: Mapping[str, Float[ArrayLike, " M"]], start: JointPosterior | None = start
     ) -> JointPosterior:
-        obs, centre = _observe(table, unit, known, settings)
+        obs, centre = observe(table, unit, known, family=settings.family, size=settings.size, level=settings.level)
         priors = slope_priors(octaves, obs.covariates.shape[1], settings.priors)
         return JointPosterior(
             models=table.models,
@@ -218,64 +239,6 @@ def _best_time(fit: Callable[[float], JointPosterior], residuals: Residuals) -> 
     return float(np.exp(logs[best])), fits[best]
 
 
-def _observe(
-    table: CurveTable, unit: int, extra: Mapping[str, ArrayLike], settings: JointSettings
-) -> tuple[Observations, float]:
-    """The table as arrays, less the mean log loss, which is returned too."""
-    positive = table.sizes > 0
-    octaves = np.log2(table.sizes[positive] / unit)
-    log_loss, seeds = np.log(table.loss[:, positive]), table.seeds[:, positive]
-    measured = np.isfinite(log_loss)
-    points = measured.sum(axis=1)
-    width = int(points.max())
-    order = np.argsort(~measured, axis=1, kind="stable")  # measured first, by size
-
-    def packed(values: np.ndarray) -> np.ndarray:
-        ordered = np.take_along_axis(values, order, axis=1)[:, :width]
-        last = np.take_along_axis(ordered, points[:, None] - 1, axis=1)
-        return np.where(np.arange(width) < points[:, None], ordered, last)
-
-    x = packed(np.broadcast_to(octaves, log_loss.shape))
-    y = packed(np.where(measured, log_loss, 0.0))
-    centre = float(y[:, 0].mean())
-    fall = np.median((y[:, 0] - y[:, -1]) / (x[:, -1] - x[:, 0]))
-    log_parameters = np.log(table.parameters)
-    columns = [np.ones(len(points))]
-    if settings.size:
-        columns.append(_standardised(log_parameters))
-    if settings.level:
-        columns.append(_standardised(y[:, 0] + fall * x[:, 0]))
-    for name, values in extra.items():
-        column = np.asarray(values, dtype=np.float64)
-        if column.shape != (len(points),) or np.isinf(column).any():
-            raise InputError(
-                f"The covariate '{shorten(name)}' needs one finite number (or NaN) for each of the "
-                f"{len(points)} models."
-            )
-        columns.append(_standardised(column))
-    # A model of unknown family is a family of its own.
-    names = [(settings.family and family) or f"\0{i}" for i, family in enumerate(table.families)]
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-
-    obs = Observations(
-        x=x,
-        y=y - centre,
-        present=np.arange(width) < points[:, None],
-        noise=1.0 / np.maximum(packed(seeds.astype(np.float64)), 1.0),
-        covariates=np.stack(columns, axis=1),
-        family=np.asarray([number[name] for name in names]),
-    )
-    return obs, centre
-
-
-def _standardised(values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
-    """Mean 0 and standard deviation 1; 0 where unknown, and everywhere if all known values agree."""
-    known = np.isfinite(values)
-    if not known.any() or np.ptp(values[known]) <= 1e-9 * np.abs(values[known]).max():
-        return np.zeros(len(values))
-    return np.where(known, (values - values[known].mean()) / values[known].std(), 0.0)
-
-
 def _fit(obs: Observations, priors: SlopePrior, settings: JointSettings, start: JointPosterior | None = None) -> Fitted:
     models = obs.x.shape[0]
     first = None if start is None else _parameters(start.fitted.scales, priors)
@@ -306,13 +269,11 @@ def _learn(
     parameters = centre if first is None else first
     rounds = SETTLING + (LEARNING if first is None else AGAIN)
     coefficients = np.zeros((priors, models, prior.centre.shape[1] + prior.path.shape[-1]))
-    weights = Weights(*np.ones((2, priors, *obs.x.shape)))
+    ones, pace = np.ones((priors, *obs.x.shape)), np.ones((priors, models, 1))
+    state = _State(ones, ones, coefficients, np.zeros_like(coefficients), pace)
     descent = Descent(priors, centre.shape[1], settings.amplitude_sd)
-    measured = np.arange(prior.path.shape[-1]) < last_size(obs)[:, None]
-    change, pace = np.zeros_like(coefficients), np.ones((priors, models, 1))
     for number in range(rounds + 1):  # the last round only evaluates
-        slopes = linearised(prior, coefficients)
-
+        slopes, weights = linearised(prior, state.coefficients), state.weights
         if not known and SETTLING <= number < rounds:
             objective = partial(_objective, centre, obs, prior, settings, weights, slopes)
             parameters = descent.lower(objective, parameters, EVALUATIONS)
@@ -320,16 +281,33 @@ def _learn(
         given = condition(obs, weights, scales, slopes)
         if number == rounds:
             break
-        before, change = change, model_mean(obs, scales, given) - coefficients
-        # Steps that go back and forth become shorter.
-        turned = (
-            np.sum(times(slopes.basis, before) * times(slopes.basis, change) * measured, axis=-1, keepdims=True) < 0
+        steps = (
+            _stepped(obs.of(rows), prior, settings.dof, scales, slopes.of(rows), given.of(rows), state.of(rows))
+            for rows in blocks(models)
         )
-        pace = np.where(turned, pace / 2, np.minimum(1.5 * pace, 1.0))
-        weights = update_weights(obs, weights, scales, sensitivity(obs, given), settings.dof)
-        change = pace * _share(prior, slopes, coefficients, pace * change, measured) * change
-        coefficients = coefficients + change
-    return Learned(parameters, weights, coefficients), Fitted(scales, slopes, weights, given)
+        state = joined(list(steps), [1] * len(state))
+    return Learned(parameters, weights, state.coefficients), Fitted(scales, slopes, weights, given)
+
+
+def _stepped(
+    obs: Observations,
+    prior: SlopePrior,
+    dof: float,
+    scales: Scales,
+    slopes: Slopes,
+    given: Conditional,
+    state: _State,
+) -> _State:
+    """The next weights and coefficients of some models, where what all share is given."""
+    measured = np.arange(prior.path.shape[-1]) < last_size(obs)[:, None]
+    change = model_mean(obs, scales, given) - state.coefficients
+    # Steps that go back and forth become shorter.
+    along = times(slopes.basis, state.change) * times(slopes.basis, change)
+    turned = np.sum(along * measured, axis=-1, keepdims=True) < 0
+    pace = np.where(turned, state.pace / 2, np.minimum(1.5 * state.pace, 1.0))
+    weights = update_weights(obs, state.weights, scales, sensitivity(obs, given), dof)
+    change = pace * _share(prior, slopes, state.coefficients, pace * change, measured) * change
+    return _State(*weights, state.coefficients + change, change, pace)
 
 
 def _share(

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lensjax.fit.joint.blocks import blocks, joined
+
 LEVEL_VARIANCE = 4.0  # of ℓ_i: log losses of one task differ by far less than this
 
 
@@ -43,12 +45,20 @@ class Observations(NamedTuple):
     covariates: Float[np.ndarray, "M K"]
     family: Int[np.ndarray, " M"]
 
+    def of(self, rows: slice) -> "Observations":
+        """Those of some of the models."""
+        return Observations(*(part[rows] for part in self))
+
 
 class Weights(NamedTuple):
     """Precisions of single noise terms and jumps relative to their population; 1 for Gaussian ones."""
 
     noise: Float[np.ndarray, "*b M n"]
     jump: Float[np.ndarray, "*b M n"]
+
+    def of(self, rows: slice) -> "Weights":
+        """Those of some of the models."""
+        return Weights(*(part[..., rows, :] for part in self))
 
 
 class Scales(NamedTuple):
@@ -73,6 +83,10 @@ class Slopes(NamedTuple):
 
     mean: Float[np.ndarray, "*b M T"]
     basis: Float[np.ndarray, "*b M T q"]
+
+    def of(self, rows: slice) -> "Slopes":
+        """Those of some of the models."""
+        return Slopes(self.mean[..., rows, :], self.basis[..., rows, :, :])
 
 
 class Conditional(NamedTuple):
@@ -102,6 +116,17 @@ class Conditional(NamedTuple):
     family_mean: Float[np.ndarray, "*b F q"]
     family_covariance: Float[np.ndarray, "*b F q q"]
     family_gain: Float[np.ndarray, "*b F q Kq"]
+
+    def of(self, rows: slice) -> "Conditional":
+        """With the parts that are of models of some of them alone."""
+        return self._replace(
+            precision=self.precision[..., rows, :, :],
+            basis=self.basis[..., rows, :, :],
+            residual=self.residual[..., rows, :],
+            walk=self.walk[..., rows, :],
+            level=self.level[..., rows, :],
+            level_variance=self.level_variance[..., rows],
+        )
 
 
 def integrals(x: Float[np.ndarray, "*a"], octaves: int) -> Float[np.ndarray, "*a T"]:
@@ -148,7 +173,7 @@ def _by_family(values: np.ndarray, obs: Observations, axis: int) -> np.ndarray:
     return sums
 
 
-def _octaves(obs: Observations) -> Float[np.ndarray, "M n"]:
+def octaves_before(obs: Observations) -> Float[np.ndarray, "M n"]:
     """From the size before each to it; 0 to the first."""
     return np.diff(obs.x, axis=1, prepend=obs.x[:, :1])
 
@@ -169,11 +194,35 @@ def noise_variance(obs: Observations, weights: Weights, scales: Scales) -> Float
 
 def _walk(obs: Observations, weights: Weights, scales: Scales) -> Float[np.ndarray, "*b M n"]:
     """Var W_i at the observations; its covariance is the smaller of two variances."""
-    return np.cumsum(of_points(scales.jump) ** 2 * _octaves(obs) / weights.jump, axis=-1)
+    return np.cumsum(of_points(scales.jump) ** 2 * octaves_before(obs) / weights.jump, axis=-1)
 
 
 def shared_minimum(a: Float[np.ndarray, "*b M n"], b: Float[np.ndarray, "*b M m"]) -> Float[np.ndarray, "*b M n m"]:
     return np.minimum(a[..., :, None], b[..., None, :])
+
+
+class _Alone(NamedTuple):
+    """Of models given their families and the covariates; see `Conditional`.
+
+    Attributes:
+      information, score: what observations say of the coefficients: their precision, and that times their mean.
+      quadratic: residuals times precision times residuals, of each point.
+      log_det: of the covariance of observations.
+    """
+
+    precision: Float[np.ndarray, "*b M n n"]
+    basis: Float[np.ndarray, "*b M n q"]
+    residual: Float[np.ndarray, "*b M n"]
+    walk: Float[np.ndarray, "*b M n"]
+    level: Float[np.ndarray, "*b M n"]
+    level_variance: Float[np.ndarray, "*b M"]
+    information: Float[np.ndarray, "*b M q q"]
+    score: Float[np.ndarray, "*b M q"]
+    quadratic: Float[np.ndarray, "*b M n"]
+    log_det: Float[np.ndarray, "*b M"]
+
+
+_AXES = (-3, -3, -2, -2, -2, -1, -3, -2, -2, -1)  # of models in these
 
 
 class Inverse(NamedTuple):
@@ -199,6 +248,28 @@ def invert(obs: Observations, covariance: Float[np.ndarray, "*b M n n"], noise: 
     return Inverse(inverse, log_det + np.log(LEVEL_VARIANCE / left), level, left)
 
 
+def _alone(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) -> _Alone:
+    path = -integrals(obs.x, slopes.basis.shape[-2])
+    basis = np.where(obs.present[..., None], path @ slopes.basis, 0.0)
+    residual = np.where(obs.present, obs.y - times(path, slopes.mean), 0.0)
+    walk = _walk(obs, weights, scales)
+    own = (basis * scales.model[..., None, None, :] ** 2) @ basis.mT + shared_minimum(walk, walk)
+    inverse = invert(obs, own, noise_variance(obs, weights, scales))
+    weighted = inverse.precision @ basis
+    return _Alone(
+        precision=inverse.precision,
+        basis=basis,
+        residual=residual,
+        walk=walk,
+        level=inverse.level,
+        level_variance=inverse.level_variance,
+        information=basis.mT @ weighted,
+        score=times(weighted.mT, residual),
+        quadratic=residual * times(inverse.precision, residual),
+        log_det=inverse.log_det,
+    )
+
+
 def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) -> Conditional:
     """Log marginal likelihood of all curves and the posterior of families' and covariates' coefficients.
 
@@ -209,22 +280,19 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
       slopes: the population's slope, and the basis of deviations from it.
     """
     models, covariates = obs.covariates.shape
-    q, path = slopes.basis.shape[-1], -integrals(obs.x, slopes.basis.shape[-2])
-    basis = np.where(obs.present[..., None], path @ slopes.basis, 0.0)
-    residual = np.where(obs.present, obs.y - times(path, slopes.mean), 0.0)
-    walk = _walk(obs, weights, scales)
-
-    # A model given its family and the covariates.
-    own = (basis * scales.model[..., None, None, :] ** 2) @ basis.mT + shared_minimum(walk, walk)
-    inverse = invert(obs, own, noise_variance(obs, weights, scales))
-    weighted = inverse.precision @ basis
-    information = basis.mT @ weighted
-    score = times(weighted.mT, residual)
-    quadratic = np.sum(residual * times(inverse.precision, residual), axis=(-2, -1))
+    q = slopes.basis.shape[-1]
+    few = blocks(models)
+    if len(few) == 1:
+        alone = _alone(obs, weights, scales, slopes)
+    else:
+        some = (_alone(obs.of(rows), weights.of(rows), scales, slopes.of(rows)) for rows in few)
+        alone = joined(list(some), _AXES)
+    information, score = alone.information, alone.score
 
     # Families given the covariates.
     batch = information.shape[:-3]
-    coupling = _by_family(obs.covariates[:, :, None, None] * information[..., None, :, :], obs, -4)
+    weighed = (_by_family(column[:, None, None] * information, obs, -3) for column in obs.covariates.T)
+    coupling = np.stack(list(weighed), axis=-3)
     coupling = coupling.reshape(*coupling.shape[:-3], covariates * q, q)
     family_covariance, family_log_det = _covariance(scales.family[..., None, :], _by_family(information, obs, -3))
     family_gain = family_covariance @ coupling.mT
@@ -234,7 +302,8 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
     products = (obs.covariates[:, :, None] * obs.covariates[:, None, :]).reshape(models, -1)
     full = (products.T @ information.reshape(*batch, models, q * q)).reshape(*batch, covariates, covariates, q, q)
     full = full.swapaxes(-3, -2).reshape(*batch, covariates * q, covariates * q)
-    full = full - np.sum(coupling @ family_gain, axis=-3)
+    for rows in blocks(coupling.shape[-3]):
+        full = full - np.sum(coupling[..., rows, :, :] @ family_gain[..., rows, :, :], axis=-3)
     full_score = (obs.covariates.T @ score).reshape(*batch, covariates * q)
     full_score = full_score - np.sum(times(coupling, family_mean), axis=-2)
     covariance, covariate_log_det = _covariance(scales.covariate.reshape(*batch, covariates * q), full)
@@ -242,16 +311,16 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
 
     explained = np.sum(_by_family(score, obs, -2) * family_mean, axis=(-2, -1))
     explained = explained + np.sum(full_score * covariate_mean, axis=-1)
-    log_dets = np.sum(inverse.log_det, axis=-1) + np.sum(family_log_det, axis=-1) + covariate_log_det
+    log_dets = np.sum(alone.log_det, axis=-1) + np.sum(family_log_det, axis=-1) + covariate_log_det
     constant = np.sum(obs.present) * np.log(2 * np.pi)
     return Conditional(
-        evidence=-0.5 * (quadratic - explained + log_dets + constant),
-        precision=inverse.precision,
-        basis=basis,
-        residual=residual,
-        walk=walk,
-        level=inverse.level,
-        level_variance=inverse.level_variance,
+        evidence=-0.5 * (np.sum(alone.quadratic, axis=(-2, -1)) - explained + log_dets + constant),
+        precision=alone.precision,
+        basis=alone.basis,
+        residual=alone.residual,
+        walk=alone.walk,
+        level=alone.level,
+        level_variance=alone.level_variance,
         covariate_mean=covariate_mean,
         covariate_covariance=covariance,
         family_mean=family_mean,
@@ -260,28 +329,34 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
     )
 
 
+def shared_mean(obs: Observations, given: Conditional) -> Float[np.ndarray, "*b M q"]:
+    """Posterior mean of the coefficients a model has from its family and covariates."""
+    by_covariate = given.covariate_mean.reshape(*given.covariate_mean.shape[:-1], obs.covariates.shape[1], -1)
+    used, place = np.unique(obs.family, return_inverse=True)  # families of other models are no part of this
+    through = times(given.family_gain[..., used, :, :], given.covariate_mean[..., None, :])
+    mean: np.ndarray = (given.family_mean[..., used, :] - through)[..., place, :] + obs.covariates @ by_covariate
+    return mean
+
+
 def shared_moments(
     obs: Observations, given: Conditional
 ) -> tuple[Float[np.ndarray, "*b M q"], Float[np.ndarray, "*b M q q"]]:
     """Posterior mean and covariance of the coefficients a model has from its family and covariates."""
     covariates, q = obs.covariates.shape[1], given.basis.shape[-1]
     batch = given.covariate_mean.shape[:-1]
-    by_covariate = given.covariate_mean.reshape(*batch, covariates, q)
-    used, place = np.unique(obs.family, return_inverse=True)  # families of other models are no part of this
+    used, place = np.unique(obs.family, return_inverse=True)
     family_gain = given.family_gain[..., used, :, :]
-    of_family = given.family_mean[..., used, :] - times(family_gain, given.covariate_mean[..., None, :])
-    mean = of_family[..., place, :] + obs.covariates @ by_covariate
 
     # Cov(Σ_k c_k t_k - G t) for all models of a family with its G, term by term: no model needs a q × Kq matrix.
     products = (obs.covariates[:, :, None] * obs.covariates[:, None, :]).reshape(len(obs.x), -1)
-    blocks = given.covariate_covariance.reshape(*batch, covariates, q, covariates, q).swapaxes(-3, -2)
-    direct = products @ blocks.reshape(*batch, covariates**2, q * q)
+    terms = given.covariate_covariance.reshape(*batch, covariates, q, covariates, q).swapaxes(-3, -2)
+    direct = products @ terms.reshape(*batch, covariates**2, q * q)
     through = family_gain @ given.covariate_covariance[..., None, :, :]
     of_families = given.family_covariance[..., used, :, :] + through @ family_gain.mT
     across = through.reshape(*through.shape[:-1], covariates, q)[..., place, :, :, :]
     mixed = np.einsum("mk,...mqkr->...mqr", obs.covariates, across)  # of G t with Σ_k c_k t_k
     covariance = direct.reshape(*batch, -1, q, q) + of_families[..., place, :, :] - mixed - mixed.mT
-    return mean, covariance
+    return shared_mean(obs, given), covariance
 
 
 def shared_draws(
@@ -316,85 +391,6 @@ def pulls(given: Conditional, shared: Float[np.ndarray, "*b M q"]) -> Float[np.n
 
 def model_mean(obs: Observations, scales: Scales, given: Conditional) -> Float[np.ndarray, "*b M q"]:
     """Posterior mean of all coefficients of a model, its own and those it shares."""
-    shared, _ = shared_moments(obs, given)
+    shared = shared_mean(obs, given)
     mean: np.ndarray = shared + scales.model[..., None, :] ** 2 * times(given.basis.mT, pulls(given, shared))
     return mean
-
-
-class Sensitivity(NamedTuple):
-    """How the evidence depends on a model's observations, all else integrated out.
-
-    Attributes:
-      pull: the gradient of the evidence by the observations, with its sign turned.
-      information: its curvature, the model's block of the inverse covariance of all observations.
-    """
-
-    pull: Float[np.ndarray, "*b M n"]
-    information: Float[np.ndarray, "*b M n n"]
-
-
-def sensitivity(obs: Observations, given: Conditional) -> Sensitivity:
-    """By what families and covariates are known to be."""
-    mean, covariance = shared_moments(obs, given)
-    weighted = given.precision @ given.basis
-    return Sensitivity(pulls(given, mean), given.precision - weighted @ covariance @ weighted.mT)
-
-
-def gradient(obs: Observations, weights: Weights, scales: Scales, given: Conditional, seen: Sensitivity) -> Scales:
-    """Gradient of the evidence by the log of every scale.
-
-    By Fisher's identity: of independent terms z_j of scale s it is Σ_j (E[z_j² | y] / s² - 1).
-    """
-
-    def known(mean: np.ndarray, variance: np.ndarray, sd: np.ndarray) -> np.ndarray:
-        excess: np.ndarray = (mean**2 + variance) / np.where(sd > 0, sd, 1.0) ** 2 - 1
-        return np.where(sd > 0, excess, 0.0)
-
-    own = times(given.basis.mT, seen.pull) ** 2 - np.sum(given.basis * (seen.information @ given.basis), axis=-2)
-    family_mean = given.family_mean - times(given.family_gain, given.covariate_mean[..., None, :])
-    through = given.family_gain @ given.covariate_covariance[..., None, :, :]
-    family_variance = np.diagonal(given.family_covariance, axis1=-2, axis2=-1) + np.sum(through * given.family_gain, -1)
-    covariate = known(
-        given.covariate_mean.reshape(scales.covariate.shape),
-        np.diagonal(given.covariate_covariance, axis1=-2, axis2=-1).reshape(scales.covariate.shape),
-        scales.covariate,
-    )
-    diagonal = np.diagonal(seen.information, axis1=-2, axis2=-1)
-    noise = noise_variance(obs, weights, scales) * (seen.pull**2 - diagonal)
-    pairs = seen.pull[..., :, None] * seen.pull[..., None, :] - seen.information
-    return Scales(
-        model=scales.model**2 * np.sum(own, axis=-2),
-        family=np.sum(known(family_mean, family_variance, scales.family[..., None, :]), axis=-2),
-        covariate=covariate,
-        noise=np.sum(noise, axis=(-2, -1)),
-        jump=np.sum(shared_minimum(given.walk, given.walk) * pairs, axis=(-3, -2, -1)),
-    )
-
-
-def update_weights(obs: Observations, weights: Weights, scales: Scales, seen: Sensitivity, dof: float) -> Weights:
-    """One expectation step for Student-t noise and jumps seen as Gaussians of unknown precision.
-
-    E[precision] = (ν + 1) / (ν + E[z² | y]), z being the term over its scale (Lange, Little & Taylor 1989).
-    """
-
-    def expectation(prior: np.ndarray, weight: np.ndarray, pull: np.ndarray, information: np.ndarray) -> np.ndarray:
-        variance = np.where(prior > 0, prior, 1.0) / weight
-        second_moment = (variance * pull) ** 2 + variance - variance**2 * information
-        return np.where(prior > 0, (dof + 1) / (dof + second_moment / (variance * weight)), 1.0)
-
-    # A jump moves its own and every later observation.
-    later = np.triu(np.ones((obs.x.shape[1], obs.x.shape[1])))
-    return Weights(
-        noise=expectation(
-            of_points(scales.noise) ** 2 * obs.noise * obs.present,
-            weights.noise,
-            seen.pull,
-            np.diagonal(seen.information, axis1=-2, axis2=-1),
-        ),
-        jump=expectation(
-            of_points(scales.jump) ** 2 * _octaves(obs),
-            weights.jump,
-            seen.pull @ later.T,
-            np.sum((later @ seen.information) * later, axis=-1),
-        ),
-    )

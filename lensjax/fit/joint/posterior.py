@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from lensjax.core.blas import one_blas_thread
 from lensjax.core.errors import InputError
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint.curves import Fitted, extrapolate
@@ -95,6 +96,7 @@ class JointPosterior(CurvePosterior):
             for i, (model, seen) in enumerate(zip(self.models, obs.present, strict=True))
         }
 
+    @one_blas_thread()
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives, of `draws_for` so many models."""
         x = self._octaves(examples)
@@ -113,6 +115,7 @@ class JointPosterior(CurvePosterior):
         """Medians and ends of intervals at sizes that were asked about already, by octaves."""
         return {}
 
+    @one_blas_thread()
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
         """See `CurvePosterior.sample`; from each prior by its weight."""
         key = (examples, draws, seed)
@@ -175,6 +178,7 @@ class JointPosterior(CurvePosterior):
                     losses[..., again:stop] = by_prior[number, ..., : stop - again]
             yield losses
 
+    @one_blas_thread()
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """Joint distribution of log losses at C points and of all models at a target.
 

@@ -13,6 +13,7 @@ from lensjax.models.encoder_decoder import EncoderDecoderLM
 from lensjax.models.families.t5 import COPIES, Block, block_names, build, dense, side_names
 from lensjax.models.family import Family, embeds_apart, register
 from lensjax.models.layers import Linear, Stack
+from lensjax.models.memory import through
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
 
@@ -66,7 +67,7 @@ class Group(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time width"], *shared: PyTree) -> Float[Array, "batch time width"]:
         for block in self.blocks:
-            x = block(x, *shared)
+            x = through(block, x, *shared)
         return x
 
 
@@ -82,9 +83,15 @@ class Layers(nnx.Module):
         self.groups = Stack(lambda rngs: group(kinds, rngs), count, options, rngs)
         self.rest = Stack(lambda rngs: group(kinds[:rest], rngs), 1, options, rngs) if rest else None
 
+    @property
+    def stacks(self) -> list[Stack]:
+        """In the order of layers."""
+        return [self.groups] if self.rest is None else [self.groups, self.rest]
+
     def __call__(self, x: Float[Array, "batch time width"], *shared: PyTree) -> Float[Array, "batch time width"]:
-        x = self.groups(x, *shared)
-        return x if self.rest is None else self.rest(x, *shared)
+        for stack in self.stacks:
+            x = stack(x, *shared)
+        return x
 
 
 def pattern(config: Any, decoder: bool) -> tuple[tuple[bool, ...], int, int]:
