@@ -7,8 +7,8 @@ Cases are configurations whose model FLOPs utilisation (MFU) MaxText published, 
 finds for other models. Programs are compiled for TPUs. For GPUs, a program compiled for as many TPU v5p chips, which
 have room for it, is counted with the facts about the GPUs.
 
-MaxText trains with a kernel of its own for attention, and LensJAX with XLA's. So published configurations are compiled
-with JAX's Pallas kernel in its place, whose operations are added: those of the causal half, forwards as often as a
+MaxText trains with a kernel of its own for attention. Published configurations are compiled with JAX's older Pallas
+kernel ("flash") in its place, whose operations are added: those of the causal half, forwards as often as a
 backward pass needs them, and 2.5 times as many backwards.
 """
 
@@ -153,7 +153,7 @@ def published(case: Published) -> dict[str, Any]:
     """The estimate of a configuration beside its published MFU."""
     devices, chip = topology_devices(case.topology), CHIPS[case.chip]
     chips = len(devices)
-    training = TrainingSpec(batch_size=case.each * chips, remat=case.remat)
+    training = TrainingSpec(batch_size=case.each * chips, remat=case.remat, attention="xla")
     work = Workplace(case.config, devices, chip, training, (case.length,), fixed=True)
     model_flops, masked = work.model_flops
     mesh = make_mesh(None, devices)

@@ -1,6 +1,7 @@
 """Decoder-only language models with rotary positions: embedding, scanned blocks, norm, head."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.models.layers import Bias, Embedding, LanguageModel, Linear, Stack
-from lensjax.models.masks import both, check_causal, positions, self_mask, window_mask
+from lensjax.models.masks import both, check_causal, positions, self_mask, sight, window_mask
 from lensjax.models.options import Options
 from lensjax.models.rotary import Rotary
 from lensjax.models.segments import Segments
@@ -76,6 +77,8 @@ class DecoderLM(LanguageModel):
         self.kind_of_layer = tuple(self.kinds.index(layer) for layer in layers)
         self.embed = Embedding(vocabulary, width, options, rngs, std=std)
         self.block_types = () if block_types is None else tuple(block_types)
+        several = isinstance(make_block, nnx.Module) or len(set(self.block_types)) > 1
+        self.fused = options.attention == "splash" and not several  # layers of other kinds read masks too
         self.layers: Any
         if isinstance(make_block, nnx.Module):
             self.layers = make_block
@@ -95,10 +98,14 @@ class DecoderLM(LanguageModel):
         time = ids.shape[1]
         x = self.embed(ids)
         x = x * jnp.asarray(self.embed_scale, x.dtype)
-        mask = self_mask(batch)
+        fused = self.fused and "start" not in batch
+        mask: Any = sight(batch) if fused else self_mask(batch)
         start, source = batch.get("start", 0), time if "start" not in batch else batch["attention_mask"].shape[1]
         window = self.window if self.window is not None and self.window < source else None
-        masks = mask, mask if window is None else both(mask, window_mask(time, window, start, source))
+        if fused:
+            masks = mask, replace(mask, window=window)
+        else:
+            masks = mask, mask if window is None else both(mask, window_mask(time, window, start, source))
         length = None if "position_ids" in batch or "segment_ids" in batch else time
         angles = {rotary: rotary(positions(batch), length) for _, rotary in self.kinds if rotary is not None}
         own = [(masks[sliding], None if rotary is None else angles[rotary]) for sliding, rotary in self.kinds]
@@ -113,8 +120,11 @@ class DecoderLM(LanguageModel):
         else:
             still = jax.tree.map(jnp.zeros_like, next(iter(angles.values())))
             still = jnp.ones_like(still[0]), *still[1:]  # cosines and sines that rotate nothing
-            dense = [both(mask, window_mask(time, source, start, source)) for mask in masks]
-            tables = [(dense[sliding], still if rotary is None else angles[rotary]) for sliding, rotary in self.kinds]
+            if fused:
+                each = [replace(masks[1], sliding=jnp.asarray(slides)) for slides in (False, True)]
+            else:  # of the same shape
+                each = [both(mask, window_mask(time, source, start, source)) for mask in masks]
+            tables = [(each[sliding], still if rotary is None else angles[rotary]) for sliding, rotary in self.kinds]
             choices = jax.tree.map(lambda *tables: jnp.stack(tables), *tables)
             x = self.layers(x, *choices, kinds=jnp.array(self.kind_of_layer))
         return self.norm(x)

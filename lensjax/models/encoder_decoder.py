@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from lensjax.core.errors import InputError
 from lensjax.models.family import Family, embeds_apart
 from lensjax.models.layers import Bias, Embedding, LanguageModel, Linear
-from lensjax.models.masks import check_causal, padding_mask
+from lensjax.models.masks import Sight, check_causal, padding_mask, sight
 from lensjax.models.options import Options
 
 
@@ -40,6 +40,7 @@ class EncoderDecoderLM(LanguageModel):
         check_causal(config)
         vocabulary, width = config.vocab_size, config.d_model
         self.mesh, self.embed_scale, self.head_scale = options.mesh, embed_scale, head_scale
+        self.fused = options.attention == "splash"
         self.embed = Embedding(vocabulary, width, options, rngs, std=std)
         apart = embeds_apart(config)
         self.decoder_embed = Embedding(vocabulary, width, options, rngs, std=std) if apart else None
@@ -51,22 +52,25 @@ class EncoderDecoderLM(LanguageModel):
 
     def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
         """What the head reads at every position of `decoder_input_ids`."""
-        padding = padding_mask(batch)
+        padding = self._padding(batch)
         source = batch["encoded"] if "encoded" in batch else self.encoded(batch)
-        decoder_padding = padding_mask(batch, "decoder_attention_mask")
+        decoder_padding = self._padding(batch, "decoder_attention_mask")
         embed = self.embed if self.decoder_embed is None else self.decoder_embed
         x = self.decoder(self._scaled(embed(batch["decoder_input_ids"])), decoder_padding, source, padding)
         return x * jnp.asarray(self.head_scale, x.dtype)
 
     def encoded(self, batch: Mapping[str, Array]) -> Float[Array, "batch time width"]:
         """What the decoder attends to at every position of `input_ids`."""
-        encoded: Array = self.encoder(self._scaled(self.embed(batch["input_ids"])), padding_mask(batch))
+        encoded: Array = self.encoder(self._scaled(self.embed(batch["input_ids"])), self._padding(batch))
         return encoded
 
     def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocabulary"]:
         """Scores of every token, given what the head reads."""
         y = super().logits(x)
         return y if self.logits_bias is None else self.logits_bias(y)
+
+    def _padding(self, batch: Mapping[str, Array], key: str = "attention_mask") -> Array | Sight | None:
+        return sight({"attention_mask": batch.get(key)}) if self.fused else padding_mask(batch, key)
 
     def _scaled(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         return x * jnp.asarray(self.embed_scale, x.dtype)

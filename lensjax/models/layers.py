@@ -1,6 +1,5 @@
 """The parts that models are built of: linear maps, embeddings, norms, attention, MLPs and the scanned stack."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,12 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.pytrees import PyTree
+from lensjax.models.attend import Way, attend
 from lensjax.models.linear import Linear as Linear  # exported from here too, beside the parts made of it
 from lensjax.models.linear import normal as normal
-from lensjax.models.masks import both, window_mask
+from lensjax.models.masks import Sight, both
 from lensjax.models.memory import Memory, Slot, Source, through
 from lensjax.models.options import Options
-from lensjax.models.remat import costly, recomputed, rematerialised
+from lensjax.models.remat import recomputed, rematerialised
 from lensjax.models.rotary import rotate
 from lensjax.models.sharding import constrain_activations
 
@@ -208,7 +208,7 @@ class Attention(nnx.Module):
         self.head_dim = width // heads if head_dim is None else head_dim
         self.causal, self.softcap, self.norm_heads = causal, softcap, norm_heads
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.implementation = options.attention
+        self.implementation, self.mesh = options.attention, options.mesh
         inner, kv_inner = heads * self.head_dim, (heads if kv_heads is None else kv_heads) * self.head_dim
         self.q = Linear(width, inner, options, rngs, bias=bias, std=std)
         self.k = Linear(width, kv_inner, options, rngs, bias=bias, std=std)
@@ -222,7 +222,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch time width"],
-        mask: Bool[Array, "#batch #heads #time #source"] | None = None,
+        mask: Bool[Array, "#batch #heads #time #source"] | Sight | None = None,
         *,
         angles: Angles | None = None,
         bias: Float[Array, "#batch heads time source"] | None = None,
@@ -233,6 +233,7 @@ class Attention(nnx.Module):
         `angles` rotate queries and keys; `bias` is added to the scaled scores.
         """
         memory, causal = getattr(self, "memory", None), self.causal
+        writing = isinstance(memory, Memory | Source)
         q = self._heads(self.q(x), self.q_norm)
         if isinstance(memory, Source):
             k, v = memory.keys[...], memory.values[...]
@@ -242,37 +243,18 @@ class Attention(nnx.Module):
             q, k = rotate(q, angles), rotate(k, angles)
             q = q if len(angles) == 2 else q * angles[2][:, :, None, None].astype(q.dtype)
         if isinstance(memory, Memory):
-            mask, causal = both(mask, memory.seen(x.shape[1])), False
+            before = mask.dense(x.shape[1]) if isinstance(mask, Sight) else mask
+            mask, causal = both(before, memory.seen(x.shape[1])), False
             k, v = memory.extended(k, v)
-        self._warn_if_unfused(q.dtype)
-        if mask is not None and self.implementation == "cudnn":  # cuDNN needs a row of the mask for every query
-            mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
-        plain = self.softcap is None and self.sinks is None
-        if plain and (q.dtype in (jnp.float32, jnp.bfloat16) or self.implementation == "cudnn"):
-            y = jax.nn.dot_product_attention(
-                q, k, v, bias, mask, scale=self.scale, is_causal=causal, implementation=self.implementation
-            )
-        else:
-            mask = both(mask, _causal(x) if causal else None)
-            sinks = None if self.sinks is None else self.sinks[...]
-            y = _attend(q, k, v, bias, mask, self.scale, self.softcap, sinks)
-        y = y if self.implementation == "cudnn" else costly(y)  # the fused kernel's is kept already
+        sinks = None if self.sinks is None else self.sinks[...]
+        way = Way(self.implementation, self.scale, self.softcap, self.mesh)
+        y = attend(way, q, k, v, mask, causal=causal, bias=bias, sinks=sinks, writing=writing)
         y = y.reshape(*x.shape[:-1], -1)
         return self.o(y if self.gate is None else y * jax.nn.sigmoid(self.gate(x)))
 
     def keys_and_values(self, x: Float[Array, "batch source width"]) -> tuple[Array, Array]:
         """Of every head, [batch, source, heads, dim], before anything rotates them."""
         return self._heads(self.k(x), self.k_norm), self._heads(self.v(x), None)
-
-    def _warn_if_unfused(self, dtype: np.dtype[Any]) -> None:
-        """Say that attention on a GPU could be faster; in float32, which curvature needs, it could not."""
-        if jax.default_backend() != "gpu" or dtype.itemsize != 2:
-            return
-        if self.softcap is not None or self.sinks is not None:
-            what = "cap scores" if self.sinks is None else "have sinks"
-            warnings.warn(f"Attention runs unfused on this GPU: the fused kernel cannot {what}.", stacklevel=2)
-        elif self.implementation != "cudnn":
-            warnings.warn("Attention runs unfused on this GPU; choose attention cudnn.", stacklevel=2)
 
     def _heads(self, x: Float[Array, "batch time inner"], norm: Any) -> Float[Array, "batch time heads dim"]:
         if norm is not None and not self.norm_heads:
@@ -346,43 +328,6 @@ class LanguageModel(nnx.Module):
         """Scores of every token, given the output of the last block or norm."""
         y = self.embed.logits(x) if self.head is None else self.head(x)
         return constrain_activations(y, self.mesh, "tensor")
-
-
-def _causal(x: Float[Array, "batch time width"]) -> Bool[Array, "1 1 time time"]:
-    return window_mask(x.shape[1], x.shape[1])
-
-
-def _attend(
-    q: Float[Array, "batch time heads dim"],
-    k: Float[Array, "batch source kv_heads dim"],
-    v: Float[Array, "batch source kv_heads dim"],
-    bias: Float[Array, "#batch #heads #time #source"] | None,
-    mask: Bool[Array, "#batch #heads #time #source"] | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Float[Array, " heads"] | None,
-) -> Float[Array, "batch time heads dim"]:
-    """Attention where `jax.nn.dot_product_attention` cannot compute it.
-
-    It cannot cap scores by softcap·tanh(score/softcap), have sinks, stay in float64, or take float16 on CPUs and TPUs.
-    """
-    batch, time, heads, dim = q.shape
-    kv_heads = k.shape[2]
-    q = q.reshape(batch, time, kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=_wide(q.dtype)) * scale
-    scores = scores.reshape(batch, heads, time, -1)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    if bias is not None:
-        scores = scores + bias.astype(scores.dtype)
-    if mask is not None:
-        scores = jnp.where(mask, scores, -0.7 * jnp.finfo(scores.dtype).max)
-    if sinks is not None:
-        beside = jnp.broadcast_to(sinks.astype(scores.dtype)[:, None, None], (*scores.shape[:-1], 1))
-        scores = jnp.concatenate([scores, beside], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)[..., : k.shape[1]]
-    weights = weights.reshape(batch, kv_heads, -1, time, k.shape[1])
-    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, time, heads, dim)
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -34,7 +34,7 @@ def load(
     param_dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
     remat: Remat = "cheap",
-    attention: AttentionImplementation = "xla",
+    attention: AttentionImplementation | Literal["auto"] = "xla",
     revision: str | None = None,
     quantise: Quantisation | None = None,
 ) -> Model:
@@ -47,7 +47,7 @@ def load(
       param_dtype: Type that parameters are held in; `dtype` where not given.
       mesh: Devices to spread the parameters over (see `make_mesh`); each reads its own slices only.
       remat: What the backward pass recomputes: "none", "cheap", "dots" or "full"; see `Options`.
-      attention: "xla", or "cudnn" for faster training on NVIDIA GPUs.
+      attention: "xla", or for faster training "splash" on TPUs and "cudnn" on NVIDIA GPUs, or "auto"; see `Options`.
       revision: Branch, tag or commit on the hub.
       quantise: "int8" or "nf4" to hold the kernels of blocks in so few bits, under adapters; see `Options`. They are
         quantised one after another as they are read.
@@ -121,7 +121,7 @@ def from_config(
     param_dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
     remat: Remat = "cheap",
-    attention: AttentionImplementation = "xla",
+    attention: AttentionImplementation | Literal["auto"] = "xla",
     seed: int = 0,
 ) -> Model:
     """Make a model with random parameters from a Hugging Face configuration.

@@ -1,6 +1,8 @@
 """Where tokens are in their rows, and what each may attend to."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -95,3 +97,43 @@ def window_mask(
 def both(first: Array | None, second: Array | None) -> Array | None:
     """The conjunction of two masks; None allows everything."""
     return second if first is None else first if second is None else first & second
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("queries", "keys", "sliding"), meta_fields=("window",))
+@dataclass(frozen=True)
+class Sight:
+    """What the positions of attention may attend to besides causality, without a mask of all pairs.
+
+    Attributes:
+      queries, keys: Numbers of positions, [batch, time] and [batch, source]: a position attends to those of its number.
+        All queries have number 1 where there are none, and everything is attended to where there are no `keys`.
+      window: Positions that one attends to at most, itself included; None for all.
+      sliding: Whether the window counts, where that differs between layers.
+    """
+
+    queries: Int[Array, "batch time"] | None = None
+    keys: Int[Array, "batch source"] | None = None
+    sliding: Bool[Array, ""] | None = None
+    window: int | None = None
+
+    def dense(self, time: int, source: int | None = None) -> Bool[Array, "#batch 1 #time source"] | None:
+        """The mask of all pairs; None where everything may be attended to."""
+        same = None
+        if self.keys is not None:
+            queries = jnp.ones((1, 1), self.keys.dtype) if self.queries is None else self.queries
+            same = (queries[:, :, None] == self.keys[:, None, :])[:, None]
+        if self.window is None:
+            return same
+        near = window_mask(time, self.window, 0, source)
+        if self.sliding is not None:
+            near = near | ~self.sliding
+        return both(same, near)
+
+
+def sight(batch: Mapping[str, Array | None]) -> Sight:
+    """What `self_mask` says, as a `Sight`."""
+    padding, segments = batch.get("attention_mask"), batch.get("segment_ids")
+    marked = None if padding is None else padding.astype(bool)
+    if segments is None:
+        return Sight(keys=None if marked is None else marked.astype(jnp.int32))
+    return Sight(segments, segments if marked is None else jnp.where(marked, segments, -1))

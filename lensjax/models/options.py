@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 from numpy.typing import DTypeLike
 
 from lensjax.core.errors import InputError, shorten
+from lensjax.models.sharding import platform_of
 
 Remat = Literal["none", "cheap", "dots", "full"]
 Quantisation = Literal["int8", "nf4"]
-AttentionImplementation = Literal["xla", "cudnn"]
+AttentionImplementation = Literal["xla", "cudnn", "splash"]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -74,8 +75,10 @@ class Options:
       remat: What the backward pass recomputes. "none" keeps every activation; "cheap" keeps the results of products
         with weights and of attention, and recomputes norms, activation functions and attention's scores; "dots"
         recomputes attention too; "full" keeps one activation per layer.
-      attention: "xla" everywhere and wherever curvature is computed; "cudnn" is the fused kernel of NVIDIA GPUs, for
-        bfloat16 and float16 first-order training only. XLA always computes capped scores (Gemma 2).
+      attention: "xla" everywhere and wherever curvature is computed; for first-order training and evaluation alone,
+        "splash" is the fused kernel of TPUs (`lensjax.models.fused`), for bfloat16 and float32 and rows of 128 tokens
+        and more, and "cudnn" that of NVIDIA GPUs, for bfloat16 and float16. XLA computes what a kernel cannot, as
+        capped scores (Gemma 2) on GPUs and biases of scores (T5) on TPUs, which a warning says.
       mesh: Devices that hold the parameters, with axes `data`, `fsdp` and `tensor`; None for one device.
       quantise: The type in which kernels are held, "int8" or "nf4" (`lensjax.models.quantised`), or None for
         `param_dtype`. Gradients do not reach such kernels, but the adapters beside them.
@@ -100,27 +103,36 @@ def make_options(
     dtype: DTypeLike = "float32",
     param_dtype: DTypeLike | None = None,
     remat: Remat = "cheap",
-    attention: AttentionImplementation = "xla",
+    attention: AttentionImplementation | Literal["auto"] = "xla",
     mesh: Mesh | None = None,
     quantise: Quantisation | None = None,
 ) -> Options:
     """Make options, and check every value.
 
     Args:
-      dtype, param_dtype, remat, attention, mesh, quantise: See `Options`; `param_dtype` is `dtype` where not given.
+      dtype, param_dtype, remat, attention, mesh, quantise: See `Options`; `param_dtype` is `dtype` where not given, and
+        attention "auto" is "splash" on TPUs, if the types allow it, and else "xla".
 
     Raises:
-      InputError: a value is not one of the choices, or JAX has float64 switched off, or cuDNN's attention cannot run
+      InputError: a value is not one of the choices, or JAX has float64 switched off, or the fused attention cannot run
         here.
     """
     for name, value, known in (
         ("remat", remat, get_args(Remat)),
-        ("attention", attention, get_args(AttentionImplementation)),
+        ("attention", attention, ("auto", *get_args(AttentionImplementation))),
         ("quantise", quantise, (None, *get_args(Quantisation))),
     ):
         if value not in known:
             raise InputError(f"{name} is '{shorten(value)}'; give one of {', '.join(map(str, known))}.")
     chosen = as_dtype(dtype)
+    takes = chosen.name in ("bfloat16", "float32")
+    if attention == "auto":
+        attention = "splash" if takes and platform_of(mesh) == "tpu" else "xla"
+    if attention == "splash" and not (takes and platform_of(mesh) == "tpu"):
+        raise InputError(
+            f"attention is 'splash', dtype {chosen} and the device a {platform_of(mesh)}; the fused kernel needs "
+            "bfloat16 or float32 and a TPU, so choose 'xla' here, or 'auto'."
+        )
     if attention == "cudnn" and (chosen.itemsize != 2 or jax.default_backend() != "gpu"):
         raise InputError(
             f"attention is 'cudnn', dtype {chosen} and the device a {jax.default_backend()}; the fused kernel needs "

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from lensjax.models.options import Remat
 
-_COSTLY = "costly"
+COSTLY = "costly"  # name of arrays that cheap backward passes keep
 
 
 def _is_fused_attention(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -19,7 +19,7 @@ def _is_fused_attention(primitive: Any, *_: Any, **params: Any) -> bool:
 _POLICIES = jax.checkpoint_policies
 _KEPT = {  # by backward passes
     "dots": _POLICIES.dots_with_no_batch_dims_saveable,
-    "cheap": _POLICIES.save_from_both_policies(_POLICIES.save_only_these_names(_COSTLY), _is_fused_attention),
+    "cheap": _POLICIES.save_from_both_policies(_POLICIES.save_only_these_names(COSTLY), _is_fused_attention),
 }
 
 
@@ -32,7 +32,7 @@ def rematerialised(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]
 
 def costly(x: Array) -> Array:
     """The same array, marked as one that takes longer to compute than to keep."""
-    marked: Array = checkpoint_name(x, _COSTLY)
+    marked: Array = checkpoint_name(x, COSTLY)
     return marked
 
 

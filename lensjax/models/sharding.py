@@ -94,6 +94,11 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[ja
     return Mesh(create_hybrid_device_mesh(each, (slices, 1, 1), devices=devices), AXES, axis_types=_AXIS_TYPES)
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """The platform that a model on a mesh is compiled for: that of its devices, or else of those attached."""
+    return str(mesh.devices.flat[0].platform) if isinstance(mesh, Mesh) else jax.default_backend()
+
+
 def abstract_mesh(sizes: Mapping[str, int]) -> Mesh:
     """A mesh without devices, on which shapes can be placed; to do more, a mesh of devices is needed."""
     return cast(Mesh, AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=_AXIS_TYPES))

@@ -1,13 +1,14 @@
 """Which mesh of a pod to train a model on: what each would take at least, before anything is compiled."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from lensjax.core.devices import slices_of
@@ -16,9 +17,10 @@ from lensjax.core.flops import matmul_flops
 from lensjax.core.roofline.chips import Chip
 from lensjax.core.roofline.counters import Collective
 from lensjax.core.roofline.estimate import Layout, collective_seconds
+from lensjax.models.families.t5 import RelativeBias
 from lensjax.models.lora import add_lora, join, split_trainable
 from lensjax.models.model import Model, abstract_model
-from lensjax.models.options import Remat, make_options
+from lensjax.models.options import AttentionImplementation, Remat, make_options
 from lensjax.models.sharding import AXES, make_mesh
 from lensjax.tasks.batches import Lengths
 from lensjax.train.placement import BatchPlacement
@@ -51,10 +53,14 @@ class Choice(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """What a choice is expected to take before it is compiled: bytes of a chip, and seconds of a step at least."""
+    """What a choice is expected to take before it is compiled: bytes of a chip, and seconds of a step at least.
+
+    `held` are those of the bytes that parameters, gradients and moments take.
+    """
 
     choice: Choice
     memory: float
+    held: float
     seconds: float
     links: float
 
@@ -80,10 +86,11 @@ class Workplace:
     lengths: Lengths
     fixed: bool = False
 
-    def model(self, mesh: Mesh | None, remat: Remat) -> Model:
-        """The model without weights, on a mesh or on one device."""
+    def model(self, mesh: Mesh, remat: Remat, attention: AttentionImplementation | None = None) -> Model:
+        """The model without weights, on a mesh."""
         dtype, param_dtype = self.training.dtypes("tpu")
-        model = abstract_model(self.config, make_options(dtype, param_dtype, remat, mesh=mesh))
+        options = make_options(dtype, param_dtype, remat, attention or self.training.attention, mesh)
+        model = abstract_model(self.config, options)
         if self.training.method == "lora":
             spec = self.training
             model = add_lora(model, spec.lora_rank, spec.lora_alpha, spec.lora_targets)
@@ -153,22 +160,24 @@ class Forecast:
         self._kept = {remat: self._kept_bytes(remat) for remat in remats}
         self._flops: dict[Remat, int] = {}
         for remat in remats:
-            model = work.model(one, remat)
+            model = work.model(one, remat, "xla")  # whose products are seen
             spec = work.training.model_copy(update={"accumulation": 1, "remat": remat})
             trained, frozen = split_trainable(model.params)
             arguments = state_shapes(model, spec, one), frozen, work.batch(one, 1), 0.0
             self._flops[remat] = matmul_flops(make_programs(model, spec, one).step, *arguments)
+        self._unfused = _holds_scores(work.model(one, remats[0]))
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         self.trained = sum(leaf.size for leaf in jax.tree.leaves(trained))
 
     def _kept_bytes(self, remat: Remat) -> float:
         """Bytes that a backward pass keeps of each example."""
         work = self.work
-        model = work.model(None, remat)
+        one = make_mesh({}, work.devices[:1])
+        model = work.model(one, remat)
         trained, frozen = split_trainable(model.params)
 
         def residuals(rows: int) -> int:
-            names = {name: shape.shape[-1] for name, shape in work.batch(make_mesh({}, work.devices[:1]), 1).items()}
+            names = {name: shape.shape[-1] for name, shape in work.batch(one, 1).items()}
             batch = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name, length in names.items()}
             pull = jax.eval_shape(
                 lambda t, f, b: jax.vjp(lambda t: model.loss(join(t, f), b), t)[1], trained, frozen, batch
@@ -181,21 +190,24 @@ class Forecast:
         """What a choice is expected to take."""
         work, chips = self.work, len(self.work.devices)
         shards = choice.fsdp * choice.tensor
-        state = (
-            self.parameters - self.trained
-        ) * _HALF + self.trained * 4 * _WHOLE  # gradients and two moments besides
+        held = self._state / shards
         examples = work.training.batch_size / choice.accumulation / (chips // choice.tensor)
         heads = work.config.num_attention_heads
-        scores = examples * heads / choice.tensor * max(work.lengths) ** 2 * _WHOLE
-        memory = state / shards + examples * self._kept[choice.remat] / choice.tensor + scores
+        scores = self._unfused * examples * heads / choice.tensor * max(work.lengths) ** 2 * _WHOLE
+        memory = held + examples * self._kept[choice.remat] / choice.tensor + scores
         links = self._links(choice)
         compute = self._flops[choice.remat] / chips / work.chip.peak
-        return Outlook(choice, memory, max(compute, links), links)
+        return Outlook(choice, memory, held, max(compute, links), links)
 
-    def least_chips(self) -> int:
-        """Chips that parameters, gradients and moments alone need, at least."""
-        whole = (self.parameters - self.trained) * _HALF + self.trained * 4 * _WHOLE
-        return math.ceil(whole / (self.work.chip.memory_gb * 1e9))
+    @property
+    def _state(self) -> float:
+        """Bytes of parameters, and of gradients and two moments of those that are trained, on all chips together."""
+        return float((self.parameters - self.trained) * _HALF + self.trained * 4 * _WHOLE)
+
+    def least_chips(self, every: Iterable[Outlook]) -> int | None:
+        """Chips that hold the state besides what the most sparing of some choices takes; None where none can."""
+        room = self.work.chip.memory_gb * 1e9 - min(one.memory - one.held for one in every)
+        return math.ceil(self._state / room) if room > 0 else None
 
     def _links(self, choice: Choice) -> float:
         """Seconds of a step's collectives, if each axis had the links for itself."""
@@ -249,14 +261,26 @@ def outlooks(forecast: Forecast) -> list[Outlook]:
     fitting = [one for one in every if one.memory <= room]
     if not fitting:
         one = min(every, key=lambda one: one.memory)
+        enough = forecast.least_chips(every)
+        needed = "What a chip computes at a time has no room on any number of them"
+        if enough is not None:
+            needed = f"Parameters, gradients and moments need {enough:,} chips at least"
         raise InputError(
             f"No mesh of these {chips} chips has room: {one.choice} takes about {one.memory / 1e9:,.0f} GB of the "
-            f"{work.chip.memory_gb:g} GB of a {work.chip.name}. Parameters, gradients and moments alone need "
-            f"{forecast.least_chips():,} chips; take more chips, shorter examples or fewer of them, or method lora."
+            f"{work.chip.memory_gb:g} GB of a {work.chip.name}. {needed}; take more chips, shorter examples or fewer "
+            "of them, or method lora."
         )
     fitting.sort(key=lambda one: (one.seconds, one.links, one.choice.accumulation, one.memory))
     best = list({one.choice.mesh: one for one in reversed(fitting)}.values())[::-1]
     return [*sorted(best, key=fitting.index), *(one for one in fitting if one not in best)]
+
+
+def _holds_scores(model: Model) -> bool:
+    """Whether the scores of attention are in memory: unless a kernel makes them, which takes no biases."""
+    module = nnx.merge(model.graphdef, model.without_params().params)
+    return model.options.attention != "splash" or any(
+        isinstance(node, RelativeBias) for _, node in nnx.iter_graph(module)
+    )
 
 
 def divisors(number: int) -> list[int]:

@@ -62,7 +62,7 @@ class TrainingSpec(Strict):
       dtype: Type of the computation; parameters that are trained are in float32, and those that adapters leave frozen
         in this type. "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs.
       remat: How much the backward pass recomputes: "none", "cheap", "dots" or "full"; see `lensjax.models.Options`.
-      attention: "xla", or "cudnn" for NVIDIA's fused kernel.
+      attention: "auto" is "splash", the fused kernel of TPUs, on those, and else "xla"; "cudnn" is that of NVIDIA GPUs.
       evaluation_batch_size: Examples per batch of evaluation; by default twice those of a part of a training step.
       checkpoint_every: Steps between checkpoints; by default at validations, a minute or more apart.
     """
@@ -94,7 +94,7 @@ class TrainingSpec(Strict):
     clip: Positive = 1.0
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(precision)] = "auto"
     remat: Literal["none", "cheap", "dots", "full"] = "cheap"
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     evaluation_batch_size: Count | None = None
     checkpoint_every: Count | None = None
 

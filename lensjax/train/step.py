@@ -217,7 +217,7 @@ def as_counted(model: Model) -> Model:
     """The model whose cost is counted for this one: it recomputes scores at most, and its attention is of products."""
     module = nnx.merge(model.graphdef, model.without_params().params)
     nodes = [node for _, node in nnx.iter_graph(module)]
-    scores_only = model.options.attention != "cudnn" and not any(isinstance(node, GatedDeltaNet) for node in nodes)
+    scores_only = model.options.attention == "xla" and not any(isinstance(node, GatedDeltaNet) for node in nodes)
     for node in nodes:
         if isinstance(node, Stack) and not (scores_only and node.options.remat == "cheap"):
             node.options = replace(node.options, remat="none")

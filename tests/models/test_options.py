@@ -27,7 +27,7 @@ def test_parameters_are_held_in_the_type_of_the_computation_unless_told() -> Non
         ("dtype", "half-precision", "float32, bfloat16, float16, float64"),
         ("param_dtype", "float8_e4m3fn", "float32, bfloat16, float16, float64"),
         ("remat", "all", "none, cheap, dots, full"),
-        ("attention", "flash", "xla, cudnn"),
+        ("attention", "flash", "auto, xla, cudnn, splash"),
     ],
 )
 def test_a_bad_value_names_the_good_ones(field: str, value: str, choices: str) -> None:

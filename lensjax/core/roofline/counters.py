@@ -16,6 +16,7 @@ import numpy as np
 
 from lensjax.core.roofline.groups import Groups, axes_of, permuted_pairs, replica_groups
 from lensjax.core.roofline.hlo import Computation, Instruction, Program, parse
+from lensjax.core.roofline.kernels import is_known
 from lensjax.core.roofline.loops import steps_of
 from lensjax.core.roofline.operations import GROUPED, other_flops, product_flops
 from lensjax.core.roofline.traffic import main_memory_bytes
@@ -221,7 +222,7 @@ class _Counter:
         if one.opcode == "custom-call":
             target = re.search(r'custom_call_target="([^"]*)"', one.attributes)
             name = "" if target is None else target[1]
-            seen = name in _FREE + _CHAIN or one.name.startswith(_GROUPED)
+            seen = name in _FREE + _CHAIN or one.name.startswith(_GROUPED) or is_known(one)
             return _worked(counts if seen else replace(counts, kernels={name: 1}))
         return counts if one.opcode.endswith("-start") else _worked(counts)
 

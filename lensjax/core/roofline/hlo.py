@@ -128,13 +128,13 @@ def parse(text: str) -> Program:
     entry, name = "", ""
     body: list[Instruction] = []
     for line in text.splitlines():
-        if line.startswith("}"):
+        if line.rstrip() == "}":  # attributes of kernels take several lines
             computations[name] = Computation(name, tuple(body))
             name, body = "", []
         elif line[:1] not in (" ", "") and line.endswith("{") and (header := _HEADER.match(line)):
             name = header[2]
             entry = name if header[1] else entry
-        elif name and " = " in line:
+        elif name and line.startswith(" ") and " = " in line:
             body.append(_instruction(line.strip()))
     if entry not in computations:
         raise ValueError("this is not the text of an HLO module")

@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from lensjax.core.roofline.hlo import Computation, Instruction, Shape
+from lensjax.core.roofline.kernels import is_known, kernel_flops
 
 _ELEMENTWISE = re.compile(
     r"abs|add|and|atan2|cbrt|ceil|clamp|compare|cosine|divide|erf|exponential(-minus-one)?|floor|log(-plus-one)?|logistic"
@@ -17,7 +18,7 @@ _PIECE = 2**22  # places of a window that are looked at together
 
 
 def product_flops(instruction: Instruction, computation: Computation) -> int:
-    """Operations of a matrix product or convolution, 2 per multiply–add; 0 of other instructions.
+    """Operations of a matrix product, convolution or kernel of such, 2 per multiply–add; 0 of other instructions.
 
     Of a convolution, products with padding and with the zeros between dilated values do not count.
     """
@@ -31,7 +32,7 @@ def product_flops(instruction: Instruction, computation: Computation) -> int:
     if instruction.opcode == "custom-call" and instruction.name.startswith(GROUPED):
         matrices = computation.operands(instruction)[-1].shapes[0]
         return 2 * instruction.shapes[0].size * matrices.dims[-2]
-    return 0
+    return kernel_flops(instruction, computation) if is_known(instruction) else 0
 
 
 def other_flops(instruction: Instruction, computation: Computation) -> int:

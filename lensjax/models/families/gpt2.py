@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from lensjax.core.errors import InputError
 from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack
-from lensjax.models.masks import check_causal, check_positions, positions, self_mask
+from lensjax.models.masks import Sight, check_causal, check_positions, positions, self_mask, sight
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames, Stored
 
@@ -25,7 +25,7 @@ class Block(nnx.Module):
             width, config.n_inner or 4 * width, config.activation_function, options, rngs, bias=True, std=std
         )
 
-    def __call__(self, x: Float[Array, "batch time width"], mask: Array | None) -> Array:
+    def __call__(self, x: Float[Array, "batch time width"], mask: Array | Sight | None) -> Array:
         x = x + self.attention(self.attention_norm(x), mask)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -43,7 +43,7 @@ class GPT2(LanguageModel):
                 "LensJAX has GPT-2 without them."
             )
         std = config.initializer_range
-        self.mesh, self.length = options.mesh, config.n_positions
+        self.mesh, self.length, self.fused = options.mesh, config.n_positions, options.attention == "splash"
         self.embed = Embedding(config.vocab_size, config.n_embd, options, rngs, std=std)
         self.positions = Embedding(config.n_positions, config.n_embd, options, rngs, std=std)
         self.layers = Stack(lambda rngs: Block(config, options, rngs), config.n_layer, options, rngs)
@@ -55,7 +55,7 @@ class GPT2(LanguageModel):
         """What the head reads at every position of `input_ids`."""
         check_positions(batch, self.length)
         x = self.embed(batch["input_ids"]) + self.positions(positions(batch))
-        return self.norm(self.layers(x, self_mask(batch)))
+        return self.norm(self.layers(x, sight(batch) if self.fused else self_mask(batch)))
 
 
 def parameter_names(config: Any) -> ParameterNames:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Attention, Embedding, LanguageModel, LayerNorm, Linear, Stack
-from lensjax.models.masks import check_causal, check_positions, positions, self_mask
+from lensjax.models.masks import check_causal, check_positions, positions, self_mask, sight
 from lensjax.models.options import Options
 from lensjax.models.weights import ParameterNames
 
@@ -42,6 +42,7 @@ class OPT(LanguageModel):
         check_causal(config)
         width, embed_width, std = config.hidden_size, config.word_embed_proj_dim, config.init_std
         self.mesh, self.length = options.mesh, config.max_position_embeddings
+        self.fused = options.attention == "splash"
         self.embed = Embedding(config.vocab_size, embed_width, options, rngs, std=std)
         self.positions = Embedding(config.max_position_embeddings + _OFFSET, width, options, rngs, std=std)
         projected = embed_width != width
@@ -58,7 +59,8 @@ class OPT(LanguageModel):
         check_positions(batch, self.length)
         x = self.embed(batch["input_ids"])
         x = x if self.project_in is None else self.project_in(x)
-        x = self.layers(x + self.positions(_positions(batch) + _OFFSET), self_mask(batch))
+        mask = sight(batch) if self.fused else self_mask(batch)
+        x = self.layers(x + self.positions(_positions(batch) + _OFFSET), mask)
         x = x if self.norm is None else self.norm(x)
         return x if self.project_out is None else self.project_out(x)
 

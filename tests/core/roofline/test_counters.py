@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
-from transformers import LlamaConfig, T5Config
+from transformers import LlamaConfig, MixtralConfig, T5Config
 
 from lensjax.core.devices import topology_devices
 from lensjax.core.errors import InputError
@@ -302,3 +302,31 @@ def test_slices_are_joined_by_data_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert bounds.bounds["network"] >= 2 * values / 4 / (chip.network_gbps * 1e9)
     with pytest.raises(InputError, match=r"2 slices, between which only data may run, and data is 1"):
         make_mesh("fsdp=8", devices)
+
+
+MIXTRAL = MixtralConfig(
+    vocab_size=256,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    head_dim=32,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_local_experts=8,
+    num_experts_per_tok=2,
+)
+
+
+@needs_tpu_compiler
+def test_operations_of_experts_on_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")
+    tokens, width, layers, experts, rows = 128, 128, 2, 8, 2 * 128
+    found, products, model = gradient(MIXTRAL, "fsdp=4", topology_devices("v5e:2x2"), (tokens,), "none", "bfloat16")
+    assert (found.endless, found.kernels) == (0, {})
+    of_expert = 3 * width * 256
+    every = kernels(model) - layers * experts * of_expert
+    assert every == layers * (2 * width**2 + 2 * width * 64 + width * experts)
+    forward = 2 * tokens * (every + width * 256) + 2 * rows * layers * of_expert + 4 * tokens**2 * width * layers
+    assert products / 4 == pytest.approx(3 * forward, rel=0.01)  # each token meets two experts
+    # The TPU's compiler makes the gradients of experts of all rows for each of them.
+    assert found.flops == pytest.approx(3 * forward + (experts - 1) * 2 * rows * layers * of_expert, rel=0.01)
