@@ -107,6 +107,13 @@ FinetunedFolders = Annotated[tuple[Path, ...], arg(help=_FINETUNED)]
 Mesh = Annotated[
     str | None, arg(help="Devices along each axis (data, fsdp, tensor); all of them along fsdp by default.")
 ]
+XlaPreset = Annotated[
+    Literal["overlap", "slices"] | None,
+    arg(
+        help="Flags of XLA for TPUs and GPUs: overlap, with which collectives run beside products, or slices, which "
+        "sums gradients between slices of TPUs beside products too. By default XLA's own."
+    ),
+]
 FunctionalName = Annotated[str, choice_of("lensjax.measure.functionals:FUNCTIONALS")]
 LauncherName = Annotated[str, choice_of("lensjax.study.launching:LAUNCHERS")]
 UnitName = Annotated[

@@ -20,11 +20,16 @@ def sentences() -> Iterator[None]:
     """A context in which errors of the machine, which any command may meet, become an InputError.
 
     Raises:
+      PeerLost: another process that computed with this one is gone.
       InputError: a file cannot be used, the disk is full, or the memory ended.
     """
     try:
         yield
-    except (InputError, BrokenPipeError):
+    except InputError as error:
+        if (lost := _lost(error)) is not None:
+            raise lost from error
+        raise
+    except BrokenPipeError:
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -36,9 +41,20 @@ def sentences() -> Iterator[None]:
     except MemoryError as error:
         raise InputError(_ended("this machine's")) from error
     except Exception as error:
+        if (lost := _lost(error)) is not None:
+            raise lost from error
         if any(sign in str(error) for sign in _NO_MEMORY):
             raise InputError(_ended("a device's")) from error
         raise
+
+
+def _lost(error: Exception) -> InputError | None:
+    """What is said where another process has ended; None of all other errors."""
+    if "jax" not in sys.modules:  # and so there is none
+        return None
+    from lensjax.core.processes import peer_lost
+
+    return peer_lost(error)
 
 
 def _ended(whose: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lensjax.cli.arguments import CandidateName, Examples, Mesh, ModelSource, Settings, SpecFile
+from lensjax.cli.arguments import CandidateName, Examples, Mesh, ModelSource, Settings, SpecFile, XlaPreset
 from lensjax.cli.console import resumable
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.terminal import say
@@ -31,6 +31,7 @@ def finetune(
     retry: bool = False,
     track: tuple[TrackerName, ...] = (),
     over_memory: bool = False,
+    xla_preset: XlaPreset = None,
     settings: Settings = (),
 ) -> None:
     """Fine-tune a model on some of a task's examples or on all of them, test it, and save it.
@@ -74,7 +75,7 @@ def finetune(
 
         examples = sum(1 for _ in load_task(subject.spec).shuffled(seed))
     options = {"name": name or subject.name, "save_models": True, "retry": retry, "trackers": track}
-    _measure(subject, [examples], out, mesh, seeds=(seed,), over_memory=over_memory, **options)
+    _measure(subject, [examples], out, mesh, xla_preset, seeds=(seed,), over_memory=over_memory, **options)
 
 
 def _winner(spec: Path, settings: Settings) -> tuple["Subject", Path]:
@@ -105,6 +106,7 @@ def curve(
     retry: bool = False,
     track: tuple[TrackerName, ...] = (),
     over_memory: bool = False,
+    xla_preset: XlaPreset = None,
     settings: Settings = (),
 ) -> None:
     """Fine-tune a model on 0, 200, 400, 800 and so on of a task's examples, and test it on each.
@@ -138,11 +140,14 @@ def curve(
 
     subject = read_subject(spec, settings, model=model, candidate=candidate)
     options = {"name": name or subject.name, "save_models": save_models, "retry": retry, "trackers": track}
-    _measure(subject, rungs(max_examples), out, mesh, seeds=seeds, over_memory=over_memory, **options)
+    _measure(subject, rungs(max_examples), out, mesh, xla_preset, seeds=seeds, over_memory=over_memory, **options)
 
 
-def _measure(subject: "Subject", sizes: Sequence[int], out: Path, mesh: str | None, **options: Any) -> None:
+def _measure(
+    subject: "Subject", sizes: Sequence[int], out: Path, mesh: str | None, preset: XlaPreset, **options: Any
+) -> None:
     """Measure and print; for `options` see `lensjax.train.ladder.measure_curve`."""
+    from lensjax.core.presets import use_preset
     from lensjax.core.processes import is_first, start_processes
     from lensjax.train.ladder import measure_curve
     from lensjax.train.results import notes, steps_caution
@@ -150,6 +155,7 @@ def _measure(subject: "Subject", sizes: Sequence[int], out: Path, mesh: str | No
 
     task, source = subject.spec, str(subject.source)
     mesh = mesh or subject.mesh
+    use_preset(preset)
     start_processes()
     from lensjax.models.sharding import make_mesh
 

@@ -1,7 +1,9 @@
 """The command line. Commands import what they need when they run, so that `lensjax --help` is immediate."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import tyro
@@ -10,8 +12,10 @@ from lensjax.cli import curvature, data, evaluate, finetune, mesh, models, next,
 from lensjax.cli.faults import internal_error, sentences
 from lensjax.cli.streams import OutputLost, enduring
 from lensjax.core.compiled import keep_compiled_programs
-from lensjax.core.errors import InputError, as_sentence, listing, meant, shorten
+from lensjax.core.errors import InputError, PeerLost, as_sentence, listing, meant, shorten
 from lensjax.core.terminal import prepare_streams, say
+
+_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 # Commands by name; a group of commands has its help beside them.
 _COMMANDS: dict[str, Any] = {
@@ -63,11 +67,20 @@ def _check_command(arguments: Sequence[str], commands: Mapping[str, Any] = _COMM
         _check_command(rest, commands[name][0])
 
 
+def _leave(status: int) -> None:
+    """End at once: JAX would wait for processes that are gone."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
     Exits with status 2 and one sentence on standard error for bad input, and with 1 and the name of a file that holds
-    the details for a fault of LensJAX. A reader of the output that goes away, as `| head` does, ends printing and
+    the details for a fault of LensJAX. It exits with 75 where another process that computed with this one is
+    gone. A reader of the output that goes away, as `| head` does, ends printing and
     nothing else.
     """
     prepare_streams()
@@ -100,6 +113,9 @@ def _run(arguments: list[str] | None) -> int:
                 args=arguments,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
+    except PeerLost as error:
+        say(f"lensjax: {as_sentence(error)}", error=True)
+        _leave(_TRY_AGAIN)
     except InputError as error:
         say(f"lensjax: {as_sentence(error)}", error=True)
         return 2

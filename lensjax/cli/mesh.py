@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lensjax.cli.arguments import ModelName, Revision
+from lensjax.cli.arguments import ModelName, Revision, XlaPreset
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.outputs import output_writer
 from lensjax.core.errors import InputError
@@ -23,6 +23,7 @@ def mesh(
     compiled: int = 3,
     chip: Path | None = None,
     revision: Revision = None,
+    xla_preset: XlaPreset = None,
     json: Path | None = None,
 ) -> None:
     """Find the mesh of a TPU pod on which a step of fine-tuning is shortest; no TPU is needed.
@@ -54,6 +55,7 @@ def mesh(
     if compiled < 1:
         raise InputError(f"--compiled is {compiled}; give a number from 1 up.")
     from lensjax.core.devices import topology_devices
+    from lensjax.core.presets import use_preset
     from lensjax.core.roofline.chips import find_chip
     from lensjax.models.family import family_of
     from lensjax.models.hub import find_folder, read_config
@@ -63,6 +65,7 @@ def mesh(
 
     config = read_config(find_folder(model, revision, what="config"))
     lengths = (length, target_length) if family_of(config.model_type).encoder_decoder else (length,)
+    use_preset(xla_preset)
     devices = topology_devices(topology)
     facts = find_chip(topology.partition(":")[0], chip)
     training = TrainingSpec(batch_size=batch_size or len(devices), method=method)

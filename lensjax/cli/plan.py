@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensjax.cli.arguments import Settings, StudyFile
+from lensjax.cli.arguments import Settings, StudyFile, XlaPreset
 from lensjax.cli.console import make_console, make_table, progress_bar
 from lensjax.cli.outputs import output_writer
 from lensjax.cli.specs import read_studies
@@ -26,6 +26,7 @@ def plan(
     timing: bool = True,
     choices: bool = False,
     json: Path | None = None,
+    xla_preset: XlaPreset = None,
     settings: Settings = (),
 ) -> None:
     """Say what a study will cost, before any training.
@@ -63,9 +64,11 @@ def plan(
         json: Write the whole plan to this file, of several tasks by their names.
     """
     write = output_writer(json, reads=[spec, *([chip] if chip else [])])
+    from lensjax.core.presets import use_preset
     from lensjax.core.processes import start_processes
 
     studies = read_studies(spec, settings)
+    use_preset(xla_preset)
     start_processes()
     from lensjax.study.plan import make_plan
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lensjax.cli.arguments import Examples, LauncherName, Settings, StudyFile
+from lensjax.cli.arguments import Examples, LauncherName, Settings, StudyFile, XlaPreset
 from lensjax.cli.console import print_decision, resumable
 from lensjax.cli.report import write_comparison
 from lensjax.cli.specs import read_studies
@@ -93,6 +93,7 @@ def run(
     retry: bool = False,
     tries: int = 3,
     over_memory: bool = False,
+    xla_preset: XlaPreset = None,
     settings: Settings = (),
 ) -> None:
     """Run a study: measure the candidates on growing subsets, and decide which one to fine-tune on everything.
@@ -125,10 +126,12 @@ def run(
         raise InputError(f"--limit is {limit}; give 1 or more.")
     if tries < 1:
         raise InputError(f"--tries is {tries}; give 1 or more.")
+    from lensjax.core.presets import use_preset
     from lensjax.core.processes import is_first, start_processes
 
     studies = read_studies(spec, settings)
     folder = spec.with_suffix("") if out is None else out
+    use_preset(xla_preset)
     start_processes()
     how = _How(launcher, dry_run, limit, retry, tries, over_memory)
     found = {folder / name: _run(study, folder / name, how) for name, study in studies.items()}

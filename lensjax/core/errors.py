@@ -16,6 +16,10 @@ class NotFinite(InputError):
     """What was computed is NaN or infinite."""
 
 
+class PeerLost(InputError):
+    """Another process that computed with this one is gone, so that neither can go on; the same command resumes."""
+
+
 def shorten(text: object, limit: int = 60) -> str:
     """`text` on one line, printable and at most `limit` characters, for quoting user input in a message."""
     flat = _as_text(text)

@@ -17,19 +17,27 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from lensjax.core.errors import InputError, one_line, shorten
+from lensjax.core.errors import InputError, PeerLost, one_line, shorten
+from lensjax.core.presets import use_preset
 
 Json = TypeVar("Json")  # a value that JSON can hold
 
 _BY_HAND = ("LENSJAX_COORDINATOR", "LENSJAX_PROCESSES", "LENSJAX_PROCESS")
+_LOST = re.compile(
+    r"gloo|connection (closed|reset|refused)|socket closed|heartbeat|coordination service", re.IGNORECASE
+)
 
 
 def start_processes() -> None:
     """Join the other processes, if there are any; call it before anything else of JAX.
 
+    It also sets the flags of XLA that LENSJAX_XLA_PRESET names (`lensjax.core.presets`).
+
     Raises:
-      InputError: the environment sets some of coordinator, number and rank, but not all; or the processes do not meet.
+      InputError: the environment sets some of coordinator, number and rank, but not all, or names a preset that is
+        none; or the processes do not meet.
     """
+    use_preset()
     if jax.distributed.is_initialized():
         return
     given = {name: os.environ[name] for name in _BY_HAND if os.environ.get(name)}
@@ -108,6 +116,22 @@ def agreed(mine: bool) -> bool:
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     return bool(broadcast_one_to_all(np.asarray(mine)))
+
+
+def peer_lost(error: Exception) -> PeerLost | None:
+    """What an error is where the end of another process has caused it; None of all other errors."""
+    if isinstance(error, PeerLost):
+        return error
+    cause: BaseException | None = error
+    while cause is not None and not (_LOST.search(str(cause)) and not isinstance(cause, InputError | OSError)):
+        cause = cause.__cause__ or cause.__context__  # libraries, and we, say it in words of their own
+    if cause is None or not jax.distributed.is_initialized():
+        return None
+    why = one_line(Exception(str(cause)))
+    return PeerLost(
+        f"Another process that computed with this one is gone ({why}); start the same command again on the hosts that "
+        "are left, and it goes on from its last checkpoint."
+    )
 
 
 def is_first() -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lensjax.core.artefacts import Damaged
 from lensjax.core.errors import InputError, one_line, shorten
 from lensjax.core.files import is_disk_full, make_folder
-from lensjax.core.processes import is_first, on_first
+from lensjax.core.processes import is_first, on_first, peer_lost
 from lensjax.measure.measurement import FINETUNE, Cell, Measured, Subject
 from lensjax.models.hub import find_folder
 from lensjax.models.inputs import model_fingerprint
@@ -108,6 +108,7 @@ class Bench:
 
         Raises:
           TooLarge: a batch needs more memory than the machine has.
+          PeerLost: another process that computes with this one is gone.
           InputError: the disk is full.
           Stopped: the process was told to end; the same call goes on.
         """
@@ -120,10 +121,14 @@ class Bench:
         except (Stopped, KeyboardInterrupt, TooLarge):
             raise
         except InputError as error:
+            if (lost := peer_lost(error)) is not None:
+                raise lost from error
             if is_disk_full(error):
                 raise
             measured = Measured(error=str(error))
         except Exception as error:  # whatever a checkpoint or a compiler makes libraries raise
+            if (lost := peer_lost(error)) is not None:
+                raise lost from error
             if is_disk_full(error):
                 where = shorten(self.out, 400)
                 raise InputError(f"The disk of {where} is full; make room, and run the same command again.") from error

@@ -103,7 +103,8 @@ class Journal:
                 # What is added must not go where a link leads.
                 if odd or not found.in_order or self.path.is_symlink():
                     self._set_aside(lines, odd)
-            return [[line.decode() for line in lines], len(odd)] if jax.process_count() > 1 else [[], len(odd)]
+            told = [entry.model_dump_json() for entry in parsed] if jax.process_count() > 1 else []
+            return [told, len(odd)]
 
         lines, self.quarantined = on_first(read)
         self.entries = parsed if is_first() else [_entry(line.encode()) for line in lines]

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from lensjax.core.artefacts import Damaged, read_sealed, sealed, set_aside
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import LOCK, locked, make_folder, remove_leftovers, write_files
+from lensjax.core.presets import preset_in_use
 from lensjax.core.processes import is_first, on_first, wait_for_all
 from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.core.version import __version__
@@ -346,6 +347,7 @@ class Candidate(Workload):
             dtype=self.dtype,
             device=jax.devices()[0].device_kind,
             devices=self.mesh.size,
+            xla=preset_in_use(),
             spec=self.examples.digest,
             data=self.fingerprint(run),
             weights=self.weights,

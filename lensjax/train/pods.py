@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
@@ -144,7 +145,8 @@ def _program(work: Workplace, choice: Choice) -> tuple[int, str]:
     """
     lowered = work.lower(choice)
     device = work.devices[0]
-    source = (lowered.as_text(), device.device_kind, len(work.devices), version("jaxlib"), version("libtpu"))
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    source = (lowered.as_text(), device.device_kind, len(work.devices), version("jaxlib"), version("libtpu"), flags)
     key = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:32]
     folder = compiled_folder() / "pods"
     kept = folder / f"{key}.json.gz"

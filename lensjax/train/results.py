@@ -66,6 +66,7 @@ class Result(Tabular, BaseModel):
       flops: Floating-point operations of matrix products, in training, validation and test.
       seconds: Time of training, validation and test, with the compilation of programs that were not cached.
       device, devices: Kind and number of devices.
+      xla: The preset of flags of XLA (`lensjax.core.presets`); "" for none.
       spec, data: Hashes of the spec with its validation and test sets, and of the training examples.
       weights: Hash of the model's files before fine-tuning; see `lensjax.models.inputs`.
       origin: The data set on the hub that examples come from, and its commit; "" for files.
@@ -112,6 +113,7 @@ class Result(Tabular, BaseModel):
     dtype: str = "float32"
     device: str = ""
     devices: NonNegativeInt = 1
+    xla: str = ""
     spec: str = ""
     data: str = ""
     weights: str = ""

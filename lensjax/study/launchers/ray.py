@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lensjax.core.errors import InputError, one_line
+from lensjax.core.errors import InputError, PeerLost, one_line
+from lensjax.core.presets import VARIABLE, preset_in_use, use_preset
 from lensjax.core.processes import start_processes
 from lensjax.core.signals import stop_requested, stopping_on_signals
 from lensjax.measure.measurement import FINETUNE, Cell
@@ -46,7 +47,8 @@ def ray_launcher(bench: Bench) -> Iterator[Launch]:
     started = not ray.is_initialized()
     if started:
         try:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            flags = {"env_vars": _flags()} if _flags() else None
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=flags)
         except Exception as error:  # of many kinds
             raise InputError(f"Ray does not start or answer ({one_line(error)}); see its address and logs.") from error
     try:
@@ -103,6 +105,11 @@ class _Cluster:
         return ray.remote(**_options(needed), max_retries=needed.retries)(_compute).remote(self.study, cell)
 
 
+def _flags() -> dict[str, str]:
+    """What workers must have in their environment to compile with the flags of this process."""
+    return {VARIABLE: preset_in_use()} if preset_in_use() else {}
+
+
 def _options(needed: Resources) -> dict[str, Any]:
     return {"num_cpus": needed.cpus, "num_gpus": needed.gpus, "resources": needed.custom}
 
@@ -140,6 +147,7 @@ def _outcome(reference: Any) -> Outcome:
 
 def _compute(study: _Study, cell: Cell) -> Outcome:
     """Compute a cell in a worker of one host."""
+    use_preset()
     if study not in _benches:
         _benches.clear()
         spec, out, retry, over_memory = study
@@ -165,16 +173,21 @@ def _lead(study: _Study, cell: Cell, needed: Resources) -> Outcome:
         for attempt in range(needed.retries + 1):
             coordinator = ray.get(at(0, _address, num_cpus=0).remote())
             # Its own environment gives every member a new process, where JAX has not computed anything yet.
-            new = {"LENSJAX_COORDINATOR": coordinator, "LENSJAX_PROCESSES": str(needed.hosts)}
+            new = {"LENSJAX_COORDINATOR": coordinator, "LENSJAX_PROCESSES": str(needed.hosts), **_flags()}
             settings = {**_options(needed), "max_calls": 1, "runtime_env": {"env_vars": new}}
             members = [at(rank, _member, **settings).remote(study, cell, rank) for rank in range(needed.hosts)]
             try:
                 outcomes: list[Outcome] = ray.get(members)
                 return outcomes[0]
-            except ray.exceptions.WorkerCrashedError:
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayTaskError) as error:
+                survivor = isinstance(getattr(error, "cause", None), PeerLost)
+                if isinstance(error, ray.exceptions.RayTaskError) and not survivor:
+                    raise
                 for member in members:
                     ray.cancel(member, force=True)
                 if attempt == needed.retries:
+                    if survivor:
+                        return Outcome("a host on the Ray cluster was lost")
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
     finally:
