@@ -22,6 +22,7 @@ from lensjax.curvature.hvp import (
 from lensjax.curvature.jaxpr.program import traced_program
 from lensjax.curvature.streaming import Batches, scanned_layers
 from lensjax.measure.model_losses import target_tokens, token_cross_entropy
+from lensjax.models.family import of_all_layers
 from lensjax.models.lora import add_lora, join, split_trainable
 
 N, TIME, WORDS = 3, 5, 16
@@ -43,9 +44,10 @@ def small(tiny_config, random_model):
     def make(model_type, depth=1, **options):
         config = tiny_config(model_type)
         sizes = dict.fromkeys(_DEPTHS, depth) | dict.fromkeys(_WIDTHS, 8) | dict.fromkeys(_HIDDEN, 8)
+        sizes |= {"vocab_size_per_layer_input": WORDS, "num_kv_shared_layers": 0}
         sizes |= {"vocab_size": WORDS, "head_dim": 2, "d_kv": 2, "max_position_embeddings": 8, "n_positions": 8}
         kinds = {} if getattr(config, "layer_types", None) is None else {"layer_types": config.layer_types[:depth]}
-        changed = {name: size for name, size in sizes.items() if getattr(config, name, None) is not None}
+        changed = {name: size for name, size in sizes.items() if of_all_layers(config, name) is not None}
         return random_model(tiny_config(model_type, **changed, **kinds), **options)
 
     return make
