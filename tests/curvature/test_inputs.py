@@ -109,3 +109,14 @@ def test_axes_of_meshes_may_be_explicit(spec, entered):
             check()
     else:
         check()
+
+
+@pytest.mark.parametrize("used", ["in the loop alone", "after it too"])
+def test_loops_of_no_steps_have_no_gradient(used):
+    def f(w, x):
+        (y, _) = jax.lax.scan(lambda y, _: (jnp.tanh(y @ w @ w.T), None), x, None, length=0)
+        return jnp.sum(y @ w if used == "after it too" else y)
+
+    kernel = ntk(f, W, X)
+    np.testing.assert_allclose(kernel, dense(f, W, X), rtol=1e-5)
+    assert np.any(kernel) == (used == "after it too")

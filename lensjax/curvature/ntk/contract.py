@@ -37,6 +37,13 @@ def contract(
     """
     one = a[0]
     dtype = wide(one.right.dtype)
+    if not all(factor.rows for factor in a):  # a product of no rows, as in a loop of no steps, has no gradient
+        used = [number for number, factor in enumerate(a) if factor.rows]
+        if not used:
+            return jnp.zeros(_shape(one, b[0], output), dtype)
+        same, a = a is b, [a[number] for number in used]
+        b = a if same else [b[number] for number in used]
+        one = a[0]
     sizes = one.examples, (0 if a is b else b[0].examples)
     uses = [factor.sides for factor in a]
     found = ways(uses, sizes, (first, one.second), one.outputs, output, itemsize=dtype.itemsize)
@@ -47,13 +54,18 @@ def contract(
     return _form(a, b, first, output, chunk_bytes, mesh)
 
 
+def _shape(one: Factor, other: Factor, output: Output) -> tuple[int, ...]:
+    """Of a kernel between the examples of two factors."""
+    outputs = {"trace": 0, "diagonal": 1, "full": 2}[output]
+    return (one.examples, other.examples, *[one.outputs] * outputs)
+
+
 def _form(
     a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int, mesh: Mesh | None
 ) -> Array:
     """Form gradients of a tile of the matrix at a time, its rows shared out over the devices, and contract them."""
     n, m, outputs, second = a[0].examples, b[0].examples, a[0].outputs, a[0].second
-    dtype = wide(a[0].right.dtype)
-    shape = {"trace": (n, m), "diagonal": (n, m, outputs), "full": (n, m, outputs, outputs)}[output]
+    dtype, shape = wide(a[0].right.dtype), _shape(a[0], b[0], output)
     if not first * second:
         return jnp.zeros(shape, dtype)
     devices = 1 if mesh is None else mesh.size
