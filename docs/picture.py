@@ -1,6 +1,6 @@
 """The picture of a report in README: its upper part, as Chromium draws it.
 
-python docs/picture.py build/demo/study/report.html docs/images/report.png
+python docs/picture.py report.html docs/images/report.png
 """
 
 import io

@@ -46,13 +46,14 @@ def report(folders: StudyFolders, out: Path | None = None) -> None:
 
 
 def tasks_in(folder: Path) -> list[Path]:
-    """The folders of studies in a folder that is none itself, as of a study of several tasks; [] without any."""
+    """The folders of studies in a folder that is none itself, as of a study of several tasks; [] without two."""
     from lensjax.study.folder import STUDY
     from lensjax.study.journal import JOURNAL
 
     if not folder.is_dir() or any((folder / name).exists() for name in (STUDY, JOURNAL)):
         return []
-    return sorted(path for path in folder.iterdir() if (path / STUDY).is_file())
+    found = sorted(path for path in folder.iterdir() if (path / STUDY).is_file())
+    return found if len(found) > 1 else []
 
 
 def _report(folder: Path, *, brief: bool) -> "StudyReport":
