@@ -47,7 +47,7 @@ class SharingAttention(Attention):
         width, std, bias = config.hidden_size, config.initializer_range, config.attention_bias
         self.head_dim = config.head_dim
         self.causal, self.softcap, self.norm_heads, self.scale = True, None, True, 1.0
-        self.implementation = options.attention
+        self.implementation, self.mesh = options.attention, options.mesh
         self.gate = self.sinks = None
         self.type, _, _ = kind.partition("/")
         self.lends, borrows = kind.endswith(_LENDS), kind.endswith(_BORROWS)
