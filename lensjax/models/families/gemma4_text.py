@@ -20,7 +20,7 @@ from lensjax.models.decoder import FULL, DecoderLM
 from lensjax.models.experts import Experts, top_of_softmax
 from lensjax.models.families import llama
 from lensjax.models.family import Family, register
-from lensjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm, activation
+from lensjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm, Stack, activation
 from lensjax.models.memory import Source
 from lensjax.models.options import Options
 from lensjax.models.rotary import rotary_from_config
@@ -214,6 +214,11 @@ class Blocks(nnx.Module):
             return x
         lent = {node.type: (node.lent.keys[...][0], node.lent.values[...][0]) for node in lending}
         return self.last(x, self._given(shared, lent), None if each is None else each[self.lenders :])
+
+    @property
+    def stacks(self) -> list[Stack]:
+        """The stacks of blocks, in order."""
+        return [*self.first.stacks, *(() if self.last is None else self.last.stacks)]
 
     def _given(self, shared: Mapping[str, tuple[PyTree, PyTree]], lent: Mapping[str, Any]) -> dict[str, Any]:
         """What blocks of each kind are given beside x."""
