@@ -130,7 +130,6 @@ _TINY: dict[str, dict[str, Any]] = {
         "sliding_window": 4,
         "global_head_dim": 12,
         "hidden_size_per_layer_input": 6,
-        "vocab_size_per_layer_input": 96,
     },
     "gpt2": _SIZES | {"n_positions": 64},
     "gpt_neox": _SIZES | {"intermediate_size": 48, "max_position_embeddings": 64},
@@ -209,7 +208,10 @@ def tiny_config() -> Callable[..., Any]:
         from transformers import AutoConfig
 
         # transformers writes into the dictionaries that it is given
-        return AutoConfig.for_model(model_type, **deepcopy(_TINY[model_type] | _TOKENS | changes))
+        config = AutoConfig.for_model(model_type, **deepcopy(_TINY[model_type] | _TOKENS | changes))
+        if model_type == "gemma4_text" and "vocab_size_per_layer_input" not in changes:
+            config.vocab_size_per_layer_input = config.vocab_size
+        return config
 
     return make
 

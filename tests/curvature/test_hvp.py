@@ -48,6 +48,10 @@ def small(tiny_config, random_model):
         sizes |= {"vocab_size": WORDS, "head_dim": 2, "d_kv": 2, "max_position_embeddings": 8, "n_positions": 8}
         kinds = {} if getattr(config, "layer_types", None) is None else {"layer_types": config.layer_types[:depth]}
         changed = {name: size for name, size in sizes.items() if of_all_layers(config, name) is not None}
+        if "partial_rotary_factor" in (getattr(config, "rope_parameters", None) or {}):
+            changed["rope_parameters"] = config.rope_parameters | {
+                "partial_rotary_factor": 1.0
+            }  # heads are too narrow to rotate a share of their dimensions
         return random_model(tiny_config(model_type, **changed, **kinds), **options)
 
     return make

@@ -65,6 +65,8 @@ def test_what_gemma_4_does_not_say(tiny_config: MakeConfig) -> None:
         lensjax.models.from_config(tiny_config("gemma4_text", num_kv_shared_layers=4))
     with pytest.raises(InputError, match=r"enable_moe_block is true in config\.json, and one of num_experts"):
         lensjax.models.from_config(tiny_config("gemma4_text", enable_moe_block=True, num_experts=2))
+    with pytest.raises(InputError, match=r"vocab_size_per_layer_input is 95 in config\.json, and vocab_size \d+: some"):
+        lensjax.models.from_config(tiny_config("gemma4_text", vocab_size_per_layer_input=95))
 
 
 def test_keys_that_no_layer_needs_are_passed_over(tiny_config: MakeConfig, tmp_path: Path) -> None:

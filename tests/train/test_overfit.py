@@ -6,7 +6,7 @@ from lensjax.tasks.batches import collate
 
 EXAMPLES = 32
 # Windows that hold the prompt, and logits that can make one token all but certain.
-ABLE = {"gemma2": {"sliding_window": 24, "final_logit_softcapping": 30.0}}
+ABLE = {family: {"sliding_window": 24, "final_logit_softcapping": 30.0} for family in ("gemma2", "gemma4_text")}
 
 
 def test_a_few_examples_are_learnt_by_heart(make_trial, distinct_type):

@@ -244,6 +244,11 @@ def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
             "enable_moe_block is true in config.json, and one of num_experts, top_k_experts and moe_intermediate_size "
             "is null; give all three."
         )
+    if config.hidden_size_per_layer_input and config.vocab_size_per_layer_input < config.vocab_size:
+        raise InputError(
+            f"vocab_size_per_layer_input is {config.vocab_size_per_layer_input} in config.json, and vocab_size "
+            f"{config.vocab_size}: some tokens would have no input to layers; give no fewer."
+        )
     layers = {kind: config.per_layer_config[config.layer_types.index(kind)] for kind in set(config.layer_types)}
     for kind, own in zip(config.layer_types, config.per_layer_config, strict=True):
         if any(getattr(own, name) != getattr(layers[kind], name) for name in _OF_A_TYPE):
