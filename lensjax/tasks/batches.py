@@ -164,7 +164,8 @@ def choose_packing(
         best = min(shapes, key=cost, default=None)
         return best if best is not None and cost(best) < cost(plain) else None
 
-    return cheapest(batches[0], short), cheapest(batches[0 if short == long else 1], long)
+    packed = cheapest(batches[0], short)
+    return packed, packed if short == long else cheapest(batches[1], long)
 
 
 def collate(

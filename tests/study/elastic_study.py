@@ -11,37 +11,17 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 import jax
-from killed_runs import wait
+from killed_runs import start, wait
 
 import lensjax.models.families.gpt2
 import lensjax.study.runner  # noqa: F401
-from lensjax.cli.main import main
 
 LINES, NOTICE, END = 4, 30, 120  # lines of the log, and seconds
-
-
-def start(command: list[str]) -> int:
-    """The number of a fork that runs a command, and parts from the others at its end."""
-    child = os.fork()
-    if child:
-        return child
-    status = 70
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        main(command)
-        jax.distributed.shutdown()
-        status = 0
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 70
-    except BaseException:
-        traceback.print_exc()
-    os._exit(status)
 
 
 def together(command: list[str], count: int) -> list[int]:
@@ -53,7 +33,7 @@ def together(command: list[str], count: int) -> list[int]:
     started = []
     for rank in range(count):
         os.environ["LENSJAX_PROCESS"] = str(rank)
-        started.append(start(command))
+        started.append(start(command, part=jax.distributed.shutdown))
     return started
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,8 +29,8 @@ from lensjax.tasks.spec import read_spec
 from lensjax.train.spec import FinetuneSpec
 
 
-def start(arguments: list[str]) -> int:
-    """The process number of a fork that runs a command."""
+def start(arguments: list[str], part: Callable[[], None] = lambda: None) -> int:
+    """The process number of a fork that runs a command, and then parts from others that run it too."""
     child = os.fork()
     if child:
         return child
@@ -37,6 +38,7 @@ def start(arguments: list[str]) -> int:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         main(arguments)
+        part()
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 70
