@@ -60,6 +60,7 @@ def next_cells(
     from lensjax.curves.sources import read_source
     from lensjax.selection.advice import advise, candidate_points, relative_costs
     from lensjax.selection.by_metric import check_metric
+    from lensjax.selection.deciding import what_would_decide
 
     prefer, table = preference(smallest_within), within_size(read_source(curves, unit), max_parameters)
     rungs, larger, max_examples = _rungs(table, target, max_examples)
@@ -71,13 +72,20 @@ def next_cells(
         check_metric(table, asked)
     with Console(stderr=True).status("Fitting"):
         advice = advise(table, target, costs, prefer=prefer, metric=asked)
-    record, console = _record(table, target, max_examples, advice) | {"margin": smallest_within}, make_console(120)
+        close = what_would_decide(table, target, advice, prefer)
+    record = _record(table, target, max_examples, advice) | {"margin": smallest_within}
+    record["decisive"], console = None if close is None else close.content(), make_console(120)
     write(lambda: json_text(record))
     if advice.points:
         console.print(_table(record, top))
     for model, why in record["ineligible"].items():
         console.print(f"Not to be chosen, nor measured further: {model}, as {why}.", markup=False, soft_wrap=True)
-    for sentence in filter(None, (record["remark"], record["why"], _sentence(record, larger))):
+    said = (
+        ""
+        if close is None
+        else f"It is too close to call: P(best) of the choice is {advice.chance:.2f}. {close.sentence}"
+    )
+    for sentence in filter(None, (record["remark"], record["why"], said, _sentence(record, larger))):
         console.print(sentence, markup=False, soft_wrap=True)
 
 
@@ -130,6 +138,7 @@ def _record(table: "CurveTable", target: int, max_examples: int, advice: "Advice
         "max_examples": max_examples,
         "cost": "FLOPs per token of an example" if np.isfinite(table.parameters).all() else "examples",
         "choice": advice.choice,
+        "probability_best": advice.chance,
         "why": advice.why or None,
         "remark": advice.remark or None,
         "ineligible": {model: why for model, why in zip(table.models, table.ineligible, strict=True) if why},

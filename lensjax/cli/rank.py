@@ -1,5 +1,6 @@
 """`lensjax rank`: an order of models from their fine-tuning curves."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def rank(
     check_target(target)
     from lensjax.curves.metrics import metric_named
     from lensjax.curves.sources import read_source
+    from lensjax.selection.deciding import decisive
     from lensjax.selection.ranking import rank as rank_models
     from lensjax.selection.records import ranking_csv, ranking_json
 
@@ -69,6 +71,7 @@ def rank(
     with progress_bar("Fitting") as progress:
         asked = None if metric is None else metric_named(metric)
         ranking = rank_models(table, budget, target, method, progress, metric=asked, prefer=prefer)
+    ranking = replace(ranking, decisive=decisive(ranking))
     write(lambda: ranking_json(ranking), lambda: ranking_csv(ranking), lambda: _page(ranking))
     print_ranking(ranking)
 
@@ -151,6 +154,7 @@ def print_ranking(ranking: "Ranking") -> None:
         if (choice := prediction.choice) is not None
     ]
     told = (
+        "" if ranking.decisive is None else ranking.decisive.sentence,
         ranking.why,
         "" if ranking.untuned is None else gain_sentence(ranking.table, ranking.untuned, ranking.choice),
     )

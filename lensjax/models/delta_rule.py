@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from lensjax.models.convolution import CausalConvolution, seen_before, seen_tokens
 from lensjax.models.layers import Linear, RMSNorm, activation
+from lensjax.models.memory import State
 from lensjax.models.options import Options
 
 _CHUNK = 64  # tokens whose states the backward pass computes again
@@ -26,7 +27,11 @@ class GatedDeltaNet(nnx.Module):
 
     Attributes:
       recomputes: Whether the backward pass keeps the memory before every chunk only, and computes the others again.
+      memory: That of the tokens before these, only where a model writes.
     """
+
+    mixes_tokens = True
+    memory: State
 
     def __init__(
         self,
@@ -73,7 +78,8 @@ class GatedDeltaNet(nnx.Module):
         angles: object = None,
     ) -> Float[Array, "batch time width"]:
         """What attention is called with; there are no positions."""
-        seen = seen_tokens(mask)
+        memory: State | None = getattr(self, "memory", None)
+        seen = seen_tokens(mask, x.shape[1], memory)
         x = x if seen is None else jnp.where(seen[..., None], x, 0)
         q = self._heads(self.act(self.q_conv(self.q(x), mask)), self.key_dim)
         k = self._heads(self.act(self.k_conv(self.k(x), mask)), self.key_dim)
@@ -85,7 +91,11 @@ class GatedDeltaNet(nnx.Module):
         kept = jnp.exp(-jnp.exp(self.forget_log[...].astype(v.dtype)) * gaps)
         if mask is not None and mask.shape[2] > 1:  # each example begins with an empty memory
             kept = jnp.where(seen_before(mask, 1)[..., None], kept, 0)
-        y = delta_rule(q * self.key_dim**-0.5, k, v, kept, rates, recomputes=self.recomputes).astype(self.dtype)
+        before = None if memory is None else memory.state[...].astype(v.dtype)
+        y, after = delta_rule(q * self.key_dim**-0.5, k, v, kept, rates, before, recomputes=self.recomputes)
+        if memory is not None:
+            memory.state[...] = after
+        y = y.astype(self.dtype)
         gate = self._heads(self.gate(x), self.value_dim)
         y = (self.norm(y) * jax.nn.silu(gate)).astype(self.dtype)
         return self.o(y.reshape(*x.shape[:-1], -1))
@@ -101,14 +111,16 @@ def delta_rule(
     v: Float[Array, "batch time heads value"],
     kept: Float[Array, "batch time heads"],
     rates: Float[Array, "batch time heads"],
+    memory: Float[Array, "batch heads key value"] | None = None,
     *,
     recomputes: bool = True,
-) -> Float[Array, "batch time heads value"]:
-    """What is read at every token from a memory S [key, value] of each head.
+) -> tuple[Float[Array, "batch time heads value"], Float[Array, "batch heads key value"]]:
+    """What is read at every token from a memory S [key, value] of each head, and the memory after the last.
 
     A token multiplies S by its `kept`, moves the value that S has for its key towards its own by the share `rates`, and
-    reads S by its query: S ← kept·S; S ← S + rates·k ⊗ (v − kᵀS); y = qᵀS. If it
-    `recomputes`, the backward pass keeps the memory before every chunk of tokens only.
+    reads S by its query: S ← kept·S; S ← S + rates·k ⊗ (v − kᵀS); y = qᵀS. `memory` is
+    S before the first, 0 where it is not given. If it `recomputes`, the backward pass keeps the memory before every
+    chunk of tokens only.
     """
 
     def step(memory: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -123,14 +135,19 @@ def delta_rule(
 
     batch, time, heads, key = k.shape
     tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, kept, rates))
-    memory = jnp.zeros((batch, heads, key, v.shape[-1]), v.dtype)
+    start = jnp.zeros((batch, heads, key, v.shape[-1]), v.dtype) if memory is None else memory
     if time <= _CHUNK or not recomputes:
-        return jnp.moveaxis(chunk(memory, tokens)[1], 0, 1)
+        after, y = chunk(start, tokens)
+        return jnp.moveaxis(y, 0, 1), after
     size = -(-time // _CHUNK)
-    padded = (jnp.pad(x, ((0, size * _CHUNK - time), *((0, 0),) * (x.ndim - 1))) for x in tokens)
+    fills = 0, 0, 0, 1, 0  # a token that leaves the memory as it is
+    padded = (
+        jnp.pad(x, ((0, size * _CHUNK - time), *((0, 0),) * (x.ndim - 1)), constant_values=fill)
+        for x, fill in zip(tokens, fills, strict=True)
+    )
     chunks = tuple(x.reshape(size, _CHUNK, *x.shape[1:]) for x in padded)
-    y = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), memory, chunks)[1]
-    return jnp.moveaxis(y.reshape(-1, *y.shape[2:])[:time], 0, 1)
+    after, y = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), start, chunks)
+    return jnp.moveaxis(y.reshape(-1, *y.shape[2:])[:time], 0, 1), after
 
 
 def _normed(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:

@@ -1,6 +1,6 @@
 """Language models of an encoder and a decoder: one embedding, two stacks, and a head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -89,16 +89,28 @@ def start_and_padding(family: Family, config: Any) -> tuple[int | None, int]:
     return None if family.starts_with_last else start, padding
 
 
-def start_of_answers(family: Family, config: Any) -> int:
-    """The token that starts the decoder of a model that writes.
+def start_of_answers(
+    family: Family, config: Any, given: int | Sequence[int] | None = None
+) -> int | Sequence[int] | None:
+    """The token that starts the decoder of a model that writes, or one for each text; None where there is no encoder.
+
+    Args:
+      family, config: Of the model.
+      given: What a user wants; by default what the configuration says.
 
     Raises:
-      InputError: it is another one for each language, or unknown.
+      InputError: it is another one for each language, and none is given; or unknown; or given to a decoder alone.
     """
+    if not family.encoder_decoder:
+        if given is not None:
+            raise InputError(f"A start was given, and {family.model_type} has no encoder; put it in the prompts.")
+        return None
+    if given is not None:
+        return given
     start, _ = start_and_padding(family, config)
     if start is None:
         raise InputError(
-            f"Answers of {family.model_type} start with the token of a language, which prompts do not name; save the "
-            "model, and generate with transformers."
+            f"Answers of {family.model_type} start with the token of a language, which prompts do not name; give it as "
+            "start, as in generate(params, prompts, start=model.tokenizer.convert_tokens_to_ids('es_XX'))."
         )
     return start

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.pytrees import Batch, Params
+from lensjax.models.convolution import CausalConvolution
+from lensjax.models.delta_rule import GatedDeltaNet
 from lensjax.models.families.t5 import RelativeBias
 from lensjax.models.layers import Attention
 from lensjax.models.memory import Kept, Source, Start, remember, remembered
@@ -60,7 +62,7 @@ class Sampling(NamedTuple):
 def written(
     graphdef: Any,
     config: Any,
-    first: int | None,
+    first: int | Sequence[int] | None,
     params: Params,
     batch: Batch,
     new: int,
@@ -73,7 +75,7 @@ def written(
     Args:
       graphdef: Of the model.
       config: Its configuration.
-      first: The token that starts its decoder, where it has an encoder too.
+      first: The token that starts its decoder, where it has an encoder too, or that of each row.
       params, batch, seed, ends: See there.
       new: At most so many tokens.
       sampling: How they are chosen.
@@ -92,7 +94,7 @@ def written(
         order = np.argsort(mask, axis=1, kind="stable")  # padding before the prompts, which end together
         sides: Sides = np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1), None
     else:
-        start = np.full((len(ids), 1), first, ids.dtype)
+        start = _starts(first, len(ids), config.vocab_size).astype(ids.dtype)
         sides = start, np.ones_like(start, bool), (ids, mask)
     tokens, lengths = _write(graphdef, new, sampling, stops, params, jax.tree.map(jnp.asarray, sides), seed)
     return [row[:length].tolist() for row, length in zip(np.asarray(tokens), np.asarray(lengths), strict=True)]
@@ -129,8 +131,18 @@ def _prompts(batch: Batch) -> tuple[Int[np.ndarray, "batch time"], Bool[np.ndarr
     return ids, mask
 
 
+def _starts(first: int | Sequence[int], rows: int, vocabulary: int) -> Int[np.ndarray, "rows 1"]:
+    """The token that starts the decoder in each row."""
+    tokens = np.atleast_1d(np.asarray(first))
+    if len(tokens) not in (1, rows) or not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(f"start is {shorten(first)}; give one token, or one for each of {rows} prompts.")
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise InputError(f"start is {shorten(first)}; give tokens from 0 to {vocabulary - 1}.")
+    return np.broadcast_to(tokens, rows)[:, None]
+
+
 def _check(module: Any, config: Any, both_sides: bool, prompt: int, new: int) -> None:
-    depth = sum(layer.q.shape[0] for layer in _attention(module))
+    depth = sum(layer.q.shape[0] for layer in [*_attention(module), *_mixers(module)])
     if any(layer.k is None for layer in _attention(module)):
         raise InputError(
             f"Layers of this {config.model_type} use the keys and values of others, and LensJAX keeps none of those "
@@ -139,8 +151,8 @@ def _check(module: Any, config: Any, both_sides: bool, prompt: int, new: int) ->
     layers = depth if both_sides else config.num_hidden_layers
     if depth != layers:
         raise InputError(
-            f"{layers - depth} of the {layers} layers of this {config.model_type} mix tokens otherwise than by "
-            "attention, and LensJAX keeps no state of those yet; save the model, and generate with transformers."
+            f"{layers - depth} of the {layers} layers of this {config.model_type} mix tokens in a way of which "
+            "LensJAX keeps no state; save the model, and generate with transformers."
         )
     sides = [(module.encoder, prompt), (module.decoder, 1 + new)] if both_sides else [(module, prompt + new)]
     for side, length in sides:
@@ -156,6 +168,17 @@ def _attention(module: nnx.Module) -> list[Attention]:
     """The causal attention of a decoder's layers; one for all layers of a stack."""
     nodes = (node for _, node in nnx.iter_graph(module))
     return [node for node in nodes if isinstance(node, Attention) and node.causal]
+
+
+def _mixers(module: nnx.Module) -> list[Any]:
+    """The layers that mix tokens otherwise; one for all layers of a stack."""
+    return [node for _, node in nnx.iter_graph(module) if getattr(node, "mixes_tokens", False)]
+
+
+def _keeping(module: nnx.Module) -> list[Any]:
+    """All parts that keep something of the tokens before."""
+    others = (node for _, node in nnx.iter_graph(module) if isinstance(node, CausalConvolution | GatedDeltaNet))
+    return [*_attention(module), *others]
 
 
 def _across(module: nnx.Module) -> list[Attention]:
@@ -202,7 +225,7 @@ def _write(
     def read(kept: list[Kept], ids: Array, places: Array, start: Any) -> tuple[list[Kept], Array]:
         """The logits after the last of some tokens."""
         module = nnx.merge(graphdef, params)
-        layers = _attention(module)
+        layers = _keeping(module)
         remember(layers, kept, jnp.asarray(start))
         if encoder is None:
             x = module.hidden({"input_ids": ids, "attention_mask": marked, "position_ids": places, "start": start})
@@ -220,7 +243,14 @@ def _write(
             )
         return remembered(layers), module.logits(x[:, -1:])[:, 0]
 
-    def empty(layer: Attention) -> Kept:
+    def empty(layer: Any) -> Kept:
+        if isinstance(layer, CausalConvolution):
+            depth, taps, _, channels = layer.kernel.shape
+            return (jnp.zeros((depth, rows, taps - 1, channels), layer.dtype),)
+        if isinstance(layer, GatedDeltaNet):
+            depth, _, heads = layer.rate.shape
+            memory = depth, rows, heads, layer.key_dim, layer.value_dim
+            return (jnp.zeros(memory, jnp.promote_types(layer.dtype, jnp.float32)),)
         depth, _, width = layer.k.shape
         shape = (depth, rows, slots, width // layer.head_dim, layer.head_dim)
         kind = layer.k.dtype
@@ -247,7 +277,7 @@ def _write(
     if encoder is not None:
         encoded = module.encoded({"input_ids": encoder[0], "attention_mask": encoder[1]})
         source = [_keys_and_values(layer, encoded) for layer in _across(module)]
-    layers = _attention(module)
+    layers = _keeping(module)
     places = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     kept, logits = read([empty(layer) for layer in layers], ids, places, 0)
     token = choose(logits, 0)

@@ -1,4 +1,4 @@
-"""What layers keep: attention, of the tokens that were read before; any, of a position that is asked for."""
+"""What layers keep: those that mix tokens, of the ones that were read before; any, of a position that is asked for."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lensjax.models.masks import window_mask
 
-Kept = tuple[Array, Array]  # keys and values of all layers of a stack, [layers, batch, slots, kv_heads, head_dim]
+# Of all layers of a stack: keys and values [layers, batch, slots, kv_heads, head_dim], or a state [layers, batch, …].
+Kept = tuple[Array, ...]
 
 
 class Slot(nnx.Variable[Any]):
@@ -39,6 +40,13 @@ class Memory(nnx.Module):
         """Which slots each of the new tokens may attend to, by causality."""
         slots = self.keys[...].shape[1]
         return window_mask(time, slots, self.start[...], slots)
+
+
+class State(nnx.Module):
+    """What a layer that mixes tokens otherwise than by attention keeps of those before; see `Memory` for its axes."""
+
+    def __init__(self, state: Array, start: Int[Array, " layers"]) -> None:
+        self.state, self.start = Slot(state), Slot(start)
 
 
 class Source(nnx.Module):
@@ -72,17 +80,22 @@ def through(block: Any, x: Float[Array, "batch time width"], *shared: Any) -> Fl
 
 
 def remember(layers: Sequence[Any], kept: Sequence[Kept], start: Int[Array, ""]) -> None:
-    """Give attention layers the keys and values that they kept.
+    """Give layers what they kept.
 
     Args:
-      layers: The causal attention of a model; of a stack of layers, one for all.
-      kept: Of each of them.
+      layers: All parts of a model that keep something; of a stack of layers, one for all.
+      kept: By each of them.
       start: Number of tokens read so far.
     """
-    for layer, (keys, values) in zip(layers, kept, strict=True):
-        layer.memory = Memory(keys, values, jnp.broadcast_to(start, keys.shape[:1]))
+    for layer, parts in zip(layers, kept, strict=True):
+        before = jnp.broadcast_to(start, parts[0].shape[:1])
+        layer.memory = State(parts[0], before) if len(parts) == 1 else Memory(parts[0], parts[1], before)
 
 
 def remembered(layers: Sequence[Any]) -> list[Kept]:
     """What they keep now."""
-    return [(layer.memory.keys[...], layer.memory.values[...]) for layer in layers]
+    memories = [layer.memory for layer in layers]
+    return [
+        (memory.state[...],) if isinstance(memory, State) else (memory.keys[...], memory.values[...])
+        for memory in memories
+    ]

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +242,9 @@ class Model(Tabular):
         top_p: float = 1.0,
         seed: int = 0,
         ends: Sequence[int] | None = None,
+        start: int | Sequence[int] | None = None,
     ) -> Any:
-        """Write on from prompts, with keys and values kept of the tokens that were read.
+        """Write on from prompts, with keys, values and states kept of the tokens that were read.
 
         Args:
           params: Parameters of the structure of `self.params`.
@@ -254,19 +255,18 @@ class Model(Tabular):
           top_p: Only the fewest tokens whose probabilities sum to p are.
           seed: Of draws.
           ends: Tokens after which a text ends, by default the configuration's `eos_token_id`; () for none.
+          start: Token that starts a decoder, or one per row, by default the configuration's; for mBART, the language's.
 
         Returns:
           The new tokens of every row, with that which ended it; of texts, the new texts; of one, its.
 
         Raises:
-          InputError: some layers mix tokens otherwise than by attention; a prompt is empty; a number makes no sense; or
-            prompts and new tokens are more than the positions that the model has learned.
+          InputError: nothing is kept of some layers; a prompt is empty; a number makes no sense; or prompts and new
+            tokens are more than the positions that the model has learned.
         """
-        first = start_of_answers(self.family, self.config) if self.family.encoder_decoder else None
         settings = max_new_tokens, Sampling(temperature, top_k, top_p), seed, ends
-        return answers(
-            self, prompts, lambda batch: written(self.graphdef, self.config, first, params, batch, *settings)
-        )
+        after = partial(written, self.graphdef, self.config, start_of_answers(self.family, self.config, start), params)
+        return answers(self, prompts, lambda batch: after(batch, *settings))
 
     def with_params(self, params: Params) -> "Model":
         """This model with other parameters, such as fine-tuned ones."""

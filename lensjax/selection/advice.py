@@ -32,7 +32,8 @@ from lensjax.core.errors import InputError, listing, shorten
 from lensjax.core.tabular import Columns, Tabular
 from lensjax.curves.metrics import Metric
 from lensjax.curves.table import CurveTable
-from lensjax.fit.joint.posterior import JointMoments, JointPosterior
+from lensjax.fit.joint.moments import JointMoments
+from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.fit.joint.recent import joint_fit
 from lensjax.fit.link import NotLinked
 from lensjax.fit.stacked.posterior import StackedPosterior
@@ -85,6 +86,9 @@ class Advice(Tabular):
       unit: what regrets and drops are in, in words.
       why: why a cheaper model is the choice, or none is, in a sentence; "" where none is preferred.
       remark: why the loss decides, where a metric was asked for that it does not tell; else "".
+      prediction: of losses at the target, that the choice is made of; None while points are needed.
+      chance: P(best) of the choice, or of its being within the margin of the best where a cheaper model is preferred.
+      by_metric: whether the choice is by a metric.
     """
 
     points: tuple[NextPoint, ...]
@@ -94,6 +98,9 @@ class Advice(Tabular):
     unit: str = ""
     why: str = ""
     remark: str = ""
+    prediction: Prediction | None = None
+    chance: float | None = None
+    by_metric: bool = False
 
     @property
     def headline(self) -> str:
@@ -196,11 +203,11 @@ def advise(
     ruling = prediction if linked is None else linked.wrong
     known = costs_of(table, model_costs)
     unit = table.unit.name if linked is None else f"of {metric}"
-    choice, why, regret = int(ruling.order[0]), "", _regret(ruling)
+    choice, why, regret, chances = int(ruling.order[0]), "", _regret(ruling), ruling.probability_best
     if prefer is not None:
         cheaper = prefer.among(ruling, known)
         choice, why = cheaper.choice, choice_sentence(table, cheaper, known, unit)
-        regret = _regret(ruling, prefer.margin, choice)
+        regret, chances = _regret(ruling, prefer.margin, choice), cheaper.probability
     points = list(costs)
     if points:
         worth = worth_of(table, target, prediction, linked, prefer, known)
@@ -212,6 +219,9 @@ def advise(
         unit=unit,
         why=why,
         remark=remark,
+        prediction=prediction,
+        chance=None if chances is None else float(chances[choice]),
+        by_metric=linked is not None,
         **regret,
     )
 

@@ -13,6 +13,7 @@ from lensjax.curves.table import MAX_LOSS, CurveTable
 from lensjax.fit.calibration import FEWEST
 from lensjax.fit.posterior import CurvePosterior, chances_and_regrets, draws_for
 
+CLOSE = 0.5  # P(best) of a choice below which it is too close to call
 CEILING = 2.0  # largest predicted loss of a model over the largest measured
 UNSEEN = 0.03  # share of draws in which models take each other's place, where no bend of a curve can have been seen
 

@@ -17,12 +17,12 @@ from lensjax.fit.posterior import CurvePosterior, curve_sizes
 from lensjax.selection.by_metric import MetricPrediction, check_metric, predict_metric
 from lensjax.selection.cheaper import Cheaper, CostName, Costs, Preference, choice_sentence, costs_of, on_front, regrets
 from lensjax.selection.choices import check_choices
+from lensjax.selection.decisive import Decisive
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS, judges_none, methods_in_order
-from lensjax.selection.prediction import Prediction
+from lensjax.selection.prediction import CLOSE, Prediction
 from lensjax.selection.untuned import Untuned, untuned, untuned_warnings
 
-CLOSE = 0.5  # P(best) of the first choice below which it is too close to call
 SURE = 0.9  # P(best) of the first choice from which on wide intervals leave no doubt about it
 WIDE = 1.2  # factor of widening that is worth a warning
 SAME_TEST = "The test loss of every model was measured in the same way, on the same test set, in {unit}."
@@ -70,6 +70,7 @@ class Ranking(Tabular):
       costs: of models at inference by kind; NaN where unknown.
       cheaper: which model is the cheapest of those nearly as good as the best, where a margin was asked for.
       untuned: losses before fine-tuning and what is gained over them, where they were measured.
+      decisive: what would decide it where it is too close to call, if that was asked; see `selection.deciding`.
       left_out: (model, why) of candidates that could not be ranked.
       warnings: sentences a user must read before trusting the ranking.
       assumptions: sentences saying what the method assumed and how it was fitted.
@@ -91,6 +92,7 @@ class Ranking(Tabular):
     costs: Costs = field(default_factory=dict)
     cheaper: Cheaper | None = None
     untuned: Untuned | None = None
+    decisive: Decisive | None = None
     left_out: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
@@ -361,10 +363,9 @@ def _closeness(ranking: Ranking) -> list[str]:
 
 def find_warnings(ranking: Ranking, seen: CurveTable) -> tuple[str, ...]:
     """Reasons to trust the ranking less, most serious first."""
-    warnings = [seen.caution] if seen.caution else []
+    warnings = [*filter(None, [seen.caution]), *_closeness(ranking)]
     prediction, choices = ranking.prediction, ranking.choices
     chances, names = ranking.probability_best, seen.models
-    warnings += _closeness(ranking)
     predicted = ~np.isfinite(seen.column(ranking.target))
     points = seen.points()[predicted]
     if predicted.any() and (fewest := int(points.min())) < 4:

@@ -112,6 +112,7 @@ def ranking_json(ranking: Ranking) -> str:
         "ranked_by": "loss" if ranking.metric is None else ranking.metric.metric.column,
         "link": None if ranking.metric is None else ranking.metric.content(),
         "too_close_to_call": ranking.is_close,
+        "decisive": None if ranking.decisive is None else ranking.decisive.content(),
         "choice": ranking.table.models[ranking.choice],
         "why": ranking.why or None,
         "front_of": ranking.shown_cost,

@@ -14,6 +14,8 @@ from lensjax.core.version import __version__
 from lensjax.curves.metrics import METRICS
 from lensjax.curves.table import CurveTable
 from lensjax.measure.measurement import MEASUREMENTS
+from lensjax.selection.advice import Point
+from lensjax.selection.deciding import decisive
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS
 from lensjax.selection.ranking import Ranking, rank
@@ -30,8 +32,6 @@ from lensjax.study.spec import CandidateSpec, StudySpec
 from lensjax.study.state import StudyState, read_state
 from lensjax.study.tested import tested
 from lensjax.train.results import curves_csv, steps_caution
-
-_MOST = 0.9  # probability of holding the best, of the candidates between which it is too close
 
 
 @dataclass(frozen=True)
@@ -299,25 +299,23 @@ def _task(spec: StudySpec) -> str:
 
 
 def _more(state: StudyState, ranking: Ranking) -> str:
-    """What one more rung of the candidates between which it is too close would take; "" where there is none."""
-    size = 2 * _largest(ranking.table)
-    if not ranking.is_close or ranking.probability_best is None or size > state.target:
-        return ""
-    names, chance = [], 0.0
-    for i in np.argsort(-np.nan_to_num(ranking.probability_best)):
-        names.append(ranking.table.models[i])
-        chance += float(np.nan_to_num(ranking.probability_best[i]))
-        if chance >= _MOST:
-            break
-    took = [cost for name in names if (cost := run_cost(state, name, size)) is not None]
-    if not 2 <= len(names) == len(took):
-        return ""
-    seconds, flops = sum(one.seconds for one in took), sum(one.flops for one in took)
-    hour = state.spec.price_per_hour
-    money = "" if hour is None else f", {hour * seconds / 3600:,.2f} at the price of an hour"
+    """What would probably decide it and would take, where it is too close to call; else ""."""
+
+    def seconds(point: Point) -> float | None:
+        cost = run_cost(state, point.model, point.examples)
+        return None if cost is None else cost.seconds
+
+    found = decisive(ranking, seconds)
+    if found is None or found.plan is None:
+        return "" if found is None else found.why
+    costs = [cost for run in found.plan.points if (cost := run_cost(state, *run)) is not None]
+    took, hour = sum(one.seconds for one in costs), state.spec.price_per_hour
+    money = "" if hour is None else f", {hour * took / 3600:,.2f} at the price of an hour"
+    said = f"about {text.duration(took)}, {text.flops(sum(one.flops for one in costs))}{money}"
+    budget = found.plan.points[0].examples
     return (
-        f"Measuring {listing(names)} on {size:,} examples too takes about {text.duration(seconds)}, "
-        f"{text.flops(flops)}{money}, and may decide it; raise the budget to {size} for that."
+        f"{replace(found, cost=said).sentence} A budget of {budget} measures them, and the other candidates that are "
+        "left."
     )
 
 

@@ -53,8 +53,10 @@ def sample_answers(model: "Model", params: "Params", tokens: "Tokens", count: in
     ids = np.zeros(mask.shape, np.int32)
     ids[mask] = np.concatenate(prompts)
     batch, new = {"input_ids": ids, "attention_mask": mask}, min(int(tokens.target_lengths.max()), _MOST)
+    lasts = [int(tokens.target(row)[-1]) for row in rows]  # each names the language to write in
+    start = lasts if model.family.starts_with_last else None
     try:
-        written = model.generate(params, batch, max_new_tokens=new, ends=sorted(ends))
+        written = model.generate(params, batch, max_new_tokens=new, ends=sorted(ends), start=start)
     except Exception:  # of a family or a device that cannot: a run that took hours does not fail for its samples
         return ()
 

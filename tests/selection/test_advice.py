@@ -12,7 +12,7 @@ from lensjax.curves.table import curve_table
 from lensjax.fit.joint import hierarchy
 from lensjax.fit.joint.curves import extrapolate
 from lensjax.fit.joint.fitting import fit_joint
-from lensjax.fit.joint.posterior import JointMoments, _joint_moments
+from lensjax.fit.joint.moments import JointMoments, joint_moments
 from lensjax.selection.advice import (
     Advice,
     NextPoint,
@@ -112,7 +112,7 @@ def moments_of(posterior, points):
     """To first order in the slopes' coefficients."""
     rows = np.array([MODELS.index(point.model) for point in points])
     x = np.log2(np.array([TARGET, *(point.examples for point in points)]) / posterior.unit)
-    return _joint_moments(posterior.observations, posterior.fitted, x, rows, np.arange(1, len(x)), posterior.dof)
+    return joint_moments(posterior.observations, posterior.fitted, x, rows, np.arange(1, len(x)), posterior.dof)
 
 
 def test_moments_are_the_draws_with_correlations_to_first_order(posterior):

@@ -3,7 +3,7 @@
 import csv
 import html
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -22,6 +22,8 @@ from lensjax.models.inference import InferenceCost
 from lensjax.report.pages.study import render_study
 from lensjax.report.study_files import write_findings
 from lensjax.selection import DEFAULT_METHOD, METHODS, ranking
+from lensjax.selection.advice import Point
+from lensjax.selection.decisive import Decisive, Plan
 from lensjax.selection.records import ranking_csv
 from lensjax.study.cost import run_cost
 from lensjax.study.evidence import evidence_file, write_evidence
@@ -673,16 +675,26 @@ def test_hours_have_a_price(make, quick):
     assert total.price == pytest.approx(total.seconds)
 
 
-def test_what_is_too_close_says_what_one_more_rung_takes(make, quick):
-    folder = make(**quick)
+def test_what_is_too_close_says_which_runs_would_probably_decide_it(make, quick, monkeypatch):
+    folder = make(**quick, price_per_hour=3.6e5)
     folder.rungs(0, 200, 400)
     found, state = collect(folder.spec, folder.out).ranking, read_state(folder.spec, folder.out)
     assert _more(state, found) == ""  # ats knows no probabilities
-    chances = np.full(len(found.table.models), 0.04)
-    chances[:2] = 0.48, 0.44
-    said = _more(state, replace(found, probability_best=chances))
-    first, second = found.table.models[:2]
-    assert said.startswith(f"Measuring {first}, {second} on 800 examples too takes about ")
-    assert said.endswith(", and may decide it; raise the budget to 800 for that.")
-    seconds = sum(run_cost(state, name, 800).seconds for name in (first, second))
-    assert text.duration(seconds) in said
+    points = tuple(Point(name, 800) for name in found.table.models[:2])
+    costs = [run_cost(state, *point) for point in points]
+
+    def decides(ranking, cost):
+        assert [cost(point) for point in points] == [one.seconds for one in costs]
+        assert cost(Point("not measured", 800)) is None
+        return Decisive(Plan(points, 1.0, 0.64, 0.02, 0.71))
+
+    monkeypatch.setattr("lensjax.study.report.decisive", decides)
+    seconds, flops = sum(one.seconds for one in costs), sum(one.flops for one in costs)
+    assert _more(state, found) == (
+        f"Fine-tuning {points[0].model}, {points[1].model} on 800 examples each (1,600 in all, about "
+        f"{text.duration(seconds)}, {text.flops(flops)}, {100 * seconds:,.2f} at the price of an hour) would probably "
+        "decide it: P(best) of the choice is then 0.8 or more with probability 0.64, and 0.71 on average. A budget of "
+        "800 measures them, and the other candidates that are left."
+    )
+    monkeypatch.setattr("lensjax.study.report.decisive", lambda ranking, cost: Decisive(None, "It is not known."))
+    assert _more(state, found) == "It is not known."

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from lensjax.core.blas import one_blas_thread
 from lensjax.core.errors import InputError
 from lensjax.curves.table import curve_table
-from lensjax.fit.joint.curves import Fitted, extrapolate
+from lensjax.fit.joint.curves import Fitted
 from lensjax.fit.joint.draws import DrawnCurves, draw_curves
-from lensjax.fit.joint.hierarchy import Observations, shared_moments
+from lensjax.fit.joint.hierarchy import Observations
+from lensjax.fit.joint.moments import JointMoments, Together, joint_moments, together
 from lensjax.fit.joint.slopes import SlopePrior
 from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, curve_sizes, draws_for
@@ -29,24 +30,6 @@ class Outlier(NamedTuple):
 
     model: str
     examples: int
-
-
-class JointMoments(NamedTuple):
-    """Log losses that would be measured at C points, and of all M models at a target, as if Gaussian under each prior.
-
-    Attributes:
-      target_mean, target_variance: of the models at the target; the mean is that of a Gaussian with the expected loss.
-      point_mean, point_variance: of the points.
-      covariance: of a point with the models at the target.
-      shares: of the priors in the mixture; equal ones if None.
-    """
-
-    target_mean: Float[np.ndarray, "P M"]
-    target_variance: Float[np.ndarray, "P M"]
-    point_mean: Float[np.ndarray, "P C"]
-    point_variance: Float[np.ndarray, "P C"]
-    covariance: Float[np.ndarray, "P C M"]
-    shares: Float[np.ndarray, " P"] | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -193,7 +176,7 @@ class JointPosterior(CurvePosterior):
         """
         sizes, size = np.unique(examples, return_inverse=True)
         x = self._octaves(np.append(target, sizes))
-        modelled = _joint_moments(self.observations, self.fitted, x, model, size + 1, self.dof)
+        modelled = joint_moments(self.observations, self.fitted, x, model, size + 1, self.dof)
         # Slopes are not linear in what is Gaussian: correlations are those to first order, the rest is the draws'.
         target_mean, target_variance = np.empty_like(modelled.target_mean), np.empty_like(modelled.target_variance)
         point_mean, point_variance = np.empty_like(modelled.point_mean), np.empty_like(modelled.point_variance)
@@ -208,6 +191,28 @@ class JointPosterior(CurvePosterior):
         point_scale = np.sqrt(point_variance / modelled.point_variance)
         covariance = modelled.covariance * point_scale[:, :, None] * target_scale[:, None, :]
         return JointMoments(target_mean, target_variance, point_mean, point_variance, covariance, self.prior_weights)
+
+    @one_blas_thread()
+    def together(self, model: Int[np.ndarray, " V"], examples: Int[np.ndarray, " V"]) -> Together:
+        """Joint distribution of the log losses of V runs, no two of one model on as many examples; see `moments`.
+
+        Args:
+          model, examples: position in `models` and size of each.
+
+        Raises:
+          InputError: a size is outside the fitted range.
+        """
+        sizes, size = np.unique(examples, return_inverse=True)
+        x = self._octaves(sizes)
+        modelled = together(self.observations, self.fitted, x, model, size, self.dof)
+        mean, variance = np.empty_like(modelled.mean), np.empty_like(modelled.mean)
+        for rows, drawn in self._by_prior(x, MOMENTS, 0):
+            here = (model >= rows.start) & (model < rows.stop)
+            at = model[here] - rows.start, size[here]
+            mean[:, here], variance[:, here] = drawn.mean(axis=-1)[:, *at], drawn.var(axis=-1)[:, *at]
+        scale = np.sqrt(variance / np.diagonal(modelled.covariance, axis1=1, axis2=2))
+        covariance = modelled.covariance * scale[:, :, None] * scale[:, None, :]
+        return Together(mean, covariance, self.prior_weights)
 
     def outliers(self) -> list[Outlier]:
         """Points `FAR` scales or more from the rest of their curve, by their Student-t weights under all priors."""
@@ -266,37 +271,3 @@ def _first_below(
     share = np.where(drop > 0, (np.log(curves[rows, before]) - np.log(loss)) / np.where(drop > 0, drop, 1), 0)
     crossing = np.exp((1 - share) * np.log(sizes[before]) + share * np.log(sizes[first]))
     return np.where(below.any(axis=1), crossing, np.inf)
-
-
-def _joint_moments(
-    obs: Observations,
-    fitted: Fitted,
-    x: Float[np.ndarray, " G"],
-    model: Int[np.ndarray, " C"],
-    size: Int[np.ndarray, " C"],
-    dof: float,
-) -> JointMoments:
-    """Moments of all models at the first of `x`, and of points, each a model and a position in `x`."""
-    everyone, family, given = np.arange(len(obs.x)), obs.family[model], fitted.given
-    ahead = extrapolate(obs, fitted.scales, fitted.slopes, given, x, dof)
-    shared, shared_covariance = shared_moments(obs, given)
-    noise = fitted.scales.noise[:, None] ** 2 * dof / (dof - 2)
-
-    def alone(model: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Means, variances, and how losses follow the coefficients of families and of covariates."""
-        gain = ahead.gain[:, model, size]
-        mean = ahead.offset[:, model, size] + np.sum(gain * shared[:, model], axis=-1)
-        # The curve's own variance may be a little below 0 by rounding.
-        variance = np.maximum(ahead.covariance[:, model, size, size], 0.0) + noise
-        variance = variance + np.sum((gain[..., None, :] @ shared_covariance[:, model])[..., 0, :] * gain, axis=-1)
-        direct = (obs.covariates[model][:, :, None] * gain[..., None, :]).reshape(*gain.shape[:2], -1)
-        through_family = (gain[..., None, :] @ given.family_gain[:, obs.family[model]])[..., 0, :]
-        return mean, variance, gain, direct - through_family
-
-    target_mean, target_variance, target_gain, target_rise = alone(everyone, np.zeros_like(everyone))
-    point_mean, point_variance, point_gain, point_rise = alone(model, size)
-    covariance = point_rise @ given.covariate_covariance @ target_rise.mT
-    by_family = (point_gain[..., None, :] @ given.family_covariance[:, family])[..., 0, :] @ target_gain.mT
-    covariance += np.where(family[:, None] == obs.family, by_family, 0.0)
-    covariance += np.where(model[:, None] == everyone, ahead.covariance[:, model, size, 0][..., None], 0.0)
-    return JointMoments(target_mean, target_variance, point_mean, point_variance, covariance)

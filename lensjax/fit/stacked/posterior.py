@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensjax.curves.table import curve_table
-from lensjax.fit.joint.posterior import JointMoments, JointPosterior
+from lensjax.fit.joint.moments import JointMoments, Together
+from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.fit.per_model import fit_per_model
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, curve_sizes
 
@@ -118,6 +119,17 @@ class StackedPosterior(CurvePosterior):
             point_variance=joint.point_variance * scale[at_points] ** 2,
             covariance=joint.covariance * scale[at_points][:, None] * scale[at_target],
         )
+
+    def together(self, model: Int[np.ndarray, " V"], examples: Int[np.ndarray, " V"]) -> Together:
+        """See `JointPosterior.together`."""
+        joint = self.joint.together(model, examples)
+        sizes, size = np.unique(examples, return_inverse=True)
+        losses = self.joint.predict(sizes)
+        middle = np.log(losses.loss) - self.centre
+        stacked, scale = self._map(sizes.astype(np.float64), losses)
+        at = model, size
+        mean = stacked[at] - self.centre + scale[at] * (joint.mean - middle[at])
+        return joint._replace(mean=mean, covariance=joint.covariance * scale[at][:, None] * scale[at])
 
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
         """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""

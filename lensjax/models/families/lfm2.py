@@ -22,6 +22,8 @@ _CONV = "conv"
 class ShortConvolution(nnx.Module):
     """o(q(x) · convolution(k(x) · v(x))), each factor a linear map of x, which is 0 at padding."""
 
+    mixes_tokens = True  # with what its convolution keeps; see `lensjax.models.generate`
+
     def __init__(self, config: Any, options: Options, rngs: nnx.Rngs) -> None:
         width, bias, std = config.hidden_size, config.conv_bias, config.initializer_range
         self.q, self.k, self.v, self.o = (Linear(width, width, options, rngs, bias=bias, std=std) for _ in range(4))
@@ -30,7 +32,7 @@ class ShortConvolution(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time width"], mask: Bool[Array, "batch 1 #time time"] | None, *, angles: Any
     ) -> Float[Array, "batch time width"]:
-        seen = seen_tokens(mask)
+        seen = seen_tokens(mask, x.shape[1], getattr(self.convolution, "memory", None))
         x = x if seen is None else jnp.where(seen[..., None], x, 0)
         return self.o(self.q(x) * self.convolution(self.k(x) * self.v(x), mask))
 

@@ -75,6 +75,7 @@ def ranking_context(ranking: Ranking) -> dict[str, Any]:
         "ineligible": [(Name.of(model), text.clean(why)) for model, why in barred[:PRINTED_ROWS]],
         "unsaid_ineligible": max(len(barred) - PRINTED_ROWS, 0),
         "is_close": ranking.is_close,
+        "more": "" if ranking.decisive is None else text.clean(ranking.decisive.sentence),
         "warnings": [text.clean(sentence) for sentence in ranking.warnings],
         "compared": _compared(ranking, models),
         "columns": _columns(ranking),
