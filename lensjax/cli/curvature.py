@@ -87,7 +87,8 @@ def ntk(
         dtype: Type of parameters and computation; kernels are summed in float32, or in float64.
         memory_limit: Memory in GB that the kernel may take on a device besides the model; by default half of the
             machine's memory, or 80 % of the free memory of an accelerator.
-        verify: Compute entries of two or three examples a second time, from plain gradients, and compare them.
+        verify: Compute entries of two or three examples a second time, from plain gradients, and compare them; with
+            --sketch those of two examples, from the factors that features are made of.
         on_mismatch: What to do where they differ by more than rounding: raise an error that names the parameter, or
             compute its kernel from plain gradients (dense).
         explain: Say first how the kernel of each parameter is computed, why, and what it takes, and measure each way
@@ -132,8 +133,8 @@ def ntk(
                 sketch=sketch,
                 rank=rank,
                 seed=seed,
-                memory_limit=limit,
                 progress=progress,
+                **how,
             )
         _write_kernel(out, found, found.arrays(), about | found.summary() | _cost(time.perf_counter() - began))
         return

@@ -14,7 +14,7 @@ eigenvectors of A ⊗ B and takes the exact second moment of gradients along eac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from lensjax.curvature.ntk.factor import Factor, einsum
 from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, make_factors
 from lensjax.curvature.ntk.inputs import automatic_axes, check_finite
 from lensjax.curvature.ntk.plan import Job, Resources, batch_bytes, filler, prepare
+from lensjax.curvature.ntk.proof import Verification
+from lensjax.curvature.ntk.proven import prove_factors
 from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import wide
 
@@ -77,10 +79,12 @@ class KroneckerFisher:
     Attributes:
       blocks: By the parameter's path.
       like: The parameters.
+      verified: What of the factors that blocks are made of was computed a second time.
     """
 
     blocks: Mapping[str, KroneckerBlock]
     like: PyTree
+    verified: Verification | None = None
 
     def operator(self) -> LinearOperator:
         """v ↦ F v."""
@@ -105,6 +109,8 @@ def kfac(
     corrected: bool = True,
     longest: int = 4096,
     memory_limit: int | None = None,
+    verify: bool = True,
+    on_mismatch: Literal["raise", "dense"] = "raise",
     progress: Callable[[int, int], None] | None = None,
 ) -> KroneckerFisher:
     """The Fisher matrix of f on the examples of xs, each parameter's block as a Kronecker product.
@@ -114,13 +120,19 @@ def kfac(
       corrected: Whether eigenvalues are second moments of gradients along eigenvectors (EK-FAC), which takes a second
         pass over the examples, or products of eigenvalues of A and B (K-FAC).
       longest: Sides of a matrix that are longer, such as a vocabulary, have diagonal factors.
+      verify, on_mismatch: Whether to compare the kernel of two examples with plain gradients, the first time that a
+        function is taken, and what to do where they differ; see `ntk`.
       progress: Called with the number of finished batches of examples, and of all.
 
     Raises:
       InputError: see `ntk`.
+      WrongKernelError: see `ntk`.
     """
     with automatic_axes(params) as params:
         job = prepare(f, params, xs, None, "exact", memory_limit, besides=partial(_besides, longest))
+        wrong, verified = prove_factors(f, params, job, on_mismatch) if verify else (frozenset(), None)
+        if wrong:
+            job = prepare(f, params, xs, None, "exact", memory_limit, wrong, partial(_besides, longest))
         leaves, passes = job.plan.leaves, job.batches * (2 if corrected else 1)
         moments: list[Moments] = []
         for i in range(job.batches):
@@ -142,7 +154,7 @@ def kfac(
             each = zip(blocks, totals, strict=True)
             blocks = [replace(block, eigenvalues=total / job.sizes[0]) for block, total in each]
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return KroneckerFisher(dict(zip(names, blocks, strict=True)), params)
+    return KroneckerFisher(dict(zip(names, blocks, strict=True)), params, verified)
 
 
 def kfac_plan(

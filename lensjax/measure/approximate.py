@@ -12,6 +12,7 @@ from lensjax.core.flops import matmul_flops
 from lensjax.core.tabular import Columns, Tabular
 from lensjax.curvature.low_rank import lanczos, lanczos_plan
 from lensjax.curvature.ntk import Resources, ntk_sketch, ntk_vp, sketch_plan
+from lensjax.curvature.ntk.proof import Verification
 from lensjax.measure.functionals import FUNCTIONALS, Batch
 from lensjax.measure.kernel import choose_times, functional_of, values_of
 from lensjax.models.model import Model
@@ -33,6 +34,8 @@ class ApproximateKernel(Tabular):
         fall.
       labels: Tokens that stand for the classes of label_logits.
       flops: FLOPs of all products.
+      verified: What of the factors that features are made of was computed a second time; products with vectors are
+        JAX's own.
     """
 
     functional: str
@@ -48,6 +51,7 @@ class ApproximateKernel(Tabular):
     residuals: Float[np.ndarray, " times"] | None
     labels: tuple[int, ...]
     flops: int
+    verified: Verification | None = None
 
     @property
     def sentence(self) -> str:
@@ -81,7 +85,7 @@ class ApproximateKernel(Tabular):
             f"{of}_standard_error": self.standard_error,
             "labels": list(self.labels),
             "flops": self.flops,
-        }
+        } | ({} if self.verified is None else {"verified": str(self.verified)})
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, without those that are None."""
@@ -99,6 +103,8 @@ def measure_approximate_kernel(
     rank: int | None = None,
     seed: int = 0,
     memory_limit: int | None = None,
+    verify: bool = True,
+    on_mismatch: Literal["raise", "dense"] = "raise",
     progress: Callable[[int, int], None] | None = None,
 ) -> ApproximateKernel:
     """A model's kernel on N examples in time and memory proportional to N.
@@ -108,17 +114,22 @@ def measure_approximate_kernel(
       sketch: Number of random features; see `lensjax.curvature.ntk.ntk_sketch`.
       rank: Number of eigenvalues instead, by Lanczos' method; see `lensjax.curvature.low_rank.lanczos`.
       seed: Of projections or of the start.
+      verify, on_mismatch: Of a sketch, see `lensjax.curvature.ntk.ntk_sketch`.
 
     Raises:
+      WrongKernelError: see `ntk_sketch`.
       InputError: see `measure_kernel`; or not one of the two is asked for, or the functional's kernel is a sum over
         several outputs, of which Lanczos' method has no products.
     """
     _check_one(sketch, rank)
     kind = FUNCTIONALS[functional]
     f, classes = functional_of(model, batch, functional)
+    verified = None
     if sketch is not None:
         plan = sketch_plan(f, model.params, batch, sketch, memory_limit=memory_limit)
-        made = ntk_sketch(f, model.params, batch, sketch, seed=seed, memory_limit=memory_limit, progress=progress)
+        how: Any = {"memory_limit": memory_limit, "verify": verify, "on_mismatch": on_mismatch, "progress": progress}
+        made = ntk_sketch(f, model.params, batch, sketch, seed=seed, **how)
+        verified = made.verified
         n, outputs, _ = made.features.shape
         trace, scale = made.trace(), 1.0
         if kind.output == "diagonal":  # outputs are estimates of one kernel, whose mean is taken
@@ -145,9 +156,9 @@ def measure_approximate_kernel(
         times = choose_times(eigenvalues)
         residuals = _residuals(vectors, eigenvalues, f0 - y, times)
     method: Literal["sketch", "lanczos"] = "lanczos" if sketch is None else "sketch"
-    numbers = float(estimate), float(error)
+    numbers, curve = (float(estimate), float(error)), (f0, y, times, residuals)
     return ApproximateKernel(
-        functional, method, len(columns), columns, eigenvalues, *numbers, f0, y, times, residuals, classes, flops
+        functional, method, len(columns), columns, eigenvalues, *numbers, *curve, classes, flops, verified
     )
 
 

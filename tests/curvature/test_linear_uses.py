@@ -79,3 +79,21 @@ def test_tables_in_pieces_that_are_no_whole_tiles_do_not_change_it(tiny_config, 
 
     whole = ntk(loss, model.params, ids)
     assert np.abs(ntk(loss, model.params, ids, memory_limit=limit) - whole).max() < 1e-5 * whole.max()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+@pytest.mark.parametrize("mode", ["clip", "fill"])
+def test_ids_of_few_bytes_may_name_rows_of_long_tables(dtype, mode):
+    """Of which the last row is no number of the ids' type."""
+    table, ids = RANDOM.normal(size=(300, 2)), RANDOM.integers(0, 127, (24, 4))
+
+    def f(table, ids):
+        rows = jnp.take(table, ids, axis=0, mode=mode)
+        return jnp.sin(rows * WEIGHTS[:4]).sum(0) + jax.nn.softmax(rows[0] @ table.T) @ table
+
+    with jax.enable_x64(True):
+        jacobian = np.asarray(jax.vmap(jax.jacrev(f), in_axes=(None, 0))(jnp.asarray(table), ids)).reshape(24, 2, -1)
+        expected = np.einsum("nkp,mkp->nm", jacobian, jacobian)
+        for limit in (None, 120_000):  # whole, and in pieces
+            theta = ntk(f, table, ids.astype(dtype), memory_limit=limit, verify=False)
+            np.testing.assert_allclose(theta, expected, rtol=1e-10, atol=1e-10)

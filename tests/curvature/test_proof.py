@@ -9,6 +9,8 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.curvature.jaxpr.linear_uses import _Prober
+from lensjax.curvature.kfac import kfac
+from lensjax.curvature.ntk import ntk_sketch
 from lensjax.curvature.ntk.ntk import ntk
 from lensjax.curvature.ntk.plan import prepare
 from lensjax.curvature.ntk.proof import WrongKernelError
@@ -122,3 +124,30 @@ def test_results_are_arrays_to_all():
     theta = ntk(make(), PARAMS, XS)
     assert jnp.asarray(theta).shape == jax.jit(lambda x: x + 1)(theta).shape == (6, 6)
     assert theta[:2].verified is None
+
+
+SAMPLED = {
+    "features": lambda f, **how: np.square(ntk_sketch(f, PARAMS, XS, 512, **how).features).sum((1, 2)),
+    "blocks": lambda f, **how: kfac(f, PARAMS, XS, **how).blocks["layers"].eigenvalues.sum((1, 2)),
+}
+
+
+@pytest.mark.usefixtures("wrong_rule")
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_what_is_made_of_wrong_factors_is_refused_or_mended(kind, monkeypatch):
+    measured, f = SAMPLED[kind], make()
+    with pytest.raises(WrongKernelError, match=r"part of layers, layer \d is .* on_mismatch='dense'"):
+        measured(f)
+    mended, wrong = measured(f, on_mismatch="dense"), measured(f, verify=False)
+    monkeypatch.undo()
+    right = measured(make())
+    assert np.abs(wrong / right - 1).max() > 1e-3  # nobody looked
+    slack = 1e-4 if kind == "blocks" else 0.5  # traces, or projections that differ
+    np.testing.assert_allclose(mended, right, rtol=slack)
+
+
+def test_factors_are_compared_once_for_each_function():
+    f = make()
+    one, other = ntk_sketch(f, PARAMS, XS, 64), kfac(f, PARAMS, XS)
+    assert "agree with plain gradients" in str(one.verified)
+    assert one.verified is other.verified

@@ -274,10 +274,11 @@ class _Prober(Interpreter[Any]):
     def lookup(self, equation: JaxprEqn, inputs: list[Any], key: Key) -> list[Array]:
         (table, ids), probe = inputs, self.probes[key]
         ids = ids.reshape(self.uses[key].rows)
-        inside = jnp.clip(ids, 0, len(table) - 1).astype(ids.dtype)
+        inside = jnp.clip(ids, 0, min(len(table) - 1, jnp.iinfo(ids.dtype).max)).astype(ids.dtype)
         if equation.params["mode"] is not GatherScatterMode.CLIP:  # JAX drops gradients of ids beyond the table
             probe = jnp.where((ids == inside)[:, None], probe, 0)
-        self.captured[key] = inside
+        narrow = ids.dtype.itemsize < 4 or jnp.issubdtype(ids.dtype, jnp.unsignedinteger)
+        self.captured[key] = inside.astype(jnp.int32) if narrow else inside  # as tiles count below 0 and up to the rows
         (y,) = bind(equation, inputs)
         return [y + probe.reshape(y.shape).astype(y.dtype)]
 

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
 from lensjax.curvature.jaxpr.linear_uses import LinearUses, find_uses
+from lensjax.curvature.jaxpr.mapped_rules import check_mapped_rules
 from lensjax.curvature.jaxpr.walker import aval
 
 Function = Callable[[PyTree, PyTree], PyTree]  # of parameters and of a batch or an example
@@ -84,7 +85,8 @@ def traced_program(
       ranks: Numbers of axes that the value, one array, may have; any pytree of arrays where not given.
 
     Raises:
-      InputError: the value is not floating-point, or has another number of axes.
+      InputError: the value is not floating-point, or has another number of axes; or f has a custom_jvp that JAX
+        differentiates wrongly, see `lensjax.curvature.jaxpr.mapped_rules`.
     """
     leaves, structure = jax.tree.flatten((params, batch))
     key = (structure, tuple(map(jax.typeof, leaves)), _tracing_context())
@@ -114,6 +116,7 @@ def _trace(f: Function, params: PyTree, batch: PyTree) -> tuple[Program, PyTree]
     values, structure = jax.tree.flatten(out)
     if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in values):
         raise InputError("The function gives whole numbers; curvature is that of a floating-point function.")
+    check_mapped_rules(closed.jaxpr)
     return Program(closed.jaxpr, structure, len(jax.tree.leaves(params))), closed.consts
 
 

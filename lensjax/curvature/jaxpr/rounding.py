@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 
 from lensjax.curvature.jaxpr.program import Program
-from lensjax.curvature.jaxpr.walker import aval
+from lensjax.curvature.jaxpr.walker import aval, equations
 
 
 def rounding(program: Program) -> float:
@@ -24,8 +24,5 @@ def rounding(program: Program) -> float:
 def _values(jaxpr: Jaxpr) -> Iterator[Any]:
     """Shapes and types of all arrays of a program."""
     yield from (aval(var) for var in jaxpr.invars)
-    for equation in jaxpr.eqns:
+    for equation in equations(jaxpr):
         yield from (aval(var) for var in equation.outvars if hasattr(aval(var), "dtype"))
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            if hasattr(inner, "eqns"):  # a jaxpr, or a closed one
-                yield from _values(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)

@@ -1,8 +1,9 @@
 """One walk through the equations of a jaxpr, for interpreters that say in a table what each primitive does."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.core import Literal as JaxprLiteral
 
@@ -75,6 +76,15 @@ def called(equation: JaxprEqn) -> ClosedJaxpr:
     """The jaxpr of a call."""
     inner = equation.params["jaxpr" if "jaxpr" in equation.params else "call_jaxpr"]
     return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """All equations of a program, those inside of others too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):  # a jaxpr, or a closed one
+                yield from equations(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:

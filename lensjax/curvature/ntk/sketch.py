@@ -12,7 +12,7 @@ formed. Features take N × dimension numbers, and time in proportion to N.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from lensjax.curvature.ntk.factor import Factor, constrain, einsum
 from lensjax.curvature.ntk.factors import Leaf, make_factors
 from lensjax.curvature.ntk.inputs import automatic_axes, check_finite
 from lensjax.curvature.ntk.plan import Job, Resources, batch_bytes, filler, prepare
+from lensjax.curvature.ntk.proof import Verification
+from lensjax.curvature.ntk.proven import prove_factors
 from lensjax.curvature.spectrum import StochasticEstimate
 from lensjax.curvature.streaming import wide
 
@@ -45,10 +47,12 @@ class Sketch:
     Attributes:
       features: [N, outputs, dimension], scaled so that products sum to kernels.
       seed: Of the projections.
+      verified: What of the factors that features are made of was computed a second time.
     """
 
     features: Float[np.ndarray, "n outputs dimension"]
     seed: int
+    verified: Verification | None = None
 
     def kernel(self, other: "Sketch | None" = None) -> StochasticEstimate:
         """The kernel summed over outputs between these examples and those of another sketch, or these again.
@@ -82,6 +86,8 @@ def ntk_sketch(
     *,
     seed: int = 0,
     memory_limit: int | None = None,
+    verify: bool = True,
+    on_mismatch: Literal["raise", "dense"] = "raise",
     progress: Callable[[int, int], None] | None = None,
 ) -> Sketch:
     """Random features of the examples of xs, whose inner products estimate `ntk` without bias.
@@ -93,12 +99,18 @@ def ntk_sketch(
       f, params, xs, memory_limit, progress: See `lensjax.curvature.ntk.ntk.ntk`; the features come besides.
       dimension: Number of features.
       seed: Of the projections.
+      verify, on_mismatch: Whether to compare the kernel of two examples with plain gradients, the first time that a
+        function is sketched, and what to do where they differ; see `ntk`.
 
     Raises:
       InputError: see `ntk`; or the dimension is not 2 or more.
+      WrongKernelError: see `ntk`.
     """
     with automatic_axes(params) as params:
         job = _job(f, params, xs, dimension, memory_limit)
+        wrong, verified = prove_factors(f, params, job, on_mismatch) if verify else (frozenset(), None)
+        if wrong:
+            job = _job(f, params, xs, dimension, memory_limit, wrong)
         made = []
         for i in range(job.batches):
             values, features = _features(job, params, i, dimension, seed)
@@ -106,7 +118,7 @@ def ntk_sketch(
             made.append(np.asarray(features))
             if progress is not None:
                 progress(i + 1, job.batches)
-    return Sketch(np.concatenate(made)[: job.sizes[0]] / np.sqrt(dimension), seed)
+    return Sketch(np.concatenate(made)[: job.sizes[0]] / np.sqrt(dimension), seed, verified)
 
 
 def sketch_plan(
@@ -132,11 +144,18 @@ def sketch_plan(
         return Resources(job.batch, job.batch // devices * each + in_all, n * features, flops * job.batches)
 
 
-def _job(f: Function, params: PyTree, xs: PyTree, dimension: int, memory_limit: int | None) -> Job:
+def _job(
+    f: Function,
+    params: PyTree,
+    xs: PyTree,
+    dimension: int,
+    memory_limit: int | None,
+    plain: frozenset[int] = frozenset(),
+) -> Job:
     """The plan: batches of examples whose factors and features fit."""
     if dimension < 2:
         raise InputError(f"The dimension is {dimension}; give 2 or more.")
-    return prepare(f, params, xs, None, "exact", memory_limit, besides=partial(_besides, dimension))
+    return prepare(f, params, xs, None, "exact", memory_limit, plain, partial(_besides, dimension))
 
 
 def _besides(dimension: int, leaves: Sequence[Leaf]) -> tuple[int, int]:
