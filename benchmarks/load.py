@@ -6,11 +6,7 @@ Each command is a process of its own, on the CPU, of which wall time, time of it
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +14,7 @@ from typing import Any, Literal
 
 import tyro
 import yaml
-from parts import Json, Promise, run_parts
+from parts import Json, Promise, command, run_parts
 
 from lensjax.core.artefacts import sealed_line
 from lensjax.study.folder import open_study, pinned
@@ -149,24 +145,6 @@ def entries(spec: StudySpec, count: int) -> Iterator[Entry]:
         else:
             told = {"cell": cells[i % len(cells)], "status": "failed", "error": "none", "seconds": 1.5, "flops": 10**10}
         yield Entry(**same, **told)
-
-
-def command(*arguments: str) -> Json:
-    """Seconds and memory of a command of lensjax."""
-    settings = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    with tempfile.TemporaryFile() as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lensjax", *arguments], stdout=said, stderr=said, env=os.environ | settings
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            raise SystemExit(said.read().decode())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"median_s": seconds, "cpu_s": used.ru_utime + used.ru_stime, "peak_gb": used.ru_maxrss * unit / 1e9}
 
 
 LIMITS: Mapping[Part, Mapping[str, Mapping[str, float]]] = {

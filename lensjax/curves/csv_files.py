@@ -35,6 +35,7 @@ from lensjax.curves.table import (
     MAX_EXAMPLES,
     MAX_LOSS,
     META_COLUMNS,
+    MIN_LOSS,
     NAME_COLUMNS,
     TIDY_COLUMNS,
     UNIT_COLUMN,
@@ -237,10 +238,11 @@ class _Builder:
         if not cell.strip():
             return
         loss, seed = _number(cell), seed.strip()
-        if not 0 < loss <= MAX_LOSS:
+        if not MIN_LOSS <= loss <= MAX_LOSS:
             raise InputError(
                 f"{self.where} line {line} column '{column}' holds the loss '{shorten(cell)}'; losses are "
-                f"positive numbers up to {MAX_LOSS:.0e} (leave a cell blank where nothing was measured)."
+                f"positive numbers from {MIN_LOSS:.0e} to {MAX_LOSS:.0e} (leave a cell blank where nothing was "
+                "measured)."
             )
         seeds = self.losses.setdefault((model, size), {})
         if seed in seeds:

@@ -21,7 +21,7 @@ from lensjax.curves.metrics import ENDS, Metric, Shares
 from lensjax.curves.units import NATS_PER_TOKEN, Unit
 
 MAX_EXAMPLES = 10**15
-MAX_LOSS = 1e30  # sums of squares over seeds stay finite
+MIN_LOSS, MAX_LOSS = 1e-30, 1e30  # what is predicted from them, and sums of squares over seeds, stay above 0 and finite
 NAME_COLUMNS = ("config name", "config_name", "model", "name")
 META_COLUMNS = ("size", "family", "ineligible")
 UNIT_COLUMN = "unit"  # of what a loss of a row is in, where its column does not say
@@ -227,12 +227,12 @@ def curve_table(
     for what, repeated in (("model", duplicates(names)), ("size", duplicates(columns.tolist()))):
         if repeated:
             raise InputError(f"{what} {listing(repeated)} is given more than once; give each {what} once.")
-    bad = np.argwhere(~np.isnan(values) & ~((values > 0) & (values <= MAX_LOSS)))
+    bad = np.argwhere(~np.isnan(values) & ~((values >= MIN_LOSS) & (values <= MAX_LOSS)))
     if bad.size:
         i, j = bad[0]
         raise InputError(
             f"loss of {shorten(names[i])} at {columns[j]} examples is {values[i, j]}; "
-            f"losses are positive numbers up to {MAX_LOSS:.0e}."
+            f"losses are positive numbers from {MIN_LOSS:.0e} to {MAX_LOSS:.0e}."
         )
     for name, count in zip(names, counts, strict=True):
         if not (math.isnan(count) or 0 < count < math.inf):

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from lensjax.core.errors import InputError, listing
 from lensjax.core.tabular import Columns, Tabular
-from lensjax.curves.table import CurveTable
+from lensjax.curves.table import MIN_LOSS, CurveTable, curve_table
 from lensjax.fit.calibration import FEWEST
 
 DRAWS = 4000
@@ -137,9 +137,16 @@ class CurvePosterior(Tabular):
           InputError: the size is outside the fitted range.
         """
 
-    @abstractmethod
     def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
-        """B, D_l, beta and E of each model's rectified law L = B / (D_l + D^β) + E, for L in the unit of the table."""
+        """B, D_l, beta and E of each model's rectified law L = B / (D_l + D^β) + E, for L in the unit of the table.
+
+        It is the law closest to the median curve, from `unit` to the horizon, where the fit is of something else.
+        """
+        from lensjax.fit.per_model import fit_per_model  # slow to import
+
+        sizes = curve_sizes(self.unit, self.horizon)
+        curves = np.maximum(self.predict(sizes).loss, MIN_LOSS)
+        return fit_per_model(curve_table(self.models, sizes, curves), "rectified").parameters
 
     def probability_best(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " M"]:
         """Probability that each model has the lowest loss at one size."""

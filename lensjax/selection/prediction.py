@@ -16,6 +16,7 @@ from lensjax.fit.posterior import CurvePosterior, chances_and_regrets, draws_for
 CLOSE = 0.5  # P(best) of a choice below which it is too close to call
 CEILING = 2.0  # largest predicted loss of a model over the largest measured
 UNSEEN = 0.03  # share of draws in which models take each other's place, where no bend of a curve can have been seen
+MIDDLE = 0.01  # share of draws about a model's median, on both sides, in which none takes its place
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,36 @@ def predict_from(posterior: CurvePosterior, target: int, table: CurveTable | Non
     fitted = np.array([places[model] for model in posterior.models], dtype=int)
     draws[:, fitted] = sampled
     if table is not None and table.points().max() <= FEWEST:
-        rng = np.random.default_rng(0)
-        some = rng.choice(len(draws), round(UNSEEN * len(draws)), replace=False)
-        draws[np.ix_(some, fitted)] = rng.permuted(sampled[some], axis=1)
+        draws[:, fitted] = exchanged(sampled)
     np.minimum(draws, highest, out=draws)
     score, lower, upper = np.quantile(draws, (0.5, 0.05, 0.95), axis=0)
     return Prediction(
         score, lower=lower, upper=upper, draws=draws, widening=posterior.widening, posterior=posterior, **fields
     )
+
+
+def exchanged(draws: Float[np.ndarray, "S M"]) -> Float[np.ndarray, "S M"]:
+    """The draws, in a share `UNSEEN` of which pairs of models take each other's place, while no median changes.
+
+    They do where either stays on its side of its median: for models that are far apart in one draw out of four.
+    """
+    count, models = draws.shape
+    low, high = np.quantile(draws, (0.5 - MIDDLE, 0.5 + MIDDLE), axis=0)
+    rng = np.random.default_rng(0)
+    rows = rng.choice(count, min(count, round(4 * UNSEEN * count)), replace=False)[:, None]
+    order = rng.permuted(np.tile(np.arange(models), (len(rows), 1)), axis=1)
+    one, other = order[:, 0 : models - 1 : 2], order[:, 1::2]
+
+    def stays(model: np.ndarray, new: np.ndarray) -> np.ndarray:
+        now = draws[rows, model]
+        same: np.ndarray = (np.maximum(now, new) < low[model]) | (np.minimum(now, new) > high[model])
+        return same
+
+    first, second = draws[rows, one], draws[rows, other]
+    swap = stays(one, second) & stays(other, first)
+    found = draws.copy()
+    found[rows, one], found[rows, other] = np.where(swap, second, first), np.where(swap, first, second)
+    return found
 
 
 def as_measured(prediction: Prediction, measured: Float[np.ndarray, " M"]) -> Prediction:

@@ -191,12 +191,21 @@ def test_command_line_is_timed(quick):
 def test_commands_that_rank_have_times_of_all_threads_and_memory(quick):
     (case,) = quick["ranking"]
     assert (case["models"], case["sizes"]) == (3, 5)
-    assert all(positive(case[name]) for name in ("median_s", "min_s", "cpu_s", "least_cpu_s", "peak_gb"))
+    assert set(case) == {"models", "sizes", "median_s", "min_s", "cpu_s", "least_cpu_s", "peak_gb", "page_mb"}
+    assert all(positive(number) for number in case.values())
+
+
+def test_notes_explain_every_part_of_fits(quick):
+    assert set(quick) - set(quick["notes"]) == {
+        *("benchmark", "quick", "machine", "versions", "revision", "date", "curves", "repeats", "notes", "targets"),
+        *("per_model", "command_line"),  # whose times, ratios and peers have notes of their own
+    }
+    assert all(quick["notes"].values())
 
 
 def test_targets_are_judged_by_what_was_measured(quick):
     judged = [goal for goal in quick["targets"] if goal["measured"] is not None]
-    assert judged
+    assert "lensjax rank of 3 models at 5 sizes, s" in [goal["what"] for goal in judged]
     assert all(goal["met"] == (goal["measured"] <= goal["at_most"]) for goal in judged)
 
 
@@ -211,6 +220,8 @@ def test_committed_results_are_of_a_full_run_of_this_script(quick):
     assert kinds(found["scaling"]["points"]) == kinds(quick["scaling"]["points"])
     assert found["quick"] is False
     assert [point["models"] for point in found["scaling"]["points"]] == [30, 100, 300, 1000, 3000]
+    cases = [(30, 11), (30, 200), (3000, 11), (30_000, 11)]
+    assert [(case["models"], case["sizes"]) for case in found.get("ranking", [])] in ([], cases)
     assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     assert '"/' not in text, "a path of the machine it ran on"
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
-from lensjax.curves.table import MAX_EXAMPLES, MAX_LOSS, CurveTable, curve_table
+from lensjax.curves.table import MAX_EXAMPLES, MAX_LOSS, MIN_LOSS, CurveTable, curve_table
 from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_EXAMPLE, NATS_PER_TOKEN, UNITS
 from lensjax.selection.ranking import rank
 
@@ -73,7 +73,7 @@ def tables(draw, gaps=True):
     """Any valid table with at least one loss."""
     names = draw(st.lists(TEXTS.filter(bool), min_size=1, max_size=4, unique=True))
     sizes = draw(st.lists(st.integers(0, MAX_EXAMPLES), min_size=1, max_size=5, unique=True))
-    losses = st.floats(0, MAX_LOSS, exclude_min=True) | st.floats(1, 6)
+    losses = st.floats(MIN_LOSS, MAX_LOSS) | st.floats(1, 6)
     rows = st.lists(losses | st.just(NAN) if gaps else losses, min_size=len(sizes), max_size=len(sizes))
     loss = draw(st.lists(rows, min_size=len(names), max_size=len(names)).filter(lambda x: not np.isnan(x).all()))
     counts = st.lists(
@@ -150,7 +150,7 @@ class TestSeeds:
         np.testing.assert_allclose(table.loss_sd, [[7**0.5, NAN], [NAN, NAN]], rtol=1e-15)
 
     @settings(deadline=None)
-    @given(st.lists(st.floats(0, MAX_LOSS, exclude_min=True), min_size=2, max_size=5))
+    @given(st.lists(st.floats(MIN_LOSS, MAX_LOSS), min_size=2, max_size=5))
     def test_mean_and_spread_of_any_losses_are_finite(self, file, losses):
         rows = "".join(f"a,200,{loss!r},{seed}\n" for seed, loss in enumerate(losses))
         table = read_curves(file("model,examples,loss,seed\n" + rows))
@@ -371,6 +371,7 @@ class TestUnreadableFiles:
         ("config name,200\na,nan\n", ["line 2 column '200'", "'nan'"]),
         ("config name,200\na,inf\n", ["line 2 column '200'", "'inf'"]),
         ("config name,200\na,1e31\n", ["line 2 column '200'", "'1e31'"]),
+        ("config name,200\na,1e-31\n", ["line 2 column '200'", "'1e-31'", "from 1e-30 to 1e+30"]),
         ("config name,200\na,3_0\n", ["line 2 column '200'", "'3_0'"]),
         ("config name,200\na,three\n", ["line 2 column '200'", "'three'"]),
         ("config name,200\na," + "x" * 5000 + "\n", ["line 2 column '200'", "xxx…"]),

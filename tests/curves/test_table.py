@@ -79,6 +79,7 @@ class TestCurveTable:
             ({"loss": [[1, 2], [3, 0]]}, "loss of b at 200 examples is 0.0"),
             ({"loss": [[1, float("inf")], [3, 4]]}, "loss of a at 200 examples is inf"),
             ({"loss": [[1, 2], [1e31, 4]]}, "loss of b at 0 examples is 1e"),
+            ({"loss": [[1, 2], [1e-31, 4]]}, "loss of b at 0 examples is 1e-31; losses are positive numbers from"),
             ({"models": ["a", " a"]}, "model a is given more than once"),
             ({"models": ["a", " "]}, "model 1 has no name"),
             ({"sizes": [200, 2e2]}, "size 200 is given more than once"),

@@ -43,6 +43,16 @@ def test_slopes_are_positive_and_usual_for_a_usual_model(name):
     np.testing.assert_allclose(usual[5:7].mean(), USUAL_SLOPE, rtol=0.01)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", SHAPES.names)
+def test_slopes_of_any_coefficients_are_finite(name):
+    prior = prior_of(name)
+    for spread in (1e2, 1e4, 1e8):
+        found = linearised(prior, coefficients(prior, spread)[None])
+        assert np.isfinite(found.mean).all()
+        assert np.isfinite(found.basis).all()
+
+
 @pytest.mark.parametrize("name", SHAPES.names)
 def test_slopes_are_linearised_about_any_coefficients(name):
     prior, step = prior_of(name), 1e-5

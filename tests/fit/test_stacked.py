@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lensjax.curves.simulated import simulated
-from lensjax.fit.joint.posterior import JointMoments
+from lensjax.fit.joint.moments import JointMoments
 from lensjax.fit.joint.recent import joint_fit
 from lensjax.fit.posterior import Z90, CurvePosterior, Losses
 from lensjax.fit.stacked.learned import COMPONENTS, LEARNED, Learned, Record

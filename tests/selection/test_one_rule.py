@@ -26,7 +26,7 @@ from lensjax.selection.advice import advise
 from lensjax.selection.evidence import Evidence
 from lensjax.selection.methods import DEFAULT_METHOD, METHODS, Method
 from lensjax.selection.metrics import evaluate
-from lensjax.selection.prediction import CEILING, predict_from
+from lensjax.selection.prediction import CEILING, UNSEEN, exchanged, predict_from
 from lensjax.selection.ranking import CLOSE, rank
 from lensjax.selection.records import ranking_csv, ranking_json
 from lensjax.study.decisions import decide
@@ -138,7 +138,21 @@ DROPS = [
 HOPELESS = [[0.5, 0.3, 0.21], [0.48, 0.31, 0.2], [0.5, 0.33, 0.22], [1.5, 1.3, 1.2]]
 
 
-@pytest.mark.parametrize("losses", [[A, B], DROPS, HOPELESS], ids=["two", "a drop among five", "a hopeless one"])
+SOLVED = [[2.0, 1.9, 1e-29], [2.1, 2.0, 1.8], [2.0, 1.8, 1.9]]
+FLAT = [[1.0, 1.0], [3.0, 2.9], [3.0, 3.0], [2.0, 2.1]]
+TABLES = {
+    "two": [A, B],
+    "a drop among five": DROPS,
+    "a hopeless one": HOPELESS,
+    "one that all but loses nothing": SOLVED,
+    "one that diverged": [[2.0, 1.8, 1e25], *SOLVED[1:]],
+    "two points": FLAT,
+    "all alike": [[2.0] * 4] * 3,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("losses", TABLES.values(), ids=TABLES)
 def test_nothing_contradicts_anything_else_by_the_default_method(losses):
     sizes = 200 * 2 ** np.arange(len(losses[0]))
     with few_methods():
@@ -152,6 +166,17 @@ def test_two_points_of_each_model_are_no_reason_to_be_sure(method):
     for budget, least, most in ((400, 0.95, 0.99), (1600, 0.99, 1.0)):
         chances = METHODS[method].predict(table.up_to(budget), 6400).probability_best
         assert least <= chances[0] <= most
+
+
+def test_models_of_two_points_take_each_others_place_without_changing_medians():
+    rng = np.random.default_rng(0)
+    for count, models in ((1000, 2), (999, 5), (4000, 12)):
+        draws = rng.lognormal(rng.normal(0, 2, models), 0.1, (count, models))
+        found = exchanged(draws)
+        np.testing.assert_array_equal(np.median(found, axis=0), np.median(draws, axis=0))
+        np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(draws, axis=1))
+        assert 0.01 < (found != draws).any(axis=1).mean() < 5 * UNSEEN
+    np.testing.assert_array_equal(exchanged(np.ones((8, 3))), 1)
 
 
 @pytest.mark.skipif(FITS < 1, reason="LENSJAX_EXAMPLES is below 4")
@@ -200,6 +225,12 @@ def check(table: CurveTable, page: bool = True) -> None:
     np.testing.assert_array_equal(prediction.score[measured], seen.column(TARGET)[measured])
     np.testing.assert_array_equal(ranking.curves.loss[~measured, -1], prediction.score[~measured])
     np.testing.assert_array_equal(ranking.curves.upper[~measured, -1], prediction.upper[~measured])
+
+    if not isinstance(prediction.posterior, Cheap):  # whose draws rise
+        largest = np.max(np.where(seen.measured, seen.sizes, 0), axis=1)
+        beyond = ranking.curves.sizes[:-1] >= largest[:, None]
+        steps = np.diff(ranking.curves.loss, axis=1)
+        assert (steps[beyond & ~measured[:, None]] <= 1e-9 * np.nanmax(seen.loss)).all()
 
     # What is said of the first choice.
     said = " ".join(ranking.warnings)

@@ -1,13 +1,13 @@
 """Models a few at a time: what is computed of each of thousands is held of some."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 BLOCK = 256  # models
 
-Parts = TypeVar("Parts", bound=tuple[Any, ...])
+Parts = TypeVar("Parts", bound=Iterable[Any])
 
 
 def blocks(models: int) -> list[slice]:
@@ -19,7 +19,7 @@ def joined(parts: Sequence[Parts], axes: Sequence[int]) -> Parts:
     """Tuples of arrays, each of some models, as one of all of them.
 
     Args:
-      parts: named tuples of one kind.
+      parts: of one kind, which is made of its members in their order.
       axes: of models, in each of their members.
     """
     if len(parts) == 1:

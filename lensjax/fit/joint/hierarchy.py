@@ -16,7 +16,9 @@ All of it is NumPy: compiling programs for tables of some ten curves would take 
 scales and slopes may have further axes in front, "*b", such as one over priors; those of the observations have none.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -89,37 +91,32 @@ class Slopes(NamedTuple):
         return Slopes(self.mean[..., rows, :], self.basis[..., rows, :, :])
 
 
-class Conditional(NamedTuple):
-    """The posterior of the coefficients given the observations; see `condition`.
+@dataclass(frozen=True)
+class OfModels:
+    """What is known of M models from their own observations, given their families and the covariates.
 
     Attributes:
-      evidence: log marginal likelihood of all observations.
       precision: inverse covariance of a model's observations given its family and the covariates.
       basis: integrals of the slopes' basis at the observations.
       residual: observations less the population's curve.
       walk: Var W_i at the observations.
       level, level_variance: mean of ℓ_i per unit of residual, and its variance, were the slopes known.
-      covariate_mean, covariate_covariance: of the covariates' coefficients.
-      family_mean, family_covariance: of a family's coefficients where the covariates' are 0.
-      family_gain: fall of a family's coefficients per rise of the covariates'.
     """
 
-    evidence: Float[np.ndarray, "*b"]
     precision: Float[np.ndarray, "*b M n n"]
     basis: Float[np.ndarray, "*b M n q"]
     residual: Float[np.ndarray, "*b M n"]
     walk: Float[np.ndarray, "*b M n"]
     level: Float[np.ndarray, "*b M n"]
     level_variance: Float[np.ndarray, "*b M"]
-    covariate_mean: Float[np.ndarray, "*b Kq"]
-    covariate_covariance: Float[np.ndarray, "*b Kq Kq"]
-    family_mean: Float[np.ndarray, "*b F q"]
-    family_covariance: Float[np.ndarray, "*b F q q"]
-    family_gain: Float[np.ndarray, "*b F q Kq"]
 
-    def of(self, rows: slice) -> "Conditional":
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (getattr(self, field.name) for field in fields(self))
+
+    def of(self, rows: slice) -> Self:
         """With the parts that are of models of some of them alone."""
-        return self._replace(
+        return replace(
+            self,
             precision=self.precision[..., rows, :, :],
             basis=self.basis[..., rows, :, :],
             residual=self.residual[..., rows, :],
@@ -127,6 +124,25 @@ class Conditional(NamedTuple):
             level=self.level[..., rows, :],
             level_variance=self.level_variance[..., rows],
         )
+
+
+@dataclass(frozen=True)
+class Conditional(OfModels):
+    """The posterior of the coefficients given the observations; see `condition`.
+
+    Attributes:
+      evidence: log marginal likelihood of all observations.
+      covariate_mean, covariate_covariance: of the covariates' coefficients.
+      family_mean, family_covariance: of a family's coefficients where the covariates' are 0.
+      family_gain: fall of a family's coefficients per rise of the covariates'.
+    """
+
+    evidence: Float[np.ndarray, "*b"]
+    covariate_mean: Float[np.ndarray, "*b Kq"]
+    covariate_covariance: Float[np.ndarray, "*b Kq Kq"]
+    family_mean: Float[np.ndarray, "*b F q"]
+    family_covariance: Float[np.ndarray, "*b F q q"]
+    family_gain: Float[np.ndarray, "*b F q Kq"]
 
 
 def integrals(x: Float[np.ndarray, "*a"], octaves: int) -> Float[np.ndarray, "*a T"]:
@@ -201,28 +217,20 @@ def shared_minimum(a: Float[np.ndarray, "*b M n"], b: Float[np.ndarray, "*b M m"
     return np.minimum(a[..., :, None], b[..., None, :])
 
 
-class _Alone(NamedTuple):
-    """Of models given their families and the covariates; see `Conditional`.
+@dataclass(frozen=True)
+class _Told(OfModels):
+    """And what observations say of the coefficients.
 
     Attributes:
-      information, score: what observations say of the coefficients: their precision, and that times their mean.
+      information, score: precision of the coefficients, and that times their mean.
       quadratic: residuals times precision times residuals, of each point.
       log_det: of the covariance of observations.
     """
 
-    precision: Float[np.ndarray, "*b M n n"]
-    basis: Float[np.ndarray, "*b M n q"]
-    residual: Float[np.ndarray, "*b M n"]
-    walk: Float[np.ndarray, "*b M n"]
-    level: Float[np.ndarray, "*b M n"]
-    level_variance: Float[np.ndarray, "*b M"]
     information: Float[np.ndarray, "*b M q q"]
     score: Float[np.ndarray, "*b M q"]
     quadratic: Float[np.ndarray, "*b M n"]
     log_det: Float[np.ndarray, "*b M"]
-
-
-_AXES = (-3, -3, -2, -2, -2, -1, -3, -2, -2, -1)  # of models in these
 
 
 class Inverse(NamedTuple):
@@ -248,7 +256,7 @@ def invert(obs: Observations, covariance: Float[np.ndarray, "*b M n n"], noise: 
     return Inverse(inverse, log_det + np.log(LEVEL_VARIANCE / left), level, left)
 
 
-def _alone(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) -> _Alone:
+def _alone(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) -> _Told:
     path = -integrals(obs.x, slopes.basis.shape[-2])
     basis = np.where(obs.present[..., None], path @ slopes.basis, 0.0)
     residual = np.where(obs.present, obs.y - times(path, slopes.mean), 0.0)
@@ -256,7 +264,7 @@ def _alone(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) 
     own = (basis * scales.model[..., None, None, :] ** 2) @ basis.mT + shared_minimum(walk, walk)
     inverse = invert(obs, own, noise_variance(obs, weights, scales))
     weighted = inverse.precision @ basis
-    return _Alone(
+    return _Told(
         precision=inverse.precision,
         basis=basis,
         residual=residual,
@@ -270,6 +278,9 @@ def _alone(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) 
     )
 
 
+_AXES = (-3, -3, -2, -2, -2, -1, -3, -2, -2, -1)  # of models in what `_alone` tells
+
+
 def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slopes) -> Conditional:
     """Log marginal likelihood of all curves and the posterior of families' and covariates' coefficients.
 
@@ -281,8 +292,7 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
     """
     models, covariates = obs.covariates.shape
     q = slopes.basis.shape[-1]
-    few = blocks(models)
-    if len(few) == 1:
+    if len(few := blocks(models)) == 1:
         alone = _alone(obs, weights, scales, slopes)
     else:
         some = (_alone(obs.of(rows), weights.of(rows), scales, slopes.of(rows)) for rows in few)
@@ -315,12 +325,7 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
     constant = np.sum(obs.present) * np.log(2 * np.pi)
     return Conditional(
         evidence=-0.5 * (np.sum(alone.quadratic, axis=(-2, -1)) - explained + log_dets + constant),
-        precision=alone.precision,
-        basis=alone.basis,
-        residual=alone.residual,
-        walk=alone.walk,
-        level=alone.level,
-        level_variance=alone.level_variance,
+        **{field.name: getattr(alone, field.name) for field in fields(OfModels)},
         covariate_mean=covariate_mean,
         covariate_covariance=covariance,
         family_mean=family_mean,
@@ -355,8 +360,7 @@ def shared_moments(
     of_families = given.family_covariance[..., used, :, :] + through @ family_gain.mT
     across = through.reshape(*through.shape[:-1], covariates, q)[..., place, :, :, :]
     mixed = np.einsum("mk,...mqkr->...mqr", obs.covariates, across)  # of G t with Σ_k c_k t_k
-    covariance = direct.reshape(*batch, -1, q, q) + of_families[..., place, :, :] - mixed - mixed.mT
-    return shared_mean(obs, given), covariance
+    return shared_mean(obs, given), direct.reshape(*batch, -1, q, q) + of_families[..., place, :, :] - mixed - mixed.mT
 
 
 def shared_draws(

@@ -10,14 +10,12 @@ from jaxtyping import Float, Int
 
 from lensjax.core.blas import one_blas_thread
 from lensjax.core.errors import InputError
-from lensjax.curves.table import curve_table
 from lensjax.fit.joint.curves import Fitted
 from lensjax.fit.joint.draws import DrawnCurves, draw_curves
 from lensjax.fit.joint.hierarchy import Observations
 from lensjax.fit.joint.moments import JointMoments, Together, joint_moments, together
 from lensjax.fit.joint.slopes import SlopePrior
-from lensjax.fit.per_model import fit_per_model
-from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, curve_sizes, draws_for
+from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, draws_for
 
 FAR = 5.0  # scales of noise, or of a jump, from which a point is an outlier
 MOMENTS = 1000  # draws of each prior, of which moments are taken
@@ -249,12 +247,6 @@ class JointPosterior(CurvePosterior):
         """Sizes from `unit` to the horizon, and the losses there."""
         sizes = np.geomspace(self.unit, self.horizon, FINE)
         return sizes, self.predict(sizes)
-
-    def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
-        """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""
-        sizes = curve_sizes(self.unit, self.horizon)
-        curves = curve_table(self.models, sizes, self.predict(sizes).loss)
-        return fit_per_model(curves, "rectified").parameters
 
     def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
         return np.log2(self._within(examples) / self.unit)

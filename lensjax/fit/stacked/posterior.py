@@ -18,11 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from lensjax.curves.table import curve_table
 from lensjax.fit.joint.moments import JointMoments, Together
 from lensjax.fit.joint.posterior import JointPosterior
-from lensjax.fit.per_model import fit_per_model
-from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, curve_sizes
+from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 
 
 def pool(
@@ -130,11 +128,6 @@ class StackedPosterior(CurvePosterior):
         at = model, size
         mean = stacked[at] - self.centre + scale[at] * (joint.mean - middle[at])
         return joint._replace(mean=mean, covariance=joint.covariance * scale[at][:, None] * scale[at])
-
-    def law_parameters(self) -> dict[str, Float[np.ndarray, " M"]]:
-        """See `CurvePosterior.law_parameters`: the law closest to each median curve, from `unit` to the horizon."""
-        sizes = curve_sizes(self.unit, self.horizon)
-        return fit_per_model(curve_table(self.models, sizes, self.predict(sizes).loss), "rectified").parameters
 
     def _map(
         self, sizes: Float[np.ndarray, " G"], losses: Losses

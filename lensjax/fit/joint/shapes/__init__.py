@@ -16,6 +16,7 @@ from lensjax.core.registry import Registry
 CENTRE = 6.0  # octaves above the smallest size, mid-way along a typical ladder
 USUAL_SLOPE = 0.05  # nats of log loss per octave
 SOFTNESS = 0.5  # usual slopes, below which `soft_slope` bends; 1 has the same errors on two public tasks, more on one
+LARGEST = 30.0  # of the log of a slope, far beyond any that losses can have; exponentials stay finite
 USUAL_LEVEL = SOFTNESS * np.log(np.expm1(1 / SOFTNESS))  # where `soft_slope` has the usual slope
 
 

@@ -7,15 +7,25 @@ Its numbers are the log slope at `CENTRE` octaves and the logit of the share of 
 import numpy as np
 from jaxtyping import Float
 
-from lensjax.fit.joint.shapes import CENTRE, SHAPES, USUAL_SLOPE, Medians, Shape, middles, softplus, wiener_path
+from lensjax.fit.joint.shapes import (
+    CENTRE,
+    LARGEST,
+    SHAPES,
+    USUAL_SLOPE,
+    Medians,
+    Shape,
+    middles,
+    softplus,
+    wiener_path,
+)
 
 
 def floor_slope(numbers: Float[np.ndarray, "2 *b 1"], path: Float[np.ndarray, "*b T"]) -> Float[np.ndarray, "*b T"]:
     """Slope in each octave, by its middle."""
     log_v, logit_rho = numbers
-    log_p = log_v + softplus(logit_rho)
+    log_p = np.minimum(log_v + softplus(logit_rho), LARGEST)
     reducible = -softplus(np.exp(log_p) * (middles(path.shape[-1]) - CENTRE) + logit_rho)
-    slopes: np.ndarray = np.exp(log_p + reducible + path)
+    slopes: np.ndarray = np.exp(np.minimum(log_p + reducible + path, LARGEST))
     return slopes
 
 
