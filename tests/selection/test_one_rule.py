@@ -38,7 +38,12 @@ FITS = EXAMPLES // 4  # tables that the default method is tried on
 TARGET = 51_200
 KINDS = ("power", "flat", "noisy", "drop", "jump", "rising", "diverged")
 RULES = StudySpec.model_construct(eliminate_below=0.05, stop_when=StopRule(probability_best=0.8))
-ENDED = SimpleNamespace(progress=SimpleNamespace(ended_by="rule", left=0), target=0)  # with nothing more to measure
+ENDED = SimpleNamespace(  # with nothing more to measure
+    progress=SimpleNamespace(ended_by="rule", left=0),
+    target=0,
+    results=(),
+    spec=SimpleNamespace(seeds=(0,), price_per_hour=None),
+)
 
 
 def curve(kind: str, level: float, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
