@@ -23,7 +23,7 @@ import hvp_peers
 import jax
 import numpy as np
 import tyro
-from figures import seconds_against
+from figures import panels
 from hvp_peers import ROWS, Case, Row, random_batch, random_vector
 from machine import peak_memory_gb
 from parts import RATIO, Json, Promise, compared, run_parts, timed, use_cpu, warm
@@ -302,7 +302,7 @@ def cost_point(sizes: Mapping[str, int], repeats: int) -> Json:
 
 def draw(found: Json, plan: Plan) -> None:
     """A figure of seconds against what varies."""
-    with seconds_against(len(plan.varied), (10, 2.8), plan.figure) as axes:
+    with panels(len(plan.varied), (10, 2.8), plan.figure) as axes:
         for axis, (name, values) in zip(axes, plan.varied.items(), strict=True):
             points = found[name]
             across = [point["parameters"] for point in points] if name == "width" else list(values)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ntk_peers
 import numpy as np
 import tyro
-from figures import seconds_against
+from figures import panels
 from machine import peak_memory_gb, refuse_unless_idle
 from ntk_peers import Case
 from ntk_processes import NEURAL_TANGENTS, STRUCTURED, contender, install_neural_tangents
@@ -419,7 +419,7 @@ def slope(points: list[Json]) -> float | None:
 
 def draw(found: Json, plan: Plan) -> None:
     """A figure of seconds against what varies."""
-    with seconds_against(len(plan.varied), (9, 2.4), plan.figure) as axes:
+    with panels(len(plan.varied), (9, 2.4), plan.figure) as axes:
         for axis, name in zip(axes, plan.varied, strict=True):
             points = found[name]["points"]
             axis.loglog([point["value"] for point in points], [point["median_s"] for point in points], "o-")

@@ -1,11 +1,17 @@
 """What steps of training take on pods at least, beside what is published; no TPU or GPU is needed.
 
     pip install libtpu
-    python benchmarks/pods.py --out benchmarks/results/pods.json [--case 0 1]
+    python benchmarks/pods.py --out benchmarks/results/pods.json [--case 0 1] [--forecast]
+    python benchmarks/pods.py --scaling benchmarks/results/pods_scaling.json --out benchmarks/results/pods.json
 
 Cases are configurations whose model FLOPs utilisation (MFU) MaxText published, and meshes that `lensjax models mesh`
 finds for other models. Programs are compiled for TPUs. For GPUs, a program compiled for as many TPU v5p chips, which
-have room for it, is counted with the facts about the GPUs.
+have room for it, is counted with the facts about the GPUs. Rows that are there already stay, so that an interrupted run
+goes on; `--case` measures anew. With `--forecast`, rows that are not there yet are what the adviser expects before it
+compiles (their `basis` is "forecast"), which later runs replace.
+
+`--scaling` forecasts tokens per second and chip from 8 to 512 chips, with as many examples as chips ("weak") and with
+256 examples on all together ("strong"), and draws them with the compiled rows of `--out`.
 
 MaxText trains with a kernel of its own for attention. Published configurations are compiled with JAX's older Pallas
 kernel ("flash") in its place, whose operations are added: those of the causal half, forwards as often as a
@@ -16,6 +22,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +31,10 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from figures import panels
 from jax.sharding import Mesh, PartitionSpec
 from machine import describe
+from parts import rounded
 from transformers import Gemma3TextConfig, LlamaConfig, Qwen3Config, T5Config
 
 from lensjax.core.devices import topology_devices
@@ -33,10 +42,11 @@ from lensjax.core.errors import InputError
 from lensjax.core.roofline.chips import CHIPS
 from lensjax.core.roofline.counters import count_program
 from lensjax.core.roofline.estimate import Layout, StepEstimate, estimate_step
+from lensjax.core.topologies import Topology, find_topology
 from lensjax.models import layers
 from lensjax.models.sharding import make_mesh
 from lensjax.train.memory import compiled_from, program_bytes
-from lensjax.train.meshes import Choice, Workplace
+from lensjax.train.meshes import Choice, Forecast, Outlook, Workplace, outlooks
 from lensjax.train.pods import advise
 from lensjax.train.spec import TrainingSpec
 
@@ -123,6 +133,12 @@ CASES: list[Published | Advised] = [
                                     ("T5 11B", T5_11B, (512, 128)))
       for topology in ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "v5p:8x8x8")),
 ]  # fmt: skip
+SHAPES = {
+    "v5e": ("4x4", "4x8", "8x8", "8x16", "16x16"),
+    "v5p": ("2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+    "v6e": ("4x4", "4x8", "8x8", "8x16", "16x16"),
+}
+QUICK_SHAPES = {"v5e": ("2x2", "2x4")}
 QUICK: list[Published | Advised] = [
     Published("tiny", TINY, "v5e:2x2", "v5e", 1, 256, "full", 0.01, "nowhere"),
     Advised("tiny", TINY, "v5e:2x2", 1, (256,)),
@@ -152,9 +168,9 @@ def kernel_attention(mesh: Mesh) -> Any:
 def published(case: Published) -> dict[str, Any]:
     """The estimate of a configuration beside its published MFU."""
     devices, chip = topology_devices(case.topology), CHIPS[case.chip]
-    chips = len(devices)
+    chips, pod = len(devices), Topology(case.chip, chip, devices, case.topology)
     training = TrainingSpec(batch_size=case.each * chips, remat=case.remat, attention="xla")
-    work = Workplace(case.config, devices, chip, training, (case.length,), fixed=True)
+    work = Workplace(case.config, pod, training, (case.length,), fixed=True)
     model_flops, masked = work.model_flops
     mesh = make_mesh(None, devices)
     start = time.perf_counter()
@@ -162,7 +178,7 @@ def published(case: Published) -> dict[str, Any]:
         lowered = work.lower(Choice(1, chips, 1, 1, case.remat))
     compiled = compiled_from(lowered)
     counts = count_program(compiled.as_text() or "", dict(mesh.shape))
-    layout = Layout.of_nodes(chips, chip) if chip.node else Layout.of_torus(list(mesh.devices.flat), chip)
+    layout = Layout.of(list(mesh.devices.flat), chip)
     # `masked` is the half of the six products of attention, two of them forwards, that causality masks; what it leaves
     # is as much, and a forward pass a third of that. It runs twice, as backward passes keep no scores.
     kernels = (2 + 2.5) / 3 * masked / chips
@@ -197,38 +213,121 @@ def described(found: StepEstimate) -> dict[str, Any]:
     }
 
 
+def workplace(case: Advised) -> Workplace:
+    """The step of a case, with one example on each chip by default."""
+    pod = find_topology(case.topology)
+    return Workplace(case.config, pod, TrainingSpec(batch_size=case.each * len(pod.devices)), case.lengths)
+
+
 def advised(case: Advised) -> dict[str, Any]:
-    """The best mesh of a pod, or why there is none."""
-    devices = topology_devices(case.topology)
-    training = TrainingSpec(batch_size=case.each * len(devices))
-    work = Workplace(case.config, devices, CHIPS[case.topology.partition(":")[0]], training, case.lengths)
-    start = time.perf_counter()
+    """The best mesh of a pod, compiled, or why there is none."""
+    start, work = time.process_time(), workplace(case)
     try:
-        advice = advise(work, case.topology, compiled=1)
+        advice = advise(work, compiled=1)
     except InputError as error:
-        return {"chips": len(devices), "problem": str(error)}
+        return {"basis": "compiled", "chips": len(work.devices), "problem": str(error)}
     best = advice.best
     assert best.bounds is not None
+    assert best.memory is not None
+    assert best.forecast_memory is not None
     return {
-        "chips": len(devices),
+        "basis": "compiled",
+        "chips": len(work.devices),
         "parameters": advice.parameters,
-        "compile_seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - start, 1),
         "mesh": best.mesh,
         "accumulation": best.accumulation,
         "remat": best.remat,
-        "memory_gb": None if best.memory is None else best.memory / 1e9,
+        "memory_gb": best.memory / 1e9,
         "step_s": best.bounds.seconds,
         "tokens_per_second_per_chip": best.bounds.tokens_per_second,
         "mfu": best.bounds.utilisation,
         "mfu_causal": best.bounds.utilisation_causal,
         "binding": best.bounds.binding,
+        "forecast_memory_gb": best.forecast_memory / 1e9,
+        "forecast_step_s": best.forecast_seconds,
     }
+
+
+def expected(case: Advised) -> dict[str, Any]:
+    """The best mesh of a pod as it is expected before anything is compiled, or why there is none."""
+    start, work = time.process_time(), workplace(case)
+    forecast = Forecast(work)
+    try:
+        best = outlooks(forecast)[0]
+    except InputError as error:
+        return {"basis": "forecast", "chips": len(work.devices), "problem": str(error)}
+    flops, masked = work.model_flops
+    at_peak = best.seconds * work.chip.peak * len(work.devices)
+    return {
+        "basis": "forecast",
+        "chips": len(work.devices),
+        "parameters": forecast.parameters,
+        "cpu_seconds": round(time.process_time() - start, 1),
+        **outlined(best, work.tokens / len(work.devices)),
+        "mfu": flops / at_peak,
+        "mfu_causal": (flops - masked) / at_peak,
+    }
+
+
+def outlined(best: Outlook, tokens: float) -> dict[str, Any]:
+    """What is expected of a choice, with so many tokens on each chip."""
+    return {
+        "mesh": best.choice.mesh,
+        "accumulation": best.choice.accumulation,
+        "remat": best.choice.remat,
+        "memory_gb": best.memory / 1e9,
+        "step_s": best.seconds,
+        "tokens_per_second_per_chip": tokens / best.seconds,
+        "binding": "links" if best.links >= best.seconds else "compute",
+    }
+
+
+def scaling(cases: Sequence[Advised], shapes: Mapping[str, Sequence[str]], together: int) -> dict[str, Any]:
+    """Forecasts for each model and kind of chip, of growing numbers of chips."""
+    found: dict[str, Any] = {}
+    for case in {case.name: case for case in cases}.values():
+        forecast = Forecast(workplace(case))
+        for kind, each in shapes.items():
+            for shape in each:
+                pod = find_topology(f"{kind}:{shape}")
+                chips = len(pod.devices)
+                for way, batch in (("weak", chips), ("strong", together)):
+                    row: dict[str, Any] = {"chips": chips, "topology": pod.name, "examples": batch}
+                    try:
+                        best = outlooks(forecast.on(pod, batch))[0]
+                        row |= outlined(best, batch * sum(case.lengths) / chips)
+                    except InputError as error:
+                        row["problem"] = str(error)
+                    found.setdefault(case.name, {}).setdefault(kind, {}).setdefault(way, []).append(row)
+    return found
+
+
+def draw(found: Mapping[str, Any], compiled: Mapping[str, Any], file: Path) -> None:
+    """Tokens per second and chip against chips: lines are forecasts, crosses compiled programs."""
+    colours = {kind: f"C{number}" for number, kind in enumerate(SHAPES)}
+    with panels(len(found), (2.6 * len(found), 3.2), file, "tokens/s a chip", shared=False) as axes:
+        for axis, (name, kinds) in zip(axes, found.items(), strict=True):
+            for kind, ways in kinds.items():
+                for way, style in (("weak", "-"), ("strong", "--")):
+                    rows = [row for row in ways[way] if "problem" not in row]
+                    chips, rates = ([row[key] for row in rows] for key in ("chips", "tokens_per_second_per_chip"))
+                    axis.plot(chips, rates, style, color=colours[kind], label=f"{kind}, {way}", linewidth=1.2)
+            for title, row in compiled.items():
+                if title.startswith(f"{name}, ") and row.get("basis") == "compiled" and "problem" not in row:
+                    colour = colours[title.split(", ")[1].partition(":")[0]]
+                    axis.plot(row["chips"], row["tokens_per_second_per_chip"], "x", color=colour)
+            axis.set(title=name, xscale="log", xlabel="chips", ylim=(0, None))
+            axis.set_xticks([8, 32, 128, 512], labels=["8", "32", "128", "512"])
+        axes[0].legend(fontsize=6, frameon=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the results to this JSON file; those of other cases stay")
-    parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0")
+    parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0, even if they are there")
+    parser.add_argument("--forecast", action="store_true", help="forecast what is not there yet, and compile nothing")
+    parser.add_argument("--scaling", type=Path, help="write forecasts for growing numbers of chips to this JSON file")
     parser.add_argument("--quick", action="store_true", help="only try the script on tiny models")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -239,10 +338,24 @@ def main() -> None:
         topology_devices(cases[0].topology)
     except InputError as error:  # says what to install
         sys.exit(str(error))
+    if arguments.scaling is not None:
+        few = [case for case in cases if isinstance(case, Advised)]
+        described = describe("jax", "jaxlib", "libtpu", "flax")
+        found = scaling(few, QUICK_SHAPES, 4) if arguments.quick else scaling(few, SHAPES, 256)
+        whole = {"basis": "forecast", "models": found} | described
+        arguments.scaling.write_text(json.dumps(rounded(whole), indent=1) + "\n", encoding="utf-8")
+        draw(found, results, arguments.scaling.with_suffix(".svg"))
+        return
     for number in range(len(cases)) if arguments.case is None else arguments.case:
         case = cases[number]
+        basis = results.get(case.title, {}).get("basis", "compiled" if case.title in results else "")
+        if arguments.case is None and basis in ("compiled", "forecast" if arguments.forecast else "compiled"):
+            continue
         measured_with = describe("jax", "jaxlib", "libtpu", "flax")
-        measure = partial(published, case) if isinstance(case, Published) else partial(advised, case)
+        if isinstance(case, Published):
+            measure = partial(published, case)
+        else:
+            measure = partial(expected if arguments.forecast else advised, case)
         results[case.title] = measure() | measured_with
         print(case.title, json.dumps(results[case.title], indent=2), flush=True)
         if arguments.out is not None:

@@ -1,4 +1,4 @@
-"""`lensjax models mesh`: the mesh of a TPU pod on which a model is trained fastest."""
+"""`lensjax models mesh`: the mesh of a TPU pod, or of nodes of GPUs, on which a model is trained fastest."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,7 +26,7 @@ def mesh(
     xla_preset: XlaPreset = None,
     json: Path | None = None,
 ) -> None:
-    """Find the mesh of a TPU pod on which a step of fine-tuning is shortest; no TPU is needed.
+    """Find the mesh of a TPU pod or of GPUs on which a step of fine-tuning is shortest; none need be attached.
 
     Considers all axis sizes, parts of a batch (accumulation) and what backward passes compute again (remat), compiles
     the few that are expected to be the best, and tells memory, time and what binds it. Times are bounds from below:
@@ -38,8 +38,11 @@ def mesh(
 
     $ lensjax models mesh path/to/model --topology v5p:8x8x8 --batch-size 1024 --length 4096 --json mesh.json
 
+    $ lensjax models mesh path/to/model --topology h100:8
+
     Args:
-        topology: TPU chips, such as v5e:16x16, or v5e:16x16:2 for two such slices, which need not be attached.
+        topology: Chips that need not be attached: v5e:16x16, v5e:16x16:2 for two such slices, or h100:16 for two nodes
+            of eight GPUs, for which TPU chips stand in.
         batch_size: Examples of a step, on all chips together; by default one for each chip.
         length: Tokens of an example, or of the input of an encoder–decoder.
         target_length: Tokens of the target of an encoder–decoder.
@@ -54,9 +57,8 @@ def mesh(
             raise InputError(f"--{name} is {value}; give a number from 1 up.")
     if compiled < 1:
         raise InputError(f"--compiled is {compiled}; give a number from 1 up.")
-    from lensjax.core.devices import topology_devices
     from lensjax.core.presets import use_preset
-    from lensjax.core.roofline.chips import find_chip
+    from lensjax.core.topologies import find_topology
     from lensjax.models.family import family_of
     from lensjax.models.hub import find_folder, read_config
     from lensjax.train.meshes import Workplace
@@ -66,11 +68,10 @@ def mesh(
     config = read_config(find_folder(model, revision, what="config"))
     lengths = (length, target_length) if family_of(config.model_type).encoder_decoder else (length,)
     use_preset(xla_preset)
-    devices = topology_devices(topology)
-    facts = find_chip(topology.partition(":")[0], chip)
-    training = TrainingSpec(batch_size=batch_size or len(devices), method=method)
+    pod = find_topology(topology, chip)
+    training = TrainingSpec(batch_size=batch_size or len(pod.devices), method=method)
     with progress_bar("Compiling") as progress:
-        advice = advise(Workplace(config, devices, facts, training, lengths), topology, compiled, progress)
+        advice = advise(Workplace(config, pod, training, lengths), compiled, progress)
     write(lambda: escaped_json(advice.model_dump_json(indent=2)) + "\n")
     _print(advice)
 
@@ -105,4 +106,5 @@ def _print(advice: "Advice") -> None:
         f"heads and batch; {advice.fitting:,} meshes are expected to fit.",
         soft_wrap=True,
     )
-    console.print(advice.reason, soft_wrap=True, markup=False)
+    for text in filter(None, (advice.reason, advice.caution)):
+        console.print(text, soft_wrap=True, markup=False)

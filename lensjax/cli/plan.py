@@ -44,19 +44,22 @@ def plan(
 
     $ lensjax plan study.yaml --topology v5p:8x8x8 --mesh auto
 
+    $ lensjax plan study.yaml --topology h100:8 --mesh auto
+
     $ lensjax plan study.yaml --no-timing --json plan.json
 
     $ lensjax plan study.yaml --no-timing --choices
 
     Args:
-        topology: TPU devices to plan for, such as v5e:16x16, or v5e:16x16:2 for two such slices, which need not be
-            attached; this needs libtpu, and times
-            are those that the compiled programs take at least, at the published rates of chips and links.
+        topology: Chips to plan for, which need not be attached: v5e:16x16, v5e:16x16:2 for two such slices, or h100:16
+            for two nodes of eight GPUs, for which TPU chips stand in. This needs libtpu; times are those that the
+            compiled programs take at least, at the published rates of chips and links.
         mesh: Devices along each axis (data, fsdp, tensor) for all candidates; by default what the study says. With
             'auto', that of each candidate with the shortest step on the topology, for which the best few are compiled.
         chip: YAML file of facts about the topology's chips, in place of those that are published: name, tera (dense
             TFLOP/s in bfloat16), memory_gb, memory_gbps, link_gbps (GB/s of a link in one direction), torus (its
-            dimensions), wraps (what sizes are multiples of that close to a ring), network_gbps (between slices).
+            dimensions), wraps (what sizes are multiples of that close to a ring), network_gbps (between slices or
+            nodes), node (chips behind a switch).
         choices: Say what each way to fine-tune the candidates takes too, and which is the cheapest that fits: all
             parameters or adapters, over kernels in int8 or NF4 or neither, with each remat. This compiles 16 programs
             for each candidate.

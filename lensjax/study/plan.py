@@ -11,9 +11,9 @@ from rich import filesize
 
 from lensjax.core import devices as device_facts
 from lensjax.core import text
-from lensjax.core.devices import device_memory, topology_devices
+from lensjax.core.devices import device_memory
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.roofline.chips import Chip, find_chip
+from lensjax.core.topologies import Topology, find_topology
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.measure.probes import probe_batch
 from lensjax.models.inference import InferenceCost
@@ -49,7 +49,7 @@ def make_plan(
 
     Args:
       spec: The study.
-      topology: TPU devices to plan for, such as "v5e:16x16", which need not be attached.
+      topology: Chips to plan for, such as "v5e:16x16" or "h100:8", which need not be attached.
       chip: YAML file of facts about the topology's chips, by default those that are published.
       mesh: Devices along each axis for all candidates, as in "fsdp=4,tensor=2", or `AUTO`: of each the one with the
         shortest step on the topology; by default the spec's.
@@ -66,8 +66,10 @@ def make_plan(
     """
     if topology is None:
         check_device(spec)
-    devices = device_facts.usable_devices() if topology is None else topology_devices(topology)
-    facts = None if topology is None else find_chip(topology.partition(":")[0], chip)
+    pod = None if topology is None else find_topology(topology, chip)
+    devices = device_facts.usable_devices() if pod is None else pod.devices
+    if chip is not None and topology is None:
+        raise InputError(f"{chip} has facts about a topology's chips; name the topology, as in --topology v5e:16x16.")
     if mesh == AUTO and topology is None:
         raise InputError("mesh 'auto' is for topologies; name one as in --topology v5p:8x8x8, or give axes and sizes.")
     if mesh not in (None, AUTO):
@@ -78,7 +80,7 @@ def make_plan(
     costs = candidates_costs(spec)
     unwritable = {name: found.why_not(spec.task.max_unwritable) for name, found in writing.items()}
     check_some_left(spec, costs, unwritable)
-    planner = _Planner(bench, target, devices, topology or "", facts, mesh, timing, choices, costs)
+    planner = _Planner(bench, target, devices, pod, mesh, timing, choices, costs)
     candidates = []
     for done, candidate in enumerate(spec.candidates):
         progress(done, len(spec.candidates))
@@ -93,12 +95,13 @@ def make_plan(
     reached = _reached(spec, budgets) if good else None
     basis: Basis | None = None
     if full.seconds is not None and good:
-        basis = "timed" if timing else "peak" if facts is None else "programs"
+        processor = "rates" if devices[0].platform == "cpu" else "peak"
+        basis = "timed" if timing else "programs" if pod is not None else processor
     plan = Plan(
         study=spec.name,
         task=spec.task.name,
         target=target,
-        device=devices[0].device_kind,
+        device=devices[0].device_kind if pod is None or not pod.stand_in else pod.chip.name,
         devices=len(devices),
         topology=topology,
         basis=basis,
@@ -107,7 +110,7 @@ def make_plan(
         budgets=budgets,
         full_tuning=full,
         reached=reached,
-        notes=tuple(_notes(spec, basis, planner.notes)),
+        notes=tuple(_notes(spec, basis, [*filter(None, [pod and pod.caution]), *planner.notes])),
         sentence="",
     )
     return plan.model_copy(update={"sentence": _sentence(spec, plan)})
@@ -120,8 +123,7 @@ class _Planner:
     bench: Bench
     target: int
     devices: Sequence[object]
-    topology: str
-    chip: Chip | None
+    pod: Topology | None
     mesh: str | None
     timing: bool
     choices: bool
@@ -154,7 +156,7 @@ class _Planner:
         found = AbstractCandidate(spec, candidate.source, examples, mesh)
         if found.tokens.remark:
             self.notes[f"Of {shorten(candidate.name)}, {found.tokens.remark}."] = None
-        room = device_memory(mesh) if self.chip is None else round(self.chip.memory_gb * 1e9)
+        room = device_memory(mesh) if self.pod is None else round(self.pod.chip.memory_gb * 1e9)
         memory, problem, seconds, bounds = None, "", None, None
         try:
             memory = found.memory
@@ -162,10 +164,12 @@ class _Planner:
                 problem = _too_large(f"{filesize.decimal(memory.peak)} of {filesize.decimal(room)}", spec, mesh)
         except NoRoom as error:
             problem = _too_large(str(error), spec, mesh)
-        if not problem and self.chip is not None:
-            seconds, bounds = found.from_programs(self.chip), found.bounds(found.step_shapes[1], self.chip)
+        if not problem and self.pod is not None:
+            chip = self.pod.chip
+            seconds, bounds = found.from_programs(chip), found.bounds(found.step_shapes[1], chip)
         elif not problem:
-            seconds = found.timed() if self.timing else found.from_peak()
+            attached = found.from_rates if mesh.devices.flat[0].platform == "cpu" else found.from_peak
+            seconds = found.timed() if self.timing else attached()
         costs = _Costs(found, seconds)
         planned = known.model_copy(
             update={
@@ -193,15 +197,15 @@ class _Planner:
 
     def _best_mesh(self, candidate: CandidateSpec, spec: FinetuneSpec, examples: Examples) -> str:
         """The mesh with the shortest step; a note says why it is the best."""
-        assert self.chip is not None
+        assert self.pod is not None
         alone = AbstractCandidate(
             spec.model_copy(update={"training": spec.training.model_copy(update={"packing": False})}),
             candidate.source,
             examples,
             make_mesh({}, self.devices[:1]),
         )
-        work = Workplace(alone.abstract.config, self.devices, self.chip, spec.training, alone.lengths[1], fixed=True)
-        advice = advise(work, self.topology)
+        work = Workplace(alone.abstract.config, self.pod, spec.training, alone.lengths[1], fixed=True)
+        advice = advise(work)
         self.notes[f"Of {shorten(candidate.name)}, {advice.reason}"] = None
         return advice.best.mesh
 
@@ -315,6 +319,11 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
         yield (
             "Hours are bounds from below: those of the compiled programs at the published rates of chips and links, "
             "with nothing for compiling and latencies."
+        )
+    elif basis == "rates":
+        yield (
+            "Hours are those of the compiled programs at the rates of this machine's processor, which were measured in "
+            "a second, with compiling, and without reading weights; leave out --no-timing for steps timed here."
         )
     elif basis == "peak":
         yield f"Hours assume {100 * UTILISATION:.0f} % of the devices' published peak, and nothing for compiling."

@@ -13,7 +13,7 @@ from lensjax.train.choices import Choice
 from lensjax.train.estimate import Seconds
 from lensjax.train.memory import Memory
 
-Basis = Literal["timed", "peak", "programs"]
+Basis = Literal["timed", "rates", "peak", "programs"]
 
 
 class Amount(Strict):
@@ -105,8 +105,9 @@ class Plan(Strict):
       study, task: Their names.
       target: Number of examples that FullTuning fine-tunes every candidate on.
       device, devices, topology: Kind and number of devices, and the TPU topology that they are of, where not attached.
-      basis: Origin of seconds: steps timed on the devices, or a share of their published peak, or the compiled programs
-        and the published rates of a topology's chips and links; None where there are none.
+      basis: Origin of seconds: steps timed on the devices, or the compiled programs and the measured rates of a
+        processor, or a share of the devices' published peak, or the compiled programs and the published rates of a
+        topology's chips and links; None where there are none.
       utilisation: That share.
       candidates: Cost of each.
       budgets: Costs of studies up to each rung; the last is this one.

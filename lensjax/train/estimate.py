@@ -22,6 +22,7 @@ from lensjax.core.pytrees import PyTree
 from lensjax.core.roofline.chips import Chip
 from lensjax.core.roofline.counters import count_program
 from lensjax.core.roofline.estimate import Layout, StepBounds, estimate_step, step_bounds
+from lensjax.core.roofline.processor import measure_rates, program_seconds
 from lensjax.core.specs import Strict
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import split_trainable
@@ -239,6 +240,21 @@ class AbstractCandidate(Workload):
         short, long = (self.step_flops(shape) / speed for shape in self.step_shapes)
         return Seconds(steps=(short, long), evaluation=self.evaluation_flops / speed)
 
+    def from_rates(self) -> Seconds:
+        """Seconds of the compiled programs at the rates of this machine's processor, which are measured in a second.
+
+        Raises:
+          NoRoom: a program does not fit the device.
+        """
+        rates, devices = measure_rates(), len(self.mesh.local_devices)  # which share the processor
+
+        def taken(program: jax.stages.Compiled) -> float:
+            counts = count_program(program.as_text() or "", dict(self.mesh.shape))
+            return devices * program_seconds(counts, rates)
+
+        short, long = (taken(self.compiled_step(shape)) for shape in self.step_shapes)
+        return Seconds(steps=(short, long), evaluation=taken(self.compiled_losses), **self._spent)
+
     def bounds(self, shape: Shape, chip: Chip) -> StepBounds:
         """Bounds of the time of a step, from its compiled program, on the TPU slice that the mesh's devices are of.
 
@@ -251,7 +267,7 @@ class AbstractCandidate(Workload):
         return step_bounds(
             counts,
             chip,
-            Layout.of_torus(list(self.mesh.devices.flat), chip),
+            Layout.of(list(self.mesh.devices.flat), chip),
             flops=self.step_flops(shape),
             masked=self.masked_flops(shape),
             tokens=sum(math.prod(fields[name].shape) for name in read),
@@ -269,7 +285,7 @@ class AbstractCandidate(Workload):
         evaluation = estimate_step(
             counts,
             chip,
-            Layout.of_torus(list(self.mesh.devices.flat), chip),
+            Layout.of(list(self.mesh.devices.flat), chip),
             self.evaluation_flops / self.mesh.size if unseen else None,
         )
         return Seconds(steps=(short, long), evaluation=evaluation.seconds)

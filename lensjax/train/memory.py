@@ -20,6 +20,12 @@ from lensjax.train.step import State
 class NoRoom(Exception):
     """A program does not fit the device; the message is "21.40G of 15.75G" if the compiler says so, else empty."""
 
+    @property
+    def needed(self) -> int | None:
+        """Bytes that the program takes, where the compiler says so."""
+        found = re.match(r"([\d.]+)([KMGT]) of ", str(self))
+        return None if found is None else round(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2]))))
+
 
 class TooLarge(InputError):
     """Fine-tuning a candidate takes more memory than the machine has."""

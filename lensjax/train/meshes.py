@@ -1,8 +1,9 @@
 """Which mesh of a pod to train a model on: what each would take at least, before anything is compiled."""
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from lensjax.core.flops import matmul_flops
 from lensjax.core.roofline.chips import Chip
 from lensjax.core.roofline.counters import Collective
 from lensjax.core.roofline.estimate import Layout, collective_seconds
+from lensjax.core.topologies import Topology
 from lensjax.models.families.t5 import RelativeBias
 from lensjax.models.lora import add_lora, join, split_trainable
 from lensjax.models.model import Model, abstract_model
@@ -71,8 +73,7 @@ class Workplace:
 
     Attributes:
       config: Hugging Face configuration of the model.
-      devices: The chips, which need not be attached.
-      chip: What each can do.
+      pod: The chips.
       training: How it is trained; its batch size is that of all chips together. Its remat and accumulation are those of
         all choices where `fixed`.
       lengths: Tokens of an example: of a decoder's rows, or of inputs and targets.
@@ -80,11 +81,20 @@ class Workplace:
     """
 
     config: Any
-    devices: Sequence[Any]
-    chip: Chip
+    pod: Topology
     training: TrainingSpec
     lengths: Lengths
     fixed: bool = False
+
+    @property
+    def devices(self) -> Sequence[Any]:
+        """What programs are compiled for."""
+        return self.pod.devices
+
+    @property
+    def chip(self) -> Chip:
+        """What each chip can do."""
+        return self.pod.chip
 
     def model(self, mesh: Mesh, remat: Remat, attention: AttentionImplementation | None = None) -> Model:
         """The model without weights, on a mesh."""
@@ -155,6 +165,7 @@ class Forecast:
     def __init__(self, work: Workplace) -> None:
         self.work = work
         self._places: dict[str, Layout] = {}
+        self._rates: dict[tuple[str, str, str], float] = {}
         remats = [work.training.remat] if work.fixed else REMATS
         one = make_mesh({}, work.devices[:1])
         self._kept = {remat: self._kept_bytes(remat) for remat in remats}
@@ -168,6 +179,15 @@ class Forecast:
         self._unfused = _holds_scores(work.model(one, remats[0]))
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         self.trained = sum(leaf.size for leaf in jax.tree.leaves(trained))
+
+    def on(self, pod: Topology, batch_size: int) -> "Forecast":
+        """The same step on other chips, and with another number of examples, without tracing it again."""
+        training = self.work.training.model_copy(update={"batch_size": batch_size})
+        other, before = copy.copy(self), self.work.training.batch_size
+        other.work = replace(self.work, pod=pod, training=training)
+        other._flops = {remat: flops * batch_size // before for remat, flops in self._flops.items()}
+        other._places, other._rates = {}, {}
+        return other
 
     def _kept_bytes(self, remat: Remat) -> float:
         """Bytes that a backward pass keeps of each example."""
@@ -228,17 +248,22 @@ class Forecast:
         return sum(self._seconds(choice, axis, kind, size) for axis, kind, size in moved)
 
     def _seconds(self, choice: Choice, axis: str, kind: str, size: float) -> float:
-        members = getattr(choice, axis)
+        members, mesh = getattr(choice, axis), choice.mesh
         if members == 1:
             return 0.0
-        mesh = choice.mesh
+        if (mesh, axis, kind) not in self._rates:
+            self._rates[mesh, axis, kind] = self._seconds_of_a_byte(choice, axis, kind)
+        return size * self._rates[mesh, axis, kind]
+
+    def _seconds_of_a_byte(self, choice: Choice, axis: str, kind: str) -> float:
+        members, mesh = getattr(choice, axis), choice.mesh
         if mesh not in self._places:
             devices = list(make_mesh(mesh, self.work.devices).devices.flat)
-            self._places[mesh] = Layout.of_torus(devices, self.work.chip)
+            self._places[mesh] = Layout.of(devices, self.work.chip)
         grid = np.arange(len(self.work.devices)).reshape(choice.data, choice.fsdp, choice.tensor)
         groups = np.moveaxis(grid, AXES.index(axis), -1).reshape(-1, members)
-        sent = size * (members - 1) / members * (2 if kind == "all-reduce" else 1)
-        one = Collective(kind, (axis,), members, size, sent, True, 0.0, 1, groups)
+        sent = (members - 1) / members * (2 if kind == "all-reduce" else 1)
+        one = Collective(kind, (axis,), members, 1.0, sent, True, 0.0, 1, groups)
         return sum(collective_seconds(one, self.work.chip, self._places[mesh]).values())
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from lensjax.core.specs import Strict
 from lensjax.core.version import __version__
 from lensjax.models.sharding import make_mesh
 from lensjax.train.memory import NoRoom, compiled_from, program_bytes
-from lensjax.train.meshes import Choice, Forecast, Workplace, outlooks
+from lensjax.train.meshes import Choice, Forecast, Outlook, Workplace, outlooks
 
 
 class Placement(Strict):
@@ -25,9 +26,10 @@ class Placement(Strict):
     Attributes:
       mesh: Devices along each axis, as `--mesh` takes it.
       accumulation, remat: Parts of a batch, and what backward passes compute again.
-      memory: Bytes of a chip that a step takes, as the compiler counts them; None where it found no room.
+      memory: Bytes of a chip that a step takes, as the compiler counts them; None where it does not say.
       bounds: Of the time of a step; None where it has no room.
       problem: Why it cannot be; "" where it can.
+      forecast_memory, forecast_seconds: What was expected of it before it was compiled.
     """
 
     mesh: str
@@ -36,6 +38,8 @@ class Placement(Strict):
     memory: int | None = None
     bounds: StepBounds | None = None
     problem: str = ""
+    forecast_memory: float | None = None
+    forecast_seconds: float | None = None
 
     def __str__(self) -> str:
         parts = f", {self.accumulation} parts" if self.accumulation > 1 else ""
@@ -53,6 +57,7 @@ class Advice(Strict):
       considered, fitting: Choices that divide everything, and meshes that are expected to fit.
       placements: Those that were compiled.
       reason: Why the first is the best.
+      caution: What stands in for chips that nothing here compiles for; "" where nothing does.
     """
 
     lensjax: str = __version__
@@ -66,6 +71,7 @@ class Advice(Strict):
     fitting: int
     placements: tuple[Placement, ...]
     reason: str
+    caution: str = ""
 
     @property
     def best(self) -> Placement:
@@ -73,15 +79,12 @@ class Advice(Strict):
         return self.placements[0]
 
 
-def advise(
-    work: Workplace, topology: str, compiled: int = 3, progress: Callable[[int, int], None] = lambda done, of: None
-) -> Advice:
+def advise(work: Workplace, compiled: int = 3, progress: Callable[[int, int], None] = lambda done, of: None) -> Advice:
     """Search meshes, parts and remat for the shortest step, and compile the few that are expected to be the best.
 
     Args:
       work: The step, and the chips.
-      topology: Their name.
-      compiled: Choices to compile that fit; up to twice as many are tried.
+      compiled: Choices to compile that fit; up to three times as many are tried.
       progress: Called with the number that is compiled, and of all.
 
     Raises:
@@ -90,21 +93,25 @@ def advise(
     forecast = Forecast(work)
     expected = outlooks(forecast)
     found: list[Placement] = []
-    for one in expected[: 2 * compiled]:
+    for one in expected[: 3 * compiled]:
         fit = sum(placement.problem == "" for placement in found)
         if fit == compiled:
             break
         progress(fit, compiled)
-        found.append(place(work, one.choice))
+        found.append(place(work, one))
     fitting = [one for one in found if one.bounds is not None]
     if not fitting:
+        sparing = min(found, key=lambda one: one.memory or math.inf)
+        taken = [one._replace(memory=made.memory) for one, made in zip(expected, found, strict=False) if made.memory]
+        enough = forecast.least_chips(taken) if taken else None
+        more = "take more chips" if enough is None else f"take {enough:,} chips at least"
         raise InputError(
-            f"Nothing that was compiled for {topology} fits: with {found[0]}, {found[0].problem}; take more chips, "
-            "shorter examples or fewer of them, or method lora."
+            f"Nothing that was compiled for {work.pod.name} fits: with {sparing}, {sparing.problem}; {more}, shorter "
+            "examples or fewer of them, or method lora."
         )
     ranked = sorted(found, key=lambda one: one.bounds.seconds if one.bounds is not None else float("inf"))
     return Advice(
-        topology=topology,
+        topology=work.pod.name,
         chips=len(work.devices),
         model_type=work.config.model_type,
         parameters=forecast.parameters,
@@ -114,24 +121,35 @@ def advise(
         fitting=len({one.choice.mesh for one in expected}),
         placements=tuple(ranked),
         reason=_reason(ranked),
+        caution=work.pod.caution,
     )
 
 
-def place(work: Workplace, choice: Choice) -> Placement:
+def place(work: Workplace, expected: Outlook) -> Placement:
     """Compile a choice, or take what is kept of an earlier time."""
-    made = Placement(mesh=choice.mesh, accumulation=choice.accumulation, remat=choice.remat)
+    choice = expected.choice
+    made = Placement(
+        mesh=choice.mesh,
+        accumulation=choice.accumulation,
+        remat=choice.remat,
+        forecast_memory=expected.memory,
+        forecast_seconds=expected.seconds,
+    )
     mesh = make_mesh(choice.mesh, work.devices)
     try:
         memory, text = _program(work, choice)
     except NoRoom as error:
-        return made.model_copy(update={"problem": f"it takes {error}" if str(error) else "it does not fit"})
+        problem = f"it takes {error}" if str(error) else "it does not fit"
+        if work.pod.stand_in:
+            problem += f" of the TPU {work.pod.stand_in.partition(':')[0]} that stands in"
+        return made.model_copy(update={"memory": error.needed, "problem": problem})
     room = work.chip.memory_gb * 1e9
     if memory > room:
         return made.model_copy(
             update={"memory": memory, "problem": f"it takes {memory / 1e9:.1f} GB of {room / 1e9:g} GB"}
         )
     flops, masked = work.model_flops
-    layout = Layout.of_torus(list(mesh.devices.flat), work.chip)
+    layout = Layout.of(list(mesh.devices.flat), work.chip)
     counts = count_program(text, dict(mesh.shape))
     bounds = step_bounds(counts, work.chip, layout, flops=flops, masked=masked, tokens=work.tokens)
     return made.model_copy(update={"memory": memory, "bounds": bounds})

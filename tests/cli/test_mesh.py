@@ -54,8 +54,11 @@ def model(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--topology", "v5e"), "'v5e' is no TPU topology; write chip and shape as in v5e:16x16"),
-        (("--topology", "v9:2x2"), "the chip one of v4, v5e"),
+        (("--topology", "v5e"), "'v5e' is no topology; write chip and shape of a TPU slice as in v5e:16x16"),
+        (("--topology", "v9:2x2"), "Nothing is known about the chip 'v9', only about v4, v5e"),
+        (("--topology", "v5e:16"), "'v5e:16' has no shape; write it as in v5e:4x4"),
+        (("--topology", "h100:2x4"), "h100 chips are behind switches; write their number as in h100:16."),
+        (("--topology", "h100:12"), "nothing stands in for; give one of 4, 8, 16"),
         (("--topology", "v5e:2x2", "--length", "0"), "--length is 0; give a number from 1 up."),
         (("--topology", "v5e:2x2", "--batch-size", "-1"), "--batch-size is -1; give a number from 1 up."),
         (("--topology", "v5e:2x2", "--compiled", "0"), "--compiled is 0; give a number from 1 up."),
@@ -75,7 +78,7 @@ def test_bad_input_is_one_sentence(model: str, arguments: tuple[str, ...], sente
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_advice_is_told_and_written(model: str, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr(pods, "advise", lambda work, topology, compiled, progress: Advice.model_validate(ADVICE))
+    monkeypatch.setattr(pods, "advise", lambda work, compiled, progress: Advice.model_validate(ADVICE))
     main(["models", "mesh", model, "--topology", "v5e:2x2", "--json", str(tmp_path / "mesh.json")])
     said = capsys.readouterr().out
     assert Advice.model_validate_json((tmp_path / "mesh.json").read_text()) == Advice.model_validate(ADVICE)
@@ -85,8 +88,7 @@ def test_advice_is_told_and_written(model: str, tmp_path: Path, capsys, monkeypa
     assert ADVICE["reason"] in said
 
 
-def test_a_chip_of_a_file_must_be_that_of_the_topology(model: str, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("lensjax.core.devices.topology_devices", lambda name: [])
+def test_a_chip_of_a_file_must_be_that_of_the_topology(model: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "chip.yaml").write_text("name: v9\ntera: 1\nmemory_gb: 1\nmemory_gbps: 1\nlink_gbps: 1\n")
     with pytest.raises(SystemExit) as ended:
         main(["models", "mesh", model, "--topology", "v5e:2x2", "--chip", str(tmp_path / "chip.yaml")])

@@ -139,10 +139,11 @@ def test_totals_add_up(study, planned):
     assert row.flops == sum(one.total.flops for one in planned.candidates)
     assert planned.full_tuning.flops == sum(one.full_tuning.flops for one in planned.candidates)
     assert row.share == row.flops / planned.full_tuning.flops
-    assert planned.basis is row.seconds is None
+    assert planned.basis == "rates"
+    assert row.seconds == pytest.approx(sum(one.total.seconds for one in planned.candidates))
     assert planned.sentence == (
-        f"At most {text.flops(row.flops)}; {text.share(row.share)} of fine-tuning every candidate on all 3,200 "
-        "examples."
+        f"At most {text.flops(row.flops)}, about {text.duration(row.seconds)} on this device; {text.share(row.share)} "
+        "of fine-tuning every candidate on all 3,200 examples."
     )
 
 
@@ -341,8 +342,8 @@ def test_a_candidate_of_its_own_mesh_that_cannot_be_is_left_out(write_study, tin
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
-        ("v5e", "'v5e' is no TPU topology; write chip and shape as in v5e:16x16"),
-        ("v9:2x2", "the chip one of v4, v5e"),
+        ("v5e", "'v5e' is no topology; write chip and shape of a TPU slice as in v5e:16x16"),
+        ("v9:2x2", "Nothing is known about the chip 'v9', only about v4, v5e"),
         ("v5e:2x2", "pip install libtpu"),
     ],
 )
@@ -389,7 +390,7 @@ def test_the_config_alone_gives_the_size(tiny_models):
     real = lensjax.models.load(source)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), real.params)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.params) == shapes
-    assert peak_flops(jax.devices()[0], "float32") is None  # so that plans without timing have no hours here
+    assert peak_flops(jax.devices()[0], "float32") is None  # so that plans without timing measure the processor
 
 
 def test_a_study_that_cannot_save_says_how_to_cut_it(write_study, tmp_path):

@@ -1,6 +1,7 @@
 """Meshes for pods: what is expected of each, which are compiled, and what is said where none fits."""
 
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,9 @@ import jax
 import pytest
 from transformers import LlamaConfig
 
-from lensjax.core.devices import topology_devices
 from lensjax.core.errors import InputError
 from lensjax.core.roofline.chips import CHIPS
-from lensjax.core.roofline.estimate import Layout
+from lensjax.core.topologies import Topology, find_topology
 from lensjax.train import pods
 from lensjax.train.meshes import Choice, Forecast, Workplace, outlooks
 from lensjax.train.pods import advise
@@ -25,18 +25,13 @@ KERNELS, REST = 3 * (4 * 64**2 + 3 * 64 * 192), 2 * 256 * 64 + 7 * 64
 
 
 def workplace(batch: int = 8, chip: Any = CHIPS["h100"], time: int = 32, **training: Any) -> Workplace:
+    """A step on the eight devices of a CPU in place of a node of GPUs."""
     spec = TrainingSpec(batch_size=batch, **training)
-    return Workplace(CONFIG, jax.devices(), chip, spec, (time,), fixed="remat" in training)
-
-
-@pytest.fixture
-def _behind_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The eight devices of a CPU in place of a node of GPUs."""
-    monkeypatch.setattr(Layout, "of_torus", lambda devices, chip: Layout.of_nodes(len(devices), chip))
+    pod = Topology("h100:8", chip, jax.devices(), "cpu:8")
+    return Workplace(CONFIG, pod, spec, (time,), fixed="remat" in training)
 
 
 @pytest.mark.eight_devices
-@pytest.mark.usefixtures("_behind_a_switch")
 def test_what_is_expected_of_a_mesh() -> None:
     forecast = Forecast(workplace())
     assert forecast.parameters == forecast.trained == KERNELS + REST
@@ -57,7 +52,6 @@ def test_what_is_expected_of_a_mesh() -> None:
 
 
 @pytest.mark.eight_devices
-@pytest.mark.usefixtures("_behind_a_switch")
 def test_the_best_of_each_mesh_come_first() -> None:
     found = outlooks(Forecast(workplace(batch=16)))
     meshes = [one.choice.mesh for one in found]
@@ -68,7 +62,6 @@ def test_the_best_of_each_mesh_come_first() -> None:
 
 
 @pytest.mark.eight_devices
-@pytest.mark.usefixtures("_behind_a_switch")
 def test_where_nothing_fits_or_divides() -> None:
     with pytest.raises(InputError, match=r"No mesh of 8 chips divides a batch of 3 .* a multiple of 2\."):
         outlooks(Forecast(workplace(batch=3, remat="full")))
@@ -89,9 +82,9 @@ def test_where_nothing_fits_or_divides() -> None:
 def test_compiled_meshes_are_ranked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XLA_FLAGS")  # the TPU's compiler ends the process at flags that only others know
     monkeypatch.setattr(pods, "compiled_folder", lambda: tmp_path)
-    devices = topology_devices("v5e:2x2")
-    work = Workplace(CONFIG, devices, CHIPS["v5e"], TrainingSpec(batch_size=4, remat="full"), (32,), fixed=True)
-    advice = advise(work, "v5e:2x2", compiled=2)
+    pod = find_topology("v5e:2x2")
+    work = Workplace(CONFIG, pod, TrainingSpec(batch_size=4, remat="full"), (32,), fixed=True)
+    advice = advise(work, compiled=2)
     seconds = [one.bounds.seconds for one in advice.placements if one.bounds is not None]
     assert len(seconds) == 2
     assert seconds == sorted(seconds)
@@ -100,7 +93,7 @@ def test_compiled_meshes_are_ranked_and_kept(tmp_path: Path, monkeypatch: pytest
     assert str(advice.best) in advice.reason
     assert {one.remat for one in advice.placements} == {"full"}
     monkeypatch.setattr(pods, "compiled_from", None)  # what is kept is not compiled again
-    assert advise(work, "v5e:2x2", compiled=2) == advice
-    small = CHIPS["v5e"].model_copy(update={"memory_gb": 0.0008})
+    assert advise(work, compiled=2) == advice
+    small = pod._replace(chip=CHIPS["v5e"].model_copy(update={"memory_gb": 0.0008}))
     with pytest.raises(InputError, match=r"No mesh of these 4 chips has room|Nothing that was compiled"):
-        advise(Workplace(CONFIG, devices, small, work.training, (32,), fixed=True), "v5e:2x2", compiled=2)
+        advise(replace(work, pod=small), compiled=2)

@@ -98,7 +98,8 @@ def find_chip(name: str, facts: Path | None = None) -> Chip:
         return found
     if name not in CHIPS:
         raise InputError(
-            f"Nothing is known about the chip '{shorten(name)}', only about {', '.join(CHIPS)}; write its name, tera, "
-            "memory_gb, memory_gbps and link_gbps to a YAML file, and give it with --chip."
+            f"Nothing is known about the chip '{shorten(name)}', only about {', '.join(CHIPS)}; write its name, tera "
+            "(TFLOP/s in bfloat16), memory_gb, memory_gbps and link_gbps, and its torus (dimensions) or node (chips "
+            "behind a switch), to a YAML file, and give it with --chip."
         )
     return CHIPS[name]

@@ -18,7 +18,7 @@ from lensjax.core.roofline.groups import Groups, axes_of, permuted_pairs, replic
 from lensjax.core.roofline.hlo import Computation, Instruction, Program, parse
 from lensjax.core.roofline.kernels import is_known
 from lensjax.core.roofline.loops import steps_of
-from lensjax.core.roofline.operations import GROUPED, other_flops, product_flops
+from lensjax.core.roofline.operations import GROUPED, other_flops, passes, product_flops
 from lensjax.core.roofline.traffic import main_memory_bytes
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -69,11 +69,13 @@ class Counts:
       flops: Of matrix products and convolutions.
       other_flops: Of elementwise work and reductions.
       memory_bytes: Read from and written to the main memory.
-      work: How often instructions run, by their FLOPs of products and their bytes of main memory; a fusion is one
-        instruction. Copies that run beside others are not among them.
+      work: How often instructions run, by their FLOPs of products, repeated ones too, and their bytes of main memory; a
+        fusion is one instruction. Copies that run beside others are not among them.
       collectives: Those that join more than one chip.
       endless: Loops whose number of steps the program does not say; they count once.
       kernels: Custom calls whose work cannot be seen, by target, and how often each runs.
+      repeated: FLOPs that the TPU's units, which multiply in bfloat16, take besides `flops` for products of float32 at
+        a higher precision than the default: five times as many at the highest, and twice as many at the one below.
     """
 
     flops: float = 0
@@ -83,6 +85,7 @@ class Counts:
     collectives: tuple[Collective, ...] = ()
     endless: int = 0
     kernels: Mapping[str, int] = field(default_factory=dict)
+    repeated: float = 0
 
     def by_kind(self) -> dict[tuple[str, tuple[str, ...]], Collective]:
         """Collectives of the same kind and axes added up."""
@@ -121,6 +124,7 @@ class Counts:
             ),
             self.endless,
             {name: runs * number for name, runs in self.kernels.items()},
+            self.repeated * number,
         )
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -132,6 +136,7 @@ class Counts:
             self.collectives + other.collectives,
             self.endless + other.endless,
             Counter(self.kernels) + Counter(other.kernels),
+            self.repeated + other.repeated,
         )
 
 
@@ -166,7 +171,7 @@ class _Counter:
         total = sum(each, Counts())
         if not total.collectives:
             return total
-        work = [counts.flops for counts in each]
+        work = [counts.flops + counts.repeated for counts in each]
         found: list[Collective] = []
         for place, counts in enumerate(each):
             for one in counts.collectives:
@@ -204,9 +209,10 @@ class _Counter:
             return max(branches, key=lambda counts: (counts.flops, counts.memory_bytes), default=Counts())
         if one.opcode == "call":
             return self.computation(one.called("to_apply") or "")
-        counts = Counts(
-            product_flops(one, inside), other_flops(one, inside), main_memory_bytes(one, inside, self.program)
-        )
+        flops = product_flops(one, inside)
+        moved = main_memory_bytes(one, inside, self.program)
+        again = (passes(one, inside) - 1) * flops if self.program.of_tpu else 0
+        counts = Counts(flops, other_flops(one, inside), moved, repeated=again)
         if (kind := _between_slices(one)) is not None:
             return replace(counts, collectives=(self._crossing(one, kind, inside),))
         if one.opcode == "fusion":
@@ -283,8 +289,8 @@ class _Counter:
 
 def _worked(counts: Counts) -> Counts:
     """Those of an instruction that nothing else runs beside."""
-    some = counts.flops or counts.memory_bytes
-    return replace(counts, work={(counts.flops, counts.memory_bytes): 1} if some else {})
+    costs = counts.flops + counts.repeated, counts.memory_bytes
+    return replace(counts, work={costs: 1} if any(costs) else {})
 
 
 def _between_slices(one: Instruction) -> str | None:

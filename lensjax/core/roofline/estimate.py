@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from lensjax.core.devices import slices_of
 from lensjax.core.errors import InputError
 from lensjax.core.roofline.chips import Chip
 from lensjax.core.roofline.counters import Collective, Counts
@@ -36,6 +37,13 @@ class Layout:
     island: Int[np.ndarray, " chips"]
 
     @classmethod
+    def of(cls, devices: Sequence[Any], chip: Chip) -> "Layout":
+        """Of devices in the order of a mesh: of TPU slices, or of those that stand in for as many chips of nodes."""
+        if chip.torus or slices_of(devices) > 1:
+            return cls.of_torus(devices, chip)
+        return cls.of_nodes(len(devices), chip)
+
+    @classmethod
     def of_torus(cls, devices: Sequence[Any], chip: Chip) -> "Layout":
         """Of the devices of TPU slices, which say where they are."""
         places = np.array([tuple(device.coords)[: chip.torus] for device in devices])
@@ -57,7 +65,7 @@ class StepEstimate:
     """Bounds of the time of a step, in seconds.
 
     Attributes:
-      compute: Of products, at the peak of the matrix units.
+      compute: Of products, at the peak of the matrix units in bfloat16.
       memory: Of bytes to and from the main memory.
       core: Of instructions one after another, each bound by its products or its bytes.
       networks: Of each network ("links" between chips of a slice or node, "network" between these) and each set of mesh
@@ -199,10 +207,11 @@ def estimate_step(counts: Counts, chip: Chip, layout: Layout, flops: float | Non
     for key, sides in rings.items():
         networks[key] = networks.get(key, 0.0) + max(sides.values())
     unseen = max(0.0, (flops or 0.0) - counts.flops) / chip.peak
+    products = counts.flops + counts.repeated
     rate = chip.memory_gbps * 1e9
     core = sum(runs * max(one / chip.peak, moved / rate) for (one, moved), runs in counts.work.items())
     return StepEstimate(
-        compute=counts.flops / chip.peak + unseen,
+        compute=products / chip.peak + unseen,
         memory=counts.memory_bytes / rate,
         core=core + unseen,
         networks=networks,

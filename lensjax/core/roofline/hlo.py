@@ -109,10 +109,11 @@ class Computation:
 
 @dataclass(frozen=True)
 class Program:
-    """The computations of a module by name, and the name of that which is run."""
+    """The computations of a module by name, the name of that which is run, and whether a TPU's compiler made them."""
 
     computations: Mapping[str, Computation]
     entry: str
+    of_tpu: bool = False
 
 
 def parse(text: str) -> Program:
@@ -138,7 +139,14 @@ def parse(text: str) -> Program:
             body.append(_instruction(line.strip()))
     if entry not in computations:
         raise ValueError("this is not the text of an HLO module")
-    return Program(computations, entry)
+    return Program(computations, entry, "T(8,128)" in text)
+
+
+def gathered(text: str) -> set[tuple[int, ...]]:
+    """Shapes of the arrays that a program's all-gathers take and give."""
+    every = (one for inside in parse(text).computations.values() for one in inside.instructions)
+    gathers = (one for one in every if one.opcode in ("all-gather", "all-gather-start"))
+    return {shape.dims for one in gathers for shape in one.shapes}
 
 
 def _instruction(line: str) -> Instruction:

@@ -14,6 +14,7 @@ _ELEMENTWISE = re.compile(
     r"|tan|tanh|xor"
 )
 GROUPED = "ragged-dot-none"  # the kernel of the TPU's compiler that multiplies rows with one of several matrices each
+_PASSES = {"highest": 6, "high": 3}
 _PIECE = 2**22  # places of a window that are looked at together
 
 
@@ -33,6 +34,18 @@ def product_flops(instruction: Instruction, computation: Computation) -> int:
         matrices = computation.operands(instruction)[-1].shapes[0]
         return 2 * instruction.shapes[0].size * matrices.dims[-2]
     return kernel_flops(instruction, computation) if is_known(instruction) else 0
+
+
+def passes(instruction: Instruction, computation: Computation) -> int:
+    """How often a TPU's units, which multiply in bfloat16, go over a product: of float32 at the highest precision six
+    times, at the one below three times, and once otherwise.
+    """
+    if instruction.opcode not in ("dot", "convolution"):
+        return 1
+    wanted = re.search(r"operand_precision=\{(\w+),(\w+)\}", instruction.attributes)
+    if wanted is None or any(one.shapes[0].dtype != "f32" for one in computation.operands(instruction)):
+        return 1
+    return max(_PASSES.get(name, 1) for name in wanted.groups())
 
 
 def other_flops(instruction: Instruction, computation: Computation) -> int:

@@ -75,7 +75,8 @@ class Job:
     @property
     def chunk_bytes(self) -> int:
         """Bytes on a device for what is contracted at a time."""
-        chunk = max(_CHUNK.get(jax.default_backend(), _CHUNK["gpu"]), 4 * sum(self.sizes) * _LEAST)
+        platform = jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+        chunk = max(_CHUNK.get(platform, _CHUNK["gpu"]), 4 * sum(self.sizes) * _LEAST)
         return min(int(self.limit * (1 - HELD)), chunk)
 
     def examples_of(self, number: int) -> PyTree:

@@ -1,0 +1,102 @@
+"""What this machine's processor does in a second, measured in one or two, and what a compiled program takes of it."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lensjax.core.roofline.counters import Counts
+
+_PRODUCTS = ((256, 64), (2048, 64), (2048, 256), (1024, 768))  # rows, and rows and columns of a square matrix
+_VALUES = 2**19  # of an array that elementwise work goes over
+_MOVED = 2**24  # values of an array that no cache holds
+_ENOUGH = 0.03  # seconds that a run takes at least, of which some are timed
+_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a processor does, all its cores together.
+
+    Attributes:
+      products: FLOP/s of products of matrices in float32, by the FLOPs of one.
+      elementwise: Operations a second, of which one in six is an exponential.
+      bytes: From and to the main memory, a second.
+      each: Seconds of the smallest instruction.
+    """
+
+    products: Mapping[float, float]
+    elementwise: float
+    bytes: float
+    each: float
+
+    def product_rate(self, flops: float) -> float:
+        """FLOP/s of a product of so many FLOPs, between those that were measured along logarithms."""
+        sizes = sorted(self.products)
+        known = [math.log(self.products[size]) for size in sizes]
+        return float(np.exp(np.interp(math.log(max(flops, 1.0)), np.log(sizes), known)))
+
+
+@cache
+def measure_rates() -> Rates:
+    """Measure this machine's processor, once in a process; it takes one or two seconds.
+
+    Products, elementwise work and copies are timed in loops of a compiled program, so that calls do not count.
+    """
+    products = {2.0 * rows * wide**2: 2.0 * rows * wide**2 / _product(rows, wide) for rows, wide in _PRODUCTS}
+    values = jnp.linspace(0.1, 1.0, _VALUES, dtype=jnp.float32)
+    moved = jnp.ones(_MOVED, jnp.float32)
+    small = jnp.ones((2, 2), jnp.float32)
+    return Rates(
+        products=products,
+        elementwise=6 * _VALUES / _seconds(lambda x: jnp.exp(x * -0.5) * 0.5 + x * 0.25 - 0.01, values),
+        bytes=2.0 * moved.nbytes / _seconds(lambda x: x + 1.0, moved),
+        each=_seconds(lambda x: jnp.cumsum(x, axis=0) * 0.5, small) / 2,
+    )
+
+
+def program_seconds(counts: Counts, rates: Rates) -> float:
+    """Seconds of a compiled program on a processor.
+
+    An instruction takes the longer of its products and its bytes, and elementwise work is added.
+
+    Args:
+      counts: What the program does.
+      rates: What the processor does.
+    """
+    total = counts.other_flops / rates.elementwise
+    for (flops, moved), runs in counts.work.items():
+        products = flops / rates.product_rate(flops) if flops else 0.0
+        total += runs * (max(products, moved / rates.bytes) + rates.each)
+    return total
+
+
+def _product(rows: int, wide: int) -> float:
+    """Seconds of a product."""
+    matrix = jnp.full((wide, wide), 1.0 / wide, jnp.float32)
+    return _seconds(lambda x: x @ matrix, jnp.ones((rows, wide), jnp.float32))
+
+
+def _seconds(step: Callable[[Array], Array], start: Array) -> float:
+    """Seconds of a step, the median of a few loops of many."""
+
+    @jax.jit
+    def loop(x: Array, runs: int) -> Array:
+        return jax.lax.fori_loop(0, runs, lambda _, x: step(x), x)
+
+    def timed(runs: int) -> float:
+        began = time.perf_counter()
+        loop(start, runs).block_until_ready()
+        return time.perf_counter() - began
+
+    timed(2)  # compiles
+    few = 20 * (1 + (start.size < _VALUES))
+    runs = max(2, math.ceil(_ENOUGH * few / max(timed(few), 1e-6)))
+    return statistics.median(timed(runs) / runs for _ in range(_RUNS))
