@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lensjax.core import devices as device_facts
@@ -84,14 +84,19 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[ja
         product = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise InputError(f"The mesh {product} takes {needed} devices and there are {len(devices)}; change its axes.")
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=_AXIS_TYPES, devices=devices)
+        try:
+            return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=_AXIS_TYPES, devices=devices)
+        except NotImplementedError:  # no axis of the mesh is a product of whole axes of the torus
+            split = create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+            return Mesh(split, AXES, axis_types=_AXIS_TYPES)
     if sizes["data"] % slices:
         raise InputError(
             f"The {len(devices)} devices are {slices} slices, between which only data may run, and data is "
             f"{sizes['data']}; make it a multiple of {slices}."
         )
     each = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
-    return Mesh(create_hybrid_device_mesh(each, (slices, 1, 1), devices=devices), AXES, axis_types=_AXIS_TYPES)
+    placed = create_hybrid_device_mesh(each, (slices, 1, 1), devices=devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=_AXIS_TYPES)
 
 
 def platform_of(mesh: Mesh | None) -> str:

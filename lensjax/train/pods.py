@@ -7,6 +7,9 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any
+
+import jax
 
 from lensjax.core.compiled import compiled_folder
 from lensjax.core.errors import InputError
@@ -17,7 +20,7 @@ from lensjax.core.specs import Strict
 from lensjax.core.version import __version__
 from lensjax.models.sharding import make_mesh
 from lensjax.train.memory import NoRoom, compiled_from, program_bytes
-from lensjax.train.meshes import Choice, Forecast, Outlook, Workplace, outlooks
+from lensjax.train.meshes import Forecast, Outlook, Workplace, outlooks
 
 
 class Placement(Strict):
@@ -137,7 +140,7 @@ def place(work: Workplace, expected: Outlook) -> Placement:
     )
     mesh = make_mesh(choice.mesh, work.devices)
     try:
-        memory, text = _program(work, choice)
+        memory, text = kept_program(work.lower(choice), work.devices)
     except NoRoom as error:
         problem = f"it takes {error}" if str(error) else "it does not fit"
         if work.pod.stand_in:
@@ -155,16 +158,15 @@ def place(work: Workplace, expected: Outlook) -> Placement:
     return made.model_copy(update={"memory": memory, "bounds": bounds})
 
 
-def _program(work: Workplace, choice: Choice) -> tuple[int, str]:
+def kept_program(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> tuple[int, str]:
     """Bytes of a chip, and the optimised program, which are kept for the next time under the hash of what is compiled.
 
     Raises:
       NoRoom: it does not fit a chip.
     """
-    lowered = work.lower(choice)
-    device = work.devices[0]
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-    source = (lowered.as_text(), device.device_kind, len(work.devices), version("jaxlib"), version("libtpu"), flags)
+    versions = version("jaxlib"), version("libtpu")
+    source = (lowered.as_text(), devices[0].device_kind, len(devices), *versions, flags)
     key = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:32]
     folder = compiled_folder() / "pods"
     kept = folder / f"{key}.json.gz"

@@ -23,7 +23,7 @@ def main_memory_bytes(one: Instruction, inside: Computation, program: Program) -
         return 0
     operands = inside.operands(one)
     if one.opcode == "fusion":
-        return _fusion(one, operands, program.computations[one.called("calls") or ""])
+        return _fusion(one, operands, program.computations[one.called("calls") or ""], program)
     if one.opcode == "copy-start":
         return _held(one.shapes[0]) + _held(one.shapes[1])
     if one.opcode == "slice-start":
@@ -44,34 +44,46 @@ def _held(shape: Shape) -> int:
     return shape.bytes if shape.space == 0 else 0
 
 
-def _fusion(one: Instruction, operands: list[Instruction], inside: Computation) -> int:
+def _fusion(one: Instruction, operands: list[Instruction], inside: Computation, program: Program) -> int:
     total = 0
     for number, operand in enumerate(operands):
         if operand.shapes and operand.shapes[0].space == 0:
-            total += _read(inside, inside.parameters[number], operand)
+            total += _read(inside, inside.parameters[number], operand, program)
     results = inside.operands(inside.root) if inside.root.opcode == "tuple" else [inside.root]
     if len(results) != len(one.shapes):
         return total + sum(_held(shape) for shape in one.shapes)
-    for shape, result in zip(one.shapes, results, strict=True):
-        while result.opcode in _SAME and result.operands:
-            result = inside.by_name[result.operands[0]]
-        if result.opcode == "parameter":  # it is passed through
-            continue
-        updates = result.opcode == "dynamic-update-slice"
-        written = inside.operands(result)[1].shapes[0].bytes if updates else shape.bytes
-        total += written if shape.space == 0 else 0
-    return total
+    return total + sum(
+        _written(inside, result, shape, program)
+        for shape, result in zip(one.shapes, results, strict=True)
+        if shape.space == 0
+    )
 
 
-def _read(inside: Computation, value: Instruction, operand: Instruction) -> int:
-    """Bytes of an operand that a fusion reads."""
+def _written(inside: Computation, result: Instruction, shape: Shape, program: Program) -> int:
+    """Bytes of a result that a fusion writes: of one that is updated in place, the update."""
+    while result.opcode in _SAME and result.operands:
+        result = inside.by_name[result.operands[0]]
+    if result.opcode == "parameter":  # it is passed through
+        return 0
+    if result.opcode == "fusion":
+        within = program.computations[result.called("calls") or ""]
+        return _written(within, within.root, shape, program)
+    return inside.operands(result)[1].shapes[0].bytes if result.opcode == "dynamic-update-slice" else shape.bytes
+
+
+def _read(inside: Computation, value: Instruction, operand: Instruction, program: Program) -> int:
+    """Bytes of an operand that a fusion reads, also where a fusion within it takes the slice."""
     total = 0
     for user in inside.users[value.name]:
         first = user.operands[0] == value.name
         if user.opcode in ("slice", "dynamic-slice") or (user.opcode == "gather" and first):
             total += user.shapes[0].bytes
         elif user.opcode == "bitcast":
-            total += _read(inside, user, operand)
+            total += _read(inside, user, operand, program)
+        elif user.opcode == "fusion":
+            within = program.computations[user.called("calls") or ""]
+            places = [place for place, name in enumerate(user.operands) if name == value.name]
+            total += sum(_read(within, within.parameters[place], operand, program) for place in places)
         elif user.opcode != "tuple" and not (user.opcode == "dynamic-update-slice" and first):
             return operand.bytes
     return min(total, operand.bytes)

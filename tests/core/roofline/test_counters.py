@@ -84,6 +84,50 @@ def test_a_slice_is_read_and_an_update_written_alone() -> None:
     assert counted(stacked, large).memory_bytes <= 1000 * 6 * row
 
 
+NESTED = """HloModule nested, is_scheduled=true
+
+%take (stack: f32[32,64,64], number: s32[]) -> f32[64,64] {
+  %stack = f32[32,64,64]{2,1,0:T(8,128)} parameter(0)
+  %number = s32[]{:T(128)S(6)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %slice = f32[1,64,64]{2,1,0:T(8,128)} dynamic-slice(%stack, %number, %zero, %zero), dynamic_slice_sizes={1,64,64}
+  ROOT %flat = f32[64,64]{1,0:T(8,128)} bitcast(%slice)
+}
+
+%put (into: f32[32,64,64], new: f32[1,64,64], at: s32[]) -> f32[32,64,64] {
+  %into = f32[32,64,64]{2,1,0:T(8,128)} parameter(0)
+  %new = f32[1,64,64]{2,1,0:T(8,128)} parameter(1)
+  %at = s32[]{:T(128)S(6)} parameter(2)
+  %none = s32[]{:T(128)} constant(0)
+  ROOT %updated = f32[32,64,64]{2,1,0:T(8,128)} dynamic-update-slice(%into, %new, %at, %none, %none)
+}
+
+%outer (a: f32[32,64,64], b: s32[]) -> f32[32,64,64] {
+  %a = f32[32,64,64]{2,1,0:T(8,128)} parameter(0)
+  %b = s32[]{:T(128)S(6)} parameter(1)
+  %one = f32[64,64]{1,0:T(8,128)} fusion(%a, %b), kind=kLoop, calls=%take
+  %product = f32[64,64]{1,0:T(8,128)} convolution(%one, %one), dim_labels=bf_io->bf, operand_precision={highest,highest}
+  %wide = f32[1,64,64]{2,1,0:T(8,128)} bitcast(%product)
+  ROOT %all = f32[32,64,64]{2,1,0:T(8,128)} fusion(%a, %wide, %b), kind=kLoop, calls=%put
+}
+
+ENTRY %main (x: f32[32,64,64], i: s32[]) -> f32[32,64,64] {
+  %x = f32[32,64,64]{2,1,0:T(8,128)} parameter(0)
+  %i = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %made = f32[32,64,64]{2,1,0:T(8,128)} fusion(%x, %i), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_slices_and_updates_of_fusions_within_fusions() -> None:
+    found = count_program(NESTED, ONE)
+    assert found.memory_bytes == 2 * 4 * 64**2  # a layer is read, and one written
+    assert (found.flops, found.repeated) == (PRODUCT, 5 * PRODUCT)  # float32 by products of bfloat16
+    assert found.work == {(6 * PRODUCT, 2 * 4 * 64**2): 1}
+    elsewhere = count_program(NESTED.replace("T(8,128)", ""), ONE)
+    assert (elsewhere.flops, elsewhere.repeated) == (PRODUCT, 0)
+
+
 @pytest.mark.eight_devices
 @pytest.mark.parametrize(
     ("kind", "function", "whole", "sent"),

@@ -127,7 +127,7 @@ def test_facts_agree_with_those_about_attached_devices(name: str, kind: str) -> 
 
 
 def test_an_unknown_chip_asks_for_its_facts(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'tpu9'.*tera, memory_gb, memory_gbps and link_gbps.*--chip"):
+    with pytest.raises(InputError, match=r"'tpu9'.*tera .*, memory_gb, memory_gbps and link_gbps.*--chip"):
         find_chip("tpu9")
     facts = tmp_path / "chip.yaml"
     facts.write_text("name: tpu9\ntera: 5000\nmemory_gb: 300\nmemory_gbps: 12000\nlink_gbps: 200\n")
