@@ -29,7 +29,7 @@ from parts import rounded
 from pods import LLAMA_7B, T5_11B, TINY
 
 from lensjax.core.errors import InputError
-from lensjax.core.pytrees import PyTree, device_bytes
+from lensjax.core.pytrees import PyTree, device_bytes, path_name
 from lensjax.core.roofline.counters import count_program
 from lensjax.core.roofline.estimate import Layout, estimate_step
 from lensjax.core.roofline.hlo import gathered
@@ -117,6 +117,7 @@ def of_kernel(case: Case, model: Model, pod: Topology) -> Iterator[Piece]:
         lambda x: jax.ShapeDtypeStruct((job.batch, *x.shape[1:]), x.dtype, sharding=shared_out(job.mesh)), job.examples
     )
     zero = jax.ShapeDtypeStruct((), jnp.int32)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(model.params)]
     for number, part in enumerate(job.parts):
         room = held_factors(job, part, model.params)
         held = None if job.batches == 1 else room
@@ -126,7 +127,7 @@ def of_kernel(case: Case, model: Model, pod: Topology) -> Iterator[Piece]:
         for leaf, factors in zip(part.leaves, room, strict=True):
             lowered = _contract.lower(factors, *job.contraction(part, leaf, factors, "trace"))
             beside = weights + whole - device_bytes(factors)
-            yield Piece(f"contraction {number}", lowered, part.pieces, beside)
+            yield Piece(f"contraction of {names[leaf.number]}", lowered, part.pieces, beside)
 
 
 def held_factors(job: Job, part: Any, params: PyTree) -> PyTree:

@@ -245,3 +245,16 @@ def test_only_data_crosses_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     for sizes in ("fsdp=8", "data=1,fsdp=8"):
         with pytest.raises(InputError, match="2 slices, between which only data may run, and data is 1; make it a"):
             make_mesh(sizes, pod(2, 4))
+
+
+def test_a_mesh_may_split_the_axes_of_a_torus(monkeypatch: pytest.MonkeyPatch) -> None:
+    chips = [
+        SimpleNamespace(id=number, platform="tpu", device_kind="TPU v5", process_index=0, coords=place, core_on_chip=0)
+        for number, place in enumerate(np.ndindex(4, 4, 4))
+    ]
+    made = []
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: made.append(devices))
+    make_mesh("data=2,fsdp=32", chips)
+    (placed,) = made
+    assert placed.shape == (2, 32, 1)
+    assert {chip.id for chip in placed.flat} == set(range(64))

@@ -161,7 +161,11 @@ def _fit(
     """
     each, in_all = batch_bytes(plan.leaves, besides)
     if besides is None:
-        parts = make_parts(plan, examples, int(limit * devices * HELD))
+        budget = int(limit * devices * HELD)
+        parts = make_parts(plan, examples, budget)
+        if each > limit * (1 - HELD):  # the factors of one example have no room all together
+            parts = make_parts(plan, examples, budget, int(limit * (1 - HELD)) // _WITH_BACKWARD)
+            each = max(batch_bytes(part.leaves)[0] for part in parts)
         held = max(-(-examples // devices) * part.example_bytes for part in parts)
         least, free = math.ceil(max(each / (1 - HELD), held / HELD)), int(limit * (1 - HELD))
     else:
