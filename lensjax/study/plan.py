@@ -95,8 +95,8 @@ def make_plan(
     reached = _reached(spec, budgets) if good else None
     basis: Basis | None = None
     if full.seconds is not None and good:
-        processor = "rates" if devices[0].platform == "cpu" else "peak"
-        basis = "timed" if timing else "programs" if pod is not None else processor
+        attached: Basis = "rates" if devices[0].platform == "cpu" else "peak"
+        basis = "timed" if timing else "programs" if pod is not None else attached
     plan = Plan(
         study=spec.name,
         task=spec.task.name,

@@ -150,8 +150,8 @@ def make_parts(plan: ContractionPlan, examples: int, budget: int, alone: int | N
     """Parts whose factors, of so many examples, take at most `budget` bytes, where that is possible at all.
 
     Args:
-      alone: Bytes that the factors of one example, of all layers, may take while they are made, which split the
-        parameters of a stack where that is possible at all; by default they are not split.
+      alone: Bytes that the factors of one example, of all layers, may take while they are made: parameters are taken
+        together up to that. By default those of a stack always are.
     """
     whole = Portion(plan.leaves, 1, 0)
     if alone is None and examples * whole.example_bytes <= budget:
@@ -161,10 +161,12 @@ def make_parts(plan: ContractionPlan, examples: int, budget: int, alone: int | N
         stack = [leaf for leaf in plan.leaves if leaf.layers == layers]
         sizes = [size for size in range(1, layers + 1) if layers % size == 0]
         pieces = [(layers // size, size) for size in sizes]
-        parts += [_largest(some, pieces, examples, budget) for some in _together(stack, alone)]
+        most = None if alone is None else min(alone, budget * layers // examples)
+        parts += [_largest(some, pieces, examples, budget) for some in _together(stack, most)]
     loose: list[Leaf] = []
     for leaf in sorted((leaf for leaf in plan.leaves if leaf.layers is None), key=lambda leaf: leaf.example_bytes):
-        if not leaf.first or examples * sum(each.example_bytes for each in (*loose, leaf)) <= budget:
+        together = sum(each.example_bytes for each in (*loose, leaf))
+        if not leaf.first or (examples * together <= budget and (alone is None or together <= alone)):
             loose.append(leaf)
             continue
         sizes = [-(-leaf.first // pieces) for pieces in range(leaf.first if leaf.divisible else 1, 0, -1)]
@@ -173,12 +175,12 @@ def make_parts(plan: ContractionPlan, examples: int, budget: int, alone: int | N
     return parts if not loose else [*parts, Portion(tuple(loose), 1, 0)]
 
 
-def _together(stack: Sequence[Leaf], alone: int | None) -> list[tuple[Leaf, ...]]:
-    """Parameters of a stack whose factors are made together."""
+def _together(stack: Sequence[Leaf], most: int | None) -> list[tuple[Leaf, ...]]:
+    """Parameters of a stack whose factors are made together, of so many bytes for an example."""
     groups: list[tuple[Leaf, ...]] = []
     for leaf in stack:
         last = groups[-1] if groups else ()
-        joined = alone is None or sum(one.example_bytes for one in (*last, leaf)) <= alone
+        joined = most is None or sum(one.example_bytes for one in (*last, leaf)) <= most
         groups = [*groups[:-1], (*last, leaf)] if last and joined else [*groups, (leaf,)]
     return groups
 
