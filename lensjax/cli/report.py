@@ -8,6 +8,7 @@ from lensjax.cli.arguments import StudyFolders
 from lensjax.cli.console import make_console, make_table, print_decision
 from lensjax.cli.outputs import write_all
 from lensjax.core.errors import InputError, shorten
+from lensjax.core.files import may_write
 from lensjax.core.terminal import say
 
 if TYPE_CHECKING:
@@ -31,16 +32,18 @@ def report(folders: StudyFolders, out: Path | None = None) -> None:
     $ lensjax report results/verses results/mails --out results
 
     Args:
-        out: Folder for the comparison of several studies; by default the one that holds them, if one does.
+        out: Folder to write to, as where a study's own cannot be written. Of several studies, that of the comparison,
+            which by default is the one that holds them, if one does; their own reports stay in their folders.
     """
     if out is not None and not out.is_dir():
-        raise InputError(f"{shorten(out, 200)} is not a folder; give one for the comparison.")
+        raise InputError(f"{shorten(out, 200)} is not a folder; give one to write to.")
     if not folders:
         raise InputError("No folder is given; name that of a study, as in: lensjax report study")
     studies = list(folders)
     if len(studies) == 1 and (inside := tasks_in(studies[0])):
         out, studies = out or studies[0], inside
-    reports = [_report(folder, brief=len(studies) > 1) for folder in studies]
+    several = len(studies) > 1
+    reports = [_report(folder, brief=several, place=None if several else out) for folder in studies]
     if len(reports) > 1:
         write_comparison(studies, reports, out)
 
@@ -56,8 +59,11 @@ def tasks_in(folder: Path) -> list[Path]:
     return found if len(found) > 1 else []
 
 
-def _report(folder: Path, *, brief: bool) -> "StudyReport":
-    """Write a study's report, and print its decision."""
+def _report(folder: Path, *, brief: bool, place: Path | None) -> "StudyReport":
+    """Write a study's report to a folder, its own by default, and print its decision.
+
+    One of several that cannot be written is passed over, as it is read for their comparison.
+    """
     from lensjax.study.folder import read_study_folder
 
     spec = read_study_folder(folder)
@@ -65,8 +71,11 @@ def _report(folder: Path, *, brief: bool) -> "StudyReport":
     from lensjax.study.report import collect
 
     findings = collect(spec, folder)
-    for path in write_findings(findings, folder):
-        say(f"Wrote {path}")
+    if brief and not may_write(folder):
+        say(f"{folder} cannot be written, so that its own report stays as it is.")
+    else:
+        for path in write_findings(findings, folder, place=place):
+            say(f"Wrote {path}")
     if not brief:
         print_decision(findings.report, folder)
     return findings.report

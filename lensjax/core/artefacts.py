@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from lensjax.core.errors import InputError, shorten
 from lensjax.core.files import make_folder, write_files
-from lensjax.core.reading import NotRegular, opened
+from lensjax.core.reading import MOST, NotRegular, largest, opened
 from lensjax.core.text import escaped_json
 
 CHECKSUM = "checksum"
@@ -48,8 +48,28 @@ def digest(content: bytes) -> str:
 
 def sealed(content: Mapping[str, Any]) -> str:
     """The text of a JSON file, with a checksum of its content."""
+    return escaped_json(json.dumps(with_checksum(content), indent=2, ensure_ascii=False)) + "\n"
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file, and a checksum of it."""
     plain = dict(content)
-    return escaped_json(json.dumps(plain | {CHECKSUM: _of_content(plain)}, indent=2, ensure_ascii=False)) + "\n"
+    return plain | {CHECKSUM: _of_content(plain)}
+
+
+def without_checksum(fields: Mapping[str, Any], path: Path, *, required: bool = True) -> dict[str, Any]:
+    """The content of which `with_checksum` made these fields of a file.
+
+    Raises:
+      Damaged: the checksum does not fit, or is missing where it is required.
+    """
+    plain = {name: value for name, value in fields.items() if name != CHECKSUM}
+    checksum = fields.get(CHECKSUM)
+    if checksum is None and required:
+        raise Damaged(path, "it has no checksum")
+    if checksum is not None and checksum != _of_content(plain):
+        raise Damaged(path, "its checksum does not fit its content")
+    return plain
 
 
 def sealed_line(content: str | bytes) -> bytes:
@@ -64,15 +84,27 @@ def unsealed_line(line: bytes) -> bytes | None:
     return plain if line == sealed_line(plain) else None
 
 
-def read_ours(path: Path) -> bytes | None:
+def read_ours(path: Path, size: int | None = None) -> bytes | None:
     """The content of a file of ours; None where there is none.
 
+    Args:
+      path: The file.
+      size: Its size in bytes, where that is known.
+
     Raises:
-      Damaged: it is a folder, a device, a pipe or a link in a circle.
-      InputError: it cannot be read.
+      Damaged: it is a folder, a device, a pipe or a link in a circle, or of another size.
+      InputError: it cannot be read, or its size is not known and larger than that of a file which is read whole.
     """
     try:
         with opened(path) as file:
+            found = os.fstat(file.fileno()).st_size
+            if size is not None and found != size:
+                raise Damaged(path, f"it has {found:,} bytes, and {size:,} were written")
+            if size is None and found > largest():
+                raise InputError(
+                    f"{shorten(path, 400)} is larger than {largest() // 10**6:,} MB; remove it, and it is made again, "
+                    f"or set {MOST} to a larger number."
+                )
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -108,13 +140,9 @@ def unsealed(content: bytes, kind: type[Fields], path: Path, *, required: bool =
         raise Damaged(path, "it is empty" if not content.strip() else "it is not JSON") from error
     if not isinstance(fields, dict):
         raise Damaged(path, "it is not a JSON object")
-    checksum = fields.pop(CHECKSUM, None)
-    if checksum is None and required:
-        raise Damaged(path, "it has no checksum")
-    if checksum is not None and checksum != _of_content(fields):
-        raise Damaged(path, "its checksum does not fit its content")
+    plain = without_checksum(fields, path, required=required)
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate(plain)
     except (ValidationError, RecursionError) as error:
         raise Damaged(path, _first(error)) from error
 

@@ -67,6 +67,12 @@ def check_new_folder(folder: Path) -> None:
         raise InputError(f"Cannot write {shorten(folder, 400)}: {above} is not writable; choose another place.")
 
 
+def may_write(folder: Path) -> bool:
+    """Whether a folder and its lock can be written; not where it is on a disk to read from, or somebody else's."""
+    lock = folder / LOCK
+    return os.access(folder, os.W_OK) and (not os.path.lexists(lock) or os.access(lock, os.W_OK))
+
+
 def write_files(contents: Mapping[Path, str | bytes], *, follow: bool = True) -> None:
     """Write several files, all of them or none.
 

@@ -70,7 +70,7 @@ def read_bytes(path: Path, mend: str) -> bytes:
     Raises:
       InputError: it cannot be read, or is larger than a file of its kind is.
     """
-    most = _limit()
+    most = largest()
     with open_regular(path, mend) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -92,8 +92,12 @@ def read_text(path: Path, mend: str) -> str:
         raise InputError(f"{shorten(path, 200)} is not UTF-8 text; {mend}.") from error
 
 
-def _limit() -> int:
-    """The largest size of a file that is read whole, in bytes."""
+def largest() -> int:
+    """The largest size of a file that is read whole, in bytes.
+
+    Raises:
+      InputError: the environment variable that sets it holds no such number.
+    """
     given = os.environ.get(MOST, "")
     if given and not (given.isdecimal() and 0 < int(given) < 10**9):
         raise InputError(f"{MOST} is '{shorten(given)}'; give a whole number of megabytes.")

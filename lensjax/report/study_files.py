@@ -15,13 +15,14 @@ from lensjax.train.results import CURVES
 REPORT, PAGE, RANKING = "report.json", "report.html", "ranking.csv"
 
 
-def write_findings(findings: Findings, out: Path, *, live: bool = False) -> list[Path]:
-    """Write report.html, report.json, ranking.csv and curves.csv to a study's folder, all of them or none.
+def write_findings(findings: Findings, out: Path, *, live: bool = False, place: Path | None = None) -> list[Path]:
+    """Write report.html, report.json, ranking.csv and curves.csv, all of them or none.
 
     Args:
       findings: The report, as `lensjax.study.report.collect` returns it.
       out: The study's folder.
       live: Whether the study is running, so that the page reloads itself.
+      place: Folder that they are written to; the study's own by default.
 
     Returns:
       The files; of several processes, only the first writes them.
@@ -30,11 +31,12 @@ def write_findings(findings: Findings, out: Path, *, live: bool = False) -> list
       InputError: one of them cannot be written.
     """
     header = ",".join([*(name for name in Ranked.model_fields if name not in ("baselines", "law")), "unit"]) + "\n"
+    place = out if place is None else place
     contents: dict[Path, str | bytes] = {
-        out / PAGE: render_study(findings.report, findings.ranking, winner_command(out), live=live),
-        out / REPORT: escaped_json(findings.report.model_dump_json(indent=2)) + "\n",
-        out / RANKING: header if findings.ranking is None else ranking_csv(findings.ranking),
-        out / CURVES: findings.curves,
+        place / PAGE: render_study(findings.report, findings.ranking, winner_command(out), live=live),
+        place / REPORT: escaped_json(findings.report.model_dump_json(indent=2)) + "\n",
+        place / RANKING: header if findings.ranking is None else ranking_csv(findings.ranking),
+        place / CURVES: findings.curves,
     }
     if is_first():
         write_files(contents, follow=False)

@@ -7,7 +7,7 @@ from lensjax.core.processes import on_first
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.study.bench import Bench
 from lensjax.study.checks import check_results
-from lensjax.study.folder import is_current, pinned, running
+from lensjax.study.folder import check_study, is_current, pinned
 from lensjax.study.inference import candidates_costs, check_some_left, refused
 from lensjax.study.journal import Journal
 from lensjax.study.spec import StudySpec
@@ -40,10 +40,11 @@ def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]
     cells = [cell for size in bench.sizes for stage in stages(spec, names, size) for cell in stage]
     if not out.exists():
         return cells
-    with running(spec, out) as journal:
-        check_results(spec, out, bench.task)
-        forgiven = len(journal.entries) if retry else 0
-        return [cell for cell in cells if not has_ended(spec, out, journal, cell, forgiven)]
+    check_study(spec, out)
+    journal = Journal(out, spec.identity, reading=True)
+    check_results(spec, out, bench.task)
+    forgiven = len(journal.entries) if retry else 0
+    return [cell for cell in cells if not has_ended(spec, out, journal, cell, forgiven)]
 
 
 def has_ended(spec: StudySpec, out: Path, journal: Journal, cell: Cell, forgiven: int = 0) -> bool:

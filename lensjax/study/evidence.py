@@ -3,14 +3,15 @@
 import hashlib
 import io
 import itertools
+import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from lensjax.core.artefacts import Damaged, read_ours, read_sealed, sealed
 from lensjax.core.files import write_files
@@ -18,6 +19,7 @@ from lensjax.measure.measurement import Cell, Measured, selectable
 from lensjax.study.spec import StudySpec
 
 EVIDENCE = "evidence"  # folder of all results but those of runs
+_NAME = "lensjax"  # among arrays: of what they are
 
 
 class _Kept(BaseModel):
@@ -27,6 +29,7 @@ class _Kept(BaseModel):
       cell: The cell.
       asked: Everything that they depend on.
       arrays: SHA-256 of the file of arrays; "" where there is none.
+      bytes: Its size; None of earlier versions.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -34,6 +37,7 @@ class _Kept(BaseModel):
     cell: Cell
     asked: dict[str, Any]
     arrays: str
+    bytes: NonNegativeInt | None = None
 
 
 def evidence_file(out: Path, cell: Cell) -> Path:
@@ -65,14 +69,18 @@ def read_evidence(out: Path, cell: Cell) -> Measured | None:
     if not kept.arrays:
         return Measured(summary)
     beside = evidence_file(out, cell).with_suffix(".npz")
-    content = read_ours(beside) or b""
+    content = read_ours(beside, kept.bytes) or b""
     if hashlib.sha256(content).hexdigest() != kept.arrays:
         raise Damaged(beside, "its content is not what was written")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return Measured(summary, dict(arrays))
+        with np.load(io.BytesIO(content), allow_pickle=False) as packed:
+            arrays = dict(packed)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Damaged(beside, "it does not hold arrays") from error
+    named = arrays.pop(_NAME, None)  # earlier versions wrote none
+    if named is not None and str(named) != _name(kept.cell, kept.asked):
+        raise Damaged(beside, "it is of another cell")
+    return Measured(summary, arrays)
 
 
 def evidence_asked(out: Path, cell: Cell) -> dict[str, Any] | None:
@@ -107,11 +115,16 @@ def write_evidence(out: Path, cell: Cell, measured: Measured) -> None:
     Raises:
       InputError: the folder is missing or not writable, or the disk is full.
     """
-    path, contents, arrays = evidence_file(out, cell), dict[Path, str | bytes](), ""
+    path, packed, contents = evidence_file(out, cell), b"", dict[Path, str | bytes]()
     if measured.arrays:
-        packed = io.BytesIO()
-        np.savez_compressed(packed, **measured.arrays)  # type: ignore[arg-type]
-        contents[path.with_suffix(".npz")] = packed.getvalue()
-        arrays = hashlib.sha256(packed.getvalue()).hexdigest()
-    contents[path] = sealed({"cell": list(cell), "arrays": arrays, **measured.summary})
+        file, named = io.BytesIO(), {_NAME: np.array(_name(cell, measured.summary["asked"]))}
+        np.savez_compressed(file, **measured.arrays, **named)  # type: ignore[arg-type]
+        contents[path.with_suffix(".npz")] = packed = file.getvalue()
+    beside = {"arrays": hashlib.sha256(packed).hexdigest(), "bytes": len(packed)} if packed else {"arrays": ""}
+    contents[path] = sealed({"cell": list(cell), **beside, **measured.summary})
     write_files(contents, follow=False)
+
+
+def _name(cell: Cell, asked: Mapping[str, Any]) -> str:
+    """What arrays say of themselves: of which cell they are, and everything that they depend on."""
+    return json.dumps([list(cell), asked], sort_keys=True)

@@ -108,8 +108,7 @@ def open_study(spec: StudySpec, out: Path) -> list[str]:
     Raises:
       InputError: it holds another study or something else, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or _is_foreign(out)):
-        raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
+    _check_a_folder_of_studies(out)
     make_folder(out)
     path, said = out / STUDY, list[str]()
     with locked(out / LOCK):
@@ -118,21 +117,49 @@ def open_study(spec: StudySpec, out: Path) -> list[str]:
         except Damaged as error:
             said.append(set_aside(path, error.why, out))
             kept = None
-        # Without it, the journal says whose folder it is.
-        known = journal_studies(out) - {""} if kept is None else {kept.identity}
-        if known and spec.identity not in known:
-            name = "another study" if kept is None else f"the study {shorten(kept.name)}"
-            changed = [] if kept is None else changed_settings(kept.spec, spec.identifying)
-            how = f"other settings: {listing(changed)}" if changed else "another name, task or training"
-            raise InputError(
-                f"{shorten(out, 400)} holds {name}, and this one has {how}; give a new folder, or the spec that it was "
-                "made with."
-            )
+        _check_is_of(spec, kept, out)
         content = KeptStudy(
             lensjax=__version__, identity=spec.identity, name=spec.name, spec=spec.model_dump(mode="json")
         )
         write_files({path: sealed(content.model_dump())}, follow=False)
     return said
+
+
+def check_study(spec: StudySpec, out: Path) -> None:
+    """Make sure that a folder can hold this study, and write nothing.
+
+    Raises:
+      InputError: it holds another study or something else, or cannot be read.
+    """
+
+    def check() -> None:
+        _check_a_folder_of_studies(out)
+        try:
+            kept = read_sealed(out / STUDY, KeptStudy, required=False)
+        except Damaged:  # a run sees to it
+            kept = None
+        _check_is_of(spec, kept, out)
+
+    on_first(check)
+
+
+def _check_a_folder_of_studies(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or _is_foreign(out)):
+        raise InputError(f"{shorten(out, 400)} is there already and holds something else; give a new folder.")
+
+
+def _check_is_of(spec: StudySpec, kept: KeptStudy | None, out: Path) -> None:
+    """Raise InputError where a folder is another study's; without what it says of that, the journal does."""
+    known = journal_studies(out) - {""} if kept is None else {kept.identity}
+    if not known or spec.identity in known:
+        return
+    name = "another study" if kept is None else f"the study {shorten(kept.name)}"
+    changed = [] if kept is None else changed_settings(kept.spec, spec.identifying)
+    how = f"other settings: {listing(changed)}" if changed else "another name, task or training"
+    raise InputError(
+        f"{shorten(out, 400)} holds {name}, and this one has {how}; give a new folder, or the spec that it was made "
+        "with."
+    )
 
 
 def _is_foreign(out: Path) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from lensjax.core.artefacts import read_ours, sealed_line, unsealed_line
 from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import LOCK, locked, write_files
+from lensjax.core.files import LOCK, locked, may_write, write_files
 from lensjax.core.processes import is_first, on_first
 from lensjax.core.specs import Strict
 from lensjax.core.text import escaped_json
@@ -81,27 +81,29 @@ class Journal:
 
     Attributes:
       entries: Its lines so far, oldest first.
-      quarantined: Number of lines that could not be read, and were moved to a file beside it.
+      quarantined: Number of lines that could not be read, and were moved to a file beside it where that can be written.
 
     Args:
       folder: The study's folder.
       study: Identity of the study.
+      reading: Only read it where it cannot be written; odd lines then stay where they are.
 
     Raises:
       InputError: it belongs to another study or a newer version, or cannot be read or written.
     """
 
-    def __init__(self, folder: Path, study: str) -> None:
+    def __init__(self, folder: Path, study: str, *, reading: bool = False) -> None:
         self.path, self.study = folder / JOURNAL, study
         parsed: list[Entry] = []
 
         def read() -> list[Any]:
-            with locked(folder / LOCK), _without_collector():
+            writing = not reading or may_write(folder)
+            with locked(folder / LOCK) if writing else nullcontext(), _without_collector():
                 found = _read(self.path, study)
                 lines, odd = [line for line, _ in found.good], found.odd
                 parsed.extend(entry for _, entry in found.good)
                 # What is added must not go where a link leads.
-                if odd or not found.in_order or self.path.is_symlink():
+                if writing and (odd or not found.in_order or self.path.is_symlink()):
                     self._set_aside(lines, odd)
             told = [entry.model_dump_json() for entry in parsed] if jax.process_count() > 1 else []
             return [told, len(odd)]

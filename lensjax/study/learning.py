@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lensjax.core import text
+from lensjax.core.artefacts import read_ours
+from lensjax.core.errors import InputError
 from lensjax.core.sections import DataTable, Line, LinePlot, Section
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.study.folder import run_folder
@@ -16,6 +18,7 @@ from lensjax.train.results import Result
 from lensjax.train.samples import Sample
 
 _POINTS = 60  # of a curve
+_MOST_STEPS = 2**53  # from which on numbers are not whole in a page
 _PLOTS, _ROWS = 6, 5
 _LETTERS = 300  # of a text in a table
 
@@ -41,18 +44,20 @@ def learning_curves(spec: StudySpec, out: Path, results: Sequence[Result]) -> tu
 
 
 def _validations(path: Path) -> Iterator[tuple[int, float]]:
-    """Steps of a log and their validation losses; lines that are none are passed over."""
+    """Steps of a log, which grow, and their validation losses; lines that are none are passed over."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = (read_ours(path) or b"").splitlines()
+    except InputError:  # a report can do without
         return
+    last = 0
     for line in lines:
         try:
             found = json.loads(line)
             step, loss = found.get("step"), found.get("validation_loss")
         except (ValueError, AttributeError, RecursionError):
             continue
-        if isinstance(step, int) and isinstance(loss, float) and 0 < loss < math.inf:
+        if type(step) is int and last < step < _MOST_STEPS and isinstance(loss, float) and 0 < loss < math.inf:
+            last = step
             yield step, loss
 
 

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from lensjax.core.artefacts import Damaged, read_sealed, set_aside
+from lensjax.core.errors import one_line, shorten
 from lensjax.core.processes import on_first
-from lensjax.measure.measurement import FINETUNE, Cell
+from lensjax.measure.measurement import FINETUNE, MEASUREMENTS, Cell, Measured, Records
 from lensjax.study.evidence import evidence_cells, evidence_file, read_evidence
 from lensjax.study.folder import read_results, read_searches, result_digest, result_file, runs_folder
 from lensjax.study.journal import Journal
@@ -37,10 +38,28 @@ def find_faults(spec: StudySpec, out: Path, journal: Journal) -> dict[Path, str]
         read_searches(out, candidate, results, told)
     for cell in evidence_cells(spec, out):
         try:
-            read_evidence(out, cell)
+            found = read_evidence(out, cell)
         except Damaged as error:
             told[evidence_file(out, cell)] = error.why
+        else:
+            if found is not None and (why := _useless(cell, found)):
+                told[evidence_file(out, cell)] = why
     return faults | told
+
+
+def _useless(cell: Cell, found: Measured) -> str:
+    """Why a measurement cannot tell anything of its result, as of one by another version; "" where it can."""
+
+    def read(other: Cell) -> Measured | None:
+        return found if (other.kind, other.model) == (cell.kind, cell.model) else None
+
+    try:
+        MEASUREMENTS[cell.kind].collect(Records([cell.model], [0, cell.examples], [cell.seed], None, read))
+    except KeyError as error:
+        return f"it lacks {shorten(error.args[0])}"
+    except (TypeError, ValidationError) as error:
+        return f"it does not hold what its measurement wrote ({one_line(error)})"
+    return ""
 
 
 def mend(spec: StudySpec, out: Path, journal: Journal) -> list[str]:

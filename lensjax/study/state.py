@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensjax.core.errors import InputError
+from lensjax.core.files import may_write
 from lensjax.measure.measurement import FINETUNE, Cell
 from lensjax.study import schema
 from lensjax.study.cells import has_ended, stages
@@ -104,7 +105,7 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
     Raises:
       InputError: a file of it cannot be read, or neither the target nor the task's data is known.
     """
-    journal = Journal(out, spec.identity)
+    journal = Journal(out, spec.identity, reading=True)
     available = _available(spec)
     sizes = spec.ladder(available)
     last = {cell: entry for cell in journal.cells if (entry := journal.last(cell)) is not None}
@@ -124,7 +125,8 @@ def read_state(spec: StudySpec, out: Path) -> StudyState:
             pending, ended_by = (None, None) if spec.strategy == "adaptive" else ([], "ladder")
     damage = []
     if journal.quarantined:
-        damage.append(f"{journal.quarantined} damaged lines of the journal were set aside, in {QUARANTINE}.")
+        how = f"were set aside, in {QUARANTINE}" if may_write(out) else "are left out"
+        damage.append(f"{journal.quarantined} damaged lines of the journal {how}.")
     faults = find_faults(spec, out, journal)
     for path, why in faults.items():
         damage.append(f"{path.relative_to(out)} is left out ({why}); lensjax run makes it again.")

@@ -17,6 +17,7 @@ from lensjax.core.files import LOCK, locked, make_folder, remove_leftovers, writ
 from lensjax.core.presets import preset_in_use
 from lensjax.core.processes import is_first, on_first, wait_for_all
 from lensjax.core.signals import stop_requested, stopping_on_signals
+from lensjax.core.terminal import say
 from lensjax.core.version import __version__
 from lensjax.models.gguf.header import provenance
 from lensjax.models.hub import find_folder
@@ -217,6 +218,7 @@ class Candidate(Workload):
         from lensjax.train.checkpoint import Checkpoints  # Orbax is slow to import
 
         progress, checkpoints = Progress(), Checkpoints(run.checkpoints) if run.examples else None
+        damaged = ""
         try:
             model, self._loaded = self._loaded or self.pretrained(), None
             self._check_unchanged()
@@ -250,6 +252,10 @@ class Candidate(Workload):
                 result = result.model_copy(update={"samples": some})
             if save_model and not on_first(run.model.exists):
                 self._save(self.abstract.with_params(join(trained, frozen)), run)
+        except Damaged as error:
+            if checkpoints is None or error.path != checkpoints.folder or jax.process_count() > 1:
+                raise
+            damaged = error.why
         except Diverged as error:
             if error.progress.step <= 1:
                 on_first(lambda: check_finite_weights(find_folder(self.source)))
@@ -261,6 +267,9 @@ class Candidate(Workload):
         finally:
             if checkpoints is not None:
                 checkpoints.close()
+        if damaged:  # and training has used the model
+            say(set_aside(run.checkpoints, damaged, self.out), error=True)
+            return self.train(run, recorder, save_model=save_model)
         return self.finish(run, result)
 
     def _save(self, model: Model, run: Run) -> None:

@@ -3,11 +3,13 @@
 tune.Tuner(train, tune_config=tune.TuneConfig(metric="loss", mode="min", scheduler=JointScheduler(horizon=100)))
 """
 
+import math
+from numbers import Real
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
 
-from lensjax.core.errors import InputError
+from lensjax.core.errors import InputError, shorten
 from lensjax.tuning.rule import Rule
 
 
@@ -47,5 +49,20 @@ class JointScheduler(FIFOScheduler):
         if self._metric not in result or self._time not in result:
             return str(self.CONTINUE)
         curve = self._curves.setdefault(trial.trial_id, {})
-        curve[int(result[self._time])] = float(result[self._metric])
+        curve[self._step(result)] = self._loss(result)
         return str(self.STOP if self._rule.ends(self._curves, trial.trial_id) else self.CONTINUE)
+
+    def _step(self, result: dict[str, Any]) -> int:
+        """The step that a result is of."""
+        step = result[self._time]
+        if not isinstance(step, Real) or step != step or step in (math.inf, -math.inf) or step != int(step):
+            raise InputError(f"A trial reported {shorten(step)} as {self._time}; name a count of steps, from 1.")
+        return int(step)
+
+    def _loss(self, result: dict[str, Any]) -> float:
+        """The loss in a result."""
+        try:
+            return float(result[self._metric])  # type: ignore[index]  # arrays of one number, too
+        except (TypeError, ValueError, OverflowError) as error:
+            loss = shorten(result[self._metric])  # type: ignore[index]
+            raise InputError(f"A trial reported {loss} as {self._metric}; report a number.") from error

@@ -8,6 +8,7 @@ on. Unlike successive halving this compares trials at the last step, not at the 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -36,6 +37,10 @@ class Rule:
     trials: int = 4
 
     def __post_init__(self) -> None:
+        for name in ("horizon", "trials"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise InputError(f"{name} is {shorten(value)}; give a whole number.")
         if self.horizon < 1:
             raise InputError(f"horizon is {self.horizon}; give the last step of a trial, 1 or more.")
         if not 0 < self.below < 1:

@@ -1,5 +1,6 @@
 """What happens to studies besides damaged files: deaths, full disks, clocks, leftovers, and inputs that change."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,15 +13,23 @@ import pytest
 import yaml
 from chaos_study import Scene, outcome
 
-from lensjax.core.artefacts import QUARANTINE
+from lensjax.cli.main import main
+from lensjax.core.artefacts import QUARANTINE, digest, sealed
 from lensjax.core.errors import InputError
 from lensjax.measure.measurement import Cell
 from lensjax.models.hub import find_folder
+from lensjax.study.cells import cells_left
 from lensjax.study.deaths import MARK, marked
+from lensjax.study.evidence import evidence_file
 from lensjax.study.folder import read_study_folder
+from lensjax.study.journal import Journal
 from lensjax.study.launchers import local
+from lensjax.study.report import collect
+from lensjax.study.spec import read_study
 from lensjax.study.state import read_state
+from lensjax.study.winner import find_winner
 from lensjax.train import ladder
+from lensjax.train.recorder import keep_until
 
 DEADLY = Cell("finetune", "small", 200, 1)
 
@@ -123,6 +132,100 @@ def test_a_loss_that_is_none_is_set_aside_with_its_reason(scene, copy, loss):
     assert outcome(copy) == outcome(scene.whole)
     (reason,) = (copy / QUARANTINE / "reasons.jsonl").read_text().splitlines()
     assert json.loads(reason)["reason"].startswith("loss: ")
+
+
+def test_kernels_that_were_exchanged_with_their_digests_are_noticed(scene, copy):
+    """Whoever puts the kernel of another model in place and makes all digests fit has it said by the kernel."""
+    mine, other = (evidence_file(copy, Cell("ntk", name)) for name in ("small", "large"))
+    content = other.with_suffix(".npz").read_bytes()
+    mine.with_suffix(".npz").write_bytes(content)
+    told = json.loads(mine.read_text()) | {"arrays": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    del told["checksum"]
+    mine.write_text(sealed(told))
+    journal = Journal(copy, read_study_folder(copy).identity)
+    journal.add(cell=Cell("ntk", "small"), digest=digest(mine.read_bytes()))
+    damage = read_state(read_study_folder(copy), copy).damage
+    assert damage == ["evidence/small/ntk.json is left out (it is of another cell); lensjax run makes it again."]
+    said = scene.run(copy)
+    assert said[0].startswith("evidence/small/ntk.json was set aside in quarantine (it is of another cell)")
+    assert outcome(copy) == outcome(scene.whole)
+
+
+def test_evidence_that_lacks_what_a_report_shows_is_made_again(scene, copy):
+    path = evidence_file(copy, Cell("ntk", "large"))
+    for changes, why in (({"effective_rank": None}, "does not hold what its measurement"), ({}, "lacks functional")):
+        told = {key: value for key, value in json.loads(path.read_text()).items() if key != "checksum"} | changes
+        told = told if changes else {key: value for key, value in told.items() if key != "functional"}
+        path.write_text(sealed(told))
+        damage = collect(read_study_folder(copy), copy).report.warnings
+        assert any(f"evidence/large/ntk.json is left out (it {why}" in one for one in damage), damage
+        assert why in scene.run(copy)[0]
+        assert outcome(copy) == outcome(scene.whole)
+
+
+@pytest.mark.parametrize("instead", ["a pipe", "/dev/zero", "odd lines"])
+def test_a_report_does_without_a_log_that_is_none(scene, copy, instead):
+    path = copy / "runs" / "large" / "examples-400-seed-0" / "log.jsonl"
+    path.unlink()
+    if instead == "odd lines":
+        lines = ['{"step": 1, "validation_loss": 2.0}', "[" * 100_000, '"x"', f'{{"step": {10**400}}}', "[1]"]
+        lines += ['{"step": NaN, "validation_loss": 1.5}', '{"step": true, "validation_loss": 1.5}']
+        lines += ['{"step": 1, "validation_loss": 1.5}', '{"step": 2, "validation_loss": 1.0}']
+        path.write_text("\n".join(lines))
+    elif instead == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(instead)
+    findings = collect(read_study_folder(copy), copy)
+    known = {(one.model, one.examples): one for one in findings.report.learning}
+    assert findings.report.decision.model == "large"
+    if instead == "odd lines":
+        assert (known["large", 400].steps, known["large", 400].losses) == ((1, 2), (2.0, 1.0))
+        keep_until(path, 1)
+        assert path.read_text().splitlines()[0] == lines[0]
+        assert len(path.read_text().splitlines()) == 3
+    else:
+        assert ("large", 400) not in known
+
+
+def test_a_file_without_end_is_refused_with_advice(scene, copy):
+    path = copy / "runs" / "large" / "examples-400-seed-0" / "result.json"
+    os.truncate(path, 10**12)
+    for command in (lambda: read_state(read_study_folder(copy), copy), lambda: scene.run(copy)):
+        with pytest.raises(InputError, match=r"result.json is larger than 512 MB; remove it, and it is made again, or"):
+            command()
+    path.unlink()
+    scene.run(copy)
+    assert outcome(copy) == outcome(scene.whole)
+
+
+@pytest.fixture
+def read_only(copy):
+    """The copy, on a disk that can only be read."""
+    try:
+        subprocess.run(["mount", "-o", "bind,ro", copy, copy], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be mounted here")
+    yield copy
+    subprocess.run(["umount", "-l", copy], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk that can only be read")
+def test_a_study_that_can_only_be_read_is_reported_elsewhere(scene, copy, read_only, tmp_path, capsys):
+    assert cells_left(read_study(scene.file), read_only) == []
+    assert find_winner(read_only).name == "large"
+    with pytest.raises(SystemExit):
+        main(["report", str(read_only)])
+    assert "Read-only file system; choose another place" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    main(["report", str(read_only), "--out", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["decision"]["model"] == "large"
+    other = shutil.copytree(scene.whole, tmp_path / "other")
+    main(["report", str(read_only), str(other), "--out", str(tmp_path / "out")])
+    assert "cannot be written, so that its own report stays as it is" in capsys.readouterr().out
+    assert (tmp_path / "out" / "comparison.html").exists()
+    with pytest.raises(InputError, match="Read-only file system; choose another place"):
+        scene.run(read_only)
 
 
 def test_files_from_the_future_are_as_good_as_others(scene, copy):

@@ -1,5 +1,6 @@
 """Checkpoints: written while training goes on, whole or not at all, and refused where they are of something else."""
 
+import os
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lensjax.models
+from lensjax.core.artefacts import Damaged
 from lensjax.core.errors import InputError
 from lensjax.train.checkpoint import Checkpoints
 from lensjax.train.step import State
@@ -145,11 +147,53 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(opened, tmp_path, kept):
         assert removed
         for path in removed:
             path.unlink()
-    with pytest.raises(InputError, match="remove the folder") as caught:
+    with pytest.raises(Damaged, match="remove it, and it is made again") as caught:
         restore(opened(folder))
     assert str(folder) in str(caught.value)
     assert len(str(caught.value)) < 500 + len(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_of_any_file_is_noticed_or_changes_nothing(opened, tmp_path):
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((400, 10)), jnp.float32)  # which hardly compresses
+    state = State(
+        {"kernel": noise, "half": noise[:8].astype(jnp.bfloat16)}, (jnp.int32(5), {"mu": noise > 0, "nu": noise[:, 0]})
+    )
+    checkpoints, outcomes = opened(tmp_path / "c"), []
+    save(checkpoints, 3, state)
+    checkpoints.wait()
+    for number, path in enumerate(path for path in sorted((tmp_path / "c").rglob("*")) if path.is_file()):
+        folder = shutil.copytree(tmp_path / "c", tmp_path / str(number))
+        damaged = folder / path.relative_to(tmp_path / "c")
+        content = bytearray(damaged.read_bytes())
+        if content:
+            content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+        again = opened(folder)
+        try:
+            step, record = again.record()
+            found, best = again.restore(step, state, {"kernel": noise})
+        except Damaged:
+            outcomes.append("noticed")
+            continue
+        assert (step, record) == (3, {"step": 3, "loss": 0.1}), path
+        assert_same(found, state)
+        assert_same(best, {"kernel": noise + 2})
+        outcomes.append("same")
+    assert outcomes.count("noticed") > len(outcomes) / 3
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(opened, tmp_path):
+    checkpoints = opened(tmp_path / "c")
+    save(checkpoints, 3)
+    checkpoints.wait()
+    largest = max(
+        (path for path in (tmp_path / "c").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    largest.unlink()
+    os.mkfifo(largest)
+    with pytest.raises(Damaged, match="in it is a link that leads nowhere, a pipe or a device"):
+        restore(opened(tmp_path / "c"))
 
 
 @pytest.fixture

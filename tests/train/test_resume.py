@@ -115,6 +115,29 @@ def test_a_stopped_run_goes_on_to_the_same_bits(setting, devices, method):
 
 
 @pytest.mark.eight_devices
+@pytest.mark.parametrize("damaged", ["arrays", "record"])
+def test_a_run_with_a_damaged_checkpoint_begins_anew_and_comes_to_the_same_bits(setting, damaged, capsys):
+    trial = setting(1, "full")
+    with pytest.raises(Stopped):
+        trial.run(damaged, 5)
+    files = [path for path in (trial.folder / damaged / "checkpoints").rglob("*") if path.is_file()]
+    if damaged == "arrays":
+        largest = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    else:
+        (record,) = (path for path in files if path.parent.name == "record" and '"progress"' in path.read_text())
+        record.write_text(record.read_text().replace('"stale": 0', '"stale": 1').replace('"stale":0', '"stale":1'))
+    result, expected = trial.run(damaged), json.loads((trial.folder / "whole" / "result.json").read_text())
+    said = capsys.readouterr().err
+    assert said.startswith(f"{damaged}/checkpoints was set aside in quarantine (it")
+    assert "; it is made again." in said
+    assert json.loads(result.model_dump_json()) | UNLIKE == expected | UNLIKE
+    assert trial.log(damaged) == trial.log("whole")
+
+
+@pytest.mark.eight_devices
 def test_a_run_of_eight_devices_goes_on_with_four(setting):
     eight, four = setting(8, "full"), setting(4, "full")
     with pytest.raises(Stopped):

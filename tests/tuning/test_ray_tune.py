@@ -45,6 +45,25 @@ def test_a_search_that_maximises_or_has_no_metric_is_refused():
         fed(scheduler)
 
 
+@pytest.mark.parametrize(
+    ("reported", "sentence"),
+    [
+        (
+            {"training_iteration": float("nan"), "loss": 1.0},
+            "reported nan as training_iteration; name a count of steps",
+        ),
+        ({"training_iteration": 1.5, "loss": 1.0}, "reported 1.5 as training_iteration; name a count of steps"),
+        ({"training_iteration": 1, "loss": "low"}, "reported low as loss; report a number"),
+        ({"training_iteration": 1, "loss": None}, "reported None as loss; report a number"),
+    ],
+)
+def test_reports_that_are_no_numbers_are_named(reported, sentence):
+    scheduler = JointScheduler(HORIZON)
+    scheduler.set_search_properties("loss", "min")
+    with pytest.raises(InputError, match=sentence):
+        scheduler.on_trial_result(None, SimpleNamespace(trial_id="a"), reported)
+
+
 @pytest.mark.skipif("LENSJAX_TEST_TUNE" not in os.environ, reason="LENSJAX_TEST_TUNE is not set")
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_search_on_a_local_cluster(tmp_path):

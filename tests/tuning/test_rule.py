@@ -64,6 +64,9 @@ def test_few_trials_and_first_steps_end_nothing_and_a_lost_one_ends_at_once():
         ({"horizon": 0}, "horizon is 0; give the last step of a trial"),
         ({"horizon": 9, "below": 1.0}, "below is 1.0; give a probability between 0 and 1"),
         ({"horizon": 9, "trials": 1}, "trials is 1; give 2 or more"),
+        ({"horizon": float("nan")}, "horizon is nan; give a whole number"),
+        ({"horizon": "9"}, "horizon is 9; give a whole number"),
+        ({"horizon": 9, "trials": 2.5}, "trials is 2.5; give a whole number"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

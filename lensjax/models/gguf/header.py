@@ -126,12 +126,12 @@ def read_header(path: Path) -> Header:
     for part in parts:
         check_regular(part, "fetch it again")
     stats = [(part, part.stat()) for part in parts]
-    return _read(path, tuple((part, stat.st_size, stat.st_mtime_ns) for part, stat in stats))
+    return _read(path, tuple((part, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for part, stat in stats))
 
 
 @lru_cache(maxsize=8)  # configuration, tokenizer and weights are read one after another, of every candidate
-def _read(path: Path, files: tuple[tuple[Path, int, int], ...]) -> Header:
-    headers = [_of_file(part, size) for part, size, _ in files]
+def _read(path: Path, files: tuple[tuple[Path, int, int, int], ...]) -> Header:
+    headers = [_of_file(part, size) for part, size, *_ in files]
     fields, tensors = headers[0].fields, dict[str, Entry]()
     for number, header in enumerate(headers):
         count, place = (header.fields.get(f"split.{name}", default) for name, default in (("count", 1), ("no", number)))
