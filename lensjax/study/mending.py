@@ -38,11 +38,11 @@ def find_faults(spec: StudySpec, out: Path, journal: Journal) -> dict[Path, str]
         read_searches(out, candidate, results, told)
     for cell in evidence_cells(spec, out):
         try:
-            found = read_evidence(out, cell)
+            measured = read_evidence(out, cell)
         except Damaged as error:
             told[evidence_file(out, cell)] = error.why
         else:
-            if found is not None and (why := _useless(cell, found)):
+            if measured is not None and (why := _useless(cell, measured)):
                 told[evidence_file(out, cell)] = why
     return faults | told
 

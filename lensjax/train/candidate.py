@@ -217,9 +217,9 @@ class Candidate(Workload):
         """
         from lensjax.train.checkpoint import Checkpoints  # Orbax is slow to import
 
-        progress, checkpoints = Progress(), Checkpoints(run.checkpoints) if run.examples else None
-        damaged = ""
+        progress, damaged, checkpoints = Progress(), "", None
         try:
+            checkpoints = Checkpoints(run.checkpoints) if run.examples else None
             model, self._loaded = self._loaded or self.pretrained(), None
             self._check_unchanged()
             began = time.perf_counter()
@@ -253,7 +253,7 @@ class Candidate(Workload):
             if save_model and not on_first(run.model.exists):
                 self._save(self.abstract.with_params(join(trained, frozen)), run)
         except Damaged as error:
-            if checkpoints is None or error.path != checkpoints.folder or jax.process_count() > 1:
+            if error.path != run.checkpoints.absolute() or jax.process_count() > 1:
                 raise
             damaged = error.why
         except Diverged as error:

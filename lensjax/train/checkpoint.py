@@ -32,6 +32,7 @@ class Checkpoints:
     A checkpoint holds the state of training, the parameters of the lowest validation loss so far, and a JSON record.
 
     Raises:
+      Damaged: something lies in the folder that reading would wait for.
       InputError: the folder cannot be made or read.
     """
 
@@ -41,6 +42,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)  # Orbax would not yet complain of a file in its place
+            _check_files(self.folder)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: State, best: Params, record: Json) -> None:
@@ -74,7 +76,6 @@ class Checkpoints:
             step = self._manager.latest_step()
             if step is None:
                 return None
-            _check_files(self.folder)
             read = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
             record = without_checksum(read, self.folder, required=_SUMS in read)  # earlier versions wrote none
             self._sums[step] = record.pop(_SUMS, [])

@@ -55,9 +55,10 @@ class JointScheduler(FIFOScheduler):
     def _step(self, result: dict[str, Any]) -> int:
         """The step that a result is of."""
         step = result[self._time]
-        if not isinstance(step, Real) or step != step or step in (math.inf, -math.inf) or step != int(step):
+        number = float(step) if isinstance(step, Real) else math.nan
+        if not number.is_integer():
             raise InputError(f"A trial reported {shorten(step)} as {self._time}; name a count of steps, from 1.")
-        return int(step)
+        return int(number)
 
     def _loss(self, result: dict[str, Any]) -> float:
         """The loss in a result."""

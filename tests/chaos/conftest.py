@@ -38,6 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, list[tupl
     from lensjax.models import model as of_models
     from lensjax.models.model import abstract_model
     from lensjax.models.options import make_options
+    from lensjax.selection import ranking
     from lensjax.study import bench, checks, inference
     from lensjax.train import ladder, prepare
     from lensjax.train.candidate import Candidate
@@ -156,6 +157,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, list[tupl
         (ladder, "Candidate", StandIn),
         (ladder.Curve, "_recorder", None),
         (TangentKernel, "measure", kernel),
+        (ranking, "methods_in_order", lambda: ["last_three"]),  # and reports fit no other
         # What does not depend on the study's folder is made once.
         (checks, "read_config", config_of),
         (inference, "read_config", config_of),

@@ -154,6 +154,7 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(opened, tmp_path, kept):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # readers whose event loop has gone
 def test_a_flipped_bit_of_any_file_is_noticed_or_changes_nothing(opened, tmp_path):
     noise = jnp.asarray(np.random.default_rng(0).standard_normal((400, 10)), jnp.float32)  # which hardly compresses
     state = State(

@@ -1,7 +1,7 @@
 """How well pretrained hidden states tell targets apart: LogME and the H-score, from forward passes alone."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from lensjax.core.sections import DataTable, Section
 from lensjax.core.specs import Count, Strict
 from lensjax.measure.measurement import MEASUREMENTS, Cell, Measured, Measurement, Records, Subject
-from lensjax.measure.transferability import measure_transferability, transferability_flops
-from lensjax.models.model import Batch, Model
 from lensjax.train.prepare import FIRST_RUNG
+
+if TYPE_CHECKING:  # what is computed with is imported by what computes
+    from lensjax.models.model import Batch, Model
 
 KIND = "transferability"
 
@@ -59,11 +60,15 @@ class HiddenStates(Measurement):
     def rows(self) -> int:
         return self.examples
 
-    def flops(self, model: Model, batch: Batch | None) -> int:
+    def flops(self, model: "Model", batch: "Batch | None") -> int:
+        from lensjax.measure.transferability import transferability_flops
+
         assert batch is not None
         return transferability_flops(model, batch)
 
     def measure(self, subject: Subject) -> Measured:
+        from lensjax.measure.transferability import measure_transferability, transferability_flops
+
         model = subject.model()
         batch = subject.batch(model)
         found = measure_transferability(model, batch)
