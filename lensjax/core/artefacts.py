@@ -99,7 +99,7 @@ def read_ours(path: Path, size: int | None = None) -> bytes | None:
         with opened(path) as file:
             found = os.fstat(file.fileno()).st_size
             if size is not None and found != size:
-                raise Damaged(path, f"it has {found:,} bytes, and {size:,} were written")
+                raise Damaged(path, f"{path.name} has {found:,} bytes, and {size:,} were written")
             if size is None and found > largest():
                 raise InputError(
                     f"{shorten(path, 400)} is larger than {largest() // 10**6:,} MB; remove it, and it is made again, "
