@@ -57,11 +57,12 @@ def ntk(
     on_mismatch: OnMismatch = "raise",
     explain: bool = False,
 ) -> None:
-    """Compute a model's exact empirical neural tangent kernel on examples of a task, and how far fine-tuning moves it.
+    """Compute a model's exact empirical neural tangent kernel.
 
-    Writes to the folder OUT: kernel.npz with the kernel, its eigenvalues and the residual F(t) of linearised training;
-    kernel.html with figures of both; kernel.json with numbers that describe it, time and memory. With --finetuned also
-    the kernels of these models on the same examples, and how far each has drifted from that of the model.
+    It is that on examples of a task. Writes to the folder OUT: kernel.npz with the kernel, its eigenvalues and the
+    residual F(t) of linearised training; kernel.html with figures of both; kernel.json with numbers that describe it,
+    time and memory. With --finetuned also the kernels of these models on the same examples, and how far each has
+    drifted from that of the model.
 
     Worked examples
 
@@ -175,7 +176,7 @@ def hessian(
     mesh: Mesh = None,
     settings: Settings = (),
 ) -> None:
-    """Measure the Hessian of a model's loss on a task, and the PAC-Bayes bound of models fine-tuned from it.
+    """Measure the Hessian of a model's loss, and a bound's terms.
 
     Writes to the folder OUT: hessian.json with the largest eigenvalues, and the traces of the whole and of each layer
     with their standard errors; hessian.npz with these and the spectral density; hessian.html with figures. With

@@ -23,7 +23,7 @@ def evaluate(
     unit: UnitName = None,
     csv: Path | None = None,
 ) -> None:
-    """Back-test every method on curves whose loss at the target was measured.
+    """Back-test every method on curves that reach the target.
 
     Every method sees only the sizes up to target / ratio; its predictions are compared with the losses measured at
     the target. Prints means over the budgets, and writes every cell as tidy CSV: task,method,budget,metric,value,unit.

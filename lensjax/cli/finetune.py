@@ -34,7 +34,7 @@ def finetune(
     xla_preset: XlaPreset = None,
     settings: Settings = (),
 ) -> None:
-    """Fine-tune a model on some of a task's examples or on all of them, test it, and save it.
+    """Fine-tune a model on some examples or all, test it, save it.
 
     Writes to the folder OUT, which several models and commands with the same spec may share: curves.csv with a row for
     every result, and under the model's name and the number of examples the log of training, the result and the model
@@ -109,10 +109,11 @@ def curve(
     xla_preset: XlaPreset = None,
     settings: Settings = (),
 ) -> None:
-    """Fine-tune a model on 0, 200, 400, 800 and so on of a task's examples, and test it on each.
+    """Fine-tune a model on 200, 400, 800, … examples, test each.
 
-    Each subset holds the smaller ones. Results are rows of OUT/curves.csv, which `lensjax rank` reads once there are
-    several models; finished runs are not repeated. After a stop or a kill, the same command resumes.
+    The subsets are of a task's training examples; each holds the smaller ones. Results are rows of OUT/curves.csv,
+    which `lensjax rank` reads once there are several models; finished runs are not repeated. After a stop or a kill,
+    the same command resumes.
 
     Worked examples
 

@@ -44,14 +44,21 @@ _COMMANDS: dict[str, Any] = {
 }
 
 
-def _app(commands: Mapping[str, Any]) -> tyro.extras.SubcommandApp:
+def _app(commands: Mapping[str, Any], given: Sequence[str]) -> tyro.extras.SubcommandApp:
+    """Commands, with all help of the one that is given, and a line of each other: they fit a screen."""
     app = tyro.extras.SubcommandApp()
     for name, command in commands.items():
+        chosen = given[:1] == [name]
         if isinstance(command, tuple):
-            app.command(_app(command[0]), name=name, help=command[1])
+            app.command(_app(command[0], given[1:] if chosen else ()), name=name, help=command[1])
         else:
-            app.command(name=name)(command)
+            app.command(name=name, help=None if chosen else _summary(command))(command)
     return app
+
+
+def _summary(command: Any) -> str:
+    """The first sentence of a command's help."""
+    return " ".join((command.__doc__ or "").split("\n\n", 1)[0].split())
 
 
 def _check_command(arguments: Sequence[str], commands: Mapping[str, Any] = _COMMANDS) -> None:
@@ -107,7 +114,7 @@ def _run(arguments: list[str] | None) -> int:
                 say(f"lensjax {__version__}")
                 return 0
             _check_command(given)
-            _app(_COMMANDS).cli(
+            _app(_COMMANDS, given).cli(
                 prog="lensjax",
                 description="Which of these language models should we fine-tune on our data?",
                 args=arguments,

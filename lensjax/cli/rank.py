@@ -31,7 +31,7 @@ def rank(
     csv: Path | None = None,
     html: Path | None = None,
 ) -> None:
-    """Rank models for fine-tuning on all the data, by what choosing each is expected to cost.
+    """Rank models by what choosing each is expected to cost.
 
     Reads fine-tuning curves (one row per model and a column per number of examples, or tidy rows
     model,examples,bits_per_byte or model,examples,loss), uses the sizes up to the budget, and predicts the loss at

@@ -18,12 +18,12 @@ PAGE, REPORT = "comparison.html", "comparison.json"
 
 
 def report(folders: StudyFolders, out: Path | None = None) -> None:
-    """Write the report of a study, while it runs or after; of several studies, also one that compares them.
+    """Write the report of a study, or one that compares several.
 
-    Writes to the study's folder: report.html, a page with the decision, the ranking beside every baseline, curves and
-    their phases, kernels, terms of the bound, what it cost and what failed; report.json, all of that for programs;
-    ranking.csv and curves.csv. Of several studies, or the folder of one of several tasks, comparison.html and
-    comparison.json say which candidate costs least over all of them.
+    While a study runs, or after. Writes to its folder: report.html, a page with the decision, the ranking beside every
+    baseline, curves and their phases, kernels, terms of the bound, what it cost and what failed; report.json, all of
+    that for programs; ranking.csv and curves.csv. Of several studies, or the folder of one of several tasks,
+    comparison.html and comparison.json say which candidate costs least over all of them.
 
     Worked examples
 

@@ -28,7 +28,7 @@ def init(
     budget: Examples | None = None,
     full: Examples | None = None,
 ) -> None:
-    """Write a study's file, with a comment for everything that can be changed in it.
+    """Write a study's file, with a comment for every setting.
 
     Asks on the terminal for everything that is not given.
 
@@ -96,7 +96,9 @@ def run(
     xla_preset: XlaPreset = None,
     settings: Settings = (),
 ) -> None:
-    """Run a study: measure the candidates on growing subsets, and decide which one to fine-tune on everything.
+    """Measure a study's candidates, and decide which to fine-tune.
+
+    Runs on growing subsets tell which candidate will be the best on everything.
 
     Writes to a folder: curves.csv, which `lensjax rank` reads, and, at the end, the report that `lensjax report`
     makes at any time: report.html, report.json and ranking.csv. After a stop or a kill, the same command resumes. Of a

@@ -33,6 +33,7 @@ _FEWEST = 0.005  # P(best) of a contender
 _OUTCOMES = 200  # of a plan, to see whether it may do
 _MORE = 4  # times as many say how probably it does
 _DRAWS = 9  # log2 of the number of draws of losses at the target, given an outcome
+TOLD = 0.93  # share of what runs tell by the fit, as refits do not learn all of it: set on simulated tables
 _TINY = 1e-12
 
 Cost = Callable[[Point], float | None]  # of a run, in any unit; None where it is not known
@@ -121,7 +122,7 @@ def what_decides(
     )
     places = np.array([posterior.models.index(name) for name in names])
     joint = posterior.together(np.tile(places, len(rungs)), np.repeat(rungs, len(models)))
-    joint = _known(joint, np.log(table.column(target)[models]) - posterior.centre)
+    joint = _known(_told(joint, len(models), TOLD), np.log(table.column(target)[models]) - posterior.centre)
     simulation = _Simulation(joint, posterior.centre, worth, float(np.sum(chances[models])), seed)
 
     best, likeliest = None, 0.0
@@ -182,6 +183,20 @@ def _worth_of(worth: Worth, models: Int[np.ndarray, " K"]) -> Worth:
     unknown = worth.ranks == len(worth.ranks)
     ranks = np.unique(worth.ranks[models], return_inverse=True)[1] if worth.margin else worth.ranks[models]
     return worth._replace(ranks=np.where(unknown[models], len(models), ranks), ceiling=worth.ceiling[models])
+
+
+def _told(joint: Together, models: int, share: float) -> Together:
+    """Runs of which those below the target tell a share of what they would by their correlations with it.
+
+    Args:
+      joint: The first are those at the target.
+      models: Number of models.
+      share: See above.
+    """
+    covariance = joint.covariance.copy()
+    covariance[:, :models, models:] *= share
+    covariance[:, models:, :models] *= share
+    return joint._replace(covariance=covariance)
 
 
 def _known(joint: Together, measured: Float[np.ndarray, " K"]) -> Together:

@@ -7,7 +7,7 @@ import re
 import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lensjax.core.errors import InputError, shorten
@@ -20,7 +20,7 @@ from lensjax.study.spec import read_study
 from lensjax.tasks.conversations import FIELDS
 from lensjax.tasks.source import SplitName, as_source
 from lensjax.tasks.spec import TaskSpec
-from lensjax.tasks.task import TooFewExamples, load_task
+from lensjax.tasks.task import Task, TooFewExamples, load_task
 from lensjax.train.prepare import FIRST_RUNG
 
 _UNSAFE = {chr(c) for c in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)}  # to YAML: ends, or nothing
@@ -181,13 +181,7 @@ def new_study(
     task = study.task
     rows = len(task.source.open("train", task.fields) or ())
     held_out = {split: _held_out(task, split, rows, data) for split in ("validation", "test")}
-    try:
-        loaded = load_task(task.model_copy(update=held_out))
-    except TooFewExamples as error:
-        raise InputError(
-            f"{data} has too many rows that are equal: {held_out['validation']:,} examples for validation and "
-            f"{held_out['test']:,} others for testing cannot be held out of its {rows:,}; add some that differ."
-        ) from error
+    loaded = _loaded(task, held_out, rows, data)
     found = loaded.available()
     least = budget or 2 * FIRST_RUNG
     if found < least:
@@ -196,7 +190,12 @@ def new_study(
             f"{data} has {found:,} examples to train on beside {held_out['validation']:,} for validation and "
             f"{held_out['test']:,} for test, and a budget of {least:,}; {smaller}add rows."
         )
-    ladder = propose_ladder(found, full, budget)
+    ladder = propose_ladder(found, full, budget, **held_out)
+    if ladder.validation < held_out["validation"]:
+        held_out |= {"validation": ladder.validation}
+        loaded = _loaded(task, held_out, rows, data)
+        found = loaded.available()
+        ladder = replace(ladder, target=full or found)
     notes = [f"{data} has {found:,} examples to train on beside {_splits(task, held_out)}."]
     lengths = propose_lengths(task, list(itertools.islice(loaded.shuffled(0), _LOOKED_AT)), there) if target else None
     proposed |= held_out | _ladder_fields(ladder)
@@ -204,6 +203,17 @@ def new_study(
         proposed |= {"prompt_tokens": lengths[0], "target_tokens": lengths[1]}
         notes.append(lengths[2])
     return NewStudy(_text(contents | proposed, candidates, data), (*notes, ladder.sentence))
+
+
+def _loaded(task: TaskSpec, held_out: Mapping[str, int], rows: int, data: str) -> Task:
+    """The examples, but those that are held out."""
+    try:
+        return load_task(task.model_copy(update=held_out))
+    except TooFewExamples as error:
+        raise InputError(
+            f"{data} has too many rows that are equal: {held_out['validation']:,} examples for validation and "
+            f"{held_out['test']:,} others for testing cannot be held out of its {rows:,}; add some that differ."
+        ) from error
 
 
 def _held_out(task: TaskSpec, split: SplitName, rows: int, data: str) -> int:

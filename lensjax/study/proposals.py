@@ -13,7 +13,9 @@ from lensjax.models.family import family_of
 from lensjax.models.hub import local_folder, read_config, read_tokenizer
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.tokens import tokenise
+from lensjax.train.loop import planned_steps
 from lensjax.train.prepare import FIRST_RUNG, rungs
+from lensjax.train.spec import TrainingSpec
 
 if TYPE_CHECKING:
     from lensjax.tasks.task import Example
@@ -23,6 +25,7 @@ RATES = (3e-5, 1e-4, 3e-4)
 _WHOLE = 0.5  # of FullTuning, that a study should cost at most
 _EIGHTH = 8  # part of the target that the largest rung is by default
 _LONG = 0.995  # "99.5 %": share of the examples that no length cuts
+_FEWEST = 100  # examples of a validation that is made smaller
 _MANY = 1 << 20  # tokens, more than any example has
 
 
@@ -35,26 +38,36 @@ class Ladder:
       target: Number of examples that the winner will be trained on.
       rates: Learning rates that are tried on the first rung.
       min_steps: See `lensjax.train.spec.TrainingSpec`.
+      validation, test: Numbers of examples held out.
     """
 
     budget: int
     target: int
     rates: tuple[float, ...]
     min_steps: int
+    validation: int = 0
+    test: int = 0
 
-    def steps(self, examples: int) -> int:
-        """Training steps of a run, at most."""
-        return max(math.ceil(examples / BATCH) * EPOCHS, self.min_steps)
+    def passes(self, examples: int) -> int:
+        """Examples that a run passes through the model, at most: in training thrice, in validations and tests once.
+
+        A row costs the same wherever it is, as if all were equally long.
+        """
+        if not examples:
+            return self.test
+        spec = TrainingSpec(epochs=EPOCHS, batch_size=BATCH, min_steps=self.min_steps)
+        steps, every = planned_steps(spec, math.ceil(examples / BATCH))
+        return 3 * BATCH * steps + math.ceil(steps / every) * self.validation + self.test
 
     @property
     def total(self) -> int:
-        """Training steps of a candidate, at most."""
-        return sum(map(self.steps, rungs(self.budget)[1:])) + (len(self.rates) - 1) * self.steps(FIRST_RUNG)
+        """Those of all runs of a candidate."""
+        return sum(map(self.passes, rungs(self.budget))) + (len(self.rates) - 1) * self.passes(FIRST_RUNG)
 
     @property
     def share(self) -> float:
-        """The steps of the study over those of fine-tuning every candidate on the target, at one learning rate."""
-        return self.total / self.steps(self.target)
+        """The cost of the study over that of fine-tuning every candidate on the target, at one learning rate."""
+        return self.total / self.passes(self.target)
 
     @property
     def sentence(self) -> str:
@@ -65,18 +78,23 @@ class Ladder:
         how = f" Cheaper with {', or '.join(cuts)}." if cuts else ""
         saves = "" if self.share < 1 else " So little data is cheaper to fine-tune every candidate on."
         return (
-            f"The study takes at most {self.total:,} training steps a candidate, {text.share(self.share)} of the "
-            f"{self.steps(self.target):,} of fine-tuning each on all {self.target:,} examples.{saves}{how}"
+            f"The study costs roughly {text.share(self.share)} of fine-tuning every candidate on all {self.target:,} "
+            f"examples, with validations and tests and as if all rows were equally long; the plan says it exactly."
+            f"{saves}{how}"
         )
 
 
-def propose_ladder(available: int, target: int | None = None, budget: int | None = None) -> Ladder:
+def propose_ladder(
+    available: int, target: int | None = None, budget: int | None = None, validation: int = 0, test: int = 0
+) -> Ladder:
     """The most thorough runs that cost at most half of fine-tuning every candidate on the target, or else the cheapest.
 
     Args:
       available: Number of examples to train on.
       target: Number that the winner will be trained on; by default all.
       budget: The largest rung, where the user gives one; by default the largest within an eighth of the target.
+      validation, test: Numbers of examples that can be held out. A validation is made smaller, down to an eighth or a
+        hundred examples, before runs are made shorter.
     """
     target = target or available
     ladders = []
@@ -84,7 +102,8 @@ def propose_ladder(available: int, target: int | None = None, budget: int | None
     smaller = [size for size in rungs(largest)[::-1] if size >= 2 * FIRST_RUNG]
     for size in [largest] if budget else smaller:
         for rates, steps in ((RATES, 500), (RATES, 250), (RATES, 120), (RATES[1:2], 120), (RATES[1:2], 0)):
-            ladders.append(Ladder(size, target, rates, steps))
+            held_out = dict.fromkeys(max(validation // part, min(validation, _FEWEST)) for part in (1, 2, 4, 8))
+            ladders += [Ladder(size, target, rates, steps, some, test) for some in held_out]
     return next((one for one in ladders if one.share <= _WHOLE), min(ladders, key=lambda one: one.total))
 
 

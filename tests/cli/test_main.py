@@ -219,3 +219,15 @@ def test_help_on_all_commands_imports_no_registry():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+def test_help_fits_a_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in ([], ["data"], ["models"]):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(-(-len(line) // 80) or 1 for line in lines) <= 26  # 24 in a terminal, which draws boxes
+    with pytest.raises(SystemExit):
+        main(["rank", "--help"])
+    assert "Worked examples" in capsys.readouterr().out

@@ -159,9 +159,9 @@ def test_init_proposes_what_saves_and_says_what_it_costs(folder, save_model, cap
     said = capsys.readouterr().out
     assert "rows.jsonl has 3,200 examples to train on beside 400 held out for validation and 400 held out" in said
     assert "Of 1,000 examples, 99.5 % have at most" in said
-    assert "The study takes at most 490 training steps a candidate, 49 % of the 1,000 of fine-tuning each" in said
+    assert "The study costs roughly 36 % of fine-tuning every candidate on all 3,200 examples" in said
     spec = read_study(folder / "mine.yaml")
-    assert (spec.budget.examples, spec.training.min_steps, len(spec.training.learning_rates)) == (400, 120, 3)
+    assert (spec.budget.examples, spec.training.min_steps, len(spec.training.learning_rates)) == (400, 120, 1)
     assert (spec.task.max_prompt_tokens, spec.task.max_target_tokens) == (16, 16)
 
 

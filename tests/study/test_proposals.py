@@ -2,15 +2,35 @@
 
 import pytest
 
-from lensjax.study.proposals import propose_ladder
+from lensjax.study.proposals import Ladder, propose_ladder
 
 
 @pytest.mark.parametrize("available", [900, 3200, 40_000, 10**6])
 def test_a_study_costs_at_most_half_where_it_can(available):
-    ladder = propose_ladder(available)
+    held_out = min(available // 10, 1000)
+    ladder = propose_ladder(available, validation=held_out, test=held_out)
     assert ladder.budget <= max(available // 8, 400)
-    assert ladder.share <= (0.5 if available > 1000 else 0.7)
-    assert f"{ladder.total:,} training steps" in ladder.sentence
+    assert ladder.share <= (0.5 if available > 1000 else 0.8)
+    assert min(held_out, 100) <= ladder.validation <= held_out
+    assert f"roughly {100 * ladder.share:.0f} % of fine-tuning every candidate" in ladder.sentence
+
+
+def test_validations_and_tests_cost_what_they_do():
+    ladder = Ladder(400, 6400, (1e-4, 3e-4), 120, validation=50, test=80)
+    assert ladder.passes(0) == 80
+    # 120 steps of 32 rows, thrice, and a validation after every seven of them: an epoch
+    assert ladder.passes(200) == 3 * 32 * 120 + 18 * 50 + 80
+    assert ladder.passes(400) == 3 * 32 * 130 + 10 * 50 + 80
+    assert ladder.total == 80 + 2 * ladder.passes(200) + ladder.passes(400)
+    assert ladder.share == ladder.total / (3 * 32 * 2000 + 10 * 50 + 80)
+
+
+def test_validations_are_made_smaller_before_runs_are_made_shorter():
+    few, many = (propose_ladder(100_000, validation=some, test=1000) for some in (200, 1000))
+    assert (few.validation, many.validation) == (200, 1000)
+    small = propose_ladder(7200, validation=900, test=900)
+    assert 100 <= small.validation < 900
+    assert small.share <= 0.5
 
 
 def test_large_data_keep_the_search_and_long_small_runs():
