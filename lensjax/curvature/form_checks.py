@@ -59,7 +59,7 @@ def first_or_second(
 def one_layer(v: PyTree, layers: Sequence[int | None], seed: int) -> tuple[int, int | None, PyTree]:
     """A leaf of v that holds numbers, one of its layers, and v with zeros in all others."""
     rng = np.random.default_rng(seed)
-    number = int(rng.choice([i for i, leaf in enumerate(jax.tree.leaves(v)) if leaf.size] or [0]))
+    number = int(rng.choice([i for i, leaf in enumerate(jax.tree.leaves(v)) if np.size(leaf)] or [0]))
     depth = layers[number]
     layer = None if depth is None else int(rng.integers(depth))
     return number, layer, layer_of(v, number, layer)
@@ -127,10 +127,10 @@ def _plain(
         alone = jax.tree.map(
             lambda x: (x if jnp.issubdtype(jnp.result_type(x), keys) else np.asarray(x))[at : at + 1], batch
         )
-        loss, *made = _second_derivative(*traced_program(losses, params, alone), params, alone, v)
+        loss, *made = _second_derivative(*traced_program(losses, params, alone, (0, 1)), params, alone, v)
         if np.isclose(loss, float(np.asarray(value)[at]), rtol=_SLACK * np.sqrt(rounding(program)), atol=1e-6):
             return made[0], made[1]
-    one, own = traced_program(lambda params, batch: losses(params, batch)[at], params, batch)
+    one, own = traced_program(lambda *args: jax.tree.leaves(losses(*args))[0][at], params, batch, (0,))
     return _second_derivative(one, own, params, batch, v)[1:]
 
 

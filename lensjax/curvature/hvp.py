@@ -381,7 +381,7 @@ def _joint(losses: Function, params: PyTree, batch: PyTree, v: PyTree, layers: L
             value, product = _direct(_Hessian(), program, captured, params, batch, layout(params), v)
             return value, layer_dots(layers, v, product)
         count_examples(batch)
-        program, captured = traced_program(losses, params, jax.tree.map(lambda x: x[:1], batch))
+        program, captured = traced_program(losses, params, jax.tree.map(lambda x: x[:1], batch), (1,))
         return _joint_examples(program, layers, captured, params, batch, v)
 
 

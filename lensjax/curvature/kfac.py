@@ -11,6 +11,7 @@ rows of one example counting as independent (the "expand" setting of Eschenhagen
 eigenvectors of A ⊗ B and takes the exact second moment of gradients along each (George et al. 2018).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -233,7 +234,7 @@ def _moments(leaf: Leaf, full: tuple[bool, bool], factors: list[Factor], weights
         layered = x[None] if leaf.layers is None else jnp.moveaxis(x, -3, 0)
         layered = layered.astype(wide(x.dtype))
         weighted = layered * weights.astype(layered.dtype).reshape(1, -1, *[1] * (layered.ndim - 2))
-        flat, other = (y.reshape(len(y), -1, y.shape[-1]) for y in (layered, weighted))
+        flat, other = (y.reshape(len(y), math.prod(y.shape[1:-1]), y.shape[-1]) for y in (layered, weighted))
         found = einsum("lrd,lre->lde", flat, other) if full else (flat * other).sum(axis=1)
         return (found if leaf.layers else found[0]) / (1 if outputs else rows)
 

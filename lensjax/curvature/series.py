@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from lensjax.core.pytrees import PyTree
@@ -33,7 +34,7 @@ def diagonal_forms(
     program, captured = traced_program(losses, params, batch, (0, 1))
     alike: dict[Any, dict[int, Array]] = {}
     for number, ((path, leaf), length) in enumerate(zip(jax.tree.leaves_with_path(v), layers, strict=True)):
-        alike.setdefault((path[:1], length, leaf.shape, leaf.dtype), {})[number] = leaf
+        alike.setdefault((path[:1], length, np.shape(leaf), jnp.result_type(leaf)), {})[number] = leaf
     with explained("products can take it", FORWARD):
         made = [_diagonal(program, length, captured, params, batch, own) for (_, length, *_), own in alike.items()]
     forms = {number: form for _, own in made for number, form in own.items()}

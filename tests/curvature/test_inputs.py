@@ -1,6 +1,7 @@
 """Examples of every kind, functions of several outputs, and parameters on any mesh: right kernels and products."""
 
 from collections import UserDict
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lensjax.curvature.hvp import hvp_fn, quadratic_form
-from lensjax.curvature.ntk import ntk, ntk_flops, ntk_vp
+from lensjax.core.errors import InputError
+from lensjax.curvature.hvp import ggn_vp_fn, hvp_fn, layer_forms, quadratic_form
+from lensjax.curvature.kfac import kfac
+from lensjax.curvature.ntk import ntk, ntk_flops, ntk_sketch, ntk_vp
+from lensjax.curvature.spectrum import trace
 
 N, WIDTH = 5, 8
 W = np.random.default_rng(0).normal(size=(WIDTH, 3)).astype(np.float32)
@@ -64,6 +68,53 @@ def test_keys_of_random_numbers_are_examples():
     np.testing.assert_allclose(ntk(noisy, W, xs, xs), expected, rtol=1e-5, atol=1e-5)
     ones = np.ones((N, 3), np.float32)
     np.testing.assert_allclose(ntk_vp(noisy, W, xs, 2)(ones), ntk_vp(noisy, W, xs)(ones), rtol=1e-5, atol=1e-6)
+
+
+def test_keys_whose_numbers_depend_on_their_neighbours_are_refused():
+    def noisy(p, key):
+        return jnp.tanh(jax.random.normal(key, (WIDTH,)) @ p)
+
+    for call in (ntk, lambda f, p, xs: ntk_vp(f, p, xs, 2)):
+        with pytest.raises(InputError, match=r"xs holds keys of rbg.*make them with jax\.random\.key\(seed, impl="):
+            call(noisy, W, jax.random.split(jax.random.key(0, impl="rbg"), N))
+    advised = jax.random.split(jax.random.key(0, impl="threefry2x32"), N)
+    np.testing.assert_allclose(ntk(noisy, W, advised), dense(noisy, W, advised), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["a list", "a dict with None", "a tuple in a tuple"])
+def test_one_array_may_be_within_anything(kind):
+    def one(p, x):
+        return jnp.tanh(x @ p)
+
+    def within(p, x):
+        y = one(p, x)
+        return {"a list": [y], "a dict with None": {"y": y, "none": None}, "a tuple in a tuple": ((y,), ())}[kind]
+
+    np.testing.assert_allclose(ntk(within, W, X, output="full"), ntk(one, W, X, output="full"), rtol=1e-6)
+    np.testing.assert_allclose(ntk_sketch(within, W, X, 8).features, ntk_sketch(one, W, X, 8).features, rtol=1e-5)
+
+    def losses(f):
+        return lambda p, xs: jax.tree.map(lambda y: jnp.square(y).sum(-1), f(p, xs))
+
+    for call in (quadratic_form, partial(layer_forms, block="diagonal"), partial(layer_forms, block="joint")):
+        given, wanted = (call(losses(f), W, X, W) for f in (within, one))
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), given, wanted)
+
+
+@pytest.mark.parametrize("output", ["trace", "full"])
+def test_a_stack_of_no_layers_has_no_gradient(output):
+    def f(p, x):
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["layers"])[0] @ p["w"]
+
+    params = {"layers": np.zeros((0, WIDTH, WIDTH), np.float32), "w": W}
+    expected = ntk(lambda w, x: x @ w, W, X, output=output)
+    parts = ntk(f, params, X, output=output, by_parameter=True)
+    np.testing.assert_allclose(parts["w"], expected, rtol=1e-6)
+    assert not np.any(parts["layers"])
+    assert ntk_sketch(f, params, X, 8).features.shape == (N, 3, 8)
+    assert kfac(f, params, X).operator()(params)["layers"].shape == (0, WIDTH, WIDTH)
+    forms = layer_forms(lambda p, xs: jnp.square(f(p, xs)).sum(-1), params, X, params, block="diagonal")
+    assert not np.any(forms["layers"])
 
 
 @pytest.mark.parametrize("output", ["trace", "diagonal", "full"])
@@ -120,3 +171,30 @@ def test_loops_of_no_steps_have_no_gradient(used):
     kernel = ntk(f, W, X)
     np.testing.assert_allclose(kernel, dense(f, W, X), rtol=1e-5)
     assert np.any(kernel) == (used == "after it too")
+
+
+OF_NUMBERS = {
+    "kernel": lambda f, losses, p: ntk(f, p, X, by_parameter=True),
+    "pairs of outputs": lambda f, losses, p: ntk(f, p, X, output="full"),
+    "operator": lambda f, losses, p: ntk_vp(f, p, X)(np.ones((N, 3), np.float32)),
+    "features": lambda f, losses, p: ntk_sketch(f, p, X, 8).features,
+    "blocks": lambda f, losses, p: kfac(f, p, X).operator()(p),
+    "Hessian": lambda f, losses, p: hvp_fn(lambda p, x: losses(p, x).sum(), p, X)(p),
+    "Gauss-Newton": lambda f, losses, p: ggn_vp_fn(f, lambda z, _: jnp.square(z).sum(), p, X)(p),
+    "form": lambda f, losses, p: quadratic_form(losses, p, X, p),
+    "own forms": lambda f, losses, p: layer_forms(losses, p, X, p, block="diagonal"),
+    "joint forms": lambda f, losses, p: layer_forms(losses, p, X, p, block="joint"),
+    "trace": lambda f, losses, p: trace(hvp_fn(lambda p, x: losses(p, x).sum(), p, X)).value,
+}
+
+
+@pytest.mark.parametrize("what", OF_NUMBERS)
+def test_a_parameter_may_be_a_number_of_python(what):
+    def f(p, x):
+        return p["scale"] * jnp.tanh(x @ p["w"])
+
+    def losses(p, xs):
+        return jnp.square(f(p, xs)).sum(-1)
+
+    given, wanted = (OF_NUMBERS[what](f, losses, {"scale": scale, "w": W}) for scale in (0.5, jnp.asarray(0.5)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), given, wanted)

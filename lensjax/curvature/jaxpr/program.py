@@ -17,6 +17,7 @@ from lensjax.curvature.jaxpr.mapped_rules import check_mapped_rules
 from lensjax.curvature.jaxpr.walker import aval
 
 Function = Callable[[PyTree, PyTree], PyTree]  # of parameters and of a batch or an example
+_ARRAY = jax.tree.structure(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,11 @@ class Program:
         return tuple(aval(atom).shape for atom in self.jaxpr.outvars)
 
     @cached_property
+    def alone(self) -> "Program":
+        """The program whose value is the one array that this one gives, out of its list or dict."""
+        return self if self.structure == _ARRAY else Program(self.jaxpr, _ARRAY, self.parameters)
+
+    @cached_property
     def joined(self) -> "Program":
         """The program whose value is one vector: all that this one gives, flattened in the order of its leaves."""
 
@@ -58,7 +64,7 @@ class Program:
             raise InputError("The function gives several arrays beside constants of its own; join them in one array.")
         count = len(shapes[0])
         jaxpr = made.jaxpr.replace(constvars=made.jaxpr.invars[:count], invars=made.jaxpr.invars[count:])
-        return Program(jaxpr, jax.tree.structure(0), self.parameters)
+        return Program(jaxpr, _ARRAY, self.parameters)
 
     @cached_property
     def uses(self) -> LinearUses:
@@ -104,7 +110,7 @@ def traced_program(
     if ranks is not None and (len(given) != 1 or given[0] not in ranks):
         wanted = " or ".join(_RANKS[rank] for rank in sorted(ranks))
         raise InputError(f"The function gives shapes {', '.join(map(str, program.shapes))}; {wanted} is needed.")
-    return program, captured
+    return program if ranks is None else program.alone, captured
 
 
 _RANKS = ("a scalar", "one loss for each example")

@@ -109,7 +109,8 @@ class ContractionPlan:
     @cached_property
     def uses(self) -> Mapping[Key, Use]:
         """Uses of parameters that are only factors of products, or only tables."""
-        return {key: use for key, use in self.program.uses.uses.items() if use.leaf not in self.plain}
+        known = self.program.uses.uses.items()
+        return {key: use for key, use in known if use.leaf not in self.plain and use.layers != 0}
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -133,7 +134,7 @@ class ContractionPlan:
         return tuple(leaf.number for leaf in self.leaves if leaf.number not in used)
 
     def _leaf(self, number: int) -> Leaf:
-        leaf, layers = aval(self.program.jaxpr.invars[number]), self.program.uses.scanned.get(number)
+        leaf, layers = aval(self.program.jaxpr.invars[number]), self.program.uses.scanned.get(number) or None
         shape = leaf.shape if layers is None else leaf.shape[1:]
         own = [use for use in self.uses.values() if use.leaf == number]
         if not own:

@@ -19,8 +19,14 @@ def count_examples(xs: PyTree, name: str) -> int:
     """The length of the leading axis of the arrays of xs.
 
     Raises:
-      InputError: they do not have one of the same length.
+      InputError: they do not have one of the same length, or hold keys whose numbers JAX draws differently for several
+        examples at once.
     """
+    if any("rbg" in str(leaf.dtype) for leaf in jax.tree.leaves(xs) if hasattr(leaf, "dtype")):
+        raise InputError(
+            f"{name} holds keys of rbg, whose numbers are others for several examples at once; make them with "
+            "jax.random.key(seed, impl='threefry2x32')."
+        )
     sizes = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(xs)}
     if len(sizes) != 1 or 0 in sizes:
         raise InputError(f"The arrays of {name} need a leading axis of examples, of the same length in all.")

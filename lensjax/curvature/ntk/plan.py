@@ -145,7 +145,8 @@ def prepare(
     limit = free_memory() if memory_limit is None else memory_limit
     dtype = None if factors == "exact" else "bfloat16"
     program, captured = traced_program(f, params, jax.tree.map(lambda x: on_host(x)[0], xs))
-    plan = ContractionPlan(program if len(program.shapes) == 1 else program.joined, None if dtype is None else 2, plain)
+    one = program.alone if len(program.shapes) == 1 else program.joined
+    plan = ContractionPlan(one, None if dtype is None else 2, plain)
     parts, batch = _fit(plan, n + m, limit, 1 if mesh is None else mesh.size, besides)
     examples = jax.tree.map(on_host, xs) if ys is None else jax.tree.map(one_after_another, xs, ys)
     return Job(plan, captured, parts, (n, m), examples, batch, -(-(n + m) // batch), limit, dtype, mesh)

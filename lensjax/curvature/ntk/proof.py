@@ -199,7 +199,8 @@ def verify(
     columns = rows if sample.same else jax.tree.map(lambda x: x[count:], examples)
     plain: dict[int, list[np.ndarray]] = {}
     leaves = jax.tree.leaves(params)
-    for group in _groups([(count + len(sample.columns)) * leaf.size * leaf.dtype.itemsize for leaf in leaves], limit):
+    sizes = [np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in leaves]
+    for group in _groups([(count + len(sample.columns)) * size for size in sizes], limit):
         own = tuple(layers[number] for number in group)
         static = program, group, own, sample.output == "trace", sample.same, mesh
         made = _plain()(*static, captured, params, rows, columns, jnp.asarray(sample.pairs))
