@@ -19,8 +19,10 @@ from lensjax.curvature.jaxpr.program import Function
 from lensjax.curvature.ntk import Resources, ntk, ntk_flops, ntk_vp, products_plan
 from lensjax.curvature.ntk.inputs import automatic_axes, count_examples, free_memory, on_host
 from lensjax.curvature.ntk.plan import prepare
+from lensjax.curvature.ntk.products import result_type
 from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.spectrum import top_eigenpairs
+from lensjax.curvature.streaming import wide
 
 _ROUNDING = 1e-6  # of the largest eigenvalue: smaller ones are rounding
 
@@ -156,7 +158,7 @@ def lanczos_plan(
     one = products_plan(f, params, xs, memory_limit=memory_limit)
     size = one.host_bytes // 8
     steps = _steps(size, rank, steps)
-    basis = 4 * size * max(steps, rank + 2)
+    basis = wide(result_type(f, params, numeric(xs))).itemsize * size * max(steps, rank + 2)
     products = steps + probes
     return Resources(one.batch, one.device_bytes + 2 * basis, 8 * size * rank, products * one.flops)
 

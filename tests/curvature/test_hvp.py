@@ -20,6 +20,8 @@ from lensjax.curvature.hvp import (
     softmax_hessian,
 )
 from lensjax.curvature.jaxpr.program import traced_program
+from lensjax.curvature.kfac import kfac
+from lensjax.curvature.ntk import ntk, ntk_sketch, ntk_vp
 from lensjax.curvature.streaming import Batches, scanned_layers
 from lensjax.measure.model_losses import target_tokens, token_cross_entropy
 from lensjax.models.family import of_all_layers
@@ -364,6 +366,47 @@ def test_a_program_is_traced_again_where_it_would_be_another(change, x):
     assert other is not first
     assert len(precisions) == 2
     assert traced_program(loss, params, np.ones((3, 3), np.float32))[0] is first
+
+
+NOISY = {
+    "product": lambda f, losses: hvp_fn(losses, jnp.ones(3), ROWS)(jnp.ones(3)),
+    "product, direct": lambda f, losses: hvp_fn(losses, jnp.ones(3), ROWS, mode="direct")(jnp.ones(3)),
+    "Gauss-Newton": lambda f, losses: ggn_vp_fn(jax.vmap(f, (None, 0)), _squares, jnp.ones(3), ROWS)(jnp.ones(3)),
+    "form": lambda f, losses: quadratic_form(losses, jnp.ones(3), ROWS, jnp.ones(3)),
+    "forms": lambda f, losses: layer_forms(losses, {"w": jnp.ones(3)}, ROWS, {"w": jnp.ones(3)}, block="diagonal")["w"],
+    "kernel": lambda f, losses: ntk(f, jnp.ones(3), ROWS),
+    "operator": lambda f, losses: ntk_vp(f, jnp.ones(3), ROWS)(jnp.ones(2)),
+    "features": lambda f, losses: ntk_sketch(f, jnp.ones(3), ROWS, 8).features,
+    "blocks": lambda f, losses: kfac(f, jnp.ones(3), ROWS).operator()(jnp.ones(3)),
+}
+ROWS = np.arange(6.0, dtype=np.float32).reshape(2, 3) / 5
+
+
+def _squares(z, _):
+    return jnp.square(z).sum()
+
+
+@pytest.mark.parametrize("what", NOISY)
+def test_numbers_follow_the_settings_that_tracing_reads(what):
+    """Of random numbers, and of the precision of products, here where the function itself reads it."""
+
+    def make():
+        def f(params, x):
+            noise = jax.random.normal(jax.random.key(0), (3,))
+            factor = {None: 1.0, "highest": 2.0}[jax.config.jax_default_matmul_precision]
+            return jnp.tanh(factor * x @ (jax.tree.leaves(params)[0] + noise))
+
+        return f, lambda params, xs: jax.vmap(f, (None, 0))(params, xs).sum()
+
+    f, losses = make()
+    settings = [nullcontext, lambda: jax.default_prng_impl("rbg"), lambda: jax.default_matmul_precision("highest")]
+    found = []
+    for setting in settings:
+        with setting():
+            found.append(np.asarray(NOISY[what](f, losses)))
+            np.testing.assert_allclose(found[-1], NOISY[what](*make()), rtol=1e-6)  # of a function traced anew
+    assert not any(np.allclose(found[0], other, rtol=1e-3) for other in found[1:])
+    np.testing.assert_allclose(NOISY[what](f, losses), found[0], rtol=1e-6)
 
 
 def test_a_program_of_weak_types_is_another():

@@ -7,8 +7,12 @@ import pytest
 from transformers import GPT2Config
 
 from lensjax.core.errors import InputError
-from lensjax.curvature.kfac import kfac_plan
+from lensjax.curvature import kfac as kfac_module
+from lensjax.curvature import lanczos as lanczos_module
+from lensjax.curvature.kfac import kfac, kfac_plan
+from lensjax.curvature.low_rank import lanczos, lanczos_plan
 from lensjax.curvature.ntk import ntk_vp, products_plan
+from lensjax.curvature.ntk.plan import filler
 from lensjax.curvature.ntk.products import _by_batches, _rows, _values_of
 from lensjax.measure.functionals.loss import loss
 from lensjax.models.model import abstract_model
@@ -73,3 +77,45 @@ def test_a_compiled_product_takes_no_more_than_is_stated(tiny_config, random_mod
     step = jax.jit(lambda *args: _by_batches(_values_of(loss(model)), 32, *args))
     taken = step.lower(model.params, stacked, jnp.zeros(32)).compile().memory_analysis().temp_size_in_bytes
     assert 0.2 * plan.device_bytes < taken < plan.device_bytes
+
+
+class Compiled:
+    """A jitted function whose calls note the memory of what was compiled for them."""
+
+    def __init__(self, function, taken):
+        self.function, self.taken = function, taken
+
+    def __call__(self, *args):
+        memory = self.function.lower(*args).compile().memory_analysis()
+        self.taken.append(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+        return self.function(*args)
+
+
+def test_compiled_passes_of_kfac_take_no_more_than_is_stated(tiny_config, random_model, monkeypatch):
+    """What one call takes, beside what is held: moments, eigenvectors, and eigenvalues of all parameters."""
+    model = random_model(tiny_config("gpt2", vocab_size=700, hidden_size=64, n_positions=128))
+    xs, taken, f = {"input_ids": np.zeros((8, 64), np.int32)}, [], loss(model)
+    plan = kfac_plan(f, model.params, xs)
+    for name in ("_moments", "_along"):
+        monkeypatch.setattr(kfac_module, name, Compiled(getattr(kfac_module, name), taken))
+    made = Compiled(filler(), taken)
+    monkeypatch.setattr(kfac_module, "filler", lambda: made)
+    blocks = kfac(f, model.params, xs, verify=False).blocks
+    held = sum(x.nbytes for x in jax.tree.leaves(blocks))
+    assert 0.5 * plan.host_bytes < held <= plan.host_bytes
+    assert 0.2 * plan.device_bytes < max(taken) + held < plan.device_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_compiled_steps_of_lanczos_take_no_more_than_is_stated(dtype, monkeypatch):
+    """Where the basis takes more than products."""
+    with jax.enable_x64(True):
+        xs, w, taken = RANDOM.normal(size=(4000, 6)).astype(dtype), W.astype(dtype), []
+        for name in ("_put", "_orthogonalized", "_combined", "_combined_in_place"):
+            monkeypatch.setattr(lanczos_module, name, Compiled(getattr(lanczos_module, name), taken))
+        f = lambda p, x: jnp.tanh(x @ p)  # noqa: E731
+        plan = lanczos_plan(f, w, xs, 6)
+        basis = 12_000 * np.dtype(dtype).itemsize * 22
+        found = lanczos(ntk_vp(f, w, xs), 6)
+        assert found.vectors.nbytes == plan.host_bytes
+        assert 0.2 * plan.device_bytes < basis + max(taken) < plan.device_bytes

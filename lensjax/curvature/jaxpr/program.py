@@ -132,5 +132,8 @@ def _nothing() -> None:
 
 
 def _tracing_context() -> Hashable:
-    """Equal where JAX would not trace a function again: it keeps one jaxpr for each context, and gives that one."""
-    return _nothing.trace().jaxpr
+    """Equal where a function would be traced alike: JAX keeps one jaxpr for each context, and gives that one.
+
+    Its own context leaves out which random numbers `jax.random.key` stands for.
+    """
+    return _nothing.trace().jaxpr, jax.config.jax_default_prng_impl  # type: ignore[attr-defined]

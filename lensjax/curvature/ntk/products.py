@@ -100,6 +100,11 @@ def _values_of(f: Function) -> Values:
     return jax.vmap(one, in_axes=(None, 0))
 
 
+def result_type(f: Function, params: PyTree, xs: PyTree) -> Any:
+    """The type of the function's values."""
+    return jax.eval_shape(_values_of(f), params, xs).dtype
+
+
 def _linearized(values: Values, params: PyTree, xs: PyTree) -> Partial:
     """The function's derivative, with all that it keeps."""
     _, push = jax.linearize(lambda p: values(p, xs), params)
