@@ -30,9 +30,9 @@ from lensjax.curvature.ntk.contract import gradients
 from lensjax.curvature.ntk.factor import Factor, einsum
 from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, make_factors
 from lensjax.curvature.ntk.inputs import automatic_axes, check_finite
-from lensjax.curvature.ntk.plan import Job, Resources, batch_bytes, filler, prepare
+from lensjax.curvature.ntk.plan import Job, Resources, filler, prepare
 from lensjax.curvature.ntk.proof import Verification
-from lensjax.curvature.ntk.proven import prove_factors
+from lensjax.curvature.ntk.proven import UNPROVEN, prove_factors
 from lensjax.curvature.operator import LinearOperator
 from lensjax.curvature.streaming import wide
 
@@ -130,10 +130,11 @@ def kfac(
       WrongKernelError: see `ntk`.
     """
     with automatic_axes(params) as params:
-        job = prepare(f, params, xs, None, "exact", memory_limit, besides=partial(_besides, longest))
-        wrong, verified = prove_factors(f, params, job, on_mismatch) if verify else (frozenset(), None)
+        besides = partial(_besides, longest)
+        job = prepare(f, params, xs, None, "exact", memory_limit, besides=besides)
+        wrong, verified = prove_factors(f, params, job, besides, on_mismatch) if verify else UNPROVEN
         if wrong:
-            job = prepare(f, params, xs, None, "exact", memory_limit, wrong, partial(_besides, longest))
+            job = prepare(f, params, xs, None, "exact", memory_limit, wrong, besides)
         leaves, passes = job.plan.leaves, job.batches * (2 if corrected else 1)
         moments: list[Moments] = []
         for i in range(job.batches):
@@ -191,9 +192,7 @@ def kfac_plan(
             second += matmul_flops(_along, leaf, own, vectors, weights)
             held += _held(leaf, longest)
         flops = job.batches * (made + first + (made + second if corrected else 0))
-        each, in_all = batch_bytes(part.leaves, partial(_besides, longest))
-        devices = 1 if job.mesh is None else job.mesh.size
-        return Resources(job.batch, job.batch // devices * each + in_all, held, flops)
+        return Resources(job.batch, job.batch_bytes(partial(_besides, longest)), held, flops)
 
 
 @jax.jit

@@ -26,13 +26,22 @@ def check_length(time: int, positions: int) -> None:
 
 
 def check_positions(batch: Mapping[str, Array], learned: int) -> None:
-    """Refuse a batch whose rows are longer than a model has learned positions, unless it says itself where tokens are.
+    """Refuse a batch with tokens beyond the positions that a model has learned.
+
+    Where the batch says itself where tokens are, and is being traced, nobody knows; such tokens make NaN.
 
     Raises:
-      InputError: they are longer.
+      InputError: there are such tokens.
     """
     if "position_ids" not in batch and "segment_ids" not in batch:
         check_length(batch["input_ids"].shape[1], learned)
+        return
+    places = positions(batch)
+    if not isinstance(places, jax.core.Tracer) and int(places.max()) >= learned:
+        raise InputError(
+            f"A token is at position {int(places.max())}, and the model has learned {learned}, from 0 on; lower "
+            f"{'position_ids' if 'position_ids' in batch else 'the length of segments'}."
+        )
 
 
 def check_causal(config: Any) -> None:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from lensjax.core.errors import InputError, listing, shorten
@@ -25,8 +27,8 @@ def module_inputs(family: Family, config: Any, batch: Batch, *, segments: bool) 
       segments: Whether `segment_ids` may number the examples of a row.
 
     Raises:
-      InputError: the batch of an encoder–decoder has neither labels nor decoder_input_ids, or the batch has a key that
-        the model makes no use of.
+      InputError: the batch of an encoder–decoder has neither labels nor decoder_input_ids; the batch has a key that
+        the model makes no use of; or its position_ids begin anew within a row, and nothing says what that means.
     """
     arrays = {key: jnp.asarray(value) for key, value in batch.items() if value is not None}
     keys = _ENCODER_DECODER_KEYS if family.encoder_decoder else _DECODER_KEYS
@@ -36,8 +38,23 @@ def module_inputs(family: Family, config: Any, batch: Batch, *, segments: bool) 
             f"The batch has {shorten(unused[0])}, of which {family.model_type} makes no use; leave it out. It "
             f"takes {listing(keys)}."
         )
+    _check_order(arrays)
     if family.encoder_decoder and "decoder_input_ids" not in arrays:
         if "labels" not in arrays:
             raise InputError(f"A batch for {family.model_type} needs labels or decoder_input_ids; it has neither.")
         arrays["decoder_input_ids"] = shift_right(arrays["labels"], *start_and_padding(family, config))
     return arrays
+
+
+def _check_order(arrays: dict[str, Array]) -> None:
+    """Refuse position_ids that begin anew, which `transformers` takes for another example if there is no mask."""
+    places = arrays.get("position_ids")
+    if places is None or isinstance(places, jax.core.Tracer) or {"attention_mask", "segment_ids"} & arrays.keys():
+        return
+    back = np.argwhere(np.diff(np.asarray(places), axis=1) <= 0)
+    if len(back):
+        row, token = back[0]
+        raise InputError(
+            f"position_ids begin anew in row {row} at token {token + 1}; number the examples of a row by segment_ids, "
+            "or give an attention_mask if they are one."
+        )

@@ -133,6 +133,25 @@ def test_rounded_factors_and_models_of_half_precision_are_near(tiny_config, rand
     assert np.abs(computed - exact).max() < 0.15 * exact.max()  # what the model computes is rounded
 
 
+@pytest.mark.parametrize("share", [0, 0.1, 0.25, 0.7, 1.5])
+def test_the_memory_that_a_message_asks_for_suffices(wide, share):
+    """Whichever parts it is for: of a stack, parameters together or one by one."""
+    random = np.random.default_rng(0)
+    shapes = {"deep": (2, 4, 4), "shift": (2, 4), "out": (4, 4), "bias": (5,)}
+    params = {name: jnp.asarray(random.normal(size=shape)) for name, shape in shapes.items()}
+    xs = random.normal(size=(24, 3, 4))
+
+    def f(p, x):
+        h, _ = jax.lax.scan(lambda h, own: (jnp.tanh(h @ own[0] + own[1]), None), x, (p["deep"], p["shift"]))
+        return (h @ p["out"]).sum() * jnp.square(p["bias"]).sum()
+
+    with pytest.raises(InputError, match="these examples need") as refused:
+        ntk(f, params, xs, memory_limit=1)
+    least = int(re.search("need ([0-9,]+)", str(refused.value))[1].replace(",", ""))
+    theta = ntk(f, params, xs, memory_limit=int(least * (1 + share)))
+    np.testing.assert_allclose(theta, ntk(f, params, xs), rtol=1e-10)
+
+
 def test_it_is_positive(tiny_config, random_model):
     model = random_model(tiny_config("llama"))
     theta = ntk(loss(model), model.params, make_examples(n=12))

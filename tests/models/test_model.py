@@ -141,6 +141,32 @@ def test_sequences_beyond_learned_positions_are_refused(model_type: str, side: s
         jax.eval_shape(model.apply, model.params, batch | {side: np.ones((1, 65), int)})
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_positions_that_a_batch_gives_are_learned_ones(model_type: str, tiny_config: MakeConfig) -> None:
+    model = from_config(tiny_config(model_type))
+    batch = {"input_ids": np.ones((1, 3), int)}
+    beyond = batch | {"position_ids": np.array([[62, 63, 64]])}
+    with pytest.raises(InputError, match=r"at position 64, and the model has learned 64, .*; lower position_ids"):
+        model.apply(model.params, beyond)
+    long = {"input_ids": np.ones((1, 66), int), "segment_ids": np.repeat([[1, 2]], [65, 1], axis=1)}
+    with pytest.raises(InputError, match=r"at position 64, .*; lower the length of segments"):
+        model.apply(model.params, long)
+    assert np.isnan(jax.jit(model.apply)(model.params, beyond)).any()  # where nobody can look
+    assert np.isfinite(model.apply(model.params, batch | {"position_ids": np.array([[61, 62, 63]])})).all()
+
+
+def test_positions_that_begin_anew_need_segments_or_a_mask(tiny_config: MakeConfig) -> None:
+    model = from_config(tiny_config("llama"))
+    batch = {"input_ids": np.arange(1, 6)[None], "position_ids": np.array([[0, 1, 2, 0, 1]])}
+    with pytest.raises(InputError, match=r"position_ids begin anew in row 0 at token 3; number .* by segment_ids, or"):
+        model.apply(model.params, batch)
+    apart = model.apply(model.params, batch | {"segment_ids": np.array([[1, 1, 1, 2, 2]])})
+    alone = model.apply(model.params, {"input_ids": batch["input_ids"][:, 3:]})
+    np.testing.assert_allclose(apart[:, 3:], alone, atol=1e-5)
+    together = model.apply(model.params, batch | {"attention_mask": np.ones((1, 5), int)})
+    assert np.abs(together[:, 3:] - alone).max() > 1e-4
+
+
 @pytest.mark.parametrize("token", [96, -1, -100])
 def test_an_id_outside_the_vocabulary_is_loud(token: int, tiny_config: MakeConfig) -> None:
     model = from_config(tiny_config("gpt2"))

@@ -130,8 +130,9 @@ def _sum_up(job: Job, params: PyTree, kernel: Total, progress: Callable[[int, in
     """Add the parts of all parameters to the kernel."""
     done = 0
     for part in job.parts:
+        shapes: PyTree = None if job.batches == 1 else _room_shapes(job, part, params)
         for piece in range(part.pieces):
-            held: PyTree = None if job.batches == 1 else _room(job, part, params)
+            held = _room(job, shapes)
             for i in range(job.batches):
                 some = job.captured, params, job.examples_of(i), jnp.asarray(piece), jnp.asarray(i)
                 values, held = filler()(job.plan, part, job.dtype, job.mesh, held, *some)
@@ -192,10 +193,9 @@ def _room_shapes(job: Job, part: Portion, params: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((job.batches, *leaf.shape), leaf.dtype), made)
 
 
-def _room(job: Job, part: Portion, params: PyTree) -> PyTree:
+def _room(job: Job, shapes: PyTree) -> PyTree:
     """Zeros for the factors of all batches, which the devices share."""
     where = shared_out(job.mesh, 1)
-    shapes = _room_shapes(job, part, params)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=where), shapes)
 
 

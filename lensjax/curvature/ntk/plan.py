@@ -95,6 +95,11 @@ class Job:
         clever = bool(self.plan.uses) or any(part.pieces > 1 for part in self.parts)
         return draw(self.sizes, self.plan.count, output, seed, clever=clever)
 
+    def batch_bytes(self, besides: Besides) -> int:
+        """Bytes on a device for a batch whose factors are used at once."""
+        each, in_all = batch_bytes(self.plan.leaves, besides)
+        return self.batch // (1 if self.mesh is None else self.mesh.size) * each + in_all
+
     def kind(self, output: Output) -> Hashable:
         """What kernels of a function have in common that are computed alike."""
         return output, self.sizes, self.plan.plain, self.dtype, self.mesh, tuple(self.parts)
@@ -160,16 +165,18 @@ def _fit(
     Raises:
       InputError: the memory does not suffice.
     """
-    each, in_all = batch_bytes(plan.leaves, besides)
     if besides is None:
-        budget = int(limit * devices * HELD)
-        parts = make_parts(plan, examples, budget)
-        if each > limit * (1 - HELD):  # the factors of one example have no room all together
-            parts = make_parts(plan, examples, budget, int(limit * (1 - HELD)) // _WITH_BACKWARD)
-            each = max(batch_bytes(part.leaves)[0] for part in parts)
-        held = max(-(-examples // devices) * part.example_bytes for part in parts)
-        least, free = math.ceil(max(each / (1 - HELD), held / HELD)), int(limit * (1 - HELD))
+        in_all, budget, one = 0, int(limit * devices * HELD), int(limit * (1 - HELD)) // _WITH_BACKWARD
+        for alone in (None, one, 0):  # as much as fits, fewer parameters at a time, and the least there is
+            parts = make_parts(plan, examples, 0 if alone == 0 else budget, alone)
+            made = [plan.leaves] if alone is None else [part.leaves for part in parts]
+            each = max(batch_bytes(leaves)[0] for leaves in made)
+            held = max(-(-examples // devices) * part.example_bytes for part in parts)
+            least, free = math.ceil(max(each / (1 - HELD), held / HELD)), int(limit * (1 - HELD))
+            if least <= limit:
+                break
     else:
+        each, in_all = batch_bytes(plan.leaves, besides)
         parts = [Portion(plan.leaves, 1, 0)]
         least, free = each + in_all, limit - in_all
     if least > limit:

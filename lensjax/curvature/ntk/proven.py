@@ -12,21 +12,23 @@ from lensjax.core.pytrees import PyTree
 from lensjax.curvature.form_checks import check_on_mismatch
 from lensjax.curvature.jaxpr.program import Function, Program
 from lensjax.curvature.ntk.ntk import ntk
-from lensjax.curvature.ntk.plan import Job
+from lensjax.curvature.ntk.plan import Besides, Job
 from lensjax.curvature.ntk.proof import Verification, WrongKernelError
 
 _EXAMPLES = 2
 
 Proof = tuple[frozenset[int], Verification | None]
+UNPROVEN: Proof = (frozenset(), None)
 _known: WeakKeyDictionary[Program, Proof] = WeakKeyDictionary()
 
 
-def prove_factors(f: Function, params: PyTree, job: Job, on_mismatch: str) -> Proof:
+def prove_factors(f: Function, params: PyTree, job: Job, besides: Besides, on_mismatch: str) -> Proof:
     """Verify the kernel of the first two examples; of each program once, as a fault of a rule is one of the program.
 
     Args:
       f, params: See `lensjax.curvature.ntk.ntk.ntk`.
       job: The plan for all examples.
+      besides: Memory that this takes besides factors; verification takes no more in all, where that is possible.
       on_mismatch: What to do where entries differ by more than rounding: "raise", or "dense".
 
     Returns:
@@ -41,17 +43,23 @@ def prove_factors(f: Function, params: PyTree, job: Job, on_mismatch: str) -> Pr
     if program in _known:
         return _known[program]
     examples = jax.tree.map(lambda x: x[: min(_EXAMPLES, job.sizes[0])], job.examples)
-    wrong: frozenset[int] = frozenset()
+    for limit in (job.batch_bytes(besides), job.limit):
+        try:
+            proof = _proof(f, params, examples, limit, on_mismatch)
+        except (NotFinite, WrongKernelError):
+            raise
+        except InputError:  # of memory
+            continue
+        _known[program] = proof
+        return proof
+    return UNPROVEN
+
+
+def _proof(f: Function, params: PyTree, examples: PyTree, limit: int, on_mismatch: str) -> Proof:
     try:
-        verified = ntk(f, params, examples, memory_limit=job.limit, verify="always").verified
+        return frozenset(), ntk(f, params, examples, memory_limit=limit, verify="always").verified
     except WrongKernelError as error:
         if on_mismatch == "raise":
             raise
         wrong = error.leaves
-        verified = ntk(f, params, examples, memory_limit=job.limit, verify="always", on_mismatch="dense").verified
-    except NotFinite:
-        raise
-    except InputError:  # of memory
-        return frozenset(), None
-    _known[program] = wrong, verified
-    return wrong, verified
+    return wrong, ntk(f, params, examples, memory_limit=limit, verify="always", on_mismatch="dense").verified

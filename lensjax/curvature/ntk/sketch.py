@@ -27,9 +27,9 @@ from lensjax.curvature.jaxpr.program import Function
 from lensjax.curvature.ntk.factor import Factor, constrain, einsum
 from lensjax.curvature.ntk.factors import Leaf, make_factors
 from lensjax.curvature.ntk.inputs import automatic_axes, check_finite
-from lensjax.curvature.ntk.plan import Job, Resources, batch_bytes, filler, prepare
+from lensjax.curvature.ntk.plan import Job, Resources, filler, prepare
 from lensjax.curvature.ntk.proof import Verification
-from lensjax.curvature.ntk.proven import prove_factors
+from lensjax.curvature.ntk.proven import UNPROVEN, prove_factors
 from lensjax.curvature.spectrum import StochasticEstimate
 from lensjax.curvature.streaming import wide
 
@@ -107,8 +107,8 @@ def ntk_sketch(
       WrongKernelError: see `ntk`.
     """
     with automatic_axes(params) as params:
-        job = _job(f, params, xs, dimension, memory_limit)
-        wrong, verified = prove_factors(f, params, job, on_mismatch) if verify else (frozenset(), None)
+        job, besides = _job(f, params, xs, dimension, memory_limit), partial(_besides, dimension)
+        wrong, verified = prove_factors(f, params, job, besides, on_mismatch) if verify else UNPROVEN
         if wrong:
             job = _job(f, params, xs, dimension, memory_limit, wrong)
         made = []
@@ -138,10 +138,8 @@ def sketch_plan(
         held = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), made)
         for leaf, factors in zip(part.leaves, held, strict=True):
             flops += matmul_flops(_projected, leaf, dimension, job.mesh, factors, jax.random.key(0))
-        each, in_all = batch_bytes(part.leaves, partial(_besides, dimension))
-        devices = 1 if job.mesh is None else job.mesh.size
         features = _feature_bytes(part.leaves, dimension)
-        return Resources(job.batch, job.batch // devices * each + in_all, n * features, flops * job.batches)
+        return Resources(job.batch, job.batch_bytes(partial(_besides, dimension)), n * features, flops * job.batches)
 
 
 def _job(
