@@ -9,6 +9,7 @@ from lensjax.curves.table import CurveTable
 
 FEWEST = 2  # sizes that a fit needs of every model
 WIDENINGS = np.geomspace(1, 100, 1000)
+AT_ONCE = 256  # errors, of which densities under all widenings are held
 CLEARLY = 1.0  # nats by which the errors must be more probable for intervals to be widened
 
 
@@ -42,13 +43,25 @@ def widening(errors: Float[np.ndarray, " M"], dof: float, sd: float, usual: floa
     Returns:
       The most probable scale of the errors, or `usual` where that is not clearly more probable.
     """
+    return float(_widenings(errors[None], dof, sd, usual)[0])
+
+
+def _widenings(errors: Float[np.ndarray, "G M"], dof: float, sd: float, usual: float) -> Float[np.ndarray, " G"]:
+    """`widening` of G groups of errors, each by itself."""
     from scipy.stats import t as student  # which is slow to import
 
     factors = usual * WIDENINGS
-    log_density = student.logpdf(errors / factors[:, None], dof).sum(axis=1) - len(errors) * np.log(factors)
+    log_density = np.concatenate(
+        [
+            student.logpdf(errors[:, None, :] / some[:, None], dof).sum(axis=-1) - errors.shape[1] * np.log(some)
+            for some in np.array_split(factors, 1 + errors.size // AT_ONCE)
+        ],
+        axis=1,
+    )
     log_density -= 0.5 * (np.log(WIDENINGS) / sd) ** 2
-    best = int(np.argmax(log_density))
-    return float(factors[best]) if log_density[best] > log_density[0] + CLEARLY else usual
+    best = np.argmax(log_density, axis=1)
+    clear = log_density[np.arange(len(best)), best] > log_density[:, 0] + CLEARLY
+    return np.where(clear, factors[best], usual)
 
 
 def widenings(errors: Float[np.ndarray, " M"], dof: float, sd: float) -> tuple[float, Float[np.ndarray, " M"]]:
@@ -60,5 +73,7 @@ def widenings(errors: Float[np.ndarray, " M"], dof: float, sd: float) -> tuple[f
     """
     known = np.isfinite(errors)
     common = widening(errors[known], dof, sd)
-    own = [widening(errors[[i]], dof, sd, common) if known[i] else common for i in range(len(errors))]
-    return common, np.array(own)
+    own, places = np.full(len(errors), common), np.flatnonzero(known)
+    for some in np.array_split(places, 1 + len(places) // AT_ONCE):
+        own[some] = _widenings(errors[some, None], dof, sd, common)
+    return common, own

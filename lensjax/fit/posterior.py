@@ -14,6 +14,7 @@ from lensjax.fit.calibration import FEWEST
 DRAWS = 4000
 FEWEST_DRAWS = 1000
 SHOWN = 30  # sizes of a curve
+SHOWN_OF_MANY = 12  # where thousands of models are ranked
 MOST_NUMBERS = 4_000_000  # drawn losses that are held at once, to bound memory and time
 Z90 = 1.6448536269514722  # half-width of a central 90 % interval, in standard deviations
 
@@ -57,9 +58,13 @@ class Losses(Tabular):
         return (np.log(self.upper) - np.log(self.lower)) / (2 * Z90)
 
 
-def curve_sizes(unit: int, horizon: int) -> Int[np.ndarray, " G"]:
-    """Up to 30 sizes at which curves are shown and laws fitted to them, evenly on a logarithmic scale."""
-    return np.unique(np.geomspace(unit, horizon, SHOWN).round().astype(np.int64))
+def curve_sizes(unit: int, horizon: int, models: int) -> Int[np.ndarray, " G"]:
+    """Sizes at which curves are shown and laws fitted to them, evenly on a logarithmic scale.
+
+    They are up to 30, or 12 from 4,000 models on.
+    """
+    shown = SHOWN if draws_for(models) > FEWEST_DRAWS else SHOWN_OF_MANY
+    return np.unique(np.geomspace(unit, horizon, shown).round().astype(np.int64))
 
 
 def draws_for(models: int) -> int:
@@ -144,7 +149,7 @@ class CurvePosterior(Tabular):
         """
         from lensjax.fit.per_model import fit_per_model  # slow to import
 
-        sizes = curve_sizes(self.unit, self.horizon)
+        sizes = curve_sizes(self.unit, self.horizon, len(self.models))
         curves = np.maximum(self.predict(sizes).loss, MIN_LOSS)
         return fit_per_model(curve_table(self.models, sizes, curves), "rectified").parameters
 

@@ -323,7 +323,7 @@ def _predict_all(
 
 def _asked_of(posterior: CurvePosterior, prediction: Prediction, seen: CurveTable, target: int) -> dict[str, Any]:
     """Curves and laws of a posterior. Curves end in the medians and intervals of the prediction."""
-    sizes = curve_sizes(posterior.unit, target)
+    sizes = curve_sizes(posterior.unit, target, len(posterior.models))
     measured, ends = np.isfinite(seen.column(target)), (prediction.score, prediction.lower, prediction.upper)
     parts = [
         part if end is None else np.column_stack([part[:, :-1], np.where(measured, part[:, -1], end)])

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensjax.curves.table import curve_table
-from lensjax.fit.calibration import hold_out, widening
+from lensjax.fit.calibration import hold_out, widening, widenings
 
 DOF, SD = 3.0, 0.8
 
@@ -39,6 +39,17 @@ def test_larger_errors_never_widen_less(errors, times):
     before, after = widening(errors, DOF, SD), widening(times * errors, DOF, SD)
     assert 1 <= before <= after
     assert widening(-errors[::-1], DOF, SD) == pytest.approx(before, rel=0.01)
+
+
+def test_many_models_have_the_widenings_that_each_has_by_itself():
+    errors = 3 * np.random.default_rng(0).standard_t(3, 600)
+    errors[::7] = np.nan
+    common, own = widenings(errors, DOF, SD)
+    known = errors[np.isfinite(errors)]
+    assert common == widening(known, DOF, SD)
+    np.testing.assert_array_equal(own[::7], common)
+    for i in (1, 300, 599):
+        assert own[i] == widening(errors[[i]], DOF, SD, common)
 
 
 def test_the_largest_sizes_of_models_that_can_spare_them_are_held_out():

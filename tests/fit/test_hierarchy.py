@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lensjax.fit.joint.curves import Fitted, extrapolate, own_coefficients, values
+from lensjax.fit.joint.draws import shared_draws
 from lensjax.fit.joint.hierarchy import (
     LEVEL_VARIANCE,
     Observations,
@@ -15,7 +16,6 @@ from lensjax.fit.joint.hierarchy import (
     condition,
     integrals,
     pulls,
-    shared_draws,
     shared_moments,
 )
 from lensjax.fit.joint.sensitivity import gradient, sensitivity, update_weights

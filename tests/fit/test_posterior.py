@@ -11,7 +11,7 @@ from lensjax.curves.laws import LAWS
 from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint.fitting import fit_joint
-from lensjax.fit.posterior import DRAWS, draws_for
+from lensjax.fit.posterior import DRAWS, curve_sizes, draws_for
 
 SIZES = 200 * 2 ** np.arange(10)
 BUDGET, HORIZON = 25_600, 102_400
@@ -344,3 +344,15 @@ def test_of_many_models_fewer_curves_are_drawn_and_all_agree():
         np.testing.assert_allclose(np.mean(draws < expected[:, 1], axis=0), quantile, atol=1e-3)
     draws[:] = 0  # what a caller does to its sample is its own affair
     assert many.sample(51_200).min() > 0
+    np.testing.assert_allclose(replace(many).predict(51_200).loss, predicted.loss[:, 1:], rtol=1e-12)  # not sampled
+    last = many._octaves(SIZES[4])
+    assert len(many._unknown(last)) == 0, "curves' last losses, which are asked for next, took draws of their own"
+    np.testing.assert_allclose(replace(many).predict(SIZES[4]).parts, many.predict(SIZES[4]).parts, rtol=1e-12)
+    # Of few models only what is of them is computed.
+    model, examples = np.array([69, 3, 3, 40]), np.array([51_200, 6400, 51_200, 6400])
+    found = many.together(model, examples)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lensjax.fit.joint.posterior.FEW", 100)
+        for part, expected in zip(found, replace(many).together(model, examples), strict=True):
+            np.testing.assert_allclose(part, expected, rtol=1e-9)
+    assert [len(curve_sizes(200, 10**6, models)) for models in (3000, 4000)] == [30, 12]

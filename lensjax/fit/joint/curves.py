@@ -8,6 +8,7 @@ from jaxtyping import Float
 from lensjax.fit.joint.hierarchy import (
     Conditional,
     Observations,
+    Rows,
     Scales,
     Slopes,
     Weights,
@@ -37,7 +38,7 @@ class Fitted(NamedTuple):
     weights: Weights
     given: Conditional
 
-    def of_models(self, rows: slice) -> "Fitted":
+    def of_models(self, rows: Rows) -> "Fitted":
         """The fit of some of the models, with what all share."""
         return self._replace(slopes=self.slopes.of(rows), weights=self.weights.of(rows), given=self.given.of(rows))
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensjax.fit.joint.curves import Fitted, own_coefficients, values
-from lensjax.fit.joint.hierarchy import Observations, integrals, last_size, shared_draws, shared_moments
+from lensjax.fit.joint.hierarchy import Conditional, Observations, cholesky, integrals, last_size, shared_moments
 from lensjax.fit.joint.slopes import SlopePrior, slopes_of
 
 STEEPEST = 1.0  # slope to come, in nats of log loss per octave: no draw's loss falls by more than a factor of e
@@ -61,6 +61,31 @@ def _normals(seed: tuple[int, ...], terms: int, priors: int, draws: int) -> Floa
     return np.moveaxis(np.concatenate([drawn, -drawn], axis=2)[..., :draws], 0, -1)
 
 
+def shared_draws(
+    obs: Observations,
+    given: Conditional,
+    covariate_noise: Float[np.ndarray, "*b S Kq"],
+    family_noise: Float[np.ndarray, "*b U S q"],
+) -> Float[np.ndarray, "*b M S q"]:
+    """S joint draws, over models, of the coefficients of `shared_moments`, from standard normal noise.
+
+    The noise of families is of those U of whom there are models, by their number.
+    """
+    *batch, draws, _ = covariate_noise.shape
+    q, covariates = family_noise.shape[-1], obs.covariates.shape[1]
+    used, place = np.unique(obs.family, return_inverse=True)
+    covariate = covariate_noise @ cholesky(given.covariate_covariance).mT + given.covariate_mean[..., None, :]
+    gain = given.family_gain[..., used, :, :].reshape(*batch, len(used) * q, -1)  # one product, not one a family
+    explained = (gain @ covariate.mT).reshape(*batch, len(used), q, draws).mT
+    family = family_noise @ cholesky(given.family_covariance[..., used, :, :]).mT
+    family += given.family_mean[..., used, None, :] - explained
+    terms = covariate.reshape(*batch, draws, covariates, -1).swapaxes(-3, -2)
+    drawn: np.ndarray = obs.covariates @ terms.reshape(*batch, covariates, -1)
+    drawn = drawn.reshape(*batch, len(obs.x), draws, -1)
+    drawn += family[..., place, :, :]
+    return drawn
+
+
 def draw_curves(
     obs: Observations,
     prior: SlopePrior,
@@ -68,11 +93,13 @@ def draw_curves(
     widening: Float[np.ndarray, " M"],
     draws: int,
     seed: int,
+    models: Int[np.ndarray, " C"] | None = None,
 ) -> Iterator[DrawnCurves]:
-    """Draws of all curves, in blocks of models."""
+    """Draws of all curves, in blocks of models, or of the blocks that hold some of them."""
     priors, q, covariates = len(prior.names), fitted.scales.model.shape[-1], fitted.given.covariate_mean.shape[-1]
     of_covariates = _normals((seed, 0), covariates, priors, draws)
-    for start in range(0, len(obs.x), BLOCK):
+    starts = range(0, len(obs.x), BLOCK) if models is None else np.unique(models // BLOCK * BLOCK).tolist()
+    for start in starts:
         rows = slice(start, min(start + BLOCK, len(obs.x)))
         some, part = obs.of(rows), fitted.of_models(rows)
         of_families = [_normals((seed, 1, family), q, priors, draws) for family in np.unique(some.family).tolist()]

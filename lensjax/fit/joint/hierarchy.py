@@ -18,13 +18,14 @@ scales and slopes may have further axes in front, "*b", such as one over priors;
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lensjax.fit.joint.blocks import blocks, joined
 
+Rows: TypeAlias = slice | Int[np.ndarray, " m"]  # some of M models
 LEVEL_VARIANCE = 4.0  # of ℓ_i: log losses of one task differ by far less than this
 
 
@@ -47,7 +48,7 @@ class Observations(NamedTuple):
     covariates: Float[np.ndarray, "M K"]
     family: Int[np.ndarray, " M"]
 
-    def of(self, rows: slice) -> "Observations":
+    def of(self, rows: Rows) -> "Observations":
         """Those of some of the models."""
         return Observations(*(part[rows] for part in self))
 
@@ -58,7 +59,7 @@ class Weights(NamedTuple):
     noise: Float[np.ndarray, "*b M n"]
     jump: Float[np.ndarray, "*b M n"]
 
-    def of(self, rows: slice) -> "Weights":
+    def of(self, rows: Rows) -> "Weights":
         """Those of some of the models."""
         return Weights(*(part[..., rows, :] for part in self))
 
@@ -86,7 +87,7 @@ class Slopes(NamedTuple):
     mean: Float[np.ndarray, "*b M T"]
     basis: Float[np.ndarray, "*b M T q"]
 
-    def of(self, rows: slice) -> "Slopes":
+    def of(self, rows: Rows) -> "Slopes":
         """Those of some of the models."""
         return Slopes(self.mean[..., rows, :], self.basis[..., rows, :, :])
 
@@ -113,7 +114,7 @@ class OfModels:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (getattr(self, field.name) for field in fields(self))
 
-    def of(self, rows: slice) -> Self:
+    def of(self, rows: Rows) -> Self:
         """With the parts that are of models of some of them alone."""
         return replace(
             self,
@@ -301,10 +302,11 @@ def condition(obs: Observations, weights: Weights, scales: Scales, slopes: Slope
 
     # Families given the covariates.
     batch = information.shape[:-3]
-    weighed = (_by_family(column[:, None, None] * information, obs, -3) for column in obs.covariates.T)
-    coupling = np.stack(list(weighed), axis=-3)
+    of_families = _by_family(information, obs, -3)
+    weighed = (_by_family(column[:, None, None] * information, obs, -3) for column in obs.covariates.T[1:])
+    coupling = np.stack([of_families, *weighed], axis=-3)  # the first covariate is 1
     coupling = coupling.reshape(*coupling.shape[:-3], covariates * q, q)
-    family_covariance, family_log_det = _covariance(scales.family[..., None, :], _by_family(information, obs, -3))
+    family_covariance, family_log_det = _covariance(scales.family[..., None, :], of_families)
     family_gain = family_covariance @ coupling.mT
     family_mean = times(family_covariance, _by_family(score, obs, -2))
 
@@ -361,31 +363,6 @@ def shared_moments(
     across = through.reshape(*through.shape[:-1], covariates, q)[..., place, :, :, :]
     mixed = np.einsum("mk,...mqkr->...mqr", obs.covariates, across)  # of G t with Σ_k c_k t_k
     return shared_mean(obs, given), direct.reshape(*batch, -1, q, q) + of_families[..., place, :, :] - mixed - mixed.mT
-
-
-def shared_draws(
-    obs: Observations,
-    given: Conditional,
-    covariate_noise: Float[np.ndarray, "*b S Kq"],
-    family_noise: Float[np.ndarray, "*b U S q"],
-) -> Float[np.ndarray, "*b M S q"]:
-    """S joint draws, over models, of the coefficients of `shared_moments`, from standard normal noise.
-
-    The noise of families is of those U of whom there are models, by their number.
-    """
-    *batch, draws, _ = covariate_noise.shape
-    q, covariates = family_noise.shape[-1], obs.covariates.shape[1]
-    used, place = np.unique(obs.family, return_inverse=True)
-    covariate = covariate_noise @ cholesky(given.covariate_covariance).mT + given.covariate_mean[..., None, :]
-    gain = given.family_gain[..., used, :, :].reshape(*batch, len(used) * q, -1)  # one product, not one a family
-    explained = (gain @ covariate.mT).reshape(*batch, len(used), q, draws).mT
-    family = family_noise @ cholesky(given.family_covariance[..., used, :, :]).mT
-    family += given.family_mean[..., used, None, :] - explained
-    terms = covariate.reshape(*batch, draws, covariates, -1).swapaxes(-3, -2)
-    drawn: np.ndarray = obs.covariates @ terms.reshape(*batch, covariates, -1)
-    drawn = drawn.reshape(*batch, len(obs.x), draws, -1)
-    drawn += family[..., place, :, :]
-    return drawn
 
 
 def pulls(given: Conditional, shared: Float[np.ndarray, "*b M q"]) -> Float[np.ndarray, "*b M n"]:

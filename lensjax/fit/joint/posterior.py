@@ -1,6 +1,6 @@
 """The joint fit's posterior: losses at any size, and the effect of further measurements."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from lensjax.core.blas import one_blas_thread
 from lensjax.core.errors import InputError
 from lensjax.fit.joint.curves import Fitted
 from lensjax.fit.joint.draws import DrawnCurves, draw_curves
-from lensjax.fit.joint.hierarchy import Observations
+from lensjax.fit.joint.hierarchy import Observations, last_size
 from lensjax.fit.joint.moments import JointMoments, Together, joint_moments, together
 from lensjax.fit.joint.slopes import SlopePrior
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses, draws_for
@@ -21,6 +21,7 @@ FAR = 5.0  # scales of noise, or of a jump, from which a point is an outlier
 MOMENTS = 1000  # draws of each prior, of which moments are taken
 FINE = 128  # sizes at which curves are drawn to find where they cross a loss
 FEW = 64  # models, up to which draws of curves are kept
+FEW_SIZES = 4  # at which curves end, up to which quantiles there are taken with a sample
 
 
 class Outlier(NamedTuple):
@@ -81,15 +82,20 @@ class JointPosterior(CurvePosterior):
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives, of `draws_for` so many models."""
         x = self._octaves(examples)
-        new = np.array(sorted(set(x.tolist()) - self._quantiles.keys()))
-        if len(new):
+        if len(new := self._unknown(x)):
             blocks = self._draws(new, draws_for(len(self.models)), 0)
-            ends = [np.quantile(losses, (0.5, 0.05, 0.95), axis=-1, overwrite_input=True) for losses in blocks]
-            found = np.exp(np.concatenate(ends, axis=1) + self.centre)
-            self._quantiles.update(zip(new.tolist(), np.moveaxis(found, 2, 0), strict=True))
+            self._remember(new, [_ends(losses) for losses in blocks])
         known = [self._quantiles[at] for at in x.tolist()]
         parts = np.stack(known, axis=2) if known else np.empty((3, len(self.models), 0))
         return Losses(self.models, self._within(examples), *parts)
+
+    def _unknown(self, x: Float[np.ndarray, "*b"]) -> Float[np.ndarray, " G"]:
+        """Of these octaves those, each once, at which nothing is remembered."""
+        return np.array(sorted(set(x.ravel().tolist()) - self._quantiles.keys()))
+
+    def _remember(self, x: Float[np.ndarray, " G"], blocks: Sequence[Float[np.ndarray, "3 m G"]]) -> None:
+        found = np.exp(np.concatenate(blocks, axis=1) + self.centre)
+        self._quantiles.update(zip(x.tolist(), np.moveaxis(found, 2, 0), strict=True))
 
     @cached_property
     def _quantiles(self) -> dict[float, Float[np.ndarray, "3 M"]]:
@@ -101,7 +107,18 @@ class JointPosterior(CurvePosterior):
         """See `CurvePosterior.sample`; from each prior by its weight."""
         key = (examples, draws, seed)
         if key not in self._sampled:
-            blocks = [losses[:, 0] for losses in self._draws(self._octaves(examples), draws, seed)]
+            x, ends = self._octaves(examples), []
+            asked_soon = len(self.models) > FEW and (draws, seed) == (draws_for(len(self.models)), 0)
+            if asked_soon:  # draws of many models are made anew for each question
+                last = self._unknown(last_size(self.observations))
+                x = np.append(x, last[last != x[0]]) if len(last) <= FEW_SIZES else x
+            blocks = []
+            for losses in self._draws(x, draws, seed):
+                blocks.append(losses[:, 0].copy())
+                if asked_soon:
+                    ends.append(_ends(losses))
+            if ends:
+                self._remember(x, ends)
             drawn = np.exp(np.concatenate(blocks).T + self.centre)
             self._sampled.clear()
             self._sampled[key] = drawn[np.random.default_rng(seed).permutation(draws)]
@@ -129,21 +146,23 @@ class JointPosterior(CurvePosterior):
         """Draws of all curves that were asked for already, where models are few, by their number and seed."""
         return {}
 
-    def _curves(self, draws: int, seed: int) -> Iterable[DrawnCurves]:
-        """So many draws of curves under each prior, in blocks of models."""
+    def _curves(self, draws: int, seed: int, models: Int[np.ndarray, " C"] | None) -> Iterable[DrawnCurves]:
+        """So many draws of curves under each prior, in blocks of models: of all, or at least of those."""
+        few = len(self.models) <= FEW
         known = self._drawn.get((draws, seed))
         if known is None:
-            blocks = draw_curves(self.observations, self.prior, self.fitted, self._factors, draws, seed)
-            if len(self.models) > FEW:
+            made = self.observations, self.prior, self.fitted, self._factors, draws, seed
+            blocks = draw_curves(*made, None if few else models)
+            if not few:
                 return blocks
             known = self._drawn[draws, seed] = list(blocks)
         return known
 
     def _by_prior(
-        self, x: Float[np.ndarray, " G"], draws: int, seed: int
+        self, x: Float[np.ndarray, " G"], draws: int, seed: int, models: Int[np.ndarray, " C"] | None = None
     ) -> Iterator[tuple[slice, Float[np.ndarray, "P m G draws"]]]:
-        """Log losses less `centre` of blocks of models, as many draws from each prior."""
-        for drawn in self._curves(draws, seed):
+        """Log losses less `centre` of blocks of models, as many draws from each prior: of all, or at least of those."""
+        for drawn in self._curves(draws, seed, models):
             yield drawn.rows, drawn.log_losses(x, self._factors, self.dof)
 
     def _draws(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Iterator[Float[np.ndarray, "m G draws"]]:
@@ -202,9 +221,11 @@ class JointPosterior(CurvePosterior):
         """
         sizes, size = np.unique(examples, return_inverse=True)
         x = self._octaves(sizes)
-        modelled = together(self.observations, self.fitted, x, model, size, self.dof)
+        some, place = np.unique(model, return_inverse=True)
+        of_some = self.observations.of(some), self.fitted.of_models(some)
+        modelled = together(*of_some, x, place, size, self.dof)
         mean, variance = np.empty_like(modelled.mean), np.empty_like(modelled.mean)
-        for rows, drawn in self._by_prior(x, MOMENTS, 0):
+        for rows, drawn in self._by_prior(x, MOMENTS, 0, some):
             here = (model >= rows.start) & (model < rows.stop)
             at = model[here] - rows.start, size[here]
             mean[:, here], variance[:, here] = drawn.mean(axis=-1)[:, *at], drawn.var(axis=-1)[:, *at]
@@ -250,6 +271,12 @@ class JointPosterior(CurvePosterior):
 
     def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
         return np.log2(self._within(examples) / self.unit)
+
+
+def _ends(losses: Float[np.ndarray, "m G draws"]) -> Float[np.ndarray, "3 m G"]:
+    """Medians and ends of intervals; the order of draws is lost."""
+    ends: np.ndarray = np.quantile(losses, (0.5, 0.05, 0.95), axis=-1, overwrite_input=True)
+    return ends
 
 
 def _first_below(
