@@ -4,6 +4,7 @@ A file that does not hold what was written is `Damaged`. A command that can make
 `quarantine`, with the reason, and goes on; any other says in a sentence what to do.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -113,6 +114,8 @@ def read_ours(path: Path, size: int | None = None) -> bytes | None:
     except OSError as error:
         if path.is_symlink():
             raise Damaged(path, "it is a link that leads nowhere") from error
+        if error.errno == errno.ELOOP:  # as one of its folders is
+            return None
         raise InputError(f"Cannot read {shorten(path, 400)}: {error.strerror}; mend its permissions.") from error
 
 

@@ -3,13 +3,14 @@
 A family is a file of `lensjax.models.families`, named after Hugging Face's model_type, that registers a `Family`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from lensjax.core.errors import InputError, shorten
+from lensjax.core.errors import InputError, one_line, shorten
 from lensjax.core.pytrees import PyTree
 from lensjax.core.registry import Registry
 from lensjax.models.options import Options
@@ -107,6 +108,26 @@ def check_layers(config: Any, family: Family) -> None:
             f"per_layer_config in config.json gives layers a {shorten(strange[0])} of their own, which LensJAX has for "
             f"all layers of {family.model_type} together; take a model whose layers have the same."
         )
+
+
+@contextmanager
+def building(config: Any) -> Iterator[None]:
+    """A context in which a model is built, whose errors are those of a configuration that describes none.
+
+    Configuration classes look at the types of few fields, and modules believe them.
+
+    Raises:
+      InputError: the model cannot be built.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+        raise InputError(
+            f"config.json describes no {config.model_type} model that can be built ({type(error).__name__}: "
+            f"{one_line(error)}); take the config.json that came with the weights."
+        ) from error
 
 
 def of_all_layers(config: Any, name: str) -> Any:

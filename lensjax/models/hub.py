@@ -334,7 +334,9 @@ def _tokenizer_in(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("a")  # settings of wrong types are noticed when they are used
+        return tokenizer
     except Exception as error:  # the tokenizers library raises Exception itself
         why = shorten(" ".join(str(error).split()), 200).rstrip(".")
         raise InputError(f"The tokenizer in {folder} cannot be read ({why}); fetch it again.") from error

@@ -23,7 +23,7 @@ from lensjax.core.pytrees import PyTree, path_name
 from lensjax.core.tabular import Columns, Tabular
 from lensjax.models.adapters import join, merge_adapters, split_trainable
 from lensjax.models.encoder_decoder import start_of_answers
-from lensjax.models.family import Family, check_layers, family_of
+from lensjax.models.family import Family, building, check_layers, family_of
 from lensjax.models.generate import Sampling, answers, written
 from lensjax.models.hub import copy_tokenizer, read_tokenizer, write_config
 from lensjax.models.linear import hold_quantised
@@ -354,8 +354,9 @@ def abstract_model(config: Any, options: Options, folder: Path | None = None) ->
         does not divide the heads.
     """
     family = family_of(config.model_type)
-    check_layers(config, family)
-    module = nnx.eval_shape(lambda: family.module(config, options, nnx.Rngs(0)))
+    with building(config):
+        check_layers(config, family)
+        module = nnx.eval_shape(lambda: family.module(config, options, nnx.Rngs(0)))
     if options.quantise is not None:
         hold_quantised(module, options.quantise)
     graphdef, state = nnx.split(module)
@@ -383,8 +384,7 @@ def placed(shapes: Params, family: Family, config: Any, options: Options) -> Par
 
 def _seen(mask: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:
     """Where there is a token with another before it to predict it from."""
-    marked = mask.astype(bool)
-    return marked & jnp.roll(marked, 1, axis=1)
+    return mask.astype(bool) & jnp.roll(mask.astype(bool), 1, axis=1)
 
 
 def _batched(batch: Batch) -> dict[str, Any]:

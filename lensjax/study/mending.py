@@ -1,5 +1,6 @@
 """What is damaged in a study's folder: a report leaves it out and says so, a run sets it aside and makes it again."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,12 @@ def find_faults(spec: StudySpec, out: Path, journal: Journal) -> dict[Path, str]
     for cell in _ended(spec, journal):
         known, found = journal.last(cell), result_digest(spec, out, cell)
         if known is not None and known.digest not in ("", found):
-            why = "the journal tells of another content" if found else LOST
-            faults[result_file(spec, out, cell)] = why
+            path = result_file(spec, out, cell)
+            blocked = next((one for one in path.parents if one.is_relative_to(out) and _is_no_folder(one)), None)
+            if blocked is None:
+                faults[path] = "the journal tells of another content" if found else LOST
+            else:
+                faults[blocked] = "it is no folder, and one belongs there"
     told: dict[Path, str] = {}  # more precisely than that the journal tells of another content
     results = read_results(spec, out, told)
     for candidate in spec.candidates:
@@ -45,6 +50,10 @@ def find_faults(spec: StudySpec, out: Path, journal: Journal) -> dict[Path, str]
             if measured is not None and (why := _useless(cell, measured)):
                 told[evidence_file(out, cell)] = why
     return faults | told
+
+
+def _is_no_folder(path: Path) -> bool:
+    return os.path.lexists(path) and not path.is_dir()
 
 
 def _useless(cell: Cell, found: Measured) -> str:

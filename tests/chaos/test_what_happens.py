@@ -188,6 +188,16 @@ def test_a_report_does_without_a_log_that_is_none(scene, copy, instead):
         assert ("large", 400) not in known
 
 
+@pytest.mark.parametrize("place", ["runs/small", "runs/large/examples-200-seed-1", "evidence"])
+def test_what_lies_in_the_place_of_a_folder_of_results_is_set_aside(scene, copy, place):
+    shutil.rmtree(copy / place)
+    (copy / place).symlink_to(place.rsplit("/")[-1])  # a circle
+    damage = read_state(read_study_folder(copy), copy).damage
+    assert f"{place} is left out (it is no folder, and one belongs there); lensjax run makes it again." in damage
+    scene.run(copy)
+    assert outcome(copy) == outcome(scene.whole)
+
+
 def test_a_file_without_end_is_refused_with_advice(scene, copy):
     path = copy / "runs" / "large" / "examples-400-seed-0" / "result.json"
     os.truncate(path, 10**12)

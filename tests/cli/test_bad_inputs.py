@@ -176,6 +176,8 @@ def cases() -> Iterator[Case]:
             yield _damaged(file, place, f"{file}.*(device|[Ll]ink)|has no tokenizer|no.*safetensors")
         for content in (b"", b"[" * 200_000, b"\xff" * 100, (2**62).to_bytes(8, "little") + b"{}"):
             yield _damaged(file, content, "safetensors|tokenizer in damaged model|tokenizer_config.json")
+    settings = b'{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": "x"}'
+    yield _damaged("tokenizer_config.json", settings, "tokenizer in damaged model cannot be read")
     fields = "".join(f"{{f{n}}}" for n in range(100_000))
     for name, prompt in {"100,000 fields": fields, "one field 100,000 times": "{en}" * 100_000}.items():
         yield _written(name, "task.yaml", TASK | {"prompt": prompt}, ("data", "show", "task.yaml"), "prompt.*at most")

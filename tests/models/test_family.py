@@ -70,3 +70,10 @@ def test_an_unknown_family_names_the_known(model_type: str) -> None:
         family_of(model_type)
     assert ", ".join(supported()) in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_configuration_that_modules_cannot_take_is_named(tiny_config: Callable[[str], Any]) -> None:
+    config = tiny_config("llama")
+    config.rope_parameters = {"rope_theta": 1e4, "rope_type": ["default"]}
+    with pytest.raises(InputError, match=r"config.json describes no llama model that can be built \(TypeError: unhash"):
+        abstract_model(config, make_options())
