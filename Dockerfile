@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 # docker build --target cpu --tag lensjax:cpu .     likewise cuda and tpu
-# docker run --rm --volume "$PWD:/study" lensjax:cpu run study.yaml     with --gpus all for cuda
+# docker run --rm --user "$(id -u)" --volume "$PWD:/study" lensjax:cpu run study.yaml     with --gpus all for cuda
+# --build-arg PYTHON=3.13 makes it for another Python.
 ARG PYTHON=3.12
 
 # git, which says the version, is in this image and not in the slim ones.
@@ -10,7 +11,9 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /source
 
 FROM python:${PYTHON}-slim AS base
 COPY --from=wheel /wheels /wheels
-RUN useradd --create-home lensjax && mkdir /study && chown lensjax /study
+RUN useradd lensjax && mkdir /study && chown lensjax /study
+# Caches lie in the home, which any --user may write to.
+ENV HOME=/tmp
 WORKDIR /study
 ENTRYPOINT ["lensjax"]
 CMD ["--help"]

@@ -1,6 +1,6 @@
 """LensJAX's Optuna pruner beside Optuna's own, on public curves: regret at equal cost. See README.md beside this file.
 
-LENSJAX_BENCHMARKS=FOLDER python experiments/pruners/run.py [--searches 4] [--models 12] [--out DIR]
+LENSJAX_BENCHMARKS=FOLDER python experiments/pruners/run.py [--searches 4] [--models 8] [--out DIR]
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -77,12 +77,11 @@ def settings(horizon: int) -> Iterator[tuple[str, str, Callable[[], BasePruner]]
         yield OWN[1], words, lambda factor=factor, least=least: SuccessiveHalvingPruner(least, factor)
 
 
-def orders(task: str, models: int, count: int) -> Iterator[tuple[int, CurveTable]]:
+def some_models(task: str, models: int, number: int) -> CurveTable:
     """Random models of a task in random order."""
     table = rectified(task)
     table = table.select(np.flatnonzero(table.measured[:, table.sizes > 0].all(axis=1)))
-    for number in range(count):
-        yield number, table.select(np.random.default_rng([number, models]).permutation(len(table.models))[:models])
+    return table.select(np.random.default_rng([number, models]).permutation(len(table.models))[:models])
 
 
 def search(table: CurveTable, pruner: BasePruner) -> tuple[float, int]:
@@ -136,7 +135,7 @@ def summary(found: list[Search]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def main(out: Path = FOLDER / "results", searches: int = 4, models: int = 12) -> None:
+def main(out: Path = FOLDER / "results", searches: int = 4, models: int = 8) -> None:
     """Write pruners.md and pruners.csv.
 
     Args:
@@ -148,22 +147,23 @@ def main(out: Path = FOLDER / "results", searches: int = 4, models: int = 12) ->
     tasks = available()
     if not tasks:
         raise SystemExit("The public curves are not at hand; name their folder in LENSJAX_BENCHMARKS.")
-    found = []
-    for task in tasks:
-        for number, table in orders(task, models, searches):
+    found: list[Search] = []
+    make_folder(out)
+    for number in range(searches):
+        for task in tasks:
+            table = some_models(task, models, number)
             last, horizon = table.loss[:, -1], int(table.sizes[-1] // STEP)
             _Remembering.known.clear()
             for pruner, setting, make in settings(horizon):
                 cost, chosen = search(table, make())
                 regret = float((last[chosen] - last.min()) / np.ptp(last))
                 found.append(Search(task, number, pruner, setting, cost, regret, chosen == int(last.argmin())))
-            print(f"\r{len(found)} searches", end="", flush=True)
-    print()
-    said = f"{searches} searches of {models} models on each of {', '.join(tasks)}.\n\n{summary(found)}"
-    make_folder(out)
-    rows = [list(Search._fields), *(list(one) for one in found)]
-    write_files({out / "pruners.md": said, out / "pruners.csv": csv_text(rows)})
-    print(said)
+            done = len({(one.task, one.number) for one in found})
+            said = f"{done} sets of {models} models of {', '.join(tasks)}, in turn.\n\n{summary(found)}"
+            rows = [list(Search._fields), *(list(one) for one in found)]
+            write_files({out / "pruners.md": said, out / "pruners.csv": csv_text(rows)})
+            print(f"\r{done} of {searches * len(tasks)}", end="", flush=True)
+    print(f"\n{said}")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def share(part: float) -> str:
 def duration(seconds: float) -> str:
     """Wall time in its two largest units, as in 2 h 24 min; nothing where none passed."""
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds else ""
+        return f"{seconds:.{seconds < 9.95:d}f} s" if seconds else ""
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 

@@ -38,7 +38,8 @@ class Losses(Tabular):
     @property
     def headline(self) -> str:
         """Of how many models and sizes, in a line."""
-        return f"Predicted losses of {len(self.models)} models at {len(self.examples)} sizes, with 90 % intervals"
+        sizes = f"{len(self.examples)} size{'s' * (len(self.examples) != 1)}"
+        return f"Predicted losses of {len(self.models)} models at {sizes}, with 90 % intervals"
 
     def as_columns(self) -> Columns:
         """A row for each model and size."""

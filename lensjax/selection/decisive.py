@@ -34,7 +34,7 @@ class Plan:
         return sum(point.examples for point in self.points)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Decisive:
     """What would decide a choice that is too close to call.
 
@@ -47,6 +47,9 @@ class Decisive:
     plan: Plan | None
     why: str = ""
     cost: str = ""
+
+    def __repr__(self) -> str:
+        return f"<{self.sentence}>"
 
     @property
     def is_probable(self) -> bool:

@@ -56,4 +56,4 @@ def tested_notes(candidates: Sequence[CandidateState]) -> list[str]:
 def _said(score: Score | None) -> str:
     if score is None:
         return text.DASH
-    return text.number(score.value) if score.error is None else f"{text.number(score.value)} ± {score.error:.2g}"
+    return text.number(score.value) if score.error is None else f"{text.number(score.value)} ± {score.error:#.2g}"

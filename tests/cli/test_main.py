@@ -1,4 +1,5 @@
 import csv
+import html
 import json
 import pkgutil
 import re
@@ -50,6 +51,10 @@ def test_rank_prints_a_table_and_writes_every_format(capsys, curves, tmp_path):
     assert 0 < chosen["probability_best"] <= chosen["probability_within"] <= 1
     assert content["why"] in out.replace("\n", " ")
     assert content["too_close_to_call"] == (chosen["probability_within"] < 0.5)
+    assert (content["decisive"] is not None) == content["too_close_to_call"]
+    if content["decisive"]:
+        assert content["decisive"]["sentence"] in out
+        assert content["decisive"]["sentence"] in html.unescape(outputs["html"].read_text())
     told = "Too close to call: {} leads" if content["too_close_to_call"] else "Choose {}"
     assert f"{told.format(content['choice'])}; ats would choose" in out
     regrets = [float(row["expected_regret"]) for row in rows]

@@ -11,7 +11,7 @@ def test_times_are_in_their_two_largest_units():
     assert [text.duration(seconds) for seconds in (0, 0.14, 20, 150, 8640)] == [
         "",
         "0.1 s",
-        "20.0 s",
+        "20 s",
         "2 min",
         "2 h 24 min",
     ]

@@ -1,12 +1,16 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lensjax.curves.public import VARIABLE
+from lensjax.curves.simulated import simulated
 from lensjax.fit.stacked.learned import COMPONENTS, Learned, Record
 from lensjax.fit.stacked.weights import Falls
+from lensjax.selection.advice import Point
+from lensjax.selection.decisive import Plan
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "decisions"
 START = Learned((-0.7, -1.4, -0.3, -4.0), 2.0, 1.0, 0.15, 0.3, 1.1)
@@ -14,7 +18,7 @@ START = Learned((-0.7, -1.4, -0.3, -4.0), 2.0, 1.0, 0.15, 0.3, 1.1)
 
 @pytest.fixture(scope="module")
 def experiment(imported):
-    with imported(FOLDER, "cases", "evidence", "judging", "report", "run") as modules:
+    with imported(FOLDER, "cases", "evidence", "judging", "report", "run", "deciding") as modules:
         yield modules
 
 
@@ -98,3 +102,22 @@ def test_the_experiment_writes_what_its_readme_names(experiment, tmp_path, monke
     assert len(rows) == 1 + 6 * 4
     assert all(row.count(",") == rows[0].count(",") for row in rows)
     assert (tmp_path / "reliability.svg").stat().st_size > 1000
+
+
+def test_runs_of_a_plan_are_seen_and_no_others(experiment):
+    deciding, whole = experiment["deciding"], simulated(seed=0, models=3)
+    plan = Plan((Point(whole.models[2], 3200), Point(whole.models[0], 3200)), 1.0, 0.6, 0.01, 0.8)
+    known = deciding.with_runs(whole.up_to(800), whole, plan)
+    expected = np.where(whole.sizes <= 800, whole.loss, np.nan)
+    expected[[0, 2], 4] = whole.loss[[0, 2], 4]
+    np.testing.assert_array_equal(known.loss, expected)
+    away = replace(plan, points=(Point(whole.models[0], 3000),))
+    assert deciding.with_runs(whole.up_to(800), whole, away) is None
+
+
+def test_claims_stand_beside_what_came_of_them(experiment):
+    deciding = experiment["deciding"]
+    one = deciding.Verdict("flan", "a", 0.4, 2, 800, 0.55, 0.8, 0.9, True)
+    said = deciding.summary([one, one._replace(chance=0.6, right=False), one._replace(part="x", claimed=0.3)])
+    assert "| flan | 2 | 0.55 | 0.50 | 0.80 | 0.75 | 0.50 |" in said
+    assert "| claimed below 0.5 | 1 | 0.30 | 1.00 | 0.80 | 0.90 | 1.00 |" in said

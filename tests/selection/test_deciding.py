@@ -158,6 +158,7 @@ def test_unlikely_plans_are_told_as_such():
         "each (1,600 in all, 2 % of FullTuning): P(best) of the choice is then 0.8 or more with probability 0.31, and "
         "0.55 on average."
     )
+    assert repr(Decisive(None, "It is not known.")) == "<It is not known.>"
     single = Decisive(replace(plan, points=plan.points[:1], probability=0.6)).sentence
     assert single.startswith("Fine-tuning a on 800 examples would probably decide it: P(best)")
 

@@ -635,7 +635,7 @@ def test_candidates_are_compared_in_bits_per_byte_where_all_are_known(make, quic
     assert report.candidates[1].notes == ("2 targets were cut",)
     assert not any("tokenizer" in sentence for sentence in (*report.assumptions, *report.warnings))
     page = render_study(report, collected.ranking)
-    for said in ("0.500 ± 0.05", "± 0.012", "2 targets were cut", "test loss, bits per byte (log scale)"):
+    for said in ("0.500 ± 0.050", "± 0.012", "2 targets were cut", "test loss, bits per byte (log scale)"):
         assert said in page
     assert "nats per token" not in page
     assert ranking_csv(collected.ranking).splitlines()[1].endswith(",bits per byte")
