@@ -88,13 +88,16 @@ def chances_and_regrets(
 ) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
     """P(best) and expected regret of each eligible model among the eligible ones; NaN for the others.
 
+    Where several have the lowest loss of a draw, that of the least expected regret counts as the best.
+
     Args:
       losses: Joint draws.
       eligible: Which models may be chosen; one at least.
     """
     chances, regrets = np.full((2, len(eligible)), np.nan)
-    chances[eligible] = probability_best(losses[:, eligible])
     regrets[eligible] = expected_regret(losses[:, eligible])
+    order = np.argsort(regrets, kind="stable")[: int(eligible.sum())]
+    chances[order] = probability_best(losses[:, order])
     return chances, regrets
 
 

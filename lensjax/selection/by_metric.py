@@ -13,6 +13,8 @@ from lensjax.curves.table import CurveTable
 from lensjax.fit.link import Link, NotLinked, fit_link
 from lensjax.selection.prediction import Prediction, as_measured
 
+DIGITS = 9  # of shares: what differs by less is equal, or rounding would decide between models that are always right
+
 
 @dataclass(frozen=True)
 class MetricPrediction:
@@ -125,4 +127,4 @@ def predict_metric(table: CurveTable, target: int, metric: Metric, prediction: P
 def _draws(link: Link, losses: Float[np.ndarray, "S M"]) -> Float[np.ndarray, "S M"]:
     """Draws of 1 − metric, of draws of losses, each with a draw of the link."""
     rows: Int[np.ndarray, " S"] = np.resize(np.arange(len(link.a)), len(losses))
-    return 1 - link.measured(losses, rows)
+    return np.round(1 - link.measured(losses, rows), DIGITS)

@@ -11,7 +11,7 @@ from lensjax.curves.laws import LAWS
 from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint.fitting import fit_joint
-from lensjax.fit.posterior import DRAWS, curve_sizes, draws_for
+from lensjax.fit.posterior import DRAWS, chances_and_regrets, curve_sizes, draws_for
 
 SIZES = 200 * 2 ** np.arange(10)
 BUDGET, HORIZON = 25_600, 102_400
@@ -183,6 +183,15 @@ def test_laws_with_a_floor_are_continued_without_rise(b, beta, e):
     assert np.all((found.lower[0] < true) & (true < found.upper[0]))
     np.testing.assert_allclose(np.log(found.loss[0] / true)[:4], 0, atol=0.3)
     assert np.isfinite(posterior.examples_needed(1.2)[0, :2]).all()
+
+
+def test_of_equal_losses_the_one_of_least_regret_is_the_best():
+    losses = np.array([[0.0, 0.0, 9.0], [0.5, 0.0, 9.0], [0.0, 0.0, 9.0], [0.2, 0.2, 0.0]])
+    chances, regrets = chances_and_regrets(losses, np.array([True, True, False]))
+    np.testing.assert_array_equal(chances, [0, 1, np.nan])
+    np.testing.assert_allclose(regrets, [0.125, 0, np.nan])
+    twins, _ = chances_and_regrets(losses[:, [1, 1]], np.array([True, True]))
+    np.testing.assert_array_equal(twins, [1, 0])
 
 
 # Choices ------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class JointPosterior(CurvePosterior):
 
     def _unknown(self, x: Float[np.ndarray, "*b"]) -> Float[np.ndarray, " G"]:
         """Of these octaves those, each once, at which nothing is remembered."""
-        return np.array(sorted(set(x.ravel().tolist()) - self._quantiles.keys()))
+        return np.array(sorted({at for at in x.ravel().tolist() if at not in self._quantiles}))
 
     def _remember(self, x: Float[np.ndarray, " G"], blocks: Sequence[Float[np.ndarray, "3 m G"]]) -> None:
         found = np.exp(np.concatenate(blocks, axis=1) + self.centre)

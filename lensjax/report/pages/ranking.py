@@ -27,7 +27,7 @@ from lensjax.selection.records import COMPARED, ranks
 
 ROWS = 50
 PRINTED_ROWS = 300  # with everything; those below have a line each
-LINES = 10_000  # of those
+LINES = 5_000  # of those
 _TICKS = 12  # characters of both that there is room for
 _WIDTH, _EDGE = 100.0, 5.0
 Scale = tuple[float, float] | None  # losses at both ends of the interval column
