@@ -134,7 +134,7 @@ def measure_approximate_kernel(
         trace, scale = made.trace(), 1.0
         if kind.output == "diagonal":  # outputs are estimates of one kernel, whose mean is taken
             scale = 1 / outputs
-        rows = made.features.reshape(n * outputs if kind.output == "full" else n, -1) * np.sqrt(scale)
+        rows = made.features.reshape(n * outputs if kind.output == "full" else n, -1) * float(np.sqrt(scale))
         vectors, singular, _ = np.linalg.svd(rows, full_matrices=False)
         values, flops = np.square(singular), plan.flops
         estimate, error = scale * trace.value, scale * trace.standard_error

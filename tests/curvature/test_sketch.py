@@ -37,6 +37,7 @@ def test_errors_are_as_large_as_they_say_and_the_mean_is_the_kernel(problem):
     f, params, xs = problem
     theta, sketch = ntk(f, params, xs), ntk_sketch(f, params, xs, 3000)  # no multiple of what is made at a time
     assert sketch.features.shape == (N, 2, 3000)
+    assert sketch.features.nbytes == sketch_plan(f, params, xs, 3000).host_bytes
     found = sketch.kernel()
     scores = ((found.value - theta) / found.standard_error)[np.triu_indices(N)]
     assert abs(scores.mean()) < 1  # entries share features

@@ -131,7 +131,8 @@ def test_keys_of_batches_that_would_be_ignored_are_refused(model_type: str, key:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "side"), [("gpt2", "input_ids"), ("opt", "input_ids"), ("bart", "input_ids"), ("bart", "labels")]
+    ("model_type", "side"),
+    [("gpt2", "input_ids"), ("opt", "input_ids"), ("bart", "input_ids"), ("bart", "labels"), ("pegasus", "input_ids")],
 )
 def test_sequences_beyond_learned_positions_are_refused(model_type: str, side: str, tiny_config: MakeConfig) -> None:
     model = from_config(tiny_config(model_type)).without_params()

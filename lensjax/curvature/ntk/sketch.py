@@ -118,7 +118,9 @@ def ntk_sketch(
             made.append(np.asarray(features))
             if progress is not None:
                 progress(i + 1, job.batches)
-    return Sketch(np.concatenate(made)[: job.sizes[0]] / np.sqrt(dimension), seed, verified)
+    whole = np.concatenate(made)[: job.sizes[0]]
+    whole *= whole.dtype.type(dimension**-0.5)  # in their own type, as the plan has it
+    return Sketch(whole, seed, verified)
 
 
 def sketch_plan(
