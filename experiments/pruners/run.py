@@ -3,6 +3,7 @@
 LENSJAX_BENCHMARKS=FOLDER python experiments/pruners/run.py [--searches 4] [--models 8] [--out DIR]
 """
 
+import csv
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def settings(horizon: int) -> Iterator[tuple[str, str, Callable[[], BasePruner]]
     for warmup, startup in ((0, 5), (3, 5), (15, 5), (63, 5), (0, 2), (15, 2)):
         words = f"n_warmup_steps={warmup}, n_startup_trials={startup}"
         yield OWN[0], words, lambda warmup=warmup, startup=startup: MedianPruner(startup, warmup)
-    for factor, least in ((4, "auto"), (2, 1), (4, 1), (2, 8), (4, 16), (8, 8)):
+    for factor, least in ((4, "auto"), (2, 1), (4, 16), (2, 64), (4, 256), (2, 512), (4, 2048)):
         words = f"reduction_factor={factor}, min_resource={least}"
         yield OWN[1], words, lambda factor=factor, least=least: SuccessiveHalvingPruner(least, factor)
 
@@ -117,7 +118,8 @@ def at_cost(points: list[tuple[float, float]], cost: float) -> float | None:
 
 def summary(found: list[Search]) -> str:
     """Costs and regrets by setting, and every pruner's least regret at the costs of ours, as Markdown."""
-    keys = list(dict.fromkeys((one.pruner, one.setting) for one in found))
+    held = {(one.pruner, one.setting) for one in found}
+    keys = [(pruner, setting) for pruner, setting, _ in settings(1) if (pruner, setting) in held]
     means: dict[tuple[str, str], tuple[float, float, float]] = {}
     rows = ["| pruner | settings | steps made | regret | standard error | best found |", "|---|---|---|---|---|---|"]
     for key in keys:
@@ -135,8 +137,20 @@ def summary(found: list[Search]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _earlier(path: Path) -> list[Search]:
+    """The searches of an earlier run."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return [
+        Search(task, int(number), pruner, setting, float(cost), float(regret), found == "True")
+        for task, number, pruner, setting, cost, regret, found in rows
+    ]
+
+
 def main(out: Path = FOLDER / "results", searches: int = 4, models: int = 8) -> None:
-    """Write pruners.md and pruners.csv.
+    """Write pruners.md and pruners.csv; searches that the latter has are not made again.
 
     Args:
       out: Folder for the results.
@@ -147,14 +161,18 @@ def main(out: Path = FOLDER / "results", searches: int = 4, models: int = 8) -> 
     tasks = available()
     if not tasks:
         raise SystemExit("The public curves are not at hand; name their folder in LENSJAX_BENCHMARKS.")
-    found: list[Search] = []
     make_folder(out)
+    found = _earlier(out / "pruners.csv")
     for number in range(searches):
         for task in tasks:
             table = some_models(task, models, number)
             last, horizon = table.loss[:, -1], int(table.sizes[-1] // STEP)
             _Remembering.known.clear()
             for pruner, setting, make in settings(horizon):
+                if any(
+                    (one.task, one.number, one.pruner, one.setting) == (task, number, pruner, setting) for one in found
+                ):
+                    continue
                 cost, chosen = search(table, make())
                 regret = float((last[chosen] - last.min()) / np.ptp(last))
                 found.append(Search(task, number, pruner, setting, cost, regret, chosen == int(last.argmin())))

@@ -1,11 +1,14 @@
 """Kernels where a parameter looks like the factor of a product, or like a table, and is not quite, or only in part."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lensjax.curvature.jaxpr.program import traced_program
+from lensjax.curvature.jaxpr.walker import scan_parts
 from lensjax.curvature.ntk.ntk import ntk
 
 RANDOM = np.random.default_rng(0)
@@ -97,3 +100,14 @@ def test_ids_of_few_bytes_may_name_rows_of_long_tables(dtype, mode):
         for limit in (None, 120_000):  # whole, and in pieces
             theta = ntk(f, table, ids.astype(dtype), memory_limit=limit, verify=False)
             np.testing.assert_allclose(theta, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_parts_of_a_scan_are_told_by_every_version_of_jax():
+    def loop(a, b, xs):
+        return jax.lax.scan(lambda carry, x: ((carry[0] * a + x, carry[1] + b, x), carry[0]), (xs[0], b, xs[1]), xs)
+
+    traced = jax.make_jaxpr(loop)(1.0, 2.0, jnp.ones(4))
+    (scan,) = (equation for equation in traced.eqns if equation.primitive.name == "scan")
+    assert scan_parts(scan) == (2, 3)
+    tree = SimpleNamespace(unpack=lambda: ((None,) * 4, (None,), (None,)))  # as JAX 0.12 has it
+    assert scan_parts(SimpleNamespace(params={"ft_in": tree})) == (4, 1)

@@ -17,7 +17,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from jax.lax import GatherScatterMode
 from jaxtyping import Array
 
-from lensjax.curvature.jaxpr.walker import Interpreter, Key, aval, bind, called
+from lensjax.curvature.jaxpr.walker import Interpreter, Key, aval, bind, called, scan_parts
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Finder(Interpreter[_Alias | None]):
         """A scan that has parameters as a whole in every step, or slices them along their first axis."""
         if self.length is not None:
             return self.otherwise_used(equation, inputs, "a loop inside of a loop uses it")
-        consts, carry = equation.params["num_consts"], equation.params["num_carry"]
+        consts, carry = scan_parts(equation)
         self.read_off(inputs[consts : consts + carry], "a loop changes it")
         inside: list[_Alias | None] = [*inputs[:consts], *[None] * carry]
         for alias in inputs[consts + carry :]:
@@ -294,7 +294,8 @@ class _Prober(Interpreter[Any]):
 
     def scan(self, equation: JaxprEqn, inputs: list[Any], key: Key) -> list[Any]:
         params = equation.params
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        first, carried = scan_parts(equation)
+        last = first + carried
 
         def body(carry: list[Any], step: tuple[list[Any], Mapping[Key, Array]]) -> tuple[list[Any], Any]:
             prober = replace(self, probes=step[1], captured={})

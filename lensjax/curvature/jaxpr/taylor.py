@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
-from lensjax.curvature.jaxpr.walker import Interpreter, Key, aval, bind
+from lensjax.curvature.jaxpr.walker import Interpreter, Key, aval, bind, scan_parts
 
 Series = tuple[Array, ...]
 _MOST = 3  # coefficients
@@ -163,7 +163,8 @@ class _Taylor(Interpreter[Series]):
 
     def scan(self, equation: JaxprEqn, inputs: list[Series], key: Key) -> list[Series]:
         params = equation.params
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        first, carried = scan_parts(equation)
+        last = first + carried
         consts, init, xs = inputs[:first], inputs[first:last], inputs[last:]
 
         def step(carry: list[Series], sliced: list[Series]) -> tuple[list[Series], list[Series]]:

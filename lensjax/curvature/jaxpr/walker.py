@@ -97,3 +97,15 @@ def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
 def aval(atom: Any) -> Any:
     """The shape and type of an input or output."""
     return atom.aval
+
+
+def scan_parts(equation: JaxprEqn) -> tuple[int, int]:
+    """Numbers of a scan's constants and of what it carries, the first of its inputs.
+
+    JAX 0.12, which Python 3.12 and later get, gives the tree of all inputs in their place.
+    """
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
