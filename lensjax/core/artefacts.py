@@ -76,13 +76,17 @@ def without_checksum(fields: Mapping[str, Any], path: Path, *, required: bool = 
 def sealed_line(content: str | bytes) -> bytes:
     """A JSON object of one line with a checksum of its bytes at its end, which is quicker to check."""
     plain = content.encode() if isinstance(content, str) else content
-    return plain[:-1] + b',"checksum":"' + digest(plain).encode() + b'"}'
+    return plain[:-1] + _seal(plain)
 
 
 def unsealed_line(line: bytes) -> bytes | None:
     """The line of which `sealed_line` made this one; None where the checksum is missing or does not fit."""
     plain = line[:-_SEAL] + b"}"
-    return plain if line == sealed_line(plain) else None
+    return plain if line[-_SEAL:] == _seal(plain) else None
+
+
+def _seal(plain: bytes) -> bytes:
+    return b',"checksum":"' + digest(plain).encode() + b'"}'
 
 
 def read_ours(path: Path, size: int | None = None) -> bytes | None:

@@ -9,7 +9,7 @@ from lensjax.study.bench import Bench
 from lensjax.study.checks import check_results
 from lensjax.study.folder import check_study, is_current, pinned
 from lensjax.study.inference import candidates_costs, check_some_left, refused
-from lensjax.study.journal import Journal
+from lensjax.study.journal import Journal, without_collector
 from lensjax.study.spec import StudySpec
 
 
@@ -40,6 +40,12 @@ def cells_left(spec: StudySpec, out: Path, *, retry: bool = False) -> list[Cell]
     cells = [cell for size in bench.sizes for stage in stages(spec, names, size) for cell in stage]
     if not out.exists():
         return cells
+    with without_collector():  # until the entries of the journal are gone again
+        return _cells_left(spec, out, bench, cells, retry)
+
+
+def _cells_left(spec: StudySpec, out: Path, bench: Bench, cells: list[Cell], retry: bool) -> list[Cell]:
+    """Those of some cells that are left by what is in a folder."""
     check_study(spec, out)
     journal = Journal(out, spec.identity, reading=True)
     check_results(spec, out, bench.task)

@@ -98,7 +98,7 @@ class Journal:
 
         def read() -> list[Any]:
             writing = not reading or may_write(folder)
-            with locked(folder / LOCK) if writing else nullcontext(), _without_collector():
+            with locked(folder / LOCK) if writing else nullcontext(), without_collector():
                 found = _read(self.path, study)
                 lines, odd = [line for line, _ in found.good], found.odd
                 parsed.extend(entry for _, entry in found.good)
@@ -189,7 +189,7 @@ def journal_studies(folder: Path) -> set[str]:
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Within it, the garbage collector does not look at the many objects that are made, none of which is garbage."""
     enabled = gc.isenabled()
     gc.disable()
