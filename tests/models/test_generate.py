@@ -58,6 +58,15 @@ def test_greedy_tokens_are_those_of_transformers(family, tiny_config, tmp_path):
     assert len({tuple(row) for row in expected}) > 2  # or any model would do
 
 
+@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2"])
+def test_states_after_long_prompts_are_those_of_a_whole_pass(family, tiny_config, random_model):
+    model = random_model(tiny_config(family))
+    ids = np.random.default_rng(0).integers(3, 96, (2, 70))  # more than the backward pass has in a chunk
+    new = np.array(model.generate(model.params, {"input_ids": ids}, max_new_tokens=6, ends=()))
+    whole = np.asarray(model.apply(model.params, {"input_ids": np.concatenate([ids, new], axis=1)}))
+    np.testing.assert_array_equal(whole[:, 69:-1].argmax(-1), new)
+
+
 @pytest.fixture(scope="module")
 def pocket():
     return lensjax.models.load("pocket:gpt2-0.2m")
