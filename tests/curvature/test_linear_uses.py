@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lensjax.core.errors import InputError
 from lensjax.curvature.jaxpr.program import traced_program
 from lensjax.curvature.jaxpr.walker import scan_parts
 from lensjax.curvature.ntk.ntk import ntk
@@ -82,6 +83,18 @@ def test_tables_in_pieces_that_are_no_whole_tiles_do_not_change_it(tiny_config, 
 
     whole = ntk(loss, model.params, ids)
     assert np.abs(ntk(loss, model.params, ids, memory_limit=limit) - whole).max() < 1e-5 * whole.max()
+
+
+def test_ids_that_jax_cannot_count_from_the_end_are_refused_with_what_to_do():
+    table, ids = RANDOM.normal(size=(300, 2)).astype(np.float32), RANDOM.integers(0, 127, (3, 4)).astype(np.int8)
+
+    def f(table, ids):
+        return jnp.sin(table[ids]).sum(0)
+
+    with pytest.raises(InputError, match=r"300 out of bounds for int8: .* cast them to int32\."):
+        ntk(f, table, ids)
+    theta = ntk(lambda table, ids: f(table, ids.astype("int32")), table, ids)
+    np.testing.assert_allclose(theta, ntk(f, table, ids.astype(np.int32)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])

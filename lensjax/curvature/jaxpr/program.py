@@ -118,7 +118,15 @@ _RANKS = ("a scalar", "one loss for each example")
 
 def _trace(f: Function, params: PyTree, batch: PyTree) -> tuple[Program, PyTree]:
     # A new function each time, of which JAX has kept no jaxpr that may have captured another trace's arrays.
-    closed, out = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(params, batch)
+    try:
+        closed, out = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(params, batch)
+    except OverflowError as error:
+        if "out of bounds for" not in str(error):
+            raise
+        raise InputError(
+            f"{error}: JAX counts ids from the end of a table, which has more rows than their type counts; cast them "
+            "to int32."
+        ) from error
     values, structure = jax.tree.flatten(out)
     if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in values):
         raise InputError("The function gives whole numbers; curvature is that of a floating-point function.")
