@@ -250,7 +250,11 @@ def main() -> None:
         if arguments.case is None and case.title in results:
             continue
         described = describe("jax", "jaxlib", "libtpu", "flax")
-        results[case.title] = rounded(measure(case)) | described
+        try:
+            measured = rounded(measure(case))
+        except InputError as error:  # the memory does not suffice
+            measured = {"chips": len(find_topology(case.topology).devices), "problem": str(error)}
+        results[case.title] = measured | described
         print(case.title, json.dumps({k: v for k, v in results[case.title].items() if k != "programs"}), flush=True)
         if arguments.out is not None:
             ordered = {case.title: results[case.title] for case in cases if case.title in results}

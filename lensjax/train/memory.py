@@ -74,8 +74,9 @@ def compiled_from(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed = re.search(r"Used ([\d.]+\w of [\d.]+\w)", str(error))
-        raise NoRoom("" if needed is None else needed[1]) from error
+        needed = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", str(error))
+        needed = needed or re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
+        raise NoRoom("" if needed is None else f"{needed[1]} of {needed[2]}") from error
 
 
 def memory_of(step: jax.stages.Compiled, losses: jax.stages.Compiled, state: State) -> Memory:

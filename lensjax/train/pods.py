@@ -96,16 +96,24 @@ def advise(work: Workplace, compiled: int = 3, progress: Callable[[int, int], No
     forecast = Forecast(work)
     expected = outlooks(forecast)
     found: list[Placement] = []
-    for one in expected[: 3 * compiled]:
+    tried: list[Outlook] = []
+    room, more = work.chip.memory_gb * 1e9, 1.0  # times the memory that is expected, as what did not fit has shown
+    for one in expected:
         fit = sum(placement.problem == "" for placement in found)
-        if fit == compiled:
+        if fit == compiled or len(found) == 3 * compiled:
             break
+        if more * one.memory > room:
+            continue
         progress(fit, compiled)
-        found.append(place(work, one))
+        made = place(work, one)
+        if made.problem:
+            more = max(more, (made.memory or 1.1 * room) / one.memory)
+        found.append(made)
+        tried.append(one)
     fitting = [one for one in found if one.bounds is not None]
     if not fitting:
         sparing = min(found, key=lambda one: one.memory or math.inf)
-        taken = [one._replace(memory=made.memory) for one, made in zip(expected, found, strict=False) if made.memory]
+        taken = [one._replace(memory=made.memory) for one, made in zip(tried, found, strict=True) if made.memory]
         enough = forecast.least_chips(taken) if taken else None
         more = "take more chips" if enough is None else f"take {enough:,} chips at least"
         raise InputError(

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ from lensjax.core.errors import InputError
 from lensjax.core.roofline.chips import CHIPS
 from lensjax.core.topologies import Topology, find_topology
 from lensjax.train import pods
-from lensjax.train.meshes import Choice, Forecast, Workplace, outlooks
-from lensjax.train.pods import advise
+from lensjax.train.memory import NoRoom, compiled_from
+from lensjax.train.meshes import Choice, Forecast, Outlook, Workplace, outlooks
+from lensjax.train.pods import Placement, advise
 from lensjax.train.spec import TrainingSpec
 
 CONFIG = LlamaConfig(
@@ -97,3 +99,40 @@ def test_compiled_meshes_are_ranked_and_kept(tmp_path: Path, monkeypatch: pytest
     small = pod._replace(chip=CHIPS["v5e"].model_copy(update={"memory_gb": 0.0008}))
     with pytest.raises(InputError, match=r"No mesh of these 4 chips has room|Nothing that was compiled"):
         advise(replace(work, pod=small), compiled=2)
+
+
+@pytest.mark.eight_devices
+def test_what_did_not_fit_teaches_what_will(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = workplace(batch=16)
+    every, tried = outlooks(Forecast(work)), []
+    room = 1.5 * min(one.memory for one in every)
+
+    def place(work: Workplace, one: Outlook) -> Placement:
+        tried.append(one)
+        made = {"mesh": one.choice.mesh, "accumulation": one.choice.accumulation, "remat": one.choice.remat}
+        return Placement(**made, memory=round(2 * one.memory), problem="it takes more" if 2 * one.memory > room else "")
+
+    monkeypatch.setattr(pods, "place", place)
+    small = replace(work, pod=work.pod._replace(chip=work.chip.model_copy(update={"memory_gb": room / 1e9})))
+    with pytest.raises(
+        InputError, match=r"Nothing that was compiled for h100:8 fits: .*; take (\d+) chips at least"
+    ) as e:
+        advise(small, compiled=2)
+    assert len(tried) == 1  # as it takes twice what was expected, so would all others, of which none fits
+    assert int(re.search(r"take (\d+) chips", str(e.value))[1]) > 8
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Ran out of memory in hbm. Used 16.61G of 15.75G hbm.",
+        "HLO temporaries (16.61G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_what_the_compiler_says_of_memory(said: str) -> None:
+    def compile_() -> None:
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+
+    with pytest.raises(NoRoom, match=r"^16\.61G of 15\.75G$") as raised:
+        compiled_from(SimpleNamespace(compile=compile_))
+    assert raised.value.needed == round(16.61 * 2**30)

@@ -1,7 +1,6 @@
 """What this machine's processor does in a second, measured in one or two, and what a compiled program takes of it."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ _PRODUCTS = ((256, 64), (2048, 64), (2048, 256), (1024, 768))  # rows, and rows 
 _VALUES = 2**19  # of an array that elementwise work goes over
 _MOVED = 2**24  # values of an array that no cache holds
 _ENOUGH = 0.03  # seconds that a run takes at least, of which some are timed
-_RUNS = 3
+_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,11 @@ class Rates:
       products: FLOP/s of products of matrices in float32, by the FLOPs of one.
       elementwise: Operations a second, of which one in six is an exponential.
       bytes: From and to the main memory, a second.
-      each: Seconds of the smallest instruction.
     """
 
     products: Mapping[float, float]
     elementwise: float
     bytes: float
-    each: float
 
     def product_rate(self, flops: float) -> float:
         """FLOP/s of a product of so many FLOPs, between those that were measured along logarithms."""
@@ -53,12 +50,10 @@ def measure_rates() -> Rates:
     products = {2.0 * rows * wide**2: 2.0 * rows * wide**2 / _product(rows, wide) for rows, wide in _PRODUCTS}
     values = jnp.linspace(0.1, 1.0, _VALUES, dtype=jnp.float32)
     moved = jnp.ones(_MOVED, jnp.float32)
-    small = jnp.ones((2, 2), jnp.float32)
     return Rates(
         products=products,
         elementwise=6 * _VALUES / _seconds(lambda x: jnp.exp(x * -0.5) * 0.5 + x * 0.25 - 0.01, values),
         bytes=2.0 * moved.nbytes / _seconds(lambda x: x + 1.0, moved),
-        each=_seconds(lambda x: jnp.cumsum(x, axis=0) * 0.5, small) / 2,
     )
 
 
@@ -74,7 +69,7 @@ def program_seconds(counts: Counts, rates: Rates) -> float:
     total = counts.other_flops / rates.elementwise
     for (flops, moved), runs in counts.work.items():
         products = flops / rates.product_rate(flops) if flops else 0.0
-        total += runs * (max(products, moved / rates.bytes) + rates.each)
+        total += runs * max(products, moved / rates.bytes)
     return total
 
 
@@ -85,7 +80,7 @@ def _product(rows: int, wide: int) -> float:
 
 
 def _seconds(step: Callable[[Array], Array], start: Array) -> float:
-    """Seconds of a step, the median of a few loops of many."""
+    """Seconds of a step in the fastest of a few loops of many, as others may want the processor too."""
 
     @jax.jit
     def loop(x: Array, runs: int) -> Array:
@@ -97,6 +92,5 @@ def _seconds(step: Callable[[Array], Array], start: Array) -> float:
         return time.perf_counter() - began
 
     timed(2)  # compiles
-    few = 20 * (1 + (start.size < _VALUES))
-    runs = max(2, math.ceil(_ENOUGH * few / max(timed(few), 1e-6)))
-    return statistics.median(timed(runs) / runs for _ in range(_RUNS))
+    runs = max(2, math.ceil(_ENOUGH * 2 / max(timed(2), 1e-6)))
+    return min(timed(runs) / runs for _ in range(_RUNS))
