@@ -115,9 +115,9 @@ def advise(work: Workplace, compiled: int = 3, progress: Callable[[int, int], No
         sparing = min(found, key=lambda one: one.memory or math.inf)
         taken = [one._replace(memory=made.memory) for one, made in zip(tried, found, strict=True) if made.memory]
         enough = forecast.least_chips(taken) if taken else None
-        more = "take more chips" if enough is None else f"take {enough:,} chips at least"
+        mend = "take more chips" if enough is None else f"take {enough:,} chips at least"
         raise InputError(
-            f"Nothing that was compiled for {work.pod.name} fits: with {sparing}, {sparing.problem}; {more}, shorter "
+            f"Nothing that was compiled for {work.pod.name} fits: with {sparing}, {sparing.problem}; {mend}, shorter "
             "examples or fewer of them, or method lora."
         )
     ranked = sorted(found, key=lambda one: one.bounds.seconds if one.bounds is not None else float("inf"))
