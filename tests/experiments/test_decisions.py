@@ -18,7 +18,7 @@ START = Learned((-0.7, -1.4, -0.3, -4.0), 2.0, 1.0, 0.15, 0.3, 1.1)
 
 @pytest.fixture(scope="module")
 def experiment(imported):
-    with imported(FOLDER, "cases", "evidence", "judging", "report", "run", "deciding") as modules:
+    with imported(FOLDER, "cases", "evidence", "judging", "report", "run", "deciding", "shared_error") as modules:
         yield modules
 
 
@@ -121,3 +121,15 @@ def test_claims_stand_beside_what_came_of_them(experiment):
     said = deciding.summary([one, one._replace(chance=0.6, right=False), one._replace(part="x", claimed=0.3)])
     assert "| flan | 2 | 0.55 | 0.50 | 0.80 | 0.75 | 0.50 |" in said
     assert "| claimed below 0.5 | 1 | 0.30 | 1.00 | 0.80 | 0.90 | 1.00 |" in said
+
+
+def test_an_error_that_falls_share_leaves_medians_and_moves_all_models_alike(experiment):
+    one = made_up(experiment, "a", 0)
+    without, wide = (experiment["shared_error"].shared(one, sd) for sd in (0.0, 0.3))
+    learned = experiment["shared_error"].LEARNED
+    np.testing.assert_allclose(without, experiment["judging"].stacked_draws(one, learned))
+    fall = np.tensordot(learned.weights(one.record), one.ahead.fall, 1)
+    factors = 1 - (wide - without) / fall
+    np.testing.assert_allclose(factors, np.broadcast_to(factors[:, :1], factors.shape))
+    np.testing.assert_allclose(np.exp(np.log(factors[:, 0]).mean()), 1)
+    assert np.log(factors[:, 0]).std() == pytest.approx(0.3, rel=0.1)
