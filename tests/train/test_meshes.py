@@ -114,12 +114,9 @@ def test_what_did_not_fit_teaches_what_will(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(pods, "place", place)
     small = replace(work, pod=work.pod._replace(chip=work.chip.model_copy(update={"memory_gb": room / 1e9})))
-    with pytest.raises(
-        InputError, match=r"Nothing that was compiled for h100:8 fits: .*; take (\d+) chips at least"
-    ) as e:
+    with pytest.raises(InputError, match=r"Nothing that was compiled for h100:8 fits: .*; take more chips"):
         advise(small, compiled=2)
     assert len(tried) == 1  # as it takes twice what was expected, so would all others, of which none fits
-    assert int(re.search(r"take (\d+) chips", str(e.value))[1]) > 8
 
 
 @pytest.mark.parametrize(
