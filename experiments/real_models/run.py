@@ -3,9 +3,12 @@
     python experiments/real_models/run.py [--tasks spelling …] [--models NAME …] [--largest 800] [--seeds 0 …]
 
 Stopped or killed, the same command goes on, and it may be given more tasks, models, seeds or examples later. Results
-are written after every run. See README.md beside this file.
+are written after every run; those that are there are kept, and not made again. See README.md beside this file.
 """
 
+import csv
+import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,13 @@ from lensjax.tasks.ready_made import TASKS, write_rows
 from lensjax.train.ladder import measure_curve
 from lensjax.train.loop import Stopped
 from lensjax.train.prepare import rungs
-from lensjax.train.results import Result, curves_csv, read_result
+from lensjax.train.results import Result, curves_csv
 from lensjax.train.spec import FinetuneSpec
 
 HERE = Path(__file__).parent
 REAL = (SMOLLM2, GEMMA3)
 LORA, FULL = "lora", "full"
+KERNELS_AFTER = 200  # examples: models that are fine-tuned on as many, with seed 0, are kept for kernels.py
 HELD_OUT = {"validation": 50, "test": 100}
 TRAINING = {  # patience is as long as training, so that every run of a size takes the same steps
     LORA: {"method": "lora", "learning_rate": 1e-3, "batch_size": 16, "epochs": 2, "patience": 10},
@@ -54,13 +58,40 @@ def spec_of(name: str, task: str, build: Path) -> FinetuneSpec:
 
 
 def measure(name: str, task: str, sizes: list[int], seeds: tuple[int, ...], build: Path, results: Path) -> None:
-    """Fine-tune one model, and write the results of the task so far after every run."""
-    source = f"{SCHEME}{name}" if name in zoo() else str(model(name, build))
-    for result in measure_curve(spec_of(name, task, build), source, build / task / name, sizes, seeds=seeds, name=name):
-        print(f"{task}, {name}, {result.examples:,} examples, seed {result.seed}: {result.loss}", flush=True)
-        found = [read_result(path.parent) for path in sorted((build / task).glob("*/*/examples-*/result.json"))]
-        runs: list[Result] = [run for run in found if run is not None]
-        write_files({results / f"{task}.csv": curves_csv(runs, 0.0)})
+    """Fine-tune one model where it has no results, and write those of the task so far after every run."""
+    table = results / f"{task}.csv"
+    for seed, size in itertools.product(seeds, sizes):
+        if (name, str(seed), str(size)) in rows_of(table) or (seed and not size):
+            continue
+        spec, out, kept = spec_of(name, task, build), build / task / name, (size, seed) == (KERNELS_AFTER, 0)
+        how: dict[str, Any] = {"seeds": [seed], "name": name, "save_models": kept}
+        for result in measure_curve(spec, source_of(name, build), out, [size], **how):
+            print(f"{task}, {name}, {size:,} examples, seed {seed}: {result.loss}", flush=True)
+            keep(table, [result])
+
+
+def rows_of(table: Path) -> dict[tuple[str, str, str], dict[str, str]]:
+    """Rows of a table of results, if there is one, by model, seed and number of examples."""
+    if not table.exists():
+        return {}
+    with table.open(newline="") as file:
+        return {(row["model"], row["seed"], row["examples"]): row for row in csv.DictReader(file)}
+
+
+def keep(table: Path, results: list[Result]) -> None:
+    """Add results to a table; cells that older rows lack are empty."""
+    new = list(csv.DictReader(io.StringIO(curves_csv(results, 0.0))))
+    rows = rows_of(table) | {(row["model"], row["seed"], row["examples"]): row for row in new}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(new[0]), restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[key] for key in sorted(rows, key=lambda key: (key[0], int(key[1]), int(key[2]))))
+    write_files({table: text.getvalue()})
+
+
+def source_of(name: str, build: Path) -> str:
+    """Where a model is: a folder, a file, or the name of one that is part of LensJAX."""
+    return f"{SCHEME}{name}" if name in zoo() else str(model(name, build))
 
 
 def zoo() -> tuple[str, ...]:

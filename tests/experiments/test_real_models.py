@@ -9,6 +9,7 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
+from lensjax.train.results import Result
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "real_models"
 
@@ -40,6 +41,29 @@ def test_all_models_are_tested_on_the_same_examples(experiment: Any, tmp_path: P
     specs = [run.spec_of(name, "spelling", tmp_path) for name in (*run.zoo(), *run.REAL, run.UNTRAINED)]
     assert len({(spec.validation, spec.test, spec.prompt, spec.target) for spec in specs}) == 1
     assert [spec.training.method for spec in specs[-3:]] == ["lora", "lora", "full"]
+
+
+def test_rows_that_are_there_stay_and_are_replaced_one_by_one(experiment: Any, tmp_path: Path) -> None:
+    run, table = experiment["run"], tmp_path / "spelling.csv"
+    table.write_text((FOLDER / "results" / "spelling.csv").read_text())
+    before = run.rows_of(table)
+    result = Result(model="mine", examples=200, seed=1, size=5, family="gpt2", loss=0.5)
+    run.keep(table, [result])
+    after = run.rows_of(table)
+    assert {key: row for key, row in after.items() if key[0] != "mine"} == before
+    assert after["mine", "1", "200"]["loss"] == "0.5"
+    run.keep(table, [result.model_copy(update={"loss": 0.25})])
+    assert run.rows_of(table)["mine", "1", "200"]["loss"] == "0.25"
+    assert len(run.rows_of(table)) == len(after)
+
+
+def test_committed_kernels_are_of_the_same_examples_and_verified() -> None:
+    rows = json.loads((FOLDER / "results" / "kernels.json").read_text())
+    assert len({(row["task"], row["examples"]) for row in rows}) == 1
+    for row in rows:
+        assert "agree with plain gradients" in row["verified"]
+        assert 1 <= row["effective_rank"] <= row["examples"]
+        assert "after" not in row or 0 < row["after"]["drift"] < 1
 
 
 def test_a_missing_package_says_what_to_install(
