@@ -147,43 +147,25 @@ class ContractionPlan:
         return Leaf(number, layers, first, math.prod(shape) // max(first, 1), uses, self.count, size)
 
 
-def make_parts(plan: ContractionPlan, examples: int, budget: int, alone: int | None = None) -> list[Portion]:
-    """Parts whose factors, of so many examples, take at most `budget` bytes, where that is possible at all.
-
-    Args:
-      alone: Bytes that the factors of one example, of all layers, may take while they are made: parameters are taken
-        together up to that. By default those of a stack always are.
-    """
+def make_parts(plan: ContractionPlan, examples: int, budget: int) -> list[Portion]:
+    """Parts whose factors, of so many examples, take at most `budget` bytes, where that is possible at all."""
     whole = Portion(plan.leaves, 1, 0)
-    if alone is None and examples * whole.example_bytes <= budget:
+    if examples * whole.example_bytes <= budget:
         return [whole]
     parts: list[Portion] = []
     for layers in sorted({leaf.layers for leaf in plan.leaves if leaf.layers is not None}):
-        stack = [leaf for leaf in plan.leaves if leaf.layers == layers]
+        stack = tuple(leaf for leaf in plan.leaves if leaf.layers == layers)
         sizes = [size for size in range(1, layers + 1) if layers % size == 0]
-        pieces = [(layers // size, size) for size in sizes]
-        most = None if alone is None else min(alone, budget * layers // examples)
-        parts += [_largest(some, pieces, examples, budget) for some in _together(stack, most)]
+        parts.append(_largest(stack, [(layers // size, size) for size in sizes], examples, budget))
     loose: list[Leaf] = []
     for leaf in sorted((leaf for leaf in plan.leaves if leaf.layers is None), key=lambda leaf: leaf.example_bytes):
-        together = sum(each.example_bytes for each in (*loose, leaf))
-        if not leaf.first or (examples * together <= budget and (alone is None or together <= alone)):
+        if not leaf.first or examples * sum(each.example_bytes for each in (*loose, leaf)) <= budget:
             loose.append(leaf)
             continue
         sizes = [-(-leaf.first // pieces) for pieces in range(leaf.first if leaf.divisible else 1, 0, -1)]
         pieces = [(-(-leaf.first // size), size) for size in dict.fromkeys(sizes)]
         parts.append(_largest((leaf,), pieces, examples, budget))
     return parts if not loose else [*parts, Portion(tuple(loose), 1, 0)]
-
-
-def _together(stack: Sequence[Leaf], most: int | None) -> list[tuple[Leaf, ...]]:
-    """Parameters of a stack whose factors are made together, of so many bytes for an example."""
-    groups: list[tuple[Leaf, ...]] = []
-    for leaf in stack:
-        last = groups[-1] if groups else ()
-        joined = most is None or sum(one.example_bytes for one in (*last, leaf)) <= most
-        groups = [*groups[:-1], (*last, leaf)] if last and joined else [*groups, (leaf,)]
-    return groups
 
 
 def _largest(leaves: tuple[Leaf, ...], pieces: Sequence[tuple[int, int]], examples: int, budget: int) -> Portion:

@@ -165,18 +165,12 @@ def _fit(
     Raises:
       InputError: the memory does not suffice.
     """
+    each, in_all = batch_bytes(plan.leaves, besides)
     if besides is None:
-        in_all, budget, one = 0, int(limit * devices * HELD), int(limit * (1 - HELD)) // _WITH_BACKWARD
-        for alone in (None, one, 0):  # as much as fits, fewer parameters at a time, and the least there is
-            parts = make_parts(plan, examples, 0 if alone == 0 else budget, alone)
-            made = [plan.leaves] if alone is None else [part.leaves for part in parts]
-            each = max(batch_bytes(leaves)[0] for leaves in made)
-            held = max(-(-examples // devices) * part.example_bytes for part in parts)
-            least, free = math.ceil(max(each / (1 - HELD), held / HELD)), int(limit * (1 - HELD))
-            if least <= limit:
-                break
+        parts = make_parts(plan, examples, int(limit * devices * HELD))
+        held = max(-(-examples // devices) * part.example_bytes for part in parts)
+        least, free = math.ceil(max(each / (1 - HELD), held / HELD)), int(limit * (1 - HELD))
     else:
-        each, in_all = batch_bytes(plan.leaves, besides)
         parts = [Portion(plan.leaves, 1, 0)]
         least, free = each + in_all, limit - in_all
     if least > limit:
