@@ -446,7 +446,7 @@ def test_committed_ntk_results_are_of_a_full_run(quick_ntk):
     assert found["notes"].keys() == quick_ntk["notes"].keys()
     assert set(NTK_PARTS) <= set(found["parts"])
     ours, quick = (one["floor"]["lensjax"] for one in (found["parts"], parts))
-    assert set(ours) | {"verified_s"} == set(quick)  # which is measured since
+    assert set(ours) == set(quick)
     assert kinds(found["parts"]["floor"]["contraction"]) == kinds(parts["floor"]["contraction"])
     assert found["parts"]["floor"]["batch"] == [64, 64]
     for title, case in found["parts"]["peers"].items():
