@@ -277,7 +277,7 @@ def _undecided(state: StudyState, why: str) -> str:
         why = f"a ranking needs two candidates measured at two sizes above 0, and there {_are(enough)} so far"
     sentence = f"{start}: {why.rstrip('.')}."
     if state.failed:
-        sentence += f" Failed: {listing(list(state.failed))}."
+        sentence += f" Failed: {listing(list(state.failed))}; the report says why, and what to do."
     if progress.left:
         sentence += f" {runs_and_measurements(progress.left)} of {progress.left + progress.done} are left."
     return sentence

@@ -342,7 +342,7 @@ def test_all_but_one_failed(make, quick):
     report = folder.report()
     assert report.decision.sentence == (
         "No decision: a ranking needs two candidates measured at two sizes above 0, and there is 1 so far. "
-        "Failed: alpha, beta."
+        "Failed: alpha, beta; the report says why, and what to do."
     )
     assert report.decision.final
     assert report.cost.full_tuning_of == ("gamma",)
