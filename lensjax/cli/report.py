@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from lensjax.cli.arguments import StudyFolders
 from lensjax.cli.console import make_console, make_table, print_decision
 from lensjax.cli.outputs import write_all
-from lensjax.core.errors import InputError, shorten
-from lensjax.core.files import may_write
+from lensjax.core.errors import InputError
+from lensjax.core.files import make_folder, may_write
 from lensjax.core.terminal import say
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ def report(folders: StudyFolders, out: Path | None = None) -> None:
         out: Folder to write to, as where a study's own cannot be written. Of several studies, that of the comparison,
             which by default is the one that holds them, if one does; their own reports stay in their folders.
     """
-    if out is not None and not out.is_dir():
-        raise InputError(f"{shorten(out, 200)} is not a folder; give one to write to.")
     if not folders:
         raise InputError("No folder is given; name that of a study, as in: lensjax report study")
     studies = list(folders)
@@ -74,6 +72,8 @@ def _report(folder: Path, *, brief: bool, place: Path | None) -> "StudyReport":
     if brief and not may_write(folder):
         say(f"{folder} cannot be written, so that its own report stays as it is.")
     else:
+        if place is not None:
+            make_folder(place)
         for path in write_findings(findings, folder, place=place):
             say(f"Wrote {path}")
     if not brief:
@@ -99,6 +99,7 @@ def write_comparison(folders: Sequence[Path], reports: "Sequence[StudyReport]", 
     if out is None and len(around) == 1:
         out = folders[0].parent
     if out is not None:
+        make_folder(out)
         page, record = render_comparison(reports, comparison), comparison.model_dump_json(indent=2) + "\n"
         write_all({out / PAGE: page, out / REPORT: record})
     (table,) = compared_sections(reports, comparison)[0].tables

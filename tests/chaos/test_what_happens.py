@@ -227,13 +227,15 @@ def test_a_study_that_can_only_be_read_is_reported_elsewhere(scene, copy, read_o
     with pytest.raises(SystemExit):
         main(["report", str(read_only)])
     assert "Read-only file system; choose another place" in capsys.readouterr().err
-    (tmp_path / "out").mkdir()
     main(["report", str(read_only), "--out", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "report.json").read_text())["decision"]["model"] == "large"
+    with pytest.raises(SystemExit):
+        main(["report", str(read_only), "--out", str(tmp_path / "out" / "report.json")])
+    assert "is no folder, and one belongs there; remove it, or choose another place" in capsys.readouterr().err
     other = shutil.copytree(scene.whole, tmp_path / "other")
-    main(["report", str(read_only), str(other), "--out", str(tmp_path / "out")])
+    main(["report", str(read_only), str(other), "--out", str(tmp_path / "both")])
     assert "cannot be written, so that its own report stays as it is" in capsys.readouterr().out
-    assert (tmp_path / "out" / "comparison.html").exists()
+    assert (tmp_path / "both" / "comparison.html").exists()
     with pytest.raises(InputError, match="Read-only file system; choose another place"):
         scene.run(read_only)
 
