@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,11 @@ from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint import fitting as joint
 from lensjax.fit.joint.fitting import JointSettings, fit_joint
+from lensjax.fit.joint.hierarchy import Conditional
 from lensjax.fit.joint.observing import observe
 from lensjax.fit.joint.slopes import NOISE
+
+jax.tree_util.register_dataclass(Conditional, [field.name for field in fields(Conditional)], [])  # for comparisons
 
 SIZES = 200 * 2 ** np.arange(10)
 HORIZON = 102_400

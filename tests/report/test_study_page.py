@@ -138,7 +138,7 @@ def test_every_part_is_there(whole):
         "2.5 of 3 0.700 3 0.99",
         "0.400 5",  # of the last rung's kernel: drift, and growth of its trace
         "a −0.6 (−1.1 to −0.2), b −0.6",
-        "1 h 7 min · 3 PFLOP 30.0 s",
+        "1 h 7 min · 3 PFLOP 30 s",
         "would take 1 EFLOP, 1 h 0 min, in proportion",
         "The study took 10 % of those FLOPs, and 2 times that time",
         "spared 10 PFLOP of the 200 PFLOP of the whole ladder, 5 %",

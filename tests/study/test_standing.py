@@ -45,7 +45,7 @@ def test_time_left_is_known_from_a_candidates_own_runs_and_those_of_others():
     larger = known(done, [run("b", 200)], weights={"a": 2.0, "b": 6.0})
     assert larger.seconds_left == pytest.approx(30)
     own = known(done, [run("a", 400)])
-    assert own.sentence == "3 of 4 done, about 19.0 s left"
+    assert own.sentence == "3 of 4 done, about 19 s left"
     assert known(done, [Cell("ntk", "a", 0, 0)]).seconds_left is None
     assert known(done, []).sentence == "3 of 3 done"
 

@@ -1,6 +1,7 @@
 """Going on after being stopped or killed: the same bits as without, and nothing lost but since the last checkpoint."""
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -115,6 +116,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(setting, devices, method):
 
 
 @pytest.mark.eight_devices
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # readers that Orbax leaves behind
 @pytest.mark.parametrize("damaged", ["arrays", "record"])
 def test_a_run_with_a_damaged_checkpoint_begins_anew_and_comes_to_the_same_bits(setting, damaged, capsys):
     trial = setting(1, "full")
@@ -135,6 +137,7 @@ def test_a_run_with_a_damaged_checkpoint_begins_anew_and_comes_to_the_same_bits(
     assert "; it is made again." in said
     assert json.loads(result.model_dump_json()) | UNLIKE == expected | UNLIKE
     assert trial.log(damaged) == trial.log("whole")
+    gc.collect()
 
 
 @pytest.mark.eight_devices
