@@ -96,6 +96,7 @@ def test_images_are_built_of_stages_that_exist():
 def run(*command, cwd, **more):
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, **more)
     assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+    assert "PyTorch was not found" not in done.stderr
     return done.stdout
 
 

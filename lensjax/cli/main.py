@@ -91,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     nothing else.
     """
     prepare_streams()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that models need PyTorch, which ours do not
     keep_compiled_programs()
     try:
         with enduring():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.long
 PROMISED = ("hvp", "linearised", "ggn_vp", "quadratic_form", "joint", "diagonal")
 
 

@@ -61,6 +61,7 @@ def test_kernel_spectrum_and_residual_are_written(save_sums, save_model, tmp_pat
     np.testing.assert_allclose(np.load(out / "kernel.npz")["theta"], arrays["theta"][:5, :5], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_other_functionals(save_sums, save_model, tmp_path):
     rows = [{"a": i, "b": j, "c": "ab"[(i + j) % 2]} for i in range(20) for j in range(20)]
     spec, folder = save_sums(rows), save_model()
@@ -176,6 +177,7 @@ def test_drift_of_kernels_is_written(ladder, tmp_path, capsys, fails):
     assert "holds no run of seed 1" in fails(*given, runs, "--seed", 1)
 
 
+@pytest.mark.long
 def test_hessian_and_bound_are_written(ladder, tmp_path, capsys, fails):
     spec, folder, runs = ladder
     out = tmp_path / "out"

@@ -203,6 +203,7 @@ def test_adapters_have_a_kernel_of_their_own(tiny_config, random_model, wide):
     assert_close(ntk(f, trained, xs), dense @ dense.T, 1e-10)
 
 
+@pytest.mark.long
 def test_sketches_estimate_the_fisher_weighted_kernel(tiny_config, random_model, wide):
     model = random_model(tiny_config("gpt2"), dtype="float64")
     xs = {key: rows[:, :3] for key, rows in make_examples(n=2).items()}

@@ -89,6 +89,7 @@ def results(experiment: dict[str, ModuleType], tmp_path_factory: pytest.TempPath
     return folder
 
 
+@pytest.mark.long
 def test_the_answers_are_those_that_were_put_in(results: Path) -> None:
     answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
     phases = answers["phases"]
@@ -109,6 +110,7 @@ def test_the_answers_are_those_that_were_put_in(results: Path) -> None:
     assert answers["saved"][TITLE]["800"] == pytest.approx(1 - (sum(FLOPS[:4]) + 150) / (150 + 400 + 6400))
 
 
+@pytest.mark.long
 def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> None:
     answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
     methods = answers["methods"]
@@ -127,6 +129,7 @@ def test_methods_are_summed_up_over_tasks_with_what_they_save(results: Path) -> 
         assert all(0 <= one["share"] <= 1 for one in held.values())
 
 
+@pytest.mark.long
 def test_every_smaller_target_is_told_with_what_is_saved_there(results: Path) -> None:
     answers = json.loads((results / "answers.json").read_text(encoding="utf-8"))
     of = [one for one in answers["targets"] if one["task"] == "spelling"]
@@ -139,6 +142,7 @@ def test_every_smaller_target_is_told_with_what_is_saved_there(results: Path) ->
     assert said in (results / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_ranks_of_kernels_are_held_against_losses_with_and_without_each_model(results: Path) -> None:
     ranks = json.loads((results / "answers.json").read_text(encoding="utf-8"))["ranks"]
     assert [(one["task"], one["target"]) for one in ranks[:2]] == [("spelling", 8 * b) for b in (400, 800)]
@@ -209,6 +213,7 @@ def test_nearer_targets_are_those_that_all_were_measured_at(task: Any) -> None:
     assert [one.target for one in holed.nearer()] == [1600, 6400]
 
 
+@pytest.mark.long
 def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
     report = (results / "report.md").read_text(encoding="utf-8")
     named = ("joint", "AtS", "SubTuning", "ZeroShot", "ModelSize", "NLPmetrics", "LensLLM, tied", "LensLLM, free")
@@ -226,6 +231,7 @@ def test_the_report_has_every_method_variant_and_ladder(results: Path) -> None:
 
 
 @pytest.mark.usefixtures("dictionary")
+@pytest.mark.long
 def test_measuring_leaves_curves_and_evidence_and_goes_on(
     experiment: dict[str, ModuleType],
     tmp_path: Path,

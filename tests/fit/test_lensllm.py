@@ -285,6 +285,7 @@ def test_times_are_those_of_the_grid(task, tied):
 @pytest.mark.skipif(
     not {"flan", "gigaword"} <= set(datasets.available()), reason="set LENSJAX_BENCHMARKS to the public curves"
 )
+@pytest.mark.long
 def test_sharing_helps_on_public_curves():
     errors = []
     for name in ("flan", "gigaword"):

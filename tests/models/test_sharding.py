@@ -190,6 +190,7 @@ print(read[0], float(loss), norm)
 """
 
 
+@pytest.mark.long
 def test_two_processes_load_and_agree(tiny_config: MakeConfig, tmp_path: Path) -> None:
     model = from_config(tiny_config("llama"))
     model.save(tmp_path / "model")

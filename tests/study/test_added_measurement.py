@@ -105,6 +105,7 @@ def folder(tmp_path, write_study):
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_measurement_of_another_package(folder, tiny_models):
     init = ["study", "init", "new.yaml", "--data", "numbers.jsonl", "--prompt", "{n}", "--target", "{letters}"]
     init += ["--budget", "400", "--candidates", *tiny_models("gpt2", "opt")]

@@ -30,6 +30,7 @@ def peaks(write_study, tiny_models, tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 def test_a_batch_beyond_the_memory_is_refused_unless_told_and_what_the_sentence_says_helps(
     peaks, write_study, tiny_models, tmp_path, monkeypatch, capsys
 ):

@@ -246,6 +246,7 @@ def test_steps_are_timed_without_weights(write_study, tmp_path):
     assert " on these 8 devices; " in found.sentence
 
 
+@pytest.mark.long
 def test_kernels_are_counted(write_study, tmp_path):
     evidence = {"ntk": {"examples": 8, "functional": "loss"}}
     spec = read_study(write_study(tmp_path, *FAMILIES, evidence=evidence))
@@ -262,6 +263,7 @@ def test_kernels_are_counted(write_study, tmp_path):
     assert found.total.flops == 3 * found.evidence["ntk"].flops + runs  # before, and after 200 and 400 examples
 
 
+@pytest.mark.long
 def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):
     evidence = {"ntk": False, "hessian": {"examples": 4}}
     spec = read_study(write_study(tmp_path, *FAMILIES, evidence=evidence, seeds=[0, 1]))
@@ -275,6 +277,7 @@ def test_terms_of_the_bound_are_counted_on_every_rung(write_study, tmp_path):
     assert found.total.flops == 2 * found.evidence_of_rung["hessian"].flops + sum(rung.flops for rung in found.rungs)
 
 
+@pytest.mark.long
 def test_choices_are_those_of_each_candidate(study, planned, monkeypatch):
     ways = [WAYS[0], {"method": "lora", "quantise": "nf4", "remat": "full"}]
     monkeypatch.setattr(plan, "choices_of", lambda found, room: choices(found, room, ways))

@@ -320,6 +320,7 @@ def test_kernels_of_several_seeds_are_apart(tmp_path):
 
 
 @pytest.mark.eight_devices
+@pytest.mark.long
 def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_path):
     spec = read_study(write_study(tmp_path, "gpt2", "opt", evidence={"ntk": False, "hessian": {"examples": 4}}))
     out = tmp_path / "out"
@@ -340,6 +341,7 @@ def test_terms_of_the_bound_are_measured_at_fine_tuned_models(write_study, tmp_p
     np.testing.assert_array_equal(read_evidence(out, cells[0]).arrays["layers"], terms.arrays["layers"])
 
 
+@pytest.mark.long
 def test_kernels_are_measured_along_ladders(write_study, tmp_path, tiny_models):
     evidence = {"ntk": {"examples": 4, "along_ladder": True}, "hessian": {"examples": 4}}
     gpt2, opt = tiny_models("gpt2", "opt")

@@ -29,6 +29,7 @@ def run_processes(arguments, count, devices):
     return started
 
 
+@pytest.mark.long
 def test_two_processes_that_are_stopped_and_go_on_train_what_one_does(save_task, pretrained, tmp_path):
     spec = save_task(validation=6, test=10, epochs=100, max_steps=100, evaluate_every=25, patience=9)
     results = {}
