@@ -15,7 +15,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from lensjax.report.study_files import PAGE
 
 WIDTH, HEIGHT = 1200, 1640
-COLOURS = 64  # of the palette, which makes the file small
+COLOURS = 255  # of the palette, which makes the file small
 _DRAWN = "return [...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))"
 
 
