@@ -6,7 +6,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -32,7 +31,7 @@ from lensjax.train.loop import Diverged, Progress, Stopped, TrainingInputs, fine
 from lensjax.train.memory import check_room, compiled, memory_of
 from lensjax.train.prepare import Examples, TokenSets
 from lensjax.train.recorder import Recorder
-from lensjax.train.results import METRICS, Result, read_result, write_curves, write_result
+from lensjax.train.results import Result, metric_fields, read_result, write_curves, write_result
 from lensjax.train.runs import CLAIM, Claim, Run, note_model, opened_folder
 from lensjax.train.samples import sample_answers
 from lensjax.train.spec import FinetuneSpec
@@ -341,7 +340,7 @@ class Candidate(Workload):
             size=self.parameters,
             family=self.abstract.family.model_type,
             standard_error=None if test is None or math.isnan(test.standard_error) else test.standard_error,
-            **({} if test is None else _metrics(test)),
+            **({} if test is None else metric_fields(test)),
             status="failed" if error else "ok",
             validation_loss=progress.best_loss if progress.best_step else None,
             learning_rate=run.rate or None,
@@ -386,17 +385,6 @@ def _note(test: Evaluation, tokens: TokenSets, remark: str) -> str:
     if tokens.choices is not None and test.choice_accuracy is None:
         said.append(f"choice_accuracy is not known: {cut + tokens.choices.cut:,} choices were cut at max_target_tokens")
     return "; ".join(said)
-
-
-def _metrics(test: Evaluation) -> dict[str, Any]:
-    """The task metrics as fields of a result."""
-    fields: dict[str, Any] = {"test_bytes": test.bytes}
-    for name in METRICS:
-        estimate = getattr(test, name)
-        if estimate is not None:
-            fields[name] = estimate.value
-            fields[f"{name}_error"] = None if math.isnan(estimate.standard_error) else estimate.standard_error
-    return fields
 
 
 def _is_out_of_memory(error: Exception) -> bool:

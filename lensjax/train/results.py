@@ -1,9 +1,10 @@
 """The results of fine-tuning runs, and the table of curves that is made of them."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
@@ -14,6 +15,9 @@ from lensjax.core.tabular import Columns, Tabular
 from lensjax.curves.units import BITS_PER_BYTE, NATS_PER_TOKEN
 from lensjax.tasks.writing import Writing
 from lensjax.train.samples import Sample
+
+if TYPE_CHECKING:
+    from lensjax.train.evaluate import Evaluation
 
 RESULT = "result.json"
 WRITING = ("unwritable", "ineligible")  # columns of curves.csv that are made of `Result.writing`
@@ -146,6 +150,17 @@ class Result(Tabular, BaseModel):
     def still_learning(self) -> bool:
         """Whether the validation loss was lowest at the very last step, so that more steps might lower it."""
         return 0 < self.steps == self.best_step
+
+
+def metric_fields(test: "Evaluation") -> dict[str, Any]:
+    """The task metrics of a test as fields of a result."""
+    fields: dict[str, Any] = {"test_bytes": test.bytes}
+    for name in METRICS:
+        estimate = getattr(test, name)
+        if estimate is not None:
+            fields[name] = estimate.value
+            fields[f"{name}_error"] = None if math.isnan(estimate.standard_error) else estimate.standard_error
+    return fields
 
 
 def result_sentence(result: Result) -> str:
