@@ -222,7 +222,6 @@ def test_committed_results_are_of_a_full_run_of_this_script(quick):
     text = (RESULTS / "fit.json").read_text()
     found = json.loads(text)
     unlike = {"scaling", "targets", "revision"}  # one point of a quick run has no exponent; git may be missing
-    unlike |= set() if "ranking" in found else {"notes", "ranking"}  # it comes with the next run
     assert kinds({k: v for k, v in found.items() if k not in unlike}) == kinds(
         {k: v for k, v in quick.items() if k not in unlike}
     )
@@ -230,7 +229,7 @@ def test_committed_results_are_of_a_full_run_of_this_script(quick):
     assert found["quick"] is False
     assert [point["models"] for point in found["scaling"]["points"]] == [30, 100, 300, 1000, 3000]
     cases = [(30, 11), (30, 200), (3000, 11), (30_000, 11)]
-    assert [(case["models"], case["sizes"]) for case in found.get("ranking", [])] in ([], cases)
+    assert [(case["models"], case["sizes"]) for case in found["ranking"]] == cases
     assert text == json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     assert '"/' not in text, "a path of the machine it ran on"
 
