@@ -143,11 +143,6 @@ def _starts(first: int | Sequence[int], rows: int, vocabulary: int) -> Int[np.nd
 
 def _check(module: Any, config: Any, both_sides: bool, prompt: int, new: int) -> None:
     depth = sum(layer.q.shape[0] for layer in [*_attention(module), *_mixers(module)])
-    if any(layer.k is None for layer in _attention(module)):
-        raise InputError(
-            f"Layers of this {config.model_type} use the keys and values of others, and LensJAX keeps none of those "
-            "yet; save the model, and generate with transformers."
-        )
     layers = depth if both_sides else config.num_hidden_layers
     if depth != layers:
         raise InputError(
@@ -178,7 +173,8 @@ def _mixers(module: nnx.Module) -> list[Any]:
 def _keeping(module: nnx.Module) -> list[Any]:
     """All parts that keep something of the tokens before."""
     others = (node for _, node in nnx.iter_graph(module) if isinstance(node, CausalConvolution | GatedDeltaNet))
-    return [*_attention(module), *others]
+    own = (layer for layer in _attention(module) if layer.k is not None)  # others use the keys of these
+    return [*own, *others]
 
 
 def _across(module: nnx.Module) -> list[Attention]:

@@ -16,7 +16,7 @@ from lensjax.models.attend import Way, attend
 from lensjax.models.linear import Linear as Linear  # exported from here too, beside the parts made of it
 from lensjax.models.linear import normal as normal
 from lensjax.models.masks import Sight, both
-from lensjax.models.memory import Memory, Slot, Source, through
+from lensjax.models.memory import Lent, Memory, Slot, Source, seen, through
 from lensjax.models.options import Options
 from lensjax.models.remat import recomputed, rematerialised
 from lensjax.models.rotary import rotate
@@ -226,25 +226,27 @@ class Attention(nnx.Module):
         *,
         angles: Angles | None = None,
         bias: Float[Array, "#batch heads time source"] | None = None,
-        source: Float[Array, "batch source width"] | None = None,
+        source: Float[Array, "batch source width"] | Lent | None = None,
     ) -> Float[Array, "batch time width"]:
         """Attend where `mask` (and causality) allow, onto `source` where given, else onto x.
 
         `angles` rotate queries and keys; `bias` is added to the scaled scores.
         """
-        memory, causal = getattr(self, "memory", None), self.causal
-        writing = isinstance(memory, Memory | Source)
+        memory, causal = source if isinstance(source, Lent) else getattr(self, "memory", None), self.causal
+        writing = isinstance(memory, Memory | Source | Lent)
         q = self._heads(self.q(x), self.q_norm)
-        if isinstance(memory, Source):
+        if isinstance(memory, Source | Lent):
             k, v = memory.keys[...], memory.values[...]
         else:
+            assert not isinstance(source, Lent)
             k, v = self.keys_and_values(x if source is None else source)
         if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+            q, k = rotate(q, angles), k if isinstance(memory, Lent) else rotate(k, angles)
             q = q if len(angles) == 2 else q * angles[2][:, :, None, None].astype(q.dtype)
-        if isinstance(memory, Memory):
+        if isinstance(memory, Memory | Lent):
             before = mask.dense(x.shape[1]) if isinstance(mask, Sight) else mask
-            mask, causal = both(before, memory.seen(x.shape[1])), False
+            mask, causal = both(before, seen(memory, x.shape[1])), False
+        if isinstance(memory, Memory):
             k, v = memory.extended(k, v)
         sinks = None if self.sinks is None else self.sinks[...]
         way = Way(self.implementation, self.scale, self.softcap, self.mesh)

@@ -1,7 +1,7 @@
 """What layers keep: those that mix tokens, of the ones that were read before; any, of a position that is asked for."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,10 @@ class Memory(nnx.Module):
         self.values[...] = jax.lax.dynamic_update_slice(self.values[...], v.astype(self.values[...].dtype), at)
         return self.keys[...], self.values[...]
 
-    def seen(self, time: int) -> Bool[Array, "1 1 time slots"]:
-        """Which slots each of the new tokens may attend to, by causality."""
-        slots = self.keys[...].shape[1]
-        return window_mask(time, slots, self.start[...], slots)
+    @property
+    def lent(self) -> "Lent":
+        """What other layers attend to, after this one has read; of a stack of a single layer."""
+        return Lent(self.keys[...][0], self.values[...][0], self.start[...][0])
 
 
 class State(nnx.Module):
@@ -56,6 +56,14 @@ class Source(nnx.Module):
         self.keys, self.values = Slot(keys), Slot(values)
 
 
+class Lent(NamedTuple):
+    """Keys and values of another layer's memory, where the new tokens' are already, and tokens read before these."""
+
+    keys: Float[Array, "batch slots kv_heads dim"]
+    values: Float[Array, "batch slots kv_heads dim"]
+    start: Int[Array, ""]
+
+
 class Start(nnx.Module):
     """Where the new tokens begin, for what depends on positions, and how many a row may have."""
 
@@ -68,6 +76,12 @@ class Tap(nnx.Module):
 
     def __init__(self, state: Array, at: Int[Array, "layers batch"]) -> None:
         self.state, self.at = Slot(state), Slot(at)
+
+
+def seen(memory: Memory | Lent, time: int) -> Bool[Array, "1 1 time slots"]:
+    """Which slots each of the new tokens may attend to, by causality."""
+    slots = memory.keys[...].shape[1]
+    return window_mask(time, slots, memory.start[...], slots)
 
 
 def through(block: Any, x: Float[Array, "batch time width"], *shared: Any) -> Float[Array, "batch time width"]:

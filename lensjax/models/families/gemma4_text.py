@@ -21,7 +21,7 @@ from lensjax.models.experts import Experts, top_of_softmax
 from lensjax.models.families import llama
 from lensjax.models.family import Family, register
 from lensjax.models.layers import MLP, Attention, Embedding, Linear, RMSNorm, Stack, activation
-from lensjax.models.memory import Source
+from lensjax.models.memory import Memory, Source
 from lensjax.models.options import Options
 from lensjax.models.rotary import rotary_from_config
 from lensjax.models.segments import Segments, layer_names
@@ -41,7 +41,7 @@ class SharingAttention(Attention):
       norm: Makes a norm of the given size.
     """
 
-    lent: Source  # keys and values for other layers, once there are any
+    lent: Source  # keys and values for other layers, once there are any; where a model writes, those of its memory
 
     def __init__(self, config: Any, kind: str, norm: Any, options: Options, rngs: nnx.Rngs) -> None:
         width, std, bias = config.hidden_size, config.initializer_range, config.attention_bias
@@ -212,7 +212,7 @@ class Blocks(nnx.Module):
         x = self.first(x, self._given(shared, {}), None if each is None else each[: self.lenders])
         if self.last is None:
             return x
-        lent = {node.type: (node.lent.keys[...][0], node.lent.values[...][0]) for node in lending}
+        lent = {node.type: _lent(node) for node in lending}
         return self.last(x, self._given(shared, lent), None if each is None else each[self.lenders :])
 
     @property
@@ -233,6 +233,14 @@ class Blocks(nnx.Module):
         embedded = self.embed(ids).reshape(shape) * math.sqrt(self.size)
         projected = (self.projection(x) * x.shape[-1] ** -0.5).reshape(shape)
         return jnp.moveaxis((self.projection_norm(projected) + embedded) * 2**-0.5, 2, 0)
+
+
+def _lent(layer: SharingAttention) -> Any:
+    """What other layers use of one that was passed: rotated and of all tokens, where the model writes."""
+    memory = getattr(layer, "memory", None)
+    if isinstance(memory, Memory):
+        return memory.lent
+    return layer.lent.keys[...][0], layer.lent.values[...][0]
 
 
 def module(config: Any, options: Options, rngs: nnx.Rngs) -> DecoderLM:
