@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -67,11 +67,19 @@ def _check_command(arguments: Sequence[str], commands: Mapping[str, Any] = _COMM
         return
     name, *rest = arguments
     if name not in commands:
-        near = meant(name, commands)
+        near = [*_elsewhere(name), meant(name, commands)][0]
         mend = f"did you mean {near}?" if near else f"choose from {listing(list(commands), 20)}."
         raise InputError(f"There is no command '{shorten(name)}'; {mend}")
     if isinstance(commands[name], tuple):
         _check_command(rest, commands[name][0])
+
+
+def _elsewhere(name: str) -> Iterator[str]:
+    """Commands of a name, as one writes them, whatever group they are in."""
+    if name in _COMMANDS:
+        yield f"lensjax {name}"
+    groups = ((group, command[0]) for group, command in _COMMANDS.items() if isinstance(command, tuple))
+    yield from (f"lensjax {group} {name}" for group, members in groups if name in members)
 
 
 def _leave(status: int) -> None:

@@ -52,5 +52,5 @@ def show_rows(path: Path, json: Path | None) -> None:
         prompt, target = (fields * 2)[:2] if fields else ("FIELD", "FIELD")
         words += ["--prompt", f"{{{prompt}}}", "--target", f" {{{target}}}"]
     say("")
-    say("What is to be learned of them stands in the YAML file of a study; make one, and name your fields, with:")
+    say("A study says what is asked and what is answered. Make its file like this, with your fields and your models:")
     say(shlex.join(words))

@@ -56,9 +56,10 @@ training:
   batch_size: {batch}
   epochs: {epochs}  # at most: training stops when the validation loss has not fallen for so many validations:
   patience: 3
-  min_steps: {min_steps}  # small sets may take so many, however many epochs that is, and else are left half learned
+  min_steps: {min_steps}  # allowed on small sets, however many epochs that is; fewer could leave them half learned
 
 # {cost}
+
 # Where measuring ends: largest number of training examples of a run, or FLOPs, or hours, whichever comes first.
 budget:
   examples: {budget}
@@ -68,7 +69,8 @@ budget:
 seeds: [0]
 evidence:
 {evidence}
-# Method that ranks, beside which the others are shown: {methods}.
+# Method that ranks, beside which the others are shown:
+# {methods}.
 method: {method}
 strategy: ladder  # or adaptive: always the run that promises most for its cost
 # What the chosen model may cost at inference; candidates that cost more are not measured.
@@ -160,7 +162,7 @@ def new_study(
         "epochs": EPOCHS,
         "evidence": "\n".join(_evidence_lines()),
         "method": DEFAULT_METHOD,
-        "methods": ", ".join(METHODS.names),
+        "methods": "\n# ".join(textwrap.wrap(", ".join(METHODS.names), 117)),
     }
     with tempfile.TemporaryDirectory() as elsewhere:  # errors come before anything is written
         trial = Path(elsewhere) / file.name
@@ -190,18 +192,18 @@ def new_study(
             f"{data} has {found:,} examples to train on beside {held_out['validation']:,} for validation and "
             f"{held_out['test']:,} for test, and a budget of {least:,}; {smaller}add rows."
         )
-    ladder = propose_ladder(found, full, budget, **held_out)
+    lengths = propose_lengths(task, list(itertools.islice(loaded.shuffled(0), _LOOKED_AT)), there) if target else None
+    ladder = propose_ladder(found, full, budget, **held_out, row=None if lengths is None else lengths.row)
     if ladder.validation < held_out["validation"]:
         held_out |= {"validation": ladder.validation}
         loaded = _loaded(task, held_out, rows, data)
         found = loaded.available()
         ladder = replace(ladder, target=full or found)
     notes = [f"{data} has {found:,} examples to train on beside {_splits(task, held_out)}."]
-    lengths = propose_lengths(task, list(itertools.islice(loaded.shuffled(0), _LOOKED_AT)), there) if target else None
     proposed |= held_out | _ladder_fields(ladder)
     if lengths is not None:
-        proposed |= {"prompt_tokens": lengths[0], "target_tokens": lengths[1]}
-        notes.append(lengths[2])
+        proposed |= {"prompt_tokens": lengths.prompt, "target_tokens": lengths.target}
+        notes.append(lengths.said)
     return NewStudy(_text(contents | proposed, candidates, data), (*notes, ladder.sentence))
 
 

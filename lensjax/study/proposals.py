@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from lensjax.core import text
 from lensjax.core.errors import InputError
 from lensjax.models.family import family_of
 from lensjax.models.hub import local_folder, read_config, read_tokenizer
+from lensjax.tasks.batches import choose_lengths, fits
 from lensjax.tasks.spec import TaskSpec
 from lensjax.tasks.tokens import tokenise
 from lensjax.train.loop import planned_steps
@@ -19,6 +20,7 @@ from lensjax.train.spec import TrainingSpec
 
 if TYPE_CHECKING:
     from lensjax.tasks.task import Example
+    from lensjax.tasks.tokens import Tokens
 
 BATCH, EPOCHS = 32, 10
 RATES = (3e-5, 1e-4, 3e-4)
@@ -39,6 +41,7 @@ class Ladder:
       rates: Learning rates that are tried on the first rung.
       min_steps: See `lensjax.train.spec.TrainingSpec`.
       validation, test: Numbers of examples held out.
+      row: Cost of a row of a training batch, in rows of a validation, see `Proposed`; None where it is not known.
     """
 
     budget: int
@@ -47,20 +50,19 @@ class Ladder:
     min_steps: int
     validation: int = 0
     test: int = 0
+    row: float | None = None
 
-    def passes(self, examples: int) -> int:
-        """Examples that a run passes through the model, at most: in training thrice, in validations and tests once.
-
-        A row costs the same wherever it is, as if all were equally long.
-        """
+    def passes(self, examples: int) -> float:
+        """Rows that a run passes through the model, at most: in training thrice, in validations and tests once."""
         if not examples:
             return self.test
         spec = TrainingSpec(epochs=EPOCHS, batch_size=BATCH, min_steps=self.min_steps)
         steps, every = planned_steps(spec, math.ceil(examples / BATCH))
-        return 3 * BATCH * steps + math.ceil(steps / every) * self.validation + self.test
+        trained = 3 * BATCH * steps * (1.0 if self.row is None else self.row)
+        return trained + math.ceil(steps / every) * self.validation + self.test
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """Those of all runs of a candidate."""
         return sum(map(self.passes, rungs(self.budget))) + (len(self.rates) - 1) * self.passes(FIRST_RUNG)
 
@@ -77,15 +79,36 @@ class Ladder:
         cuts += ["a smaller min_steps"] if self.min_steps else []
         how = f" Cheaper with {', or '.join(cuts)}." if cuts else ""
         saves = "" if self.share < 1 else " So little data is cheaper to fine-tune every candidate on."
+        alike = "" if self.row else " and as if all rows were equally long"
         return (
             f"The study costs roughly {text.share(self.share)} of fine-tuning every candidate on all {self.target:,} "
-            f"examples, with validations and tests and as if all rows were equally long; the plan says it exactly."
-            f"{saves}{how}"
+            f"examples, with validations and tests{alike}; the plan says it exactly.{saves}{how}"
         )
 
 
+class Proposed(NamedTuple):
+    """Limits of prompts and targets that cut next to no example, within what the candidates have positions for.
+
+    Attributes:
+      prompt, target: Tokens of each, at most.
+      row: Tokens of a row of a training batch, padding included, by those of a row of a validation, on average over
+        the candidates: in training, short rows are in batches of their own.
+      said: What this is from, in a sentence.
+    """
+
+    prompt: int
+    target: int
+    row: float
+    said: str
+
+
 def propose_ladder(
-    available: int, target: int | None = None, budget: int | None = None, validation: int = 0, test: int = 0
+    available: int,
+    target: int | None = None,
+    budget: int | None = None,
+    validation: int = 0,
+    test: int = 0,
+    row: float | None = None,
 ) -> Ladder:
     """The most thorough runs that cost at most half of fine-tuning every candidate on the target, or else the cheapest.
 
@@ -95,6 +118,7 @@ def propose_ladder(
       budget: The largest rung, where the user gives one; by default the largest within an eighth of the target.
       validation, test: Numbers of examples that can be held out. A validation is made smaller, down to an eighth or a
         hundred examples, before runs are made shorter.
+      row: See `Ladder`.
     """
     target = target or available
     ladders = []
@@ -103,14 +127,12 @@ def propose_ladder(
     for size in [largest] if budget else smaller:
         for rates, steps in ((RATES, 500), (RATES, 250), (RATES, 120), (RATES[1:2], 120), (RATES[1:2], 0)):
             held_out = dict.fromkeys(max(validation // part, min(validation, _FEWEST)) for part in (1, 2, 4, 8))
-            ladders += [Ladder(size, target, rates, steps, some, test) for some in held_out]
+            ladders += [Ladder(size, target, rates, steps, some, test, row) for some in held_out]
     return next((one for one in ladders if one.share <= _WHOLE), min(ladders, key=lambda one: one.total))
 
 
-def propose_lengths(
-    task: TaskSpec, examples: Sequence["Example"], candidates: Iterable[str]
-) -> tuple[int, int, str] | None:
-    """Limits of prompts and targets that cut next to no example, within what the candidates have positions for.
+def propose_lengths(task: TaskSpec, examples: Sequence["Example"], candidates: Iterable[str]) -> Proposed | None:
+    """How long rows may be, by what the candidates' tokenizers make of some examples.
 
     Args:
       task: The task.
@@ -118,12 +140,11 @@ def propose_lengths(
       candidates: Folders, hub ids or pocket:NAME of models; those that are not here are passed over.
 
     Returns:
-      Tokens of a prompt and of a target at most, and in a sentence what they are from; None where no candidate's
-      tokenizer is here.
+      The limits; None where no candidate's tokenizer is here.
     """
     wide = task.model_copy(update={"max_prompt_tokens": _MANY, "max_target_tokens": _MANY})
     prompts, targets, rooms = [1], [1], [_MANY]
-    looked_at = False
+    rows: list[tuple[Tokens, bool]] = []
     for source in dict.fromkeys(candidates):
         try:
             folder = local_folder(source)
@@ -134,11 +155,11 @@ def propose_lengths(
             tokens = tokenise(examples, read_tokenizer(folder, config), wide, encoder_decoder=apart)
         except InputError:  # which the plan says of the candidate
             continue
-        looked_at = True
+        rows.append((tokens, apart))
         prompts.append(_long(tokens.prompt_lengths))
         targets.append(_long(tokens.target_lengths))
         rooms.append(int(getattr(config, "max_position_embeddings", None) or _MANY))
-    if not looked_at:
+    if not rows:
         return None
     longest, room = (max(prompts), max(targets)), min(rooms)
     target = min(_rounded(longest[1]), max(room // 2, 1))
@@ -147,7 +168,16 @@ def propose_lengths(
     said += f"{longest[1]:,} of target, by the candidates' own tokenizers."
     if sum(longest) > room:
         said += f" Longer ones are cut, as a candidate has positions for {room:,} tokens."
-    return prompt, target, said
+    return Proposed(prompt, target, float(np.mean([_row(*one, prompt, target) for one in rows])), said)
+
+
+def _row(tokens: "Tokens", apart: bool, prompt: int, target: int) -> float:
+    """A candidate's part of `Proposed.row`, given the limits; `apart` of an encoder–decoder."""
+    prompts, targets = np.minimum(tokens.prompt_lengths, prompt), np.minimum(tokens.target_lengths, target)
+    needed = np.stack([prompts, targets], axis=1) if apart else (prompts + targets)[:, None]
+    short, long = choose_lengths([needed])
+    share = float(fits(needed, short).mean())
+    return share * sum(short) / sum(long) + 1 - share
 
 
 def _long(lengths: np.ndarray) -> int:

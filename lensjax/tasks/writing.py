@@ -87,7 +87,7 @@ def in_words(found: Sequence[Writing]) -> str:
     looked_at = f"{rows:,} example{'s' * (rows != 1)} looked at"
     if all(one.is_whole for one in found):
         every = "Every model's tokenizer" if len(found) > 1 else "The tokenizer"
-        return f"{every} reads and writes the prompts and targets of all {looked_at} as they are."
+        return f"{every} gives back the prompts and targets of all {looked_at} as they were written."
     return (
         f"Of {looked_at}: texts with unknown tokens, and texts that decoding gives back otherwise than they were "
         "written, these included."

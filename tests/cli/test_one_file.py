@@ -83,6 +83,8 @@ def test_misspelt_commands_and_columns_are_guessed(study, fails):
     assert "There is no command 'pln'; did you mean plan?" in fails("pln", "study.yaml")
     assert "There is no command 'shwo'; did you mean show?" in fails("data", "shwo", "study.yaml")
     assert "choose from study, plan" in fails("xyzzy")
+    assert "did you mean lensjax plan?" in fails("study", "plan", "study.yaml")
+    assert "did you mean lensjax study init?" in fails("init", "study.yaml")
     assert "did you mean {a}?" in fails("data", "show", "study.yaml", "--set", "task.prompt={aa}")
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
-from lensjax.study.proposals import Ladder, propose_ladder
+from lensjax.study.proposals import Ladder, propose_ladder, propose_lengths
+from lensjax.tasks.spec import TaskSpec
+from lensjax.tasks.task import Example
 
 
 @pytest.mark.parametrize("available", [900, 3200, 40_000, 10**6])
@@ -23,6 +25,24 @@ def test_validations_and_tests_cost_what_they_do():
     assert ladder.passes(400) == 3 * 32 * 130 + 10 * 50 + 80
     assert ladder.total == 80 + 2 * ladder.passes(200) + ladder.passes(400)
     assert ladder.share == ladder.total / (3 * 32 * 2000 + 10 * 50 + 80)
+
+
+def test_short_rows_of_training_cost_less_than_those_of_validations():
+    ladder = Ladder(400, 6400, (1e-4,), 120, validation=50, test=80, row=0.5)
+    assert ladder.passes(200) == 3 * 16 * 120 + 18 * 50 + 80
+    assert "equally long" not in ladder.sentence
+    assert "as if all rows were equally long" in Ladder(400, 6400, (1e-4,), 120).sentence
+
+
+def test_rows_are_as_long_as_the_tokenizers_make_them():
+    short, long = Example("a b", " c", "x:1"), Example("a b " * 30, " c", "x:2")
+    task = TaskSpec.model_validate({"source": {"files": "x.jsonl"}, "prompt": "{a}", "target": "{b}"})
+    found = propose_lengths(task, [short] * 7 + [long], ["pocket:gpt2-0.2m", "pocket:t5-0.4m"])
+    assert found.target == 16
+    assert found.prompt >= 60
+    assert 1 / 8 < found.row < 0.4  # one in eight is as long as the longest
+    assert propose_lengths(task, [short] * 8, ["pocket:gpt2-0.2m", "pocket:t5-0.4m"]).row == 1
+    assert propose_lengths(task, [short], ["org/not-here"]) is None
 
 
 def test_validations_are_made_smaller_before_runs_are_made_shorter():

@@ -114,7 +114,7 @@ def test_the_reason_has_three_examples_short_and_escaped() -> None:
     assert "must write all" in found.why_not(0.0)
     assert in_words([found]).startswith("Of 5 examples looked at: texts with unknown tokens")
     assert in_words([Writing(rows=1)]) == (
-        "The tokenizer reads and writes the prompts and targets of all 1 example looked at as they are."
+        "The tokenizer gives back the prompts and targets of all 1 example looked at as they were written."
     )
 
 
