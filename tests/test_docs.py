@@ -8,6 +8,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,8 +18,13 @@ from rich.text import Text
 
 from lensjax.cli.main import main
 from lensjax.core.roofline.chips import find_chip
+from lensjax.curves.simulated import simulated
+from lensjax.measure.measurement import MEASUREMENTS, Cell, Records, Subject
+from lensjax.selection import METHODS
+from lensjax.study.launching import LAUNCHERS
 from lensjax.study.spec import StudySpec, read_study
-from lensjax.tasks.spec import read_spec
+from lensjax.tasks.source import SOURCES
+from lensjax.tasks.spec import TaskSpec, read_spec
 from lensjax.train.spec import FinetuneSpec
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +190,26 @@ def test_curves_are_fitted_and_asked(page, tmp_path, monkeypatch):
     pytest.importorskip("pandas")
     exec(example(page, "posterior.probability_best"), names)
     assert names["posterior"].predict(1_638_400).loss.shape == (3, 1)
+
+
+def test_what_extends_lensjax_works(tmp_path, monkeypatch):
+    for registry in (METHODS, MEASUREMENTS, SOURCES, LAUNCHERS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for code in blocks(ROOT / "docs" / "extending.md", "python"):
+        exec(compile(code, "extending.md", "exec"), {"__name__": "extending"})
+    table = simulated(models=3)
+    prediction = METHODS["last_loss"].predict(table.up_to(1600), 12_800)
+    assert prediction.order[0] == np.argmin(table.up_to(1600).loss.min(axis=1))
+    task = TaskSpec.model_validate({"source": {"letters": "abc"}, "prompt": "", "target": "{letter}"})
+    assert [row["letter"] for row in task.source.open("train")] == ["a", "b", "c"]
+    cell = Cell("size", "gpt2")
+    subject = Subject(cell, "pocket:gpt2-0.2m", task, None, (), tmp_path, lambda: None, {})
+    found = MEASUREMENTS["size"]().measure(subject)
+    records = Records(["gpt2"], [0], [0], None, {cell: found}.get)
+    (section,) = MEASUREMENTS["size"].show(MEASUREMENTS["size"].collect(records))
+    assert section.tables[0].rows == [("gpt2", [f"{found.summary['parameters']:,}"])]
+    with LAUNCHERS["backwards"](SimpleNamespace(compute=str.upper)) as launch:
+        assert list(launch(iter("ab"))) == [("b", "B"), ("a", "A")]
 
 
 def test_extras_that_are_named_exist():
