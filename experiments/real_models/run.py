@@ -30,24 +30,27 @@ from lensjax.train.spec import FinetuneSpec
 HERE = Path(__file__).parent
 REAL = (SMOLLM2, GEMMA3)
 LORA, FULL = "lora", "full"
-KERNELS_AFTER = 200  # examples: models that are fine-tuned on as many, with seed 0, are kept for kernels.py
+KERNELS_AFTER = 200  # examples: models that are fine-tuned on as many or more, with seed 0, are kept for kernels.py
 HELD_OUT = {"validation": 50, "test": 100}
 TRAINING = {  # patience is as long as training, so that every run of a size takes the same steps
-    LORA: {"method": "lora", "learning_rate": 1e-3, "batch_size": 16, "epochs": 2, "patience": 10},
+    LORA: {"method": "lora", "learning_rate": 1e-3, "batch_size": 16, "epochs": 2, "patience": 10, "packing": True},
     FULL: {"method": "full", "learning_rate": 1e-3, "batch_size": 32, "epochs": 12, "min_steps": 1600, "patience": 4},
     UNTRAINED: {"method": "full", "learning_rate": 3e-4, "batch_size": 16, "epochs": 2, "patience": 10},
 }
 
 
-def spec_of(name: str, task: str, build: Path) -> FinetuneSpec:
-    """How a model is fine-tuned on a task; what is trained and tested on is the same for all."""
+def spec_of(name: str, task: str, build: Path, *, choices: bool = True) -> FinetuneSpec:
+    """How a model is fine-tuned on a task; what is trained and tested on is the same for all.
+
+    Without `choices` those of a task are not scored: of 25 that takes 25 times as long as the test itself.
+    """
     ready = TASKS[task]
     how = LORA if name in REAL else UNTRAINED if name == UNTRAINED else FULL
     content: dict[str, Any] = {
         "source": {"files": str(build / f"{task}.jsonl")},
         "prompt": ready.prompt,
         "target": ready.target,
-        **({} if ready.choices is None else {"choices": list(ready.choices)}),
+        **({"choices": list(ready.choices)} if ready.choices is not None and choices else {}),
         **HELD_OUT,
         # these tokenizers were made for texts, and give nearly every letter and phoneme a token of its own
         "max_prompt_tokens": ready.max_prompt_tokens,
@@ -57,17 +60,24 @@ def spec_of(name: str, task: str, build: Path) -> FinetuneSpec:
     return FinetuneSpec.model_validate(content)
 
 
-def measure(name: str, task: str, sizes: list[int], seeds: tuple[int, ...], build: Path, results: Path) -> None:
+def measure(
+    name: str, task: str, sizes: list[int], seeds: tuple[int, ...], build: Path, results: Path, *, choices: bool = True
+) -> None:
     """Fine-tune one model where it has no results, and write those of the task so far after every run."""
     table = results / f"{task}.csv"
     for seed, size in itertools.product(seeds, sizes):
         if (name, str(seed), str(size)) in rows_of(table) or (seed and not size):
             continue
-        spec, out, kept = spec_of(name, task, build), build / task / name, (size, seed) == (KERNELS_AFTER, 0)
-        how: dict[str, Any] = {"seeds": [seed], "name": name, "save_models": kept}
+        spec, out = spec_of(name, task, build, choices=choices), folder_of(name, task, build, choices=choices)
+        how: dict[str, Any] = {"seeds": [seed], "name": name, "save_models": size >= KERNELS_AFTER and not seed}
         for result in measure_curve(spec, source_of(name, build), out, [size], **how):
             print(f"{task}, {name}, {size:,} examples, seed {seed}: {result.loss}", flush=True)
             keep(table, [result])
+
+
+def folder_of(name: str, task: str, build: Path, *, choices: bool = True) -> Path:
+    """The folder of a model's runs on a task."""
+    return build / (task if choices or TASKS[task].choices is None else f"{task}-losses") / name
 
 
 def rows_of(table: Path) -> dict[tuple[str, str, str], dict[str, str]]:
@@ -104,6 +114,8 @@ def main(
     models: tuple[str, ...] = (),
     largest: int = 800,
     seeds: tuple[int, ...] = (0,),
+    sizes: tuple[int, ...] = (),
+    choices: bool = True,
     build: Path = HERE / "build",
     results: Path = HERE / "results",
 ) -> None:
@@ -114,6 +126,8 @@ def main(
         models: The two pretrained ones, the untrained one, and those that are part of LensJAX; all by default.
         largest: Largest number of training examples, 200 times a power of 2.
         seeds: Of the choice and order of examples.
+        sizes: Numbers of training examples, in place of all up to the largest.
+        choices: Whether tests of tasks with choices score all of them, for choice accuracy.
         build: Where models, data and runs are kept.
         results: Where parity.json and TASK.csv are written.
     """
@@ -125,7 +139,7 @@ def main(
         if not (build / f"{task}.jsonl").exists():
             write_rows(task, build)
         for name in models or (*zoo(), SMOLLM2, GEMMA3, UNTRAINED):
-            measure(name, task, rungs(largest), seeds, build, results)
+            measure(name, task, list(sizes) or rungs(largest), seeds, build, results, choices=choices)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Every option of every family's configuration is either computed as torch does, or refused by a sentence.
 
 The options are those of the configuration classes of `transformers`, so that a new one is noticed. Each is compared
-with torch where LENSJAX_TEST_FAMILIES is set; without it only their names are checked.
+with torch where LENSJAX_TEST_FAMILIES is set, and so are as many random mixtures of options, sizes and weights as
+LENSJAX_TEST_MIXTURES says; without them only names are checked.
 """
 
 import os
@@ -10,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -33,6 +36,11 @@ NEUTRAL: dict[str, Any] = {
     "summary_proj_to_labels": False,
     "summary_type": "mean",
     "summary_use_proj": False,
+}
+# Options that every class has: names of what is saved or returned, and two of which no family here makes use.
+COMMON = {
+    *("architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version"),
+    *("output_hidden_states", "return_dict", "is_encoder_decoder", "chunk_size_feed_forward"),
 }
 # Options that only choose sizes, which every variant of tests/models/test_parity.py has its own of.
 SIZES = {
@@ -125,6 +133,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 STRAY = ("attention_bias", "mlp_bias", "layer_types", "sliding_window", "head_dim", "use_bidirectional_attention")
 OTHERS: tuple[dict[str, Any], ...] = (
     {"is_causal": False},
+    {"chunk_size_feed_forward": 2, "output_hidden_states": True, "tie_last_hidden_states": False},
     {"partial_rotary_factor": 0.5},
     {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 8},
@@ -155,6 +164,44 @@ def changes(family: str) -> Iterator[dict[str, Any]]:
                 yield {name: {FULL: dict(value), SLIDING: plain}}
             else:
                 yield {name: dict(value) if isinstance(value, dict) else value}
+
+
+def sizes(family: str, rng: np.random.Generator) -> dict[str, Any]:
+    """Other sizes of a family's tiny configuration, odd ones among them."""
+    heads, layers = int(rng.choice([1, 2, 3, 4, 6])), int(rng.integers(1, 6))
+    width = heads * 2 * int(rng.integers(2, 8))
+    own = {
+        **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), heads),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), heads),
+        **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim"), width),
+        **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "encoder_layers"), layers),
+        **dict.fromkeys(("num_decoder_layers", "decoder_layers"), int(rng.integers(1, 5))),
+        **dict.fromkeys(("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim"), int(rng.integers(5, 80))),
+        **dict.fromkeys(("decoder_ffn_dim", "n_inner", "moe_intermediate_size"), int(rng.integers(5, 80))),
+        "num_key_value_heads": int(rng.choice([n for n in range(1, heads + 1) if heads % n == 0])),
+        "vocab_size": int(rng.integers(50, 150)),
+    }
+    return {name: own[name] for name in sorted(options(family) & own.keys())}
+
+
+def mixture(family: str, rng: np.random.Generator) -> dict[str, Any]:
+    """Some sizes and up to three changes of a family's options at a time."""
+    chosen = sizes(family, rng)
+    change = {name: value for name, value in chosen.items() if rng.random() < 0.5}
+    change |= {name: value for name, value in chosen.items() if name in ("hidden_size", "num_attention_heads")}
+    every = list(changes(family))[1:]
+    for index in rng.choice(len(every), int(rng.integers(0, 4)), replace=False):
+        change |= every[index]
+    layers = change.get("num_hidden_layers")
+    types = change.get("layer_types", getattr(AutoConfig.for_model(family), "layer_types", None))
+    if layers is not None and types:
+        kinds = sorted(set(types)) if len(set(types)) > 1 else types
+        change["layer_types"] = [str(kind) for kind in rng.choice(kinds, layers)]
+    return change
+
+
+def test_options_of_every_class_are_known() -> None:
+    assert {field.name for field in fields(PreTrainedConfig)} == COMMON
 
 
 @pytest.mark.parametrize("family", supported())
@@ -190,3 +237,30 @@ def test_an_option_is_equal_to_torch_or_refused(
         assert_equal_logits(model, batch, expected)
         return
     assert "config.json" in refusal, change
+
+
+MIXTURES = range(int(os.environ.get("LENSJAX_TEST_MIXTURES", "0")))
+
+
+@pytest.mark.parametrize("number", MIXTURES)
+def test_a_mixture_of_options_is_equal_to_torch_or_refused(
+    number: int,
+    tiny_config: Callable[..., Any],
+    save_torch_model: Callable[..., Path],
+    logits_of_torch: Callable[..., Any],
+    assert_equal_logits: Callable[..., None],
+) -> None:
+    family, rng = supported()[number % len(supported())], np.random.default_rng(number)
+    change = mixture(family, rng)
+    try:
+        folder = save_torch_model(tiny_config(family, **change), seed=number)
+        batch, expected = logits_of_torch(folder, "float64")
+    except Exception as error:  # as above
+        pytest.skip(f"transformers has no such model: {change}, {error}")
+    with jax.enable_x64(True):
+        try:
+            model = lensjax.models.load(folder, dtype="float64")
+        except InputError as error:
+            assert "config.json" in str(error), change
+            return
+        assert_equal_logits(model, batch, expected, 1e-9)
