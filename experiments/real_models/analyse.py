@@ -84,7 +84,8 @@ def places(results: Path, rows: Mapping[str, Sequence[Row]], kernels: Sequence[M
     for task, of in rows.items():
         table = read_curves(results / f"{task}.csv", unit=BITS_PER_BYTE)
         tokens = {(row["model"], int(row["examples"])): float(row["tokens"]) for row in of}
-        modes = {row["model"]: (row["rates"], row["weights"]) for row in kernels if row["task"] == task}
+        whole = [row for row in kernels if row["task"] == task and "rates" in row]
+        modes = {row["model"]: (row["rates"], row["weights"]) for row in whole}
         for target in table.sizes[table.sizes > 0]:
             least = table.measured & (table.sizes > 0) & (table.sizes <= target)
             there = np.isfinite(table.column(int(target))) & (least.sum(axis=1) > 1)

@@ -25,7 +25,14 @@ _HOW_ONLY = (
     "evaluation_batch_size",
     "packing",
 )  # these do not change the result
-_LATER = ("lora_ranks", "lora_alphas", "rslora", "dora", "quantise")  # fields that results of before do not have
+_LATER = (  # fields that results of before do not have
+    "lora_ranks",
+    "lora_alphas",
+    "rslora",
+    "dora",
+    "lora_seed",
+    "quantise",
+)
 
 
 class TrainingSpec(Strict):
@@ -39,6 +46,7 @@ class TrainingSpec(Strict):
       lora_ranks, lora_alphas: Ranks and alphas of some of these linear maps, by the same names or expressions.
       rslora: Scale adapters by alpha / √rank instead of alpha / rank (arXiv 2312.03732).
       dora: Train the norms of kernels' columns apart from their direction, which has the adapters (arXiv 2402.09353).
+      lora_seed: Of the adapters' random start. It moves a loss as the choice of examples does: compare means over some.
       quantise: "int8" or "nf4" to hold the kernels that adapters leave frozen in 8.5 or 4.5 bits a value (QLoRA, arXiv
         2305.14314); the loss is that of the kernels so rounded.
       learning_rate: Peak of the schedule; of several, the one with the lowest validation loss on the first rung. By
@@ -75,6 +83,7 @@ class TrainingSpec(Strict):
     lora_alphas: dict[Pattern, Positive] = Field(default_factory=dict)
     rslora: bool = False
     dora: bool = False
+    lora_seed: Natural = 0
     quantise: Literal["int8", "nf4"] | None = None
     learning_rate: tuple[Positive, ...] = ()
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -116,6 +116,7 @@ def adapted(model: Model, training: TrainingSpec) -> Model:
         training.lora_rank,
         training.lora_alpha,
         training.lora_targets,
+        training.lora_seed,
         ranks=training.lora_ranks,
         alphas=training.lora_alphas,
         rslora=training.rslora,

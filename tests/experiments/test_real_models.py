@@ -9,6 +9,7 @@ import pytest
 
 from lensjax.core.errors import InputError
 from lensjax.curves.csv_files import read_curves
+from lensjax.curves.table import curve_table
 from lensjax.train.results import Result
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "real_models"
@@ -16,7 +17,7 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "real_models"
 
 @pytest.fixture(scope="module")
 def experiment(imported: Any) -> Any:
-    with imported(FOLDER, "models", "parity", "run") as modules:
+    with imported(FOLDER, "models", "parity", "run", "analyse") as modules:
         yield modules
 
 
@@ -59,11 +60,29 @@ def test_rows_that_are_there_stay_and_are_replaced_one_by_one(experiment: Any, t
 
 def test_committed_kernels_are_of_the_same_examples_and_verified() -> None:
     rows = json.loads((FOLDER / "results" / "kernels.json").read_text())
-    assert len({(row["task"], row["examples"]) for row in rows}) == 1
+    assert {row["examples"] for row in rows} == {16}
+    assert len({(row["task"], row["model"]) for row in rows}) == len(rows)
     for row in rows:
         assert "agree with plain gradients" in row["verified"]
         assert 1 <= row["effective_rank"] <= row["examples"]
-        assert "after" not in row or 0 < row["after"]["drift"] < 1
+        assert all(0 < one["drift"] < 1 for one in row["after"])
+
+
+def test_the_committed_report_says_what_was_measured(experiment: Any) -> None:
+    analyse, results = experiment["analyse"], FOLDER / "results"
+    found = json.loads((results / "answers.json").read_text())
+    assert (results / "report.md").read_text() == analyse.report(found) + "\n"
+    assert found["losses"] == {task: analyse.losses(of) for task, of in analyse.rows_of(results).items()}
+
+
+def test_costs_are_of_what_a_method_looks_at(experiment: Any) -> None:
+    table = curve_table(["small", "large"], [0, 200, 400, 800], [[9, 3, 2, 1], [8, 4, 3, 2]], parameters=[1, 10])
+    tokens = {(model, size): 100.0 * size for model in table.models for size in (0, 200, 400, 800)}
+    place = experiment["analyse"].Place(table, 800, None, tokens)
+    assert place.budgets == [0, 200, 400]
+    assert place.cost("zero_shot", 0) == 0
+    assert place.cost("sub_tuning", 400) == 1 / 2
+    assert place.cost("stacked", 400) == 3 / 4
 
 
 def test_a_missing_package_says_what_to_install(

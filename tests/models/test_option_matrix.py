@@ -20,6 +20,8 @@ import lensjax.models
 from lensjax.core.errors import InputError
 from lensjax.models.family import supported
 
+pytestmark = pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated")  # by models that have no use for it
+
 # Options that change nothing that a model computes without dropout, and values that would show it if they did.
 NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("attention_dropout", "activation_dropout", "dropout", "dropout_rate", "classifier_dropout"), 0.5),
@@ -167,9 +169,9 @@ def changes(family: str) -> Iterator[dict[str, Any]]:
 
 
 def sizes(family: str, rng: np.random.Generator) -> dict[str, Any]:
-    """Other sizes of a family's tiny configuration, odd ones among them."""
+    """Other sizes of a family's tiny configuration, odd ones among them, that suit each other."""
     heads, layers = int(rng.choice([1, 2, 3, 4, 6])), int(rng.integers(1, 6))
-    width = heads * 2 * int(rng.integers(2, 8))
+    width = heads * 4 * int(rng.integers(1, 5))
     own = {
         **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), heads),
         **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), heads),
@@ -186,10 +188,7 @@ def sizes(family: str, rng: np.random.Generator) -> dict[str, Any]:
 
 def mixture(family: str, rng: np.random.Generator) -> dict[str, Any]:
     """Some sizes and up to three changes of a family's options at a time."""
-    chosen = sizes(family, rng)
-    change = {name: value for name, value in chosen.items() if rng.random() < 0.5}
-    change |= {name: value for name, value in chosen.items() if name in ("hidden_size", "num_attention_heads")}
-    every = list(changes(family))[1:]
+    change, every = sizes(family, rng), list(changes(family))[1:]
     for index in rng.choice(len(every), int(rng.integers(0, 4)), replace=False):
         change |= every[index]
     layers = change.get("num_hidden_layers")
@@ -239,7 +238,9 @@ def test_an_option_is_equal_to_torch_or_refused(
     assert "config.json" in refusal, change
 
 
-MIXTURES = range(int(os.environ.get("LENSJAX_TEST_MIXTURES", "0")))
+MIXTURES = range(  # of which every family has as many, or one more
+    int(os.environ.get("LENSJAX_TEST_MIXTURES", "0"))
+)
 
 
 @pytest.mark.parametrize("number", MIXTURES)
@@ -257,10 +258,12 @@ def test_a_mixture_of_options_is_equal_to_torch_or_refused(
         batch, expected = logits_of_torch(folder, "float64")
     except Exception as error:  # as above
         pytest.skip(f"transformers has no such model: {change}, {error}")
+    refusal = None
     with jax.enable_x64(True):
         try:
             model = lensjax.models.load(folder, dtype="float64")
         except InputError as error:
-            assert "config.json" in str(error), change
-            return
-        assert_equal_logits(model, batch, expected, 1e-9)
+            refusal = str(error)
+        else:
+            assert_equal_logits(model, batch, expected, 1e-9)
+    assert refusal is None or "config.json" in refusal, change

@@ -52,18 +52,20 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
 
 def test_later_fields_leave_digests_as_they_were(tmp_path):
     spec = read(tmp_path, "training: {method: lora}")
-    assert not {"lora_ranks", "lora_alphas", "rslora", "dora", "quantise"} & spec.deciding()["training"].keys()
+    later = {"lora_ranks", "lora_alphas", "rslora", "dora", "lora_seed", "quantise"}
+    assert not later & spec.deciding()["training"].keys()
     assert spec.digest("data") == "22c5a8cb3affb83c"  # of the version without them
     fields = (
         {"lora_ranks": {"q": 4}},
         {"lora_alphas": {"q": 4}},
         {"rslora": True},
         {"dora": True},
+        {"lora_seed": 1},
         {"quantise": "nf4"},
     )
     changed = (TrainingSpec(method="lora", **one) for one in fields)
     digests = [spec.model_copy(update={"training": one}).digest("data") for one in changed]
-    assert len({spec.digest("data"), *digests}) == 6
+    assert len({spec.digest("data"), *digests}) == 7
 
 
 def test_digest_depends_on_what_results_depend_on(tmp_path, monkeypatch):
