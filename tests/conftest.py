@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import atexit
+import gc
 import json
 import os
 import sys
@@ -38,6 +39,15 @@ from lensjax.core import devices
 jax.config.update("jax_num_cpu_devices", 8)
 _used = 1
 devices.usable_devices = lambda: jax.devices()[:_used]
+
+# Collecting garbage walks all that the libraries made on being imported, again and again; this leaves that out.
+gc.set_threshold(20_000, 20, 50)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+
 
 # The first example of a jitted function pays for its compilation, and shared machines stall.
 settings.register_profile("lensjax", deadline=None, derandomize=True)
@@ -82,7 +92,9 @@ _SLOW_PER_FAMILY = ("models/test_model.py", "models/test_packing.py")
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "distinct_type" in metafunc.fixturenames:
-        metafunc.parametrize("distinct_type", _DISTINCT)
+        takes_long = {"bart": pytest.mark.long}  # most of its kinds of blocks are those of OPT and T5 too
+        families = [pytest.param(name, marks=takes_long.get(name, ())) for name in _DISTINCT]
+        metafunc.parametrize("distinct_type", families)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,7 +19,7 @@ NTK_PARTS = ("floor", "peers", "cost")  # of ntk.py, without a GPU
 PLAN_PARTS = ("flops", "memory", "hours")  # of plan.py
 
 
-ALL = "LENSJAX_TEST_BENCHMARKS"  # where it is set, every script is run, and elsewhere only fit.py
+ALL = "LENSJAX_TEST_BENCHMARKS"  # where it is set, every script is run, and elsewhere none
 
 # All in one process, which imports what they need once.
 RUN_ALL = """
@@ -40,9 +40,7 @@ def made(tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "OMP_WAIT_POLICY": "passive",  # torch's threads leave the cores to others
     }
-    names = ["fit"]
-    if ALL in os.environ:
-        names += ["finetune", "ntk", "plan", "vocabulary"] + ["models"] * (find_spec("torch") is not None)
+    names = ["fit", "finetune", "ntk", "plan", "vocabulary"] + ["models"] * (find_spec("torch") is not None)
     command = [sys.executable, "-c", RUN_ALL, *names]
     subprocess.run(command, check=True, cwd=folder, env=environment, timeout=600, stdout=subprocess.DEVNULL)
     return folder / "made"

@@ -73,7 +73,7 @@ def test_uses_are_found_through_calls_and_loops():
     assert uses.scanned == {0: 2}
 
 
-@pytest.mark.parametrize("limit", [8_000_000, 14_000_000])
+@pytest.mark.parametrize("limit", [pytest.param(8_000_000, marks=pytest.mark.long), 14_000_000])
 def test_tables_in_pieces_that_are_no_whole_tiles_do_not_change_it(tiny_config, random_model, limit):
     model = random_model(tiny_config("gpt2", vocab_size=5000, hidden_size=32, num_hidden_layers=1))
     ids = np.minimum(np.random.default_rng(0).zipf(1.3, (100, 16)) * 7, 4999)  # words repeat, as in text

@@ -74,7 +74,7 @@ def test_padding_does_not_change_it(tiny_config, random_model, wide, model_type)
     assert_close(ntk(f, model.params, padded), ntk(f, model.params, xs), 1e-10)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "t5"])
+@pytest.mark.parametrize("model_type", ["gpt2", pytest.param("t5", marks=pytest.mark.long)])
 def test_outputs_and_pairs_of_sets(tiny_config, random_model, wide, model_type):
     model = random_model(tiny_config(model_type), dtype="float64")
     f, xs, ys = label_logits(model, [5, 9, 7]), make_examples(), make_examples(1, 3)
@@ -85,7 +85,7 @@ def test_outputs_and_pairs_of_sets(tiny_config, random_model, wide, model_type):
     assert_close(ntk(f, model.params, xs, ys, output="trace"), np.einsum("nmkk->nm", full), 1e-10)
 
 
-@pytest.mark.parametrize("output", ["trace", "full"])
+@pytest.mark.parametrize("output", [pytest.param("trace", marks=pytest.mark.long), "full"])
 def test_parts_of_parameters_and_of_examples_do_not_change_it(tiny_config, random_model, wide, output):
     model = random_model(tiny_config("gpt2"), dtype="float64")
     f, xs, ys = label_logits(model, [5, 9]), make_examples(n=7), make_examples(1, 3)
@@ -112,7 +112,11 @@ def test_parts_of_parameters_sum_to_it(tiny_config, random_model, wide):
 
 @pytest.mark.eight_devices
 @pytest.mark.parametrize(
-    ("model_type", "axes", "limit"), [("llama", "data=2,fsdp=2,tensor=2", None), ("gpt2", "data=2,fsdp=4", 216_000)]
+    ("model_type", "axes", "limit"),
+    [
+        ("llama", "data=2,fsdp=2,tensor=2", None),
+        pytest.param("gpt2", "data=2,fsdp=4", 216_000, marks=pytest.mark.long),
+    ],
 )
 def test_devices_that_share_the_work_do_not_change_it(tiny_config, random_model, model_type, axes, limit):
     mesh = lensjax.models.make_mesh(axes)

@@ -43,6 +43,7 @@ def table_of(*losses, parameters=None):
     return curve_table(models, [*RUNGS, 12_800], losses, parameters=parameters or np.full(len(losses), 10.0))
 
 
+@pytest.mark.long
 def test_quick_run_writes_every_result(run, quick):
     points = read(run, quick / "points.csv")
     assert {point.strategy for point in points} == set(run.STRATEGIES)

@@ -86,6 +86,7 @@ def hierarchical(task):
 # Recovery -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_b_and_t_are_recovered(tied):
     assert holds(tied.a, A)
     assert holds(tied.b, B)

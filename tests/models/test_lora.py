@@ -141,7 +141,7 @@ def test_what_is_saved_is_merged(tiny_config: MakeConfig, random_model: MakeMode
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize("model_type", ["llama", "switch_transformers"])
+@pytest.mark.parametrize("model_type", ["llama", pytest.param("switch_transformers", marks=pytest.mark.long)])
 def test_sharded_equals_unsharded(model_type: str, tiny_config: MakeConfig, random_model: MakeModel) -> None:
     config = tiny_config(model_type)
     whole = add_lora(random_model(config), rank=4)

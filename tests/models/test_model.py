@@ -38,7 +38,8 @@ def inner(a: Any, b: Any) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "switch_transformers"])  # tests of hvp have all families
+# Tests of hvp have all families.
+@pytest.mark.parametrize("model_type", ["gpt2", pytest.param("switch_transformers", marks=pytest.mark.long)])
 def test_curvature_agrees_in_every_mode(model_type: str, tiny_config: MakeConfig, random_model: MakeModel) -> None:
     """vᵀHv by forward-over-forward is that by a linearised gradient; for one, also by every other nesting."""
     with jax.enable_x64(True):

@@ -169,6 +169,7 @@ def test_what_costs_too_much_at_inference_is_told(study, planned, violated):
         assert [one.flops for one in found.budgets] == [one.flops for one in planned.budgets]
 
 
+@pytest.mark.long
 def test_a_rung_whose_model_is_kept_takes_the_search_s_run_if_it_is_the_first(study):
     kept = study.model_copy(update={"keep_models": True})
     for seeds, runs in (((0, 1), 1), ((1, 0), 2)):

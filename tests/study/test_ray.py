@@ -82,6 +82,7 @@ def test_two_workers_give_what_one_process_gives(cluster, write_study, tmp_path)
     np.testing.assert_allclose(list(remote.values()), [local[key] for key in remote], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_hosts_compute_a_cell_together(cluster, write_study, tmp_path):
     spec = read_study(write_study(tmp_path, "gpt2", "opt", resources={"hosts": 2}))
     journal = run_study(spec, tmp_path / "out", launcher="ray", limit=1)

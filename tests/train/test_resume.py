@@ -99,7 +99,7 @@ def setting(save_squares, pretrained, tmp_path_factory):
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize(("devices", "method"), [(1, "full"), (8, "nf4")])
+@pytest.mark.parametrize(("devices", "method"), [(1, "full"), pytest.param(8, "nf4", marks=pytest.mark.long)])
 def test_a_stopped_run_goes_on_to_the_same_bits(setting, devices, method):
     trial = setting(devices, method)
     for stop_at in (2, 5, 9):  # it is saved one step later; validations are at 4, 8 and 12
