@@ -107,6 +107,6 @@ def print_decision(report: "StudyReport", folder: Path) -> None:
             how = "Not measured" if candidate.state == "refused" else "Not to be chosen"
             say(f"{how}: {candidate.name}, as {candidate.ineligible}.")
     if report.decision.model is not None and report.decision.final:
-        say(f"To fine-tune it on all the data: {winner_command(folder)}")
+        say(f"To fine-tune {clean(report.decision.model, 100)} on all the data: {winner_command(folder)}")
     for sentence in filter(None, (*report.decision.because, report.decision.more, report.decision.sentence)):
         say(sentence)

@@ -46,12 +46,19 @@ def report(folders: StudyFolders, out: Path | None = None) -> None:
         write_comparison(studies, reports, out)
 
 
-def tasks_in(folder: Path) -> list[Path]:
-    """The folders of studies in a folder that is none itself, as of a study of several tasks; [] without two."""
+def holds_study(folder: Path) -> bool:
+    """Whether a folder is that of a study."""
     from lensjax.study.folder import STUDY
     from lensjax.study.journal import JOURNAL
 
-    if not folder.is_dir() or any((folder / name).exists() for name in (STUDY, JOURNAL)):
+    return any((folder / name).exists() for name in (STUDY, JOURNAL))
+
+
+def tasks_in(folder: Path) -> list[Path]:
+    """The folders of studies in a folder that is none itself, as of a study of several tasks; [] without two."""
+    from lensjax.study.folder import STUDY
+
+    if not folder.is_dir() or holds_study(folder):
         return []
     found = sorted(path for path in folder.iterdir() if (path / STUDY).is_file())
     return found if len(found) > 1 else []

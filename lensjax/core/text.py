@@ -93,7 +93,8 @@ def interval(lower: float, upper: float) -> str:
     if not (0 < width < largest < 1000):
         return f"{number(lower)}{_NBSP}–{_NBSP}{number(upper)}"
     places = min(max(1 - math.floor(math.log10(width)), 2), 6)
-    return f"{lower:.{places}f}{_NBSP}–{_NBSP}{upper:.{places}f}"
+    low = f"{lower:.1g}" if 0 < lower < 0.5 * 10.0**-places else f"{lower:.{places}f}"  # none above 0 is called 0
+    return f"{low}{_NBSP}–{_NBSP}{upper:.{places}f}"
 
 
 def percent(probability: float) -> str:

@@ -349,7 +349,7 @@ def _closeness(ranking: Ranking) -> list[str]:
         rivals = int((np.cumsum(np.sort(chances[choices])[::-1]) < SURE).sum()) + 1
         said.append(
             f"Too close to call: {name} is best with probability {chances[first]:.2f}, and it takes {rivals} models to "
-            f"hold the best with probability {SURE:.2f}."
+            f"be {SURE:.2f} sure that the best is among them."
         )
     likeliest = int(np.nanargmax(chances))
     if chances[likeliest] > chances[first]:

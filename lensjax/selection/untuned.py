@@ -91,7 +91,7 @@ def gain_sentence(table: CurveTable, found: Untuned, choice: int) -> str:
         if found.lower is not None and found.upper is not None and found.probability is not None:
             interval = f"90 % interval {number(found.lower[choice])} to {number(found.upper[choice])}"
             ends = f" ({interval}; better with probability {probability(found.probability[choice])})"
-        gains.append(f"{number(found.gain[choice])} {table.unit} over itself untuned{ends}")
+        gains.append(f"{number(found.gain[choice])} {table.unit} over its untuned self{ends}")
     if reference != chosen or not gains:
         over = "" if found.over_best is None else f" (better with probability {probability(found.over_best[choice])})"
         gained = number(found.over[choice])

@@ -104,7 +104,7 @@ def samples_section(candidates: Sequence[CandidateState], order: Sequence[str]) 
         rows.append((f"{number + 1}", [_shown(example.prompt), _shown(example.target), *answers]))
     columns = ["Prompt", "Right answer", *first]
     right = " and ".join(f"{name} {_right(samples[name])} of {len(samples[name])}" for name in first)
-    notes = [f"Test examples, and what the models write for them greedily after their largest rung. Right: {right}."]
+    notes = [f"What the models answer to test examples after their largest rung, greedily. Right: {right}."]
     table = DataTable("Sample answers", columns, rows, words=columns, heading="Example")
     return Section("samples", "What the models write", notes, tables=[table])
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lensjax.core.terminal import say
-from lensjax.core.text import clean
+from lensjax.core.text import clean, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -148,16 +148,9 @@ def speed_text(speed: Mapping[str, float]) -> str:
     """Tokens per second, and how much of the devices' peak that is."""
     if not speed:
         return ""
-    return f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['model_flops_utilisation']:.0%} of peak"
+    return f"{speed['tokens_per_second']:,.0f} tokens/s, {100 * speed['model_flops_utilisation']:.0f} % of peak"
 
 
 def left_text(seconds: float | None) -> str:
     """How long a run still takes, which may end before all its steps; "" where that is not known."""
-    return "" if seconds is None else f"{clock(seconds)} left at most"
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, as in 0:02:30."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
+    return "" if seconds is None else f"at most {duration(max(seconds, 1.0))} left"

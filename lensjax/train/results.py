@@ -253,9 +253,10 @@ def steps_caution(results: Sequence[Result]) -> str | None:
         return None
     least = min(result.examples for result in short)
     return (
-        f"In {len(short):,} of {len(trained):,} runs, the smallest of {least:,} examples, the validation loss was "
-        "lowest at the last step; more steps may lower it. Small sets that are left half learned make curves steeper "
-        "than data does, and rankings wrong: raise min_steps, or for large sets epochs, and max_steps where it is less."
+        f"In {len(short):,} of {len(trained):,} runs (the smallest on {least:,} examples) the validation loss was "
+        "lowest at the last step, so more steps may lower it. Where small sets are left half learned, curves look "
+        "steeper than they are, and rankings come out wrong: raise min_steps, or epochs for large sets, and max_steps "
+        "where it stands in the way."
     )
 
 

@@ -231,6 +231,23 @@ def test_rows_themselves_are_shown_with_the_command_that_makes_a_study(tmp_path,
     assert capsys.readouterr().out.endswith("--data chat.json\n")
 
 
+def test_shards_are_shown_by_their_splits(tmp_path, monkeypatch, capsys, fails):
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("train-0", 4), ("train-1", 3), ("dev", 2)):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        (tmp_path / "shards" / f"{name}.jsonl").write_text('{"a": "b", "c": "d"}\n' * count)
+    told = "holds rows: 7 for train in train-0.jsonl, train-1.jsonl; 2 for validation in dev.jsonl. The first 3:"
+    main(["data", "show", "shards"])
+    assert f"shards {told}" in capsys.readouterr().out
+    main(["data", "show", "shards/*.jsonl"])
+    said = capsys.readouterr().out
+    assert f"shards/*.jsonl {told}" in said
+    assert "--data 'shards/*.jsonl' --prompt '{a}'" in said
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert "model holds no study" in fails("data", "show", "model")
+
+
 def test_rows_are_no_spec(tmp_path, fails):
     (tmp_path / "chat.jsonl").write_text('{"a": 1}\n')
     said = fails("plan", str(tmp_path / "chat.jsonl"))

@@ -83,7 +83,7 @@ def test_the_folder_of_another_spec_is_refused(save_sums, fails, save_model, tmp
     )
     said = capsys.readouterr().out
     assert "model, 200 examples, seed 0: test loss" in said
-    assert "Caution: In 1 of 1 runs, the smallest of 200 examples, the validation loss was lowest at the last" in said
+    assert "Caution: In 1 of 1 runs (the smallest on 200 examples) the validation loss was lowest at the last" in said
     kept = (tmp_path / "out" / "curves.csv").read_bytes()
     assert "holds results of another spec" in fails(*finetune(save_sums(max_target_tokens=9), folder))
     shutil.rmtree(folder)

@@ -55,7 +55,7 @@ def test_the_current_run_is_shown_with_its_speed_and_time_left():
         text = shown(live.render())
         live.validation(2, 1.5)
         live.end()
-    assert "step 2 of 70, loss 1.5000, 1,234 tokens/s, 25% of peak, 0:01:01 left at most" in text
+    assert "step 2 of 70, loss 1.5000, 1,234 tokens/s, 25 % of peak, at most 1 min left" in text
     assert "loss █▁" in text
     assert "2 of 5 runs and measurements done, about 2 min left" in text
     assert "1.250" in terminal.getvalue()

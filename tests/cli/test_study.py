@@ -234,7 +234,7 @@ def test_run_says_what_it_does_and_writes_a_report(folder, save_model, capsys, f
     assert names <= {path.name for path in (folder / "mine").iterdir()}
     main(["report", "mine"])
     assert said[-1] in capsys.readouterr().out
-    assert "To fine-tune it on all the data: lensjax finetune mine --winner" in said
+    assert "To fine-tune model on all the data: lensjax finetune mine --winner" in said
     assert "lensjax finetune mine --winner" in (folder / "mine" / "report.html").read_text()
     main(["finetune", "mine.yaml", "--winner", "--examples", "32", "--set", "training.min_steps=0"])
     trained = capsys.readouterr().out

@@ -290,7 +290,7 @@ def test_what_costs_too_much_is_not_chosen_and_a_smaller_one_may_be(make, quick,
     assert report.decision.because == (
         "alpha (2M FLOPs per token) is the smallest that is expected to be within 0.5 nats per token of the "
         f"best, beta (4M FLOPs per token): it gives up {alpha.predicted - beta.predicted:.2g}.",
-        f"Fine-tuning alpha is predicted to gain {5 - alpha.predicted:.3f} nats per token over itself untuned.",
+        f"Fine-tuning alpha is predicted to gain {5 - alpha.predicted:.3f} nats per token over its untuned self.",
     )
     page = write_findings(findings, folder.out)[0].read_text()
     assert "Loss and cost" in page

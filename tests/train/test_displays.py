@@ -37,7 +37,7 @@ def test_a_notebook_has_a_bar_below_its_cell(notebook, monkeypatch):
     assert notebook[0].endswith("&lt;a&gt;, 200 examples: step 0 of 40, compiling")
     assert notebook[1].endswith("step 1 of 40, loss 3.0000")
     assert '<progress value="2" max="40">' in notebook[2]
-    assert notebook[2].endswith("loss 2.5000, 1,234 tokens/s, 25% of peak, 0:01:01 left at most")
+    assert notebook[2].endswith("loss 2.5000, 1,234 tokens/s, 25 % of peak, at most 1 min left")
     assert notebook[3].endswith("validation loss 2.4000")
     assert notebook[4] == ""
 
@@ -49,4 +49,4 @@ def test_elsewhere_there_are_lines(monkeypatch):
 
 def test_time_that_is_not_known_yet_is_not_told():
     assert left_text(None) == ""
-    assert left_text(3725) == "1:02:05 left at most"
+    assert left_text(3725) == "at most 1 h 2 min left"

@@ -34,7 +34,7 @@ def test_runs_that_ended_while_still_learning_are_told_of():
     assert not any(result.still_learning for result in (untrained, stopped))
     assert steps_caution([untrained, stopped, failed]) is None
     found = steps_caution([untrained, stopped, failed, run(400), run(200), run(200), run(800, 20, 15)])
-    assert found.startswith("In 2 of 4 runs, the smallest of 200 examples, the validation loss was lowest at the last")
+    assert found.startswith("In 2 of 4 runs (the smallest on 200 examples) the validation loss was lowest at the last")
     assert "raise min_steps" in found
 
 

@@ -126,7 +126,7 @@ class HessianTerms(Measurement):
     @classmethod
     def show(cls, findings: Any) -> Sequence[Section]:
         table = _table(findings.bound_terms, findings.phases)
-        if table is None:
+        if table is None or not (findings.bound_terms or any(phase.begins for phase in findings.phases)):
             return ()
         note = (
             "LensLLM divides a fine-tuning curve into a pre-power phase, in which the n^(−3/4) term of the PAC-Bayes "

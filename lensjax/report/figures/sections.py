@@ -1,6 +1,6 @@
 """Plotly figures of the plots of a section."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ def line_figure(plot: LinePlot) -> go.Figure:
             showlegend=len(plot.lines) > 1 and place <= HIGHLIGHTED,
         )
     figure.update_layout(legend={"y": -0.26})
-    figure.update_xaxes(title_text=x_title, **_x_axis(plot)).update_yaxes(title_text=y_title, **_POWERS)
+    figure.update_xaxes(title_text=x_title, **_x_axis(plot))
+    figure.update_yaxes(title_text=y_title, **_log_axis(y for line in plot.lines for y in line.y))
     return figure
 
 
@@ -140,8 +141,17 @@ def _colour(place: int) -> str:
     return PALETTE[place] if place < HIGHLIGHTED else GREY
 
 
+def _log_axis(values: Iterable[float]) -> Mapping[str, Any]:
+    """A logarithmic axis: round values where there are a few decades at most, as Plotly writes 2 3 4 5 … in small."""
+    above = [value for value in values if value > 0]
+    if not above or not min(above) * 3 < max(above) < min(above) * 1000:
+        return _POWERS
+    ticks = log_ticks(min(above), max(above))
+    return _POWERS | {"tickvals": ticks, "ticktext": [count(tick) if tick >= 1 else f"{tick:g}" for tick in ticks]}
+
+
 def _x_axis(plot: LinePlot) -> Mapping[str, Any]:
     if not plot.ladder:
-        return _POWERS if plot.log_x else {}
+        return _log_axis(x for line in plot.lines for x in line.x) if plot.log_x else {}
     rungs = sorted({size for line in plot.lines for size in line.x})
     return _POWERS | {"tickvals": rungs, "ticktext": [count(size) for size in rungs]}

@@ -171,9 +171,19 @@ def _answers(report: StudyReport) -> list[Section]:
 
 
 def _of_methods(report: StudyReport) -> list[Section]:
-    """Sections of the methods that have findings of their own."""
-    shown = ((name, method.show) for name, method in METHODS.items())
-    return [show(getattr(report, name), getattr(report, f"{name}_missing")) for name, show in shown if show is not None]
+    """Sections of the methods that have findings of their own, or why they have none of what was measured for them."""
+    return [
+        method.show(getattr(report, name), getattr(report, f"{name}_missing"))
+        for name, method in METHODS.items()
+        if method.show is not None
+        and (getattr(report, name) is not None or all(_measured(report, kind) for kind in method.needs))
+    ]
+
+
+def _measured(report: StudyReport, kind: str) -> bool:
+    """Whether a report has findings of a measurement."""
+    findings = MEASUREMENTS[kind].findings
+    return findings is not None and any(getattr(report, name) for name in findings.model_fields)
 
 
 def _cost(report: StudyReport) -> Section:
