@@ -7,18 +7,17 @@ import pytest
 
 from lensjax.curves.public import VARIABLE
 from lensjax.curves.simulated import simulated
-from lensjax.fit.stacked.learned import COMPONENTS, Learned, Record
+from lensjax.fit.stacked.learned import COMPONENTS, Record
 from lensjax.fit.stacked.weights import Falls
 from lensjax.selection.advice import Point
 from lensjax.selection.decisive import Plan
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "decisions"
-START = Learned((-0.7, -1.4, -0.3, -4.0), 2.0, 1.0, 0.15, 0.3, 1.1)
 
 
 @pytest.fixture(scope="module")
 def experiment(imported):
-    with imported(FOLDER, "cases", "evidence", "judging", "report", "run", "deciding", "shared_error") as modules:
+    with imported(FOLDER, "cases", "evidence", "judging", "report", "run", "deciding", "widths") as modules:
         yield modules
 
 
@@ -29,7 +28,7 @@ def made_up(experiment, task, seed, right="joint", models=4):
     fall = 0.1 * octaves + rng.normal(0, 0.3, (len(COMPONENTS), models))
     truth = np.exp(level - fall[COMPONENTS.index(right)] + rng.normal(0, 0.03, models))
     draws = level - fall[0] + rng.normal(0, 0.1, (400, models))
-    record = Record(8.0, np.zeros(len(COMPONENTS)), 0.0, 0)
+    record = Record(8.0, np.zeros(len(COMPONENTS)), 0)
     scores = np.full((len(experiment["evidence"].BASELINES), models), np.nan)
     scores[0] = np.exp(level - fall[1])
     ahead = Falls(level, octaves, fall, np.full(models, 0.1))
@@ -81,9 +80,9 @@ def test_learning_finds_the_component_that_is_right_and_narrows_what_is_too_wide
     judging = experiment["judging"]
     cases = [made_up(experiment, task, seed, "last_three") for task in ("a", "b") for seed in range(12)]
     learned = judging.learn(cases, steps=80)
-    before, after = (one.weights(cases[0].record)[1] for one in (START, learned))
+    before, after = (one.weights(cases[0].record)[1] for one in (judging.START, learned))
     assert after > before + 0.1
-    assert learned.log_width < START.log_width or learned.disagreement < START.disagreement
+    assert learned.disagreement < judging.START.disagreement
 
 
 def test_the_experiment_writes_what_its_readme_names(experiment, tmp_path, monkeypatch):
@@ -123,13 +122,27 @@ def test_claims_stand_beside_what_came_of_them(experiment):
     assert "| claimed below 0.5 | 1 | 0.30 | 1.00 | 0.80 | 0.90 | 1.00 |" in said
 
 
+def test_widths_are_learned_by_the_worst_side_of_the_worst_task(experiment):
+    widths, judging = experiment["widths"], experiment["judging"]
+    cases = [made_up(experiment, task, seed, models=6) for task in ("a", "b") for seed in range(20)]
+    cases += [replace(one, task="low", truth=one.truth * 0.85) for one in cases[:20]]  # further than foreseen
+    start = replace(judging.START, disagreement=0.01)
+    learned = widths.learn_widths(cases, start)
+    assert learned.skew > 0.1
+    for some in (start, learned):
+        draws = [judging.stacked_draws(one, some) for one in cases[40:]]
+        truth = [np.log(one.truth) for one in cases[40:]]
+        below = np.mean([t < np.quantile(d, 0.05, axis=0) for t, d in zip(truth, draws, strict=True)])
+        at = np.abs(widths.SKEWS - some.skew).argmin(), np.abs(widths.SPARSE - some.sparse).argmin()
+        assert widths.by_widths(cases, some)[2][at][0] == pytest.approx(below, abs=0.02)
+
+
 def test_an_error_that_falls_share_leaves_medians_and_moves_all_models_alike(experiment):
-    one = made_up(experiment, "a", 0)
-    without, wide = (experiment["shared_error"].shared(one, sd) for sd in (0.0, 0.3))
-    learned = experiment["shared_error"].LEARNED
-    np.testing.assert_allclose(without, experiment["judging"].stacked_draws(one, learned))
+    widths, one = experiment["widths"], made_up(experiment, "a", 0)
+    learned = widths.LEARNED
+    without, wide = experiment["judging"].stacked_draws(one, learned), widths.shared(one, learned)
     fall = np.tensordot(learned.weights(one.record), one.ahead.fall, 1)
     factors = 1 - (wide - without) / fall
     np.testing.assert_allclose(factors, np.broadcast_to(factors[:, :1], factors.shape))
     np.testing.assert_allclose(np.exp(np.log(factors[:, 0]).mean()), 1)
-    assert np.log(factors[:, 0]).std() == pytest.approx(0.3, rel=0.1)
+    assert np.log(factors[:, 0]).std() == pytest.approx(widths.SHARED, rel=0.1)

@@ -13,7 +13,7 @@ from lensjax.fit.stacked.weights import backtest, largest, stack
 
 TARGET = 1_638_400
 TABLE = simulated(models=8).up_to(12_800)
-EVEN = Learned((0.0,) * 4, 0.0, 1.0, 0.0, 0.0, 1.0)
+EVEN = Learned((0.0,) * 4, 0.0, 1.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Straight(CurvePosterior):
 @pytest.fixture
 def stacked():
     """The joint fit and a second component, by which nothing falls, half and half, from 400 examples on."""
-    return StackedPosterior(Straight(), np.array([400.0, 400.0]), np.array([0.5, 0.5]), np.zeros((1, 2)), 1.5, 1.0)
+    return StackedPosterior(Straight(), np.array([400.0, 400.0]), np.array([0.5, 0.5]), np.zeros((1, 2)), 1.5, 1.0, 0.0)
 
 
 def test_falls_beyond_the_largest_size_are_averaged_and_widths_tell_of_disagreement(stacked):
@@ -67,7 +67,21 @@ def test_falls_beyond_the_largest_size_are_averaged_and_widths_tell_of_disagreem
     np.testing.assert_allclose(found.log_sd[:, 3], np.hypot(1.5 * 0.1, [0.1, 0.2]))
 
 
-def test_draws_and_moments_are_of_the_distribution_whose_quantiles_are_predicted(stacked):
+def test_losses_may_lie_further_below_the_median_than_above_where_they_are_extrapolated(stacked):
+    sizes = np.array([400, 500, 800, 1600])
+    even, skewed = stacked.predict(sizes), replace(stacked, skew=0.4).predict(sizes)
+    np.testing.assert_allclose(skewed.loss, even.loss)
+    below, above = (
+        np.log(np.log(a / even.loss) / np.log(b / even.loss))
+        for a, b in zip(skewed.parts[1:], even.parts[1:], strict=True)
+    )
+    np.testing.assert_allclose(below, 0.4 * np.array([[0, np.log2(1.25), 1, 1]] * 2), atol=1e-9)
+    np.testing.assert_allclose(above, -below, atol=1e-9)
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.4])
+def test_draws_and_moments_are_of_the_distribution_whose_quantiles_are_predicted(stacked, skew):
+    stacked = replace(stacked, skew=skew)
     draws, found = np.log(stacked.sample(1600, 20_000)), stacked.predict(1600)
     np.testing.assert_allclose(np.quantile(draws, 0.95, axis=0), np.log(found.upper[:, 0]), atol=0.01)
     assert np.corrcoef(draws.T)[0, 1] > 0.999  # errors that models share are still shared
@@ -81,13 +95,14 @@ def test_draws_and_moments_are_of_the_distribution_whose_quantiles_are_predicted
 
 def test_weights_follow_the_back_test_and_few_points_tell_no_slopes_apart():
     worse = np.array([0.0, 1.0, -1.0, 0.0, 0.0])
-    equal, tested = (EVEN.weights(Record(8, worse, 0.0, errors)) for errors in (0, 40))
+    equal, tested = (EVEN.weights(Record(8, worse, errors)) for errors in (0, 40))
     np.testing.assert_allclose(equal, 0.2)
     assert tested.sum() == pytest.approx(1)
     assert tested[2] > tested[0] > tested[1]
-    many, few = (LEARNED.weights(Record(points, 0 * worse, 0.0, 0)) for points in (8, 2))
+    many, few = (LEARNED.weights(Record(points, 0 * worse, 0)) for points in (8, 2))
     assert few[3:].sum() > 2 * many[3:].sum()
-    assert replace(EVEN, surprise=1.0).width(Record(8, worse, np.log(2), 40)) == pytest.approx(2)
+    widths = [replace(EVEN, sparse=0.5).width(Record(points, worse, 40)) for points in (2, 8, 30)]
+    np.testing.assert_allclose(widths, [2, 1, 1])
 
 
 def test_the_back_test_tells_which_components_foresee_the_largest_sizes():

@@ -18,7 +18,6 @@ MOST = 3  # sizes that the back-test leaves out
 SHARED = 0.3  # weight of the square of an error that all models share
 LEAST = 1e-3  # of log loss: no component is known to be better
 FARTHEST = 3.0  # of log loss: errors beyond count as this
-FEW = 6  # errors of one standard deviation that are added to those that were made
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ def stack(table: CurveTable, joint: JointPosterior, target: int, learned: Learne
         rates=_per_octave(ahead.fall[1:], ahead.octaves),
         width=learned.width(record),
         disagreement=learned.disagreement,
+        skew=learned.skew,
     )
 
 
@@ -98,7 +98,7 @@ def backtest(table: CurveTable, joint: JointPosterior) -> Record:
     A typical model loses three sizes, or as many as leave it two; one with too few for that loses none and counts not.
     """
     points = float(np.median(table.points()))
-    unknown = Record(points, np.zeros(len(COMPONENTS)), 0.0, 0)
+    unknown = Record(points, np.zeros(len(COMPONENTS)), 0)
     step = min(MOST, int(points) - FEWEST)
     if step < 1:
         return unknown
@@ -115,6 +115,4 @@ def backtest(table: CurveTable, joint: JointPosterior) -> Record:
     own = np.abs(errors - shared)
     own = np.minimum(own, 6 * np.median(own[0]) + LEAST)  # one outlier does not decide
     log_error = np.log(np.mean(own**2, axis=1) + SHARED * shared[:, 0] ** 2 + LEAST**2) / 2
-    away = np.minimum(np.abs(errors[0]) / ahead.log_sd[tested], 4.0)
-    surprise = float(np.log((np.sum(away**2) + FEW) / (len(away) + FEW)) / 2)
-    return Record(points, log_error - log_error[0], surprise, len(away))
+    return Record(points, log_error - log_error[0], errors.shape[1])
