@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lensjax.core.errors import InputError, shorten
+from lensjax.core.errors import InputError, listing, meant, shorten
 from lensjax.curves.table import MAX_EXAMPLES
 from lensjax.measure.measurement import selectable
 from lensjax.models.hub import is_local, local_folder, read_config
@@ -263,6 +263,12 @@ def _check_model(candidate: str, folder: Path) -> None:
     here = local_folder(beside if is_local(beside) else candidate)
     if here is not None:
         read_config(here)
+    elif beside.parent != folder and beside.parent.is_dir():
+        within = os.path.dirname(candidate)
+        names = sorted(one.name for one in beside.parent.iterdir() if one.is_dir())
+        near = meant(beside.name, names)
+        mend = f"did you mean {within}/{near}?" if near else f"it holds {listing(names)}."
+        raise InputError(f"{candidate} is no model, though {within} is a folder here; {mend}")
 
 
 def _quoted(text: str) -> str:

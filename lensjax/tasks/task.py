@@ -170,12 +170,20 @@ def load_task(spec: TaskSpec) -> Task:
             candidates = _rendered(spec, train, order[used:], choices=split == "test")
         else:
             candidates = _rendered(spec, own, permutation(len(own), 0, _HELD_OUT), choices=split == "test")
+        prompts: set[str] = set()
         for example in candidates:
             used += own is None
+            if len(prompts) < 2:
+                prompts.add(example.prompt)
             if example.text not in not_these:
                 drawn.append(example)
             if len(drawn) == wanted:
                 return tuple(drawn)
+        if len(prompts) == 1 and not spec.is_chat:
+            raise InputError(
+                f"All prompts of the task {shorten(spec.name)} are the same ({shorten(repr(prompts.pop()))}), and too "
+                "few examples differ; put a field that is not the same in all rows into prompt, in braces."
+            )
         raise TooFewExamples(_too_few(spec, split, len(drawn), own is not None))
 
     test = draw("test", spec.test, frozenset())

@@ -108,6 +108,8 @@ def test_init_takes_candidates_for_what_the_study_will(folder, fails):
     said = fails(*init, "--prompt", "{a}", "--candidates", "linkx", "linky")
     assert "two candidates are called model" in said
     assert "half a character" in fails(*init, "--prompt", "\udcff{a}", "--candidates", "a/a", "b/b")
+    said = fails(*init, "--prompt", "{a}", "--candidates", "x/model", "y/modle")
+    assert "y/modle is no model, though y is a folder here; did you mean y/model?" in said
     assert not (folder / "mine.yaml").exists()
 
 

@@ -287,6 +287,14 @@ def test_twins_are_known_in_any_writing(save_jsonl: Save, make_spec: Make) -> No
             load_task(make_spec(prompt="{a}", validation=3, test=1))
 
 
+def test_prompts_that_are_all_the_same_are_named(save_jsonl: Save, make_spec: Make) -> None:
+    save_jsonl("train.jsonl", [{"a": "yes", "c": "no" if i % 2 else "maybe"} for i in range(9)])
+    for prompt in ("asked", "{a}"):
+        with pytest.raises(InputError, match=r"All prompts of the task .* are the same \('(asked|yes)'\)"):
+            load_task(make_spec(prompt=prompt, validation=3, test=3))
+    assert len(load_task(make_spec(prompt="asked", validation=1, test=1)).test) == 1  # there are two texts
+
+
 def test_bytes_are_text(tmp_path: Path, save_hf: Save, make_spec: Make) -> None:
     def load(value: bytes) -> Task:
         folder = tmp_path / str(len(value))
