@@ -137,4 +137,4 @@ def _known(value: float | None) -> float:
 
 
 def _percent(share: float | None) -> str:
-    return text.DASH if share is None else f"{share:.2%}"
+    return text.DASH if share is None else text.share(share)

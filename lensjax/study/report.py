@@ -310,7 +310,7 @@ def _more(state: StudyState, ranking: Ranking) -> str:
         return "" if found is None else found.why
     costs = [cost for run in found.plan.points if (cost := run_cost(state, *run)) is not None]
     took, hour = sum(one.seconds for one in costs), state.spec.price_per_hour
-    money = "" if hour is None else f", {hour * took / 3600:,.2f} at the price of an hour"
+    money = "" if hour is None else f", {hour * took / 3600:,.2f} at the given price per hour"
     said = f"about {text.duration(took)}, {text.flops(sum(one.flops for one in costs))}{money}"
     budget = found.plan.points[0].examples
     return (

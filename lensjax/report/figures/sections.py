@@ -142,10 +142,12 @@ def _colour(place: int) -> str:
 
 
 def _log_axis(values: Iterable[float]) -> Mapping[str, Any]:
-    """A logarithmic axis: round values where there are a few decades at most, as Plotly writes 2 3 4 5 … in small."""
+    """A logarithmic axis: round values along a few decades, and along more of them powers of ten with none between."""
     above = [value for value in values if value > 0]
-    if not above or not min(above) * 3 < max(above) < min(above) * 1000:
+    if not above or min(above) * 3 >= max(above):
         return _POWERS
+    if min(above) * 1000 <= max(above):
+        return _POWERS | {"dtick": max(1, round(np.log10(max(above) / min(above)) / 6))}
     ticks = log_ticks(min(above), max(above))
     return _POWERS | {"tickvals": ticks, "ticktext": [count(tick) if tick >= 1 else f"{tick:g}" for tick in ticks]}
 

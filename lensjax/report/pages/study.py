@@ -242,7 +242,7 @@ def _amount(amount: Consumption) -> str:
     if amount.kwh is not None:
         parts.append(f"about {amount.kwh:.2g} kWh")
     if amount.price is not None:
-        parts.append(f"{amount.price:,.2f} at the price of an hour that was given")
+        parts.append(f"{amount.price:,.2f} at the given price per hour")
     return ", ".join(filter(None, parts)) or "nothing"
 
 
