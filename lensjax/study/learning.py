@@ -77,7 +77,7 @@ def learning_section(curves: Sequence[LearningCurve], order: Sequence[str]) -> S
         own = sorted((one for one in curves if one.model == name), key=lambda one: -one.examples)
         lines = [Line(f"{text.count(one.examples)} examples", one.steps, one.losses) for one in own]
         title, axes = text.clean(name, 60), ("steps", "validation loss, nats per token")
-        plots.append(LinePlot(f"learning-{number}", title, *axes, lines, "Largest rungs in colour."))
+        plots.append(LinePlot(f"learning-{number}", title, *axes, lines, "Largest runs in colour."))
     of = f" of the first {_PLOTS} of {len(names)} candidates" if len(names) > _PLOTS else ""
     notes = [
         f"Validation losses{of} along the steps of each run, both on logarithmic scales. A run’s test is at its lowest "
@@ -104,7 +104,7 @@ def samples_section(candidates: Sequence[CandidateState], order: Sequence[str]) 
         rows.append((f"{number + 1}", [_shown(example.prompt), _shown(example.target), *answers]))
     columns = ["Prompt", "Right answer", *first]
     right = " and ".join(f"{name} {_right(samples[name])} of {len(samples[name])}" for name in first)
-    notes = [f"What the models answer to test examples after their largest rung, greedily. Right: {right}."]
+    notes = [f"What the models answer to test examples after their largest run, greedily. Right: {right}."]
     table = DataTable("Sample answers", columns, rows, words=columns, heading="Example")
     return Section("samples", "What the models write", notes, tables=[table])
 

@@ -45,7 +45,7 @@ def tested_table(candidates: Sequence[CandidateState]) -> DataTable | None:
     names = [name for name in _SHOWN if any(name in test.scores for _, test in last)]
     rows = [(name, [f"{test.examples:,}", *(_said(test.scores.get(one)) for one in names)]) for name, test in last]
     columns = ["Examples", *(name[:1].upper() + name[1:].replace("_", " ") for name in names)]
-    return DataTable("Tests after the largest rung of each candidate", columns, rows) if rows else None
+    return DataTable("Tests after each candidate’s largest run", columns, rows) if rows else None
 
 
 def tested_notes(candidates: Sequence[CandidateState]) -> list[str]:

@@ -129,8 +129,8 @@ def test_every_part_is_there(whole):
     page = render_study(*whole)
     said = words(page)
     for expected in (
-        "100 PFLOP, 2 h 0 min, about 1.2 kWh, 10 % of FullTuning",
-        "40 runs and measurements done; ended: every rung is measured",
+        "100 PFLOP, 2 h 0 min, about 1.2 kWh, 10 % of fine-tuning all on everything",
+        "40 runs and measurements done; ended: every size is measured",
         "8 ranked",
         "Rank under",
         "a ring is where the power phase begins",

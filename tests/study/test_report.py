@@ -331,7 +331,7 @@ def test_runs_that_ended_while_still_learning_are_told_of(make, quick):
         folder.run(name, 200, steps=40, best_step=40)
         folder.run(name, 400, steps=80, best_step=60)
     (said,) = (warning for warning in folder.report().warnings if "min_steps" in warning)
-    assert said.startswith(f"In {len(CANDIDATES)} of {2 * len(CANDIDATES)} runs, the smallest of 200 examples")
+    assert said.startswith(f"In {len(CANDIDATES)} of {2 * len(CANDIDATES)} runs (the smallest on 200 examples)")
 
 
 def test_all_but_one_failed(make, quick):

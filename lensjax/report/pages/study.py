@@ -21,7 +21,7 @@ from lensjax.tasks.writing import SHARES, in_words
 _ENDED = {
     "rule": "ended: the decision is clear",
     "budget": "ended: the budget is spent",
-    "ladder": "ended: every rung is measured",
+    "ladder": "ended: every size is measured",
 }
 
 
@@ -110,7 +110,7 @@ def _facts(report: StudyReport) -> list[tuple[str, str]]:
     dropped = (f"{states.count(state)} {state}" for state in ("eliminated", "failed", "refused") if state in states)
     spent = _amount(cost.total)
     if cost.full_tuning is not None and cost.full_tuning.flops:
-        spent += f", {text.share(cost.total.flops / cost.full_tuning.flops)} of FullTuning"
+        spent += f", {text.share(cost.total.flops / cost.full_tuning.flops)} of fine-tuning all on everything"
     return [
         ("Measured", f"up to {text.count(report.budget)} examples" if report.budget else "nothing yet"),
         ("Target", f"{text.count(report.target)} examples"),
