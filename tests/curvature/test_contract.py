@@ -47,8 +47,8 @@ def test_both_ways_have_the_products_of_gradients(monkeypatch, chosen, output):
     work = {"form": Ways(Work(0, 0), Work(1, 1)), "gram": Ways(Work(1, 1), Work(0, 0))}[chosen]
     assert work.chosen == chosen
     monkeypatch.setattr(contracting, "ways", lambda *args, **kwargs: work)
-    monkeypatch.setattr(contracting, "_PANEL", 3)
-    monkeypatch.setattr(by_rows, "_ROWS", 12)
+    monkeypatch.setattr(contracting, "PANEL", 3)
+    monkeypatch.setattr(by_rows, "ROWS", 12)
     spec = {"trace": "nkfs,mkfs->nm", "diagonal": "nkfs,mkfs->nmk", "full": "nkfs,mlfs->nmkl"}[output]
     with jax.enable_x64(True):
         for kinds in (["right", "left", "rows"], ["rows", "rows"]) if output == "trace" else (["left", "rows"],):

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lensjax.curvature.ntk.costs import Output, Way, ways
-from lensjax.curvature.ntk.factor import Factor, are_ids, constrain, einsum, tiles
+from lensjax.curvature.ntk.costs import PANEL, PANELS, Output, Way, ways
+from lensjax.curvature.ntk.factor import Factor, are_ids, constrain, einsum, tiled
 from lensjax.curvature.ntk.gram import gram
-from lensjax.curvature.ntk.panels import by_panels
+from lensjax.curvature.ntk.panels import from_upper, panels
 from lensjax.curvature.streaming import wide
-
-_PANEL = 64  # examples at least, of a panel of a symmetric product
 
 
 def contract(
@@ -63,32 +61,54 @@ def _shape(one: Factor, other: Factor, output: Output) -> tuple[int, ...]:
 def _form(
     a: Sequence[Factor], b: Sequence[Factor], first: int, output: Output, chunk_bytes: int, mesh: Mesh | None
 ) -> Array:
-    """Form gradients of a tile of the matrix at a time, its rows shared out over the devices, and contract them."""
+    """Form gradients of a tile of the matrix at a time, its rows shared out over the devices, and contract them.
+
+    Examples of a symmetric kernel are formed in panels, so that no product has to copy some of them.
+    """
     n, m, outputs, second = a[0].examples, b[0].examples, a[0].outputs, a[0].second
-    dtype, shape = wide(a[0].right.dtype), _shape(a[0], b[0], output)
+    dtype, same = wide(a[0].right.dtype), a is b
     if not first * second:
-        return jnp.zeros(shape, dtype)
+        return jnp.zeros(_shape(a[0], b[0], output), dtype)
     devices = 1 if mesh is None else mesh.size
-    each = dtype.itemsize * outputs * (n if a is b else n + m)
+    each = dtype.itemsize * outputs * (n if same else n + m)
     tile = _tile(first, second, max(1, chunk_bytes // each) * devices, devices)
     spread = mesh is not None and tile[0] % devices == 0
-    sides = [a] if a is b else [a, b]
-    lefts = [[factor.left_tiles(tile[0], first) for factor in side] for side in sides]
+    parts = panels(n, same and mesh is None, PANEL, PANELS)
+    sides = [[factor.some(part) for factor in a] for part in parts] if same else [a, b]
+    upper = [range(i, len(sides)) for i in range(len(sides))] if same else [range(1, 2)]
+    lefts = [[_left_tiles(factor, tile[0], first) for factor in side] for side in sides]
     lefts = jax.tree.map(lambda x: constrain(x, mesh, x.ndim - 1 if spread and not are_ids(x) else None), lefts)
-    rights = [[constrain(tiles(factor.right, tile[1]), mesh) for factor in side] for side in sides]
+    rights = [[constrain(tiled(factor.right, tile[1]), mesh) for factor in side] for side in sides]
 
     def gradient(left: list[Array], right: list[Array]) -> Array:
-        formed = gradients([Factor(*pair) for pair in zip(left, right, strict=True)], *tile)
-        return constrain(formed, mesh, 2) if spread else formed
+        formed = _formed(left, right, outputs, *tile)
+        return constrain(formed, mesh, 1) if spread else formed
 
-    def strip(total: Array, left: list[list[Array]]) -> tuple[Array, None]:
-        def add(total: Array, right: list[list[Array]]) -> tuple[Array, None]:
+    def strip(total: list[list[Array]], number: Array) -> tuple[list[list[Array]], None]:
+        right = jax.tree.map(lambda x: _rows_first(jax.lax.dynamic_index_in_dim(x, number, -2, False)), rights)
+
+        def add(total: list[list[Array]], left: list[list[Array]]) -> tuple[list[list[Array]], None]:
             formed = [gradient(*pair) for pair in zip(left, right, strict=True)]
-            return total + _products(formed[0], formed[-1], output, mesh), None
+            products = [[_products(formed[i], formed[j], output, mesh) for j in row] for i, row in enumerate(upper)]
+            return jax.tree.map(jnp.add, total, products), None
 
-        return jax.lax.scan(add, total, rights)[0], None
+        return jax.lax.scan(add, total, lefts)[0], None
 
-    return jax.lax.scan(strip, jnp.zeros(shape, dtype), lefts)[0]
+    zeros = [[jnp.zeros(_shape(sides[i][0], sides[j][0], output), dtype) for j in row] for i, row in enumerate(upper)]
+    total, _ = jax.lax.scan(strip, zeros, jnp.arange(-(-second // tile[1])))
+    return from_upper(total) if same else total[0][0]
+
+
+def _left_tiles(factor: Factor, size: int, first: int) -> Array:
+    """The left side of so many of the `first` rows of the matrix at a time, [tiles, …]: ids count from its first."""
+    if factor.looks_up:
+        return factor.left - size * jnp.arange(-(-first // size)).reshape(-1, *[1] * factor.left.ndim)
+    return jnp.moveaxis(tiled(_rows_first(factor.left), size), -2, 0)
+
+
+def _rows_first(x: Array) -> Array:
+    """A side of a factor with its rows before its outputs, as products that sum over rows have them."""
+    return x.swapaxes(1, 2) if x.ndim == 4 else x
 
 
 def _tile(first: int, second: int, numbers: int, devices: int) -> tuple[int, int]:
@@ -107,32 +127,42 @@ def _power_of_two(number: int) -> int:
 
 
 def _products(a: Array, b: Array, output: Output, mesh: Mesh | None) -> Array:
-    """Products of gradients [examples, outputs, first, second]: [n, m], [n, m, outputs] or [n, m, outputs, outputs]."""
-    kept = "" if output == "trace" else "k"
-    spec = "nkp,mlp->nmkl" if output == "full" else f"n{kept}p,m{kept}p->nm{kept}"
-    if mesh is not None:  # in one axis, pieces of several devices could not lie side by side
-        return einsum(spec.replace("p", "fs" if kept else "kfs"), a, b)
-    one = a.reshape(*a.shape[: 1 + len(kept)], -1)
-    other = one if a is b else b.reshape(*b.shape[: 1 + len(kept)], -1)
-    return by_panels(len(a), a is b, _PANEL, lambda rows, columns: einsum(spec, one[rows], other[columns]))
+    """Products of gradients [examples, first, outputs, second]: [n, m], [n, m, outputs] or [n, m, outputs, outputs]."""
+    if output == "trace" and mesh is None:  # of several axes, XLA would turn b about first
+        return einsum("np,mp->nm", a.reshape(len(a), -1), b.reshape(len(b), -1))
+    spec = {"trace": "nfks,mfks->nm", "diagonal": "nfks,mfks->nmk", "full": "nfks,mfls->nmkl"}
+    return einsum(spec[output], a, b)
+
+
+def _formed(
+    left: Sequence[Array], right: Sequence[Array], outputs: int, first: int, second: int
+) -> Float[Array, "n f outputs s"]:
+    """Gradients of a tile of so many rows and columns, from the sides of all its uses, see `_rows_first`.
+
+    Axes are in the order in which products have them: others would be copied.
+    """
+    total = jnp.zeros((len(right[0]), first, outputs, second), wide(right[0].dtype))
+    for one, other in zip(left, right, strict=True):
+        if are_ids(one):
+            at = jnp.where((one >= 0) & (one < first), one, first)  # out of bounds, and dropped
+
+            def scatter(zeros: Array, ids: Array, rows: Array) -> Array:
+                return zeros.at[ids].add(rows.astype(zeros.dtype), mode="drop")
+
+            total = jax.vmap(scatter)(total, at, other)
+        else:
+            spec = "nrkf,nrs->nfks" if one.ndim == 4 else "nrf,nrks->nfks"
+            total = total + einsum(spec, one, other)
+    return total
 
 
 def gradients(factors: Sequence[Factor], first: int, second: int) -> Float[Array, "n outputs f s"]:
     """Gradients of a matrix of so many rows and columns, from the factors of all its uses."""
-    one = factors[0]
-    total = jnp.zeros((one.examples, one.outputs, first, second), wide(one.right.dtype))
-    for factor in factors:
-        if factor.looks_up:
-            at = jnp.where((factor.left >= 0) & (factor.left < first), factor.left, first)  # out of bounds, and dropped
-
-            def scatter(zeros: Array, ids: Array, rows: Array) -> Array:
-                return zeros.at[:, ids].add(rows.astype(zeros.dtype), mode="drop")
-
-            total = jax.vmap(scatter)(total, at, factor.right)
-        else:
-            spec = "nkrf,nrs->nkfs" if factor.outputs_left else "nrf,nkrs->nkfs"
-            total = total + einsum(spec, factor.left, factor.right)
-    return total
+    lefts, rights = (
+        [_rows_first(x) for x in side] for side in zip(*[(one.left, one.right) for one in factors], strict=True)
+    )
+    formed = _formed(lefts, rights, factors[0].outputs, first, second)
+    return jnp.moveaxis(formed, 1, 2)
 
 
 def _compact(a: Sequence[Factor], b: Sequence[Factor], first: int) -> tuple[list[Factor], list[Factor], int]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lensjax.curvature.ntk.panels import computed_share
+
 Output = Literal["full", "trace", "diagonal"]
 Way = Literal["form", "gram"]
 TAIL = {"trace": "", "diagonal": "k", "full": "kl"}  # axes of a kernel after those of the examples
@@ -12,7 +14,8 @@ TAIL = {"trace": "", "diagonal": "k", "full": "kl"}  # axes of a kernel after th
 _BALANCE = 8  # operations in the time that a byte of an intermediate result takes
 ALONE = 2  # times as long as beside others a gradient of one example takes
 WRITTEN = 2 * 4 * _BALANCE  # operations in the time that it takes to write a number, and to read it again
-_HALF = 0.625  # of a symmetric product that is computed, by four panels
+PANEL, PANELS = 32, 8  # examples at least, of a panel of a symmetric product, and such panels at most
+ROWS = 128  # at least, of a panel of products of rows
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _form(
     formed = first * second * (n + m) * outputs
     rows = sum(use.rows for use in uses if not use.looks_up)
     pairs = outputs**2 if output == "full" else outputs
-    products = n * m if m else _HALF * n * n
+    products = n * m if m else computed_share(n, PANEL, PANELS) * n * n
     return formed * rows + products * pairs * first * second, formed
 
 
@@ -119,7 +122,8 @@ def _gram(
 
     total, numbers = 0.0, 0.0
     for one, other in itertools.product(uses, uses) if m else itertools.combinations_with_replacement(uses, 2):
-        pairs = n * (m or n) * one.rows * other.rows * (_HALF if not m and one is other else 1)
+        half = computed_share(n, -(-ROWS // max(one.rows, 1))) if not m and one is other else 1
+        pairs = n * (m or n) * one.rows * other.rows * half
         left, apart = side((one.outputs_left, other.outputs_left))
         right, besides = side((not one.outputs_left, not other.outputs_left))
         total += pairs * (left * (1 if one.looks_up or other.looks_up else first) + right * second)

@@ -90,22 +90,16 @@ class Factor:
         left = jax.lax.dynamic_slice_in_dim(self.left, start, size, axis=-1)
         return Factor(jnp.where(start + jnp.arange(size) >= number * size, left, 0), self.right)
 
-    def left_tiles(self, size: int, first: int) -> Array:
-        """The left side of so many of the `first` rows of the matrix at a time, [tiles, …]."""
-        if self.looks_up:
-            return self.left - size * jnp.arange(-(-first // size)).reshape(-1, *[1] * self.left.ndim)
-        return tiles(self.left, size)
-
     def rounded(self, dtype: Any) -> "Factor":
         """The factor in another floating-point type."""
         return Factor(self.left if self.looks_up else self.left.astype(dtype), self.right.astype(dtype))
 
 
-def tiles(x: Array, size: int) -> Array:
-    """The last axis in pieces of one size, [tiles, …, size], the last of them filled up with zeros."""
+def tiled(x: Array, size: int) -> Array:
+    """An array with its last axis in pieces of one size, [..., tiles, size], the last of them filled up with zeros."""
     count = -(-x.shape[-1] // size)
     padded = jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, count * size - x.shape[-1])])
-    return jnp.moveaxis(padded.reshape(*x.shape[:-1], count, size), -2, 0)
+    return padded.reshape(*x.shape[:-1], count, size)
 
 
 def are_ids(left: Array) -> bool:

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lensjax.curvature.ntk.costs import Output
+from lensjax.curvature.ntk.costs import ROWS, Output
 from lensjax.curvature.ntk.factor import Factor, constrain, einsum
 from lensjax.curvature.ntk.panels import by_panels, turned
 from lensjax.curvature.streaming import wide
-
-_ROWS = 128  # at least, of a panel of a symmetric product
 
 
 def gram(a: Sequence[Factor], b: Sequence[Factor], output: Output, chunk_bytes: int, mesh: Mesh | None = None) -> Array:
@@ -53,7 +51,7 @@ def _pair(a: Factor, b: Factor, output: Output, chunk_bytes: int, mesh: Mesh | N
 
         return jax.lax.map(example, some, batch_size=min(at_once, some.examples))
 
-    return by_panels(a.examples, symmetric, max(1, -(-_ROWS // a.rows)), products)
+    return by_panels(a.examples, symmetric, -(-ROWS // a.rows), products)
 
 
 def _sides(one: Factor, others: Factor, output: Output) -> tuple[Array, Array]:
