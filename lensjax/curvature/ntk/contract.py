@@ -66,7 +66,7 @@ def _form(
     Examples of a symmetric kernel are formed in panels, so that no product has to copy some of them.
     """
     n, m, outputs, second = a[0].examples, b[0].examples, a[0].outputs, a[0].second
-    dtype, same = wide(a[0].right.dtype), a is b
+    dtype, same, axes = wide(a[0].right.dtype), a is b, _order(a)
     if not first * second:
         return jnp.zeros(_shape(a[0], b[0], output), dtype)
     devices = 1 if mesh is None else mesh.size
@@ -81,15 +81,17 @@ def _form(
     rights = [[constrain(tiled(factor.right, tile[1]), mesh) for factor in side] for side in sides]
 
     def gradient(left: list[Array], right: list[Array]) -> Array:
-        formed = _formed(left, right, outputs, *tile)
-        return constrain(formed, mesh, 1) if spread else formed
+        formed = _formed(left, right, axes, {"k": outputs, "f": tile[0], "s": tile[1]})
+        return constrain(formed, mesh, axes.index("f")) if spread else formed
 
     def strip(total: list[list[Array]], number: Array) -> tuple[list[list[Array]], None]:
         right = jax.tree.map(lambda x: _rows_first(jax.lax.dynamic_index_in_dim(x, number, -2, False)), rights)
 
         def add(total: list[list[Array]], left: list[list[Array]]) -> tuple[list[list[Array]], None]:
             formed = [gradient(*pair) for pair in zip(left, right, strict=True)]
-            products = [[_products(formed[i], formed[j], output, mesh) for j in row] for i, row in enumerate(upper)]
+            products = [
+                [_products(formed[i], formed[j], axes, output, mesh) for j in row] for i, row in enumerate(upper)
+            ]
             return jax.tree.map(jnp.add, total, products), None
 
         return jax.lax.scan(add, total, lefts)[0], None
@@ -126,33 +128,40 @@ def _power_of_two(number: int) -> int:
     return 1 << (number.bit_length() - 1)
 
 
-def _products(a: Array, b: Array, output: Output, mesh: Mesh | None) -> Array:
-    """Products of gradients [examples, first, outputs, second]: [n, m], [n, m, outputs] or [n, m, outputs, outputs]."""
+def _products(a: Array, b: Array, axes: str, output: Output, mesh: Mesh | None) -> Array:
+    """Products of gradients with such axes: [n, m], [n, m, outputs] or [n, m, outputs, outputs]."""
     if output == "trace" and mesh is None:  # of several axes, XLA would turn b about first
         return einsum("np,mp->nm", a.reshape(len(a), -1), b.reshape(len(b), -1))
-    spec = {"trace": "nfks,mfks->nm", "diagonal": "nfks,mfks->nmk", "full": "nfks,mfls->nmkl"}
-    return einsum(spec[output], a, b)
+    other = axes.replace("n", "m")
+    kept = {"trace": "", "diagonal": "k", "full": "kl"}[output]
+    return einsum(f"{axes},{other.replace('k', 'l') if output == 'full' else other}->nm{kept}", a, b)
 
 
-def _formed(
-    left: Sequence[Array], right: Sequence[Array], outputs: int, first: int, second: int
-) -> Float[Array, "n f outputs s"]:
-    """Gradients of a tile of so many rows and columns, from the sides of all its uses, see `_rows_first`.
+def _order(factors: Sequence[Factor]) -> str:
+    """Axes of gradients, n examples, k outputs, f rows, s columns, in the order in which products give most of them."""
+    return "nkfs" if any(factor.outputs_left for factor in factors) else "nfks"
 
-    Axes are in the order in which products have them: others would be copied.
-    """
-    total = jnp.zeros((len(right[0]), first, outputs, second), wide(right[0].dtype))
+
+def _formed(left: Sequence[Array], right: Sequence[Array], axes: str, sizes: dict[str, int]) -> Array:
+    """Gradients of a tile, with such axes, from the sides of all uses of its matrix, see `_rows_first`."""
+    dtype = wide(right[0].dtype)
+    shape = [sizes[axis] for axis in axes[1:]]
+    total = jnp.zeros((len(right[0]), *shape), dtype)
     for one, other in zip(left, right, strict=True):
         if are_ids(one):
-            at = jnp.where((one >= 0) & (one < first), one, first)  # out of bounds, and dropped
+            at = jnp.where((one >= 0) & (one < sizes["f"]), one, sizes["f"])  # out of bounds, and dropped
 
             def scatter(zeros: Array, ids: Array, rows: Array) -> Array:
-                return zeros.at[ids].add(rows.astype(zeros.dtype), mode="drop")
+                if axes == "nkfs":
+                    return zeros.at[:, ids].add(rows.swapaxes(0, 1).astype(dtype), mode="drop")
+                return zeros.at[ids].add(rows.astype(dtype), mode="drop")
 
             total = jax.vmap(scatter)(total, at, other)
         else:
-            spec = "nrkf,nrs->nfks" if one.ndim == 4 else "nrf,nrks->nfks"
-            total = total + einsum(spec, one, other)
+            if jax.default_backend() == "cpu":  # whose products have no factors of two bytes in all layouts
+                one, other = one.astype(dtype), other.astype(dtype)
+            spec = "nrkf,nrs" if one.ndim == 4 else "nrf,nrks"
+            total = total + einsum(f"{spec}->{axes}", one, other)
     return total
 
 
@@ -161,8 +170,7 @@ def gradients(factors: Sequence[Factor], first: int, second: int) -> Float[Array
     lefts, rights = (
         [_rows_first(x) for x in side] for side in zip(*[(one.left, one.right) for one in factors], strict=True)
     )
-    formed = _formed(lefts, rights, factors[0].outputs, first, second)
-    return jnp.moveaxis(formed, 1, 2)
+    return _formed(lefts, rights, "nkfs", {"k": factors[0].outputs, "f": first, "s": second})
 
 
 def _compact(a: Sequence[Factor], b: Sequence[Factor], first: int) -> tuple[list[Factor], list[Factor], int]:
