@@ -139,6 +139,7 @@ def answers(results: Path) -> dict[str, Any]:
     rows = rows_of(results)
     kernels = json.loads((results / "kernels.json").read_text(encoding="utf-8"))
     return {
+        "parity": json.loads((results / "parity.json").read_text(encoding="utf-8"))["models"],
         "losses": {task: losses(of) for task, of in rows.items()},
         "kernels": [
             {key: row.get(key) for key in ("task", "model", "effective_rank", "target_alignment", "after", "forms")}
@@ -179,7 +180,8 @@ def losses(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 def report(found: Mapping[str, Any]) -> str:
     """The answers as tables, with what they say."""
-    lines = ["# Real pretrained models", ""]
+    lines = ["# Real pretrained models", "", "`python experiments/real_models/analyse.py` writes this.", ""]
+    lines += ["## Do they compute as with torch?", "", *_parity(found["parity"]), ""]
     for task, cells in found["losses"].items():
         lines += [f"## Bits per byte on {task}", "", *_losses(cells), ""]
     lines += ["## Does the kernel stay what it was?", "", *_kernels(found["kernels"]), ""]
@@ -192,6 +194,29 @@ def report(found: Mapping[str, Any]) -> str:
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
+
+
+def _parity(models: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for name, one in models.items():
+        nats = (f"{one['nats_per_token'][by]:.4f}" for by in ("lensjax", "torch"))
+        largest, same = one["largest_relative_logit_difference"], one["same_most_likely_tokens"]
+        cells.append([name, str(one["tokens"]), *nats, f"{largest:.1e}", "yes" if same else "no"])
+    heading = ["model", "tokens", "nats per token here", "in torch", "difference of logits", "same likeliest tokens"]
+    return [*_table(heading, cells), "", "The difference is the largest, relative to the largest logit."]
+
+
+def _decided(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who is best at each size at which both kinds were measured, and by how much."""
+    said = []
+    for size in sorted({cell["examples"] for cell in cells}):
+        means = {cell["model"]: float(np.mean(cell["bits_per_byte"])) for cell in cells if cell["examples"] == size}
+        real = {model: loss for model, loss in means.items() if model in PRETRAINED}
+        small = {model: loss for model, loss in means.items() if model not in (*PRETRAINED, UNTRAINED)}
+        if real and small:
+            first, other = (min(of, key=lambda model: of[model]) for of in (real, small))
+            said.append(f"{size:,}: {first} {real[first]:.3f}, {other} {small[other]:.3f}")
+    return [f"The best pretrained and the best small model, by examples: {'; '.join(said)}."] if said else []
 
 
 def _losses(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -212,7 +237,7 @@ def _losses(cells: Sequence[Mapping[str, Any]]) -> list[str]:
             f" Seeds move {len(spreads)} losses by {100 * min(spreads):.1f} to {100 * max(spreads):.1f} %, the median "
             f"by {100 * float(np.median(spreads)):.1f} %."
         )
-    return [*table, "", *said]
+    return [*table, "", *said, *_decided(cells)]
 
 
 def _seeded(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

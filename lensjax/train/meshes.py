@@ -20,7 +20,7 @@ from lensjax.core.roofline.counters import Collective
 from lensjax.core.roofline.estimate import Layout, collective_seconds
 from lensjax.core.topologies import Topology
 from lensjax.models.families.t5 import RelativeBias
-from lensjax.models.lora import add_lora, join, split_trainable
+from lensjax.models.lora import join, split_trainable
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import AttentionImplementation, Remat, make_options
 from lensjax.models.sharding import AXES, make_mesh
@@ -28,6 +28,7 @@ from lensjax.tasks.batches import Lengths
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.spec import TrainingSpec
 from lensjax.train.step import make_programs, masked_flops, program_flops, state_shapes
+from lensjax.train.workload import adapted
 
 REMATS: Sequence[Remat] = ("none", "cheap", "dots", "full")
 _WIDE = 64  # chips along `tensor`, at most: a head is not split
@@ -100,11 +101,7 @@ class Workplace:
         """The model without weights, on a mesh."""
         dtype, param_dtype = self.training.dtypes("tpu")
         options = make_options(dtype, param_dtype, remat, attention or self.training.attention, mesh)
-        model = abstract_model(self.config, options)
-        if self.training.method == "lora":
-            spec = self.training
-            model = add_lora(model, spec.lora_rank, spec.lora_alpha, spec.lora_targets)
-        return model
+        return adapted(abstract_model(self.config, options), self.training)
 
     def spec(self, choice: Choice) -> TrainingSpec:
         """How the model is trained by a choice."""

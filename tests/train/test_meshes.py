@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from lensjax.core.errors import InputError
 from lensjax.core.roofline.chips import CHIPS
 from lensjax.core.topologies import Topology, find_topology
+from lensjax.models import make_mesh
 from lensjax.train import pods
 from lensjax.train.memory import NoRoom, compiled_from
 from lensjax.train.meshes import Choice, Forecast, Outlook, Workplace, outlooks
@@ -51,6 +52,18 @@ def test_what_is_expected_of_a_mesh() -> None:
     parts = forecast(Choice(1, 4, 2, 2, "full"))
     layers = (3 + 2) * 3 * 2 * 32 * 64 * 2 * 2 * 1 / 2
     assert parts.links == pytest.approx((2 * (3 + 1) * 2 * (KERNELS + REST) / 2 * 3 / 4 + 2 * layers / 2) / 450e9)
+
+
+def test_adapters_are_those_of_the_training() -> None:
+    work = workplace(method="lora", lora_rank=2, lora_ranks={"down": 16}, dora=True)
+    made = work.model(make_mesh("fsdp=1", jax.devices()[:1]), "full").options.lora
+    assert made is not None
+    assert made.dora
+    assert {adapter.name: adapter.rank for adapter in made.adapters} == dict.fromkeys("qkvo", 2) | {
+        "gate": 2,
+        "up": 2,
+        "down": 16,
+    }
 
 
 @pytest.mark.eight_devices
