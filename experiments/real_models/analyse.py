@@ -87,10 +87,14 @@ def places(results: Path, rows: Mapping[str, Sequence[Row]], kernels: Sequence[M
         whole = [row for row in kernels if row["task"] == task and "rates" in row]
         modes = {row["model"]: (row["rates"], row["weights"]) for row in whole}
         for target in table.sizes[table.sizes > 0]:
-            least = table.measured & (table.sizes > 0) & (table.sizes <= target)
-            there = np.isfinite(table.column(int(target))) & (least.sum(axis=1) > 1)
-            some = table.select(there).up_to(int(target))
-            if there.sum() < 3 or not set(PRETRAINED) & set(some.models):
+            seen = table.up_to(int(target))
+            real = [i for i, model in enumerate(seen.models) if model in PRETRAINED and seen.measured[i, -1]]
+            if not real:
+                continue
+            most = max(real, key=lambda i: seen.measured[i].sum())
+            wherever = np.asarray(seen.measured[:, seen.measured[most]].all(axis=1))  # that one was measured
+            some = seen.select(wherever)
+            if len(some.models) < 3 or seen.points()[most] < 2:
                 continue
             known = [modes.get(model) for model in some.models]
             enough = sum(one is not None for one in known) > 1
@@ -275,7 +279,7 @@ def _kernels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if drifts:
             said.append(
                 f"{kind}: drift {_range(drifts)} and growth {_range(growth, 3)} at the first rung above 0 "
-                f"({len(drifts)} ladders)."
+                f"(models: {len(drifts)})."
             )
     return [*_table(heading, cells), "", "Drift is 1 − cos of the kernel before and after. " + " ".join(said)]
 
@@ -299,17 +303,20 @@ def _moved(one: Mapping[str, Any]) -> list[str]:
 def _forms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ladders = [row for row in rows if row["forms"]]
     sizes = sorted({rung["examples"] for row in ladders for rung in row["forms"]})
-    cells, rises = [], []
+    cells: list[list[str]] = []
+    rises: dict[bool, list[bool]] = {True: [], False: []}
     for row in ladders:
         by = {rung["examples"]: rung["sum_of_largest"] for rung in row["forms"]}
         decay = row["decay"]
         beta = DASH if decay is None else f"{decay['beta2']:.2f}"
         cells.append([row["task"], row["model"], *(f"{by[s]:.3g}" if s in by else "" for s in sizes), beta])
         if len(by) > 1:
-            rises.append(by[max(by)] > by[min(by)])
+            rises[row["model"] in PRETRAINED].append(by[max(by)] > by[min(by)])
+    counts = [f"{sum(rises[real])} of {len(rises[real])}" for real in (True, False)]
     said = (
         "ΣH, the sum over layers of the largest over 16 examples of Σ_j vᵢᵀ H_ij v_j, is larger at the last rung than "
-        f"at the first in {sum(rises)} of {len(rises)} ladders. The theory of two phases has it fall as n^(−β₂)."
+        f"at the first in {counts[0]} ladders of real pretrained models and in {counts[1]} of small ones. The theory "
+        "of two phases has it fall as n^(−β₂)."
     )
     return [*_table(["task", "model", *(f"{size:,}" for size in sizes), "β₂"], cells), "", said]
 
