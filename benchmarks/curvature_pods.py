@@ -11,20 +11,17 @@ Memory is the compiler's own account of the program that takes most, with what i
 below, of all programs as often as they run (see docs/pods.md); the kernel's own checks are not among them.
 """
 
-import argparse
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from machine import describe
+from cases import parser_of, run_cases
 from parts import rounded
 from pods import LLAMA_7B, T5_11B, TINY
 
@@ -43,7 +40,7 @@ from lensjax.measure.functionals.loss import loss
 from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import make_options
 from lensjax.models.sharding import make_mesh
-from lensjax.train.memory import program_bytes
+from lensjax.train.memory import NoRoom, compiled_from, program_bytes
 from lensjax.train.placement import BatchPlacement
 
 FILL = jax.jit(_fill, static_argnums=(0, 1, 2, 3), donate_argnums=4)  # as `ntk` compiles it for TPUs
@@ -132,7 +129,7 @@ def of_kernel(case: Case, model: Model, pod: Topology) -> Iterator[Piece]:
 
 def held_factors(job: Job, part: Any, params: PyTree) -> PyTree:
     """Shapes of the factors of all batches, which the chips share."""
-    where = shared_out(job.mesh, 1)
+    where = shared_out(job.mesh)
     shapes = _room_shapes(job, part, params)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
 
@@ -190,7 +187,7 @@ def measure(case: Case) -> dict[str, Any]:
         text = piece.lowered.as_text()
         key = hashlib.sha256(text.encode()).hexdigest()
         if key not in known:
-            compiled = piece.lowered.compile()
+            compiled = compiled_from(piece.lowered)
             known[key] = program_bytes(compiled), compiled.as_text() or ""
         memory, text = known[key]
         counts = count_program(text, dict(mesh.shape))
@@ -231,35 +228,18 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the results to this JSON file; those of other cases stay")
-    parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0, even if they are there")
-    parser.add_argument("--quick", action="store_true", help="only try the script on tiny models")
-    arguments = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    cases, results = QUICK if arguments.quick else CASES, {}
-    if arguments.out is not None and arguments.out.exists():
-        results = json.loads(arguments.out.read_text(encoding="utf-8"))
+def fitting(case: Case) -> dict[str, Any]:
+    """What a case takes, or why it cannot be."""
     try:
-        find_topology(cases[0].topology)
-    except InputError as error:  # says what to install
-        sys.exit(str(error))
-    for number in range(len(cases)) if arguments.case is None else arguments.case:
-        case = cases[number]
-        if arguments.case is None and case.title in results:
-            continue
-        described = describe("jax", "jaxlib", "libtpu", "flax")
-        try:
-            measured = rounded(measure(case))
-        except InputError as error:  # the memory does not suffice
-            measured = {"chips": len(find_topology(case.topology).devices), "problem": str(error)}
-        results[case.title] = measured | described
-        print(case.title, json.dumps({k: v for k, v in results[case.title].items() if k != "programs"}), flush=True)
-        if arguments.out is not None:
-            ordered = {case.title: results[case.title] for case in cases if case.title in results}
-            arguments.out.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+        return measure(case)
+    except NoRoom as error:
+        problem = str(error) or "the compiler says that it does not fit"
+    except InputError as error:
+        problem = str(error)
+    return {"chips": len(find_topology(case.topology).devices), "problem": problem}
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parser_of(__doc__).parse_args()
+    packages = ("jax", "jaxlib", "libtpu", "flax")
+    run_cases(arguments, QUICK if arguments.quick else CASES, fitting, packages, hidden=["programs"])

@@ -18,9 +18,7 @@ kernel ("flash") in its place, whose operations are added: those of the causal h
 backward pass needs them, and 2.5 times as many backwards.
 """
 
-import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from cases import parser_of, results_of, run_cases, use_compiler
 from figures import panels
 from jax.sharding import Mesh, PartitionSpec
 from machine import describe
@@ -320,45 +319,35 @@ def draw(found: Mapping[str, Any], compiled: Mapping[str, Any], file: Path) -> N
         axes[0].legend(fontsize=6, frameon=False)
 
 
+def measured(case: Published | Advised, *, forecast: bool) -> dict[str, Any]:
+    """The row of a case."""
+    if isinstance(case, Published):
+        return published(case)
+    return expected(case) if forecast else advised(case)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the results to this JSON file; those of other cases stay")
-    parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0, even if they are there")
+    parser = parser_of(__doc__)
     parser.add_argument("--forecast", action="store_true", help="forecast what is not there yet, and compile nothing")
     parser.add_argument("--scaling", type=Path, help="write forecasts for growing numbers of chips to this JSON file")
-    parser.add_argument("--quick", action="store_true", help="only try the script on tiny models")
     arguments = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    cases, results = QUICK if arguments.quick else CASES, {}
-    if arguments.out is not None and arguments.out.exists():
-        results = json.loads(arguments.out.read_text(encoding="utf-8"))
-    try:
-        topology_devices(cases[0].topology)
-    except InputError as error:  # says what to install
-        sys.exit(str(error))
-    if arguments.scaling is not None:
-        few = [case for case in cases if isinstance(case, Advised)]
-        described = describe("jax", "jaxlib", "libtpu", "flax")
-        found = scaling(few, QUICK_SHAPES, 4) if arguments.quick else scaling(few, SHAPES, 256)
-        whole = {"basis": "forecast", "models": found} | described
-        arguments.scaling.write_text(json.dumps(rounded(whole), indent=1) + "\n", encoding="utf-8")
-        draw(found, results, arguments.scaling.with_suffix(".svg"))
+    cases, packages = QUICK if arguments.quick else CASES, ("jax", "jaxlib", "libtpu", "flax")
+    if arguments.scaling is None:
+        run_cases(
+            arguments,
+            cases,
+            partial(measured, forecast=arguments.forecast),
+            packages,
+            missing=lambda row: not row or (row.get("basis") == "forecast" and not arguments.forecast),
+        )
         return
-    for number in range(len(cases)) if arguments.case is None else arguments.case:
-        case = cases[number]
-        basis = results.get(case.title, {}).get("basis", "compiled" if case.title in results else "")
-        if arguments.case is None and basis in ("compiled", "forecast" if arguments.forecast else "compiled"):
-            continue
-        measured_with = describe("jax", "jaxlib", "libtpu", "flax")
-        if isinstance(case, Published):
-            measure = partial(published, case)
-        else:
-            measure = partial(expected if arguments.forecast else advised, case)
-        results[case.title] = measure() | measured_with
-        print(case.title, json.dumps(results[case.title], indent=2), flush=True)
-        if arguments.out is not None:
-            ordered = {case.title: results[case.title] for case in cases if case.title in results}
-            arguments.out.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+    use_compiler(cases[0].topology)
+    few = [case for case in cases if isinstance(case, Advised)]
+    described = describe(*packages)
+    found = scaling(few, QUICK_SHAPES, 4) if arguments.quick else scaling(few, SHAPES, 256)
+    whole = {"basis": "forecast", "models": found} | described
+    arguments.scaling.write_text(json.dumps(rounded(whole), indent=1) + "\n", encoding="utf-8")
+    draw(found, results_of(arguments.out), arguments.scaling.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -8,22 +8,17 @@ of every parameter. Parameters are float32, matrix products bfloat16, every laye
 Memory is the compiler's own account.
 """
 
-import argparse
-import json
 import math
 import re
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
-from machine import describe
+from cases import parser_of, run_cases
 from transformers import LlamaConfig, MixtralConfig, T5Config
 
 from lensjax.core.devices import CHIP_GB, topology_devices
-from lensjax.core.errors import InputError
 from lensjax.models import model as base
 from lensjax.models import sharding
 from lensjax.models.model import abstract_model
@@ -55,7 +50,7 @@ class Case:
     what: str = PASS
 
     @property
-    def name(self) -> str:
+    def title(self) -> str:
         what = "" if self.what == PASS else f" {self.what}"
         return f"{self.model}{what}, {self.topology}, {self.mesh}, {self.time} tokens"
 
@@ -140,28 +135,6 @@ def largest_buffer(program: str) -> tuple[str, int]:
     return name, found[name]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
-    parser.add_argument("--case", type=int, nargs="*", help="only these, counted from 0; other results in --out stay")
-    parser.add_argument("--quick", action="store_true", help="only try the script on tiny models")
-    arguments = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    cases, results = QUICK if arguments.quick else CASES, {}
-    try:
-        topology_devices(cases[0].topology)
-    except InputError as error:  # says what to install
-        sys.exit(str(error))
-    if arguments.out is not None and arguments.out.exists() and arguments.case is not None:
-        results = json.loads(arguments.out.read_text(encoding="utf-8"))
-    for number in range(len(cases)) if arguments.case is None else arguments.case:
-        described, measured = describe("jax", "flax", "libtpu"), compile_case(cases[number])
-        results[cases[number].name] = measured | described
-        print(cases[number].name, json.dumps(measured, indent=2), flush=True)
-        if arguments.out is not None:
-            ordered = {case.name: results[case.name] for case in cases if case.name in results}
-            arguments.out.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    arguments = parser_of(__doc__).parse_args()
+    run_cases(arguments, QUICK if arguments.quick else CASES, compile_case, ("jax", "flax", "libtpu"))

@@ -68,14 +68,13 @@ def find_topology(name: str, facts: Path | None = None) -> Topology:
     chip, sides = find_chip(found[1], facts), found[2].split("x")
     if found[1] in CHIP_GB:
         if len(sides) == 1:
-            raise InputError(f"'{shorten(name)}' has no shape; write it as in {found[1]}:4x4 or {found[1]}:2x2x2.")
+            raise InputError(f"'{shorten(name)}' has no shape; write it as in {found[1]}:{_sides_of(chip)}.")
         return Topology(name, chip, topology_devices(name))
     if chip.torus:
         if len(sides) != chip.torus:
-            shape = "x".join(["4"] * chip.torus)
             raise InputError(
                 f"'{shorten(name)}' has not the {chip.torus} dimensions of the torus of {chip.name}; write its shape "
-                f"as in {chip.name}:{shape}."
+                f"as in {chip.name}:{_sides_of(chip)}."
             )
         stand_in = f"{_PLANE if chip.torus == 2 else _CUBE}{name[len(found[1]) :]}"
         return Topology(name, chip, topology_devices(stand_in), stand_in)
@@ -93,3 +92,8 @@ def find_topology(name: str, facts: Path | None = None) -> Topology:
         )
     stand_in = f"{_CUBE}:{_CUBES[number]}"
     return Topology(name, chip, topology_devices(stand_in), stand_in)
+
+
+def _sides_of(chip: Chip) -> str:
+    """A shape that slices of a chip's torus have."""
+    return "x".join(["4"] * (chip.torus or 2))

@@ -211,9 +211,9 @@ def _factors(job: Job, params: PyTree, batch: int) -> tuple[list[list[Factor]], 
     (part,), zero = job.parts, jnp.asarray(0)
     some = job.captured, params, job.examples_of(batch), zero, zero
     values, held = filler()(job.plan, part, job.dtype, job.mesh, None, *some)
-    check_finite(values, batch * job.batch, job.sizes[0])
-    numbers = batch * job.batch + jnp.arange(job.batch)
-    return jax.tree.map(lambda x: x[0], held), jnp.where(numbers < job.sizes[0], 1.0, 0.0)
+    numbers = job.numbers(batch)
+    check_finite(values, numbers, job.sizes)
+    return jax.tree.map(lambda x: x[:, 0], held), jnp.where(numbers < job.sizes[0], 1.0, 0.0)
 
 
 def _full(plan: ContractionPlan, leaf: Leaf, longest: int) -> tuple[bool, bool]:

@@ -207,5 +207,6 @@ def _reason(ranked: Sequence[Placement]) -> str:
     name = max(parts, key=lambda key: parts[key])
     if more < 0.005:
         return f"{start}; {others[0]} is as good."
-    why = f", as its {name} takes {parts[name]:.2g} s more" if parts[name] > 0 else ", as it hides less"
+    does = {"compute": "its products take", "memory": "its memory takes", "links": "its links take"}[name]
+    why = f", as {does} {parts[name]:.2g} s more" if parts[name] > 0 else ", as it hides less"
     return f"{start}; {others[0]} takes {100 * more:.0f} % longer{why}."

@@ -75,7 +75,8 @@ def test_an_unknown_chip_asks_for_facts_and_takes_them(tmp_path: Path, asked: li
     [
         ("v5e", "write chip and shape of a TPU slice as in v5e:16x16"),
         ("v5e:0x4", "is no topology"),
-        ("v5e:16", r"has no shape; write it as in v5e:4x4 or v5e:2x2x2\."),
+        ("v5e:16", r"has no shape; write it as in v5e:4x4\."),
+        ("v5p:64", r"has no shape; write it as in v5p:4x4x4\."),
         ("h100:2x4", r"h100 chips are behind switches; write their number as in h100:16\."),
         ("h100:8:2", r"write their number as in h100:16\."),
         ("h100:12", "nothing stands in for; give one of 4, 8, 16, 32"),

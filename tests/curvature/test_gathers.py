@@ -1,30 +1,66 @@
-"""On a mesh, a product with a Hessian gathers no stack of layers whole, but a layer at a time."""
+"""On a mesh, no program of a kernel or Hessian gathers a stack of layers whole, but a layer at a time."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from transformers import LlamaConfig
 
 from lensjax.core.roofline.hlo import gathered
 from lensjax.curvature import hvp
 from lensjax.curvature.jaxpr.program import traced_program
+from lensjax.curvature.ntk.ntk import _contract, _room_shapes
+from lensjax.curvature.ntk.plan import filler, prepare, shared_out
 from lensjax.curvature.streaming import layout
-from lensjax.models.model import abstract_model
+from lensjax.measure.functionals.loss import loss
+from lensjax.models.model import Model, abstract_model
 from lensjax.models.options import make_options
 from lensjax.models.sharding import make_mesh
 
-LLAMA = LlamaConfig(vocab_size=512, hidden_size=256, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4)
+LLAMA = LlamaConfig(vocab_size=512, hidden_size=256, intermediate_size=376, num_hidden_layers=3, num_attention_heads=4)
+TIME, EXAMPLES = 16, 62
+
+
+def of_product(model: Model) -> Iterator[jax.stages.Lowered]:
+    where = jax.NamedSharding(model.options.mesh, jax.P(("data", "fsdp")))
+    ids = jax.ShapeDtypeStruct((8, TIME), jnp.int32, sharding=where)
+    batch, params = {"input_ids": ids, "labels": ids}, model.params
+    program, captured = traced_program(model.loss, params, batch, (0,))
+    yield hvp._direct.lower(hvp._Hessian(), program, captured, params, batch, layout(params), params)
+
+
+def of_kernel(model: Model) -> Iterator[jax.stages.Lowered]:
+    """Factors of every part, in several batches, and their contraction, within the memory that is planned."""
+    ids = np.zeros((EXAMPLES, TIME), np.int32)
+    job = prepare(loss(model), model.params, {"input_ids": ids, "labels": ids}, None, "exact", 2**21)
+    where, zero = shared_out(job.mesh), jax.ShapeDtypeStruct((), jnp.int32)
+    some = {name: jax.ShapeDtypeStruct((job.batch, TIME), jnp.int32, sharding=where) for name in job.examples}
+    assert len(job.parts) > 1
+    assert job.batches > 1
+    assert any(part.pieces > 1 for part in job.parts)
+    for part in job.parts:
+        held = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), _room_shapes(job, part, model.params)
+        )
+        arguments = job.plan, part, job.dtype, job.mesh, held, job.captured, model.params, some, zero, zero
+        yield filler().lower(*arguments)
+        for leaf, factors in zip(part.leaves, held, strict=True):
+            yield _contract.lower(factors, *job.contraction(part, leaf, factors, "trace"))
 
 
 @pytest.mark.eight_devices
-def test_no_stack_of_layers_is_gathered() -> None:
-    mesh = make_mesh("fsdp=4,tensor=2")
-    model = abstract_model(LLAMA, make_options("float32", remat="full", mesh=mesh))
+@pytest.mark.parametrize(("programs", "mesh"), [(of_product, "fsdp=4,tensor=2"), (of_kernel, "data=2,fsdp=4")])
+def test_no_stack_of_layers_is_gathered(programs: Any, mesh: str) -> None:
+    model = abstract_model(LLAMA, make_options("float32", remat="full", mesh=make_mesh(mesh)))
     split = [leaf for leaf in jax.tree.leaves(model.params) if not leaf.sharding.is_fully_replicated]
-    ids = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
-    batch, params = {"input_ids": ids, "labels": ids}, model.params
-    program, captured = traced_program(model.loss, params, batch, (0,))
-    lowered = hvp._direct.lower(hvp._Hessian(), program, captured, params, batch, layout(params), params)
-    found = gathered(lowered.compile().as_text())
-    assert found  # layers are, one by one
-    assert not found & {leaf.shape for leaf in split if len(leaf.shape) > 2}
+    stacks = {leaf.shape for leaf in split if len(leaf.shape) > 2}
+    every = set()
+    for lowered in programs(model):
+        compiled = lowered.compile()
+        found = gathered(compiled.as_text())
+        every |= found
+        assert not found & stacks
+    assert every & {shape[1:] for shape in stacks}  # layers are, one by one

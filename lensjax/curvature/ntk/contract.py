@@ -71,21 +71,22 @@ def _form(
         return jnp.zeros(_shape(a[0], b[0], output), dtype)
     devices = 1 if mesh is None else mesh.size
     each = dtype.itemsize * outputs * (n if same else n + m)
-    tile = _tile(first, second, max(1, chunk_bytes // each) * devices, devices)
-    spread = mesh is not None and tile[0] % devices == 0
+    at_once = sum(factor.right.size * factor.right.dtype.itemsize for factor in (a if same else [*a, *b]))
+    widest = second if mesh is None else max(1, chunk_bytes * second // at_once)
+    tile = _tile(first, second, max(1, chunk_bytes // each) * devices, devices, widest)
     parts = panels(n, same and mesh is None, PANEL, PANELS)
     sides = [[factor.some(part) for factor in a] for part in parts] if same else [a, b]
     upper = [range(i, len(sides)) for i in range(len(sides))] if same else [range(1, 2)]
-    lefts = [[_left_tiles(factor, tile[0], first) for factor in side] for side in sides]
-    lefts = jax.tree.map(lambda x: constrain(x, mesh, x.ndim - 1 if spread and not are_ids(x) else None), lefts)
-    rights = [[constrain(tiled(factor.right, tile[1]), mesh) for factor in side] for side in sides]
+    lefts = [[_left_tiles(factor, tile[0], first, mesh) for factor in side] for side in sides]
+    rights = [[constrain(tiled(factor.right, tile[1]), mesh, 0) for factor in side] for side in sides]
 
     def gradient(left: list[Array], right: list[Array]) -> Array:
         formed = _formed(left, right, axes, {"k": outputs, "f": tile[0], "s": tile[1]})
-        return constrain(formed, mesh, axes.index("f")) if spread else formed
+        return constrain(formed, mesh, axes.index("f"))
 
     def strip(total: list[list[Array]], number: Array) -> tuple[list[list[Array]], None]:
         right = jax.tree.map(lambda x: _rows_first(jax.lax.dynamic_index_in_dim(x, number, -2, False)), rights)
+        right = jax.tree.map(lambda x: constrain(x, mesh), right)  # of all examples, in this tile alone
 
         def add(total: list[list[Array]], left: list[list[Array]]) -> tuple[list[list[Array]], None]:
             formed = [gradient(*pair) for pair in zip(left, right, strict=True)]
@@ -101,11 +102,24 @@ def _form(
     return from_upper(total) if same else total[0][0]
 
 
-def _left_tiles(factor: Factor, size: int, first: int) -> Array:
-    """The left side of so many of the `first` rows of the matrix at a time, [tiles, …]: ids count from its first."""
+def _left_tiles(factor: Factor, size: int, first: int, mesh: Mesh | None) -> Array:
+    """The left side of so many of the `first` rows of the matrix at a time, [tiles, …]: ids count from its first.
+
+    Of a mesh, whose size divides that of a tile, every device has rows that are neighbours in the matrix, and as many of
+    them in every tile; ids go to all devices.
+    """
+    count, devices = -(-first // size), 1 if mesh is None else mesh.size
+    each = size // devices  # rows of a tile on a device, which has `count` times as many
     if factor.looks_up:
-        return factor.left - size * jnp.arange(-(-first // size)).reshape(-1, *[1] * factor.left.ndim)
-    return jnp.moveaxis(tiled(_rows_first(factor.left), size), -2, 0)
+        ids = constrain(factor.left, mesh)
+        device, within = ids // (count * each), ids % (count * each)
+        numbers = jnp.arange(count).reshape(-1, *[1] * ids.ndim)
+        return jnp.where((ids >= 0) & (within // each == numbers), device * each + within % each, -1)
+    left = _rows_first(factor.left)
+    padded = jnp.pad(left, [*[(0, 0)] * (left.ndim - 1), (0, count * size - first)])
+    padded = constrain(padded, mesh, 0)  # as examples are: only then do rows change places, and none is copied
+    split = constrain(padded, mesh, padded.ndim - 1).reshape(*left.shape[:-1], devices, count, each)
+    return jnp.moveaxis(split, -2, 0).reshape(count, *left.shape[:-1], size)
 
 
 def _rows_first(x: Array) -> Array:
@@ -113,14 +127,17 @@ def _rows_first(x: Array) -> Array:
     return x.swapaxes(1, 2) if x.ndim == 4 else x
 
 
-def _tile(first: int, second: int, numbers: int, devices: int) -> tuple[int, int]:
+def _tile(first: int, second: int, numbers: int, devices: int, widest: int) -> tuple[int, int]:
     """Rows and columns of at most so many numbers of a matrix, about as many rows as columns, or half as many.
 
-    Gradients are sums of outer products: a square tile reads least of both sides for its numbers.
+    Gradients are sums of outer products: a square tile reads least of both sides for its numbers. Devices have as many
+    rows each, so that there may be more than those of the matrix, and get `widest` columns at most of all examples.
     """
-    columns = min(second, max(_power_of_two(math.isqrt(2 * numbers)), numbers // first))
+    columns = min(second, widest, max(_power_of_two(math.isqrt(2 * numbers)), numbers // first))
     rows = min(first, max(numbers // columns, 1))
-    return rows if rows == first else max(_power_of_two(rows) // devices, 1) * devices, columns
+    if rows == first:
+        return -(-rows // devices) * devices, columns
+    return max(_power_of_two(rows) // devices, 1) * devices, columns
 
 
 def _power_of_two(number: int) -> int:

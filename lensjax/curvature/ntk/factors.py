@@ -1,7 +1,7 @@
 """Gradients of many examples as the factors that a kernel needs, made for a part of the parameters at a time."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -147,19 +147,27 @@ class ContractionPlan:
         return Leaf(number, layers, first, math.prod(shape) // max(first, 1), uses, self.count, size)
 
 
-def make_parts(plan: ContractionPlan, examples: int, budget: int) -> list[Portion]:
-    """Parts whose factors, of so many examples, take at most `budget` bytes, where that is possible at all."""
+def make_parts(plan: ContractionPlan, examples: int, budget: int, alone: int | None = None) -> list[Portion]:
+    """Parts whose factors, of so many examples, take at most `budget` bytes, where that is possible at all.
+
+    Args:
+      alone: Bytes that the factors of one example, of all layers, may take while they are made, where that is possible
+        at all; by default the parameters of a stack are made together.
+    """
     whole = Portion(plan.leaves, 1, 0)
-    if examples * whole.example_bytes <= budget:
+    if alone is None and examples * whole.example_bytes <= budget:
         return [whole]
     parts: list[Portion] = []
     for layers in sorted({leaf.layers for leaf in plan.leaves if leaf.layers is not None}):
-        stack = tuple(leaf for leaf in plan.leaves if leaf.layers == layers)
+        stack = [leaf for leaf in plan.leaves if leaf.layers == layers]
         sizes = [size for size in range(1, layers + 1) if layers % size == 0]
-        parts.append(_largest(stack, [(layers // size, size) for size in sizes], examples, budget))
+        pieces = [(layers // size, size) for size in sizes]
+        most = None if alone is None else min(alone, budget * layers // examples)
+        parts += [_largest(some, pieces, examples, budget) for some in _together(stack, most)]
     loose: list[Leaf] = []
     for leaf in sorted((leaf for leaf in plan.leaves if leaf.layers is None), key=lambda leaf: leaf.example_bytes):
-        if not leaf.first or examples * sum(each.example_bytes for each in (*loose, leaf)) <= budget:
+        together = sum(each.example_bytes for each in (*loose, leaf))
+        if not leaf.first or (examples * together <= budget and (alone is None or together <= alone)):
             loose.append(leaf)
             continue
         sizes = [-(-leaf.first // pieces) for pieces in range(leaf.first if leaf.divisible else 1, 0, -1)]
@@ -168,11 +176,41 @@ def make_parts(plan: ContractionPlan, examples: int, budget: int) -> list[Portio
     return parts if not loose else [*parts, Portion(tuple(loose), 1, 0)]
 
 
+def _together(stack: Sequence[Leaf], most: int | None) -> list[tuple[Leaf, ...]]:
+    """Parameters of a stack whose factors are made together, of so many bytes for an example."""
+    groups: list[tuple[Leaf, ...]] = []
+    for leaf in stack:
+        last = groups[-1] if groups else ()
+        joined = most is None or sum(one.example_bytes for one in (*last, leaf)) <= most
+        groups = [*groups[:-1], (*last, leaf)] if last and joined else [*groups, (leaf,)]
+    return groups
+
+
 def _largest(leaves: tuple[Leaf, ...], pieces: Sequence[tuple[int, int]], examples: int, budget: int) -> Portion:
     """The part with the largest piece that fits, or else the smallest; pieces come with rising size."""
     parts = [Portion(leaves, count, size) for count, size in pieces]
     fitting = [part for part in parts if examples * part.example_bytes <= budget]
     return fitting[-1] if fitting else parts[0]
+
+
+def kept_bytes(plan: ContractionPlan) -> int:
+    """Bytes that a backward pass keeps of each example besides factors."""
+    own = frozenset(range(plan.program.parameters))
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in map(aval, plan.program.jaxpr.invars)]
+    captured = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in map(aval, plan.program.jaxpr.constvars)]
+    params, one = shapes[: len(own)], shapes[len(own) :]
+
+    def pulled(captured: PyTree, params: PyTree, examples: PyTree) -> PyTree:
+        g, probes, apart = _probed(plan, own, captured, params)
+        direct = [params[number] for number in apart]
+        return jax.vjp(lambda *some: jax.vmap(lambda x: g(*some, x))(examples), probes, direct, has_aux=True)[1]
+
+    def kept(count: int) -> int:
+        examples = [jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for x in one]
+        leaves = jax.tree.leaves(jax.eval_shape(pulled, captured, params, examples))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    return kept(2) - kept(1)  # without what examples have in common
 
 
 def make_factors(
@@ -194,7 +232,8 @@ def make_factors(
       piece: Its number.
       dtype: Type that factors are rounded to.
     """
-    values, made = jax.vmap(lambda example: _one(plan, captured, params, example))(examples)
+    own = frozenset(leaf.number for leaf in part.leaves)
+    values, made = jax.vmap(lambda example: _one(plan, own, captured, params, example))(examples)
 
     def taken(leaf: Leaf) -> list[Factor]:
         factors: list[Factor] = made[leaf.number]
@@ -207,27 +246,44 @@ def make_factors(
     return values, [taken(leaf) for leaf in part.leaves]
 
 
-def _one(plan: ContractionPlan, captured: PyTree, params: PyTree, example: PyTree) -> tuple[Array, list[list[Factor]]]:
-    """Values for one example, and the factors of every parameter without the axis of examples."""
-    leaves = jax.tree.leaves(params)
-    probes = {key: jnp.zeros(use.probe_shape, use.dtype) for key, use in plan.uses.items()}
+def _probed(
+    plan: ContractionPlan, own: frozenset[int], captured: PyTree, params: PyTree
+) -> tuple[Callable[..., tuple[Array, dict[Key, Array]]], dict[Key, Array], list[int]]:
+    """The function of probes of some parameters, others of them and an example; the probes; and which the others are.
 
-    def g(probes: dict[Key, Array], direct: list[Array]) -> tuple[Array, dict[Key, Array]]:
+    Its value is that for the example, and, for every probe, the other factor of its product.
+    """
+    leaves = jax.tree.leaves(params)
+    uses = {key: use for key, use in plan.uses.items() if use.leaf in own}
+    apart = [number for number in plan.direct if number in own]
+
+    def g(probes: dict[Key, Array], direct: list[Array], example: PyTree) -> tuple[Array, dict[Key, Array]]:
         mixed = list(leaves)
-        for i, leaf in zip(plan.direct, direct, strict=True):
-            mixed[i] = leaf
+        for number, leaf in zip(apart, direct, strict=True):
+            mixed[number] = leaf
         inputs = [*mixed, *jax.tree.leaves(example)]
-        value, rows = with_probes(plan.program.jaxpr, captured, plan.uses, inputs, probes)
+        value, rows = with_probes(plan.program.jaxpr, captured, uses, inputs, probes)
         return value.reshape(plan.count), rows
 
-    value, pull, rows = jax.vjp(g, probes, [leaves[i] for i in plan.direct], has_aux=True)
+    return g, {key: jnp.zeros(use.probe_shape, use.dtype) for key, use in uses.items()}, apart
+
+
+def _one(
+    plan: ContractionPlan, own: frozenset[int], captured: PyTree, params: PyTree, example: PyTree
+) -> tuple[Array, dict[int, list[Factor]]]:
+    """Values for one example, and the factors of some parameters without the axis of examples."""
+    leaves = jax.tree.leaves(params)
+    g, probes, apart = _probed(plan, own, captured, params)
+    direct = [leaves[number] for number in apart]
+    value, pull, rows = jax.vjp(lambda *some: g(*some, example), probes, direct, has_aux=True)
     deltas, gradients = jax.vmap(pull)(jnp.eye(plan.count, dtype=value.dtype))
-    made: list[list[Factor]] = [[] for _ in leaves]
-    for i, gradient in zip(plan.direct, gradients, strict=True):
-        layers = () if plan.leaves[i].layers is None else (plan.leaves[i].layers,)
-        row = gradient.reshape(plan.count, *layers, 1, plan.leaves[i].first)
-        made[i].append(Factor(row, jnp.ones((*layers, 1, 1), row.dtype)))
-    for key, use in plan.uses.items():
-        delta, row = jax.vmap(use.joined)(deltas[key]), use.joined(rows[key])
+    made: dict[int, list[Factor]] = {number: [] for number in own}
+    for number, gradient in zip(apart, gradients, strict=True):
+        layers = () if plan.leaves[number].layers is None else (plan.leaves[number].layers,)
+        row = gradient.reshape(plan.count, *layers, 1, plan.leaves[number].first)
+        made[number].append(Factor(row, jnp.ones((*layers, 1, 1), row.dtype)))
+    for key, delta in deltas.items():
+        use = plan.uses[key]
+        delta, row = jax.vmap(use.joined)(delta), use.joined(rows[key])
         made[use.leaf].append(Factor(*((delta, row) if use.outputs_first else (row, delta))))
     return value, made

@@ -86,10 +86,15 @@ def free_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def check_finite(values: Array, start: int, n: int) -> None:
-    """Raise NotFinite where the values [examples, outputs], of which n are of xs, are not finite."""
+def check_finite(values: Array, numbers: np.ndarray, sizes: tuple[int, int]) -> None:
+    """Raise NotFinite where values [examples, outputs] are not finite.
+
+    Args:
+      numbers: Of the examples, those of xs and then those of ys; those past the last are copies of it.
+      sizes: Numbers of examples of xs, and of ys.
+    """
     bad = np.flatnonzero(~np.isfinite(np.asarray(values, np.float64)).all(axis=1))
     if bad.size:
-        at = start + int(bad[0])
+        n, at = sizes[0], min(int(numbers[bad[0]]), sum(sizes) - 1)
         where = f"{at}" if at < n else f"{at - n} of ys"
         raise NotFinite(f"The function is not finite for example {where}; leave it out, or mend it.")

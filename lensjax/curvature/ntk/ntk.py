@@ -136,7 +136,7 @@ def _sum_up(job: Job, params: PyTree, kernel: Total, progress: Callable[[int, in
             for i in range(job.batches):
                 some = job.captured, params, job.examples_of(i), jnp.asarray(piece), jnp.asarray(i)
                 values, held = filler()(job.plan, part, job.dtype, job.mesh, held, *some)
-                check_finite(values, i * job.batch, job.sizes[0])
+                check_finite(values, job.numbers(i), job.sizes)
                 done += 1
                 if progress is not None:
                     progress(done, job.batches * sum(part.pieces for part in job.parts))
@@ -185,17 +185,17 @@ def _flops(job: Job, params: PyTree, output: Output) -> int:
 
 
 def _room_shapes(job: Job, part: Portion, params: PyTree) -> PyTree:
-    """Shapes of the factors of all batches, [batches, batch, …]."""
+    """Shapes of the factors of all batches, [batch, batches, …]."""
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((job.batch, *x.shape[1:]), x.dtype), job.examples)
     made = jax.eval_shape(
         lambda p, x: make_factors(job.plan, part, job.captured, p, x, jnp.asarray(0), job.dtype)[1], params, some
     )
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((job.batches, *leaf.shape), leaf.dtype), made)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((job.batch, job.batches, *leaf.shape[1:]), leaf.dtype), made)
 
 
 def _room(job: Job, shapes: PyTree) -> PyTree:
     """Zeros for the factors of all batches, which the devices share."""
-    where = shared_out(job.mesh, 1)
+    where = shared_out(job.mesh)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=where), shapes)
 
 

@@ -17,7 +17,7 @@ from lensjax.curvature.compiling import exact_options
 from lensjax.curvature.jaxpr.program import Function, traced_program
 from lensjax.curvature.ntk.costs import ALONE, WRITTEN, Output
 from lensjax.curvature.ntk.factor import Factor, constrain
-from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, Portion, make_factors, make_parts
+from lensjax.curvature.ntk.factors import ContractionPlan, Leaf, Portion, kept_bytes, make_factors, make_parts
 from lensjax.curvature.ntk.inputs import count_examples, free_memory, kind, on_host, one_after_another
 from lensjax.curvature.ntk.proof import Sample, draw
 from lensjax.curvature.streaming import check_params, layout
@@ -79,9 +79,16 @@ class Job:
         chunk = max(_CHUNK.get(platform, _CHUNK["gpu"]), 4 * sum(self.sizes) * _LEAST)
         return min(int(self.limit * (1 - HELD)), chunk)
 
-    def examples_of(self, number: int) -> PyTree:
-        """The examples of a batch; the last example fills up the last batch."""
-        rows = np.minimum(np.arange(number * self.batch, (number + 1) * self.batch), sum(self.sizes) - 1)
+    def numbers(self, batch: int) -> np.ndarray:
+        """Of the examples of a batch, every so many-th one; numbers past the last fill up batches.
+
+        So devices that share every batch have neighbours of all batches together, which are never moved.
+        """
+        return batch + self.batches * np.arange(self.batch)
+
+    def examples_of(self, batch: int) -> PyTree:
+        """The examples of a batch, of which the last example fills up those that there are not."""
+        rows = np.minimum(self.numbers(batch), sum(self.sizes) - 1)
         return jax.device_put(jax.tree.map(lambda x: x[rows], self.examples), shared_out(self.mesh))
 
     def contraction(self, part: Portion, leaf: Leaf, gradients: list[Factor], output: Output) -> tuple[Any, ...]:
@@ -167,9 +174,16 @@ def _fit(
     """
     each, in_all = batch_bytes(plan.leaves, besides)
     if besides is None:
-        parts = make_parts(plan, examples, int(limit * devices * HELD))
+        budget, free = int(limit * devices * HELD), int(limit * (1 - HELD))
+        parts = make_parts(plan, examples, budget)
+        if each > free:  # the factors of an example have no room all together
+            stacked = [leaf for leaf in plan.leaves if leaf.layers]
+            kept = kept_bytes(plan) + batch_bytes(stacked)[0] // max((leaf.layers or 1 for leaf in stacked), default=1)
+            some = make_parts(plan, examples, budget, (free - kept) // _WITH_BACKWARD)
+            apart = kept + max(batch_bytes(part.leaves)[0] for part in some)
+            parts, each = (some, apart) if apart < each else (parts, each)
         held = max(-(-examples // devices) * part.example_bytes for part in parts)
-        least, free = math.ceil(max(each / (1 - HELD), held / HELD)), int(limit * (1 - HELD))
+        least = math.ceil(max(each / (1 - HELD), held / HELD))
     else:
         parts = [Portion(plan.leaves, 1, 0)]
         least, free = each + in_all, limit - in_all
@@ -198,11 +212,12 @@ def _fill(
 ) -> tuple[Array, PyTree]:
     """Values of the function, and `held` with the factors of a batch of examples put in."""
     values, made = make_factors(plan, part, captured, params, examples, piece, dtype)
+    made = jax.tree.map(lambda x: constrain(x, mesh, 0), made)
     if held is None:
-        return constrain(values, mesh), jax.tree.map(lambda new: new[None], made)
+        return constrain(values, mesh), jax.tree.map(lambda new: new[:, None], made)
 
     def put(old: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_index_in_dim(old, new, batch, 0)
+        return jax.lax.dynamic_update_index_in_dim(old, new, batch, 1)
 
     return constrain(values, mesh), jax.tree.map(put, held, made)
 
@@ -213,6 +228,6 @@ def filler() -> Callable[..., tuple[Array, Any]]:
     return jax.jit(_fill, static_argnums=(0, 1, 2, 3), donate_argnums=4, compiler_options=exact_options())
 
 
-def shared_out(mesh: Mesh | None, axis: int = 0) -> NamedSharding | None:
+def shared_out(mesh: Mesh | None) -> NamedSharding | None:
     """The sharding of arrays whose examples the devices share."""
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -114,11 +114,11 @@ def ntk_sketch(
         made = []
         for i in range(job.batches):
             values, features = _features(job, params, i, dimension, seed)
-            check_finite(values, i * job.batch, job.sizes[0])
+            check_finite(values, job.numbers(i), job.sizes)
             made.append(np.asarray(features))
             if progress is not None:
                 progress(i + 1, job.batches)
-    whole = np.concatenate(made)[: job.sizes[0]]
+    whole = np.stack(made, axis=1).reshape(-1, *made[0].shape[1:])[: job.sizes[0]]
     whole *= whole.dtype.type(dimension**-0.5)  # in their own type, as the plan has it
     return Sketch(whole, seed, verified)
 
