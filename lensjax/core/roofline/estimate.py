@@ -215,7 +215,7 @@ def estimate_step(counts: Counts, chip: Chip, layout: Layout, flops: float | Non
         memory=counts.memory_bytes / rate,
         core=core + unseen,
         networks=networks,
-        exposed=exposed,
+        exposed=min(exposed, sum(networks.values())),  # what is sent both ways at once is exposed at once
     )
 
 

@@ -162,7 +162,7 @@ def make_parts(plan: ContractionPlan, examples: int, budget: int, alone: int | N
         stack = [leaf for leaf in plan.leaves if leaf.layers == layers]
         sizes = [size for size in range(1, layers + 1) if layers % size == 0]
         pieces = [(layers // size, size) for size in sizes]
-        most = None if alone is None else min(alone, budget * layers // examples)
+        most = None if alone is None else min(alone, budget // examples)  # of which all layers have room
         parts += [_largest(some, pieces, examples, budget) for some in _together(stack, most)]
     loose: list[Leaf] = []
     for leaf in sorted((leaf for leaf in plan.leaves if leaf.layers is None), key=lambda leaf: leaf.example_bytes):
