@@ -7,7 +7,7 @@ norms, is differentiated as it is.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -104,10 +104,21 @@ def find_uses(jaxpr: Jaxpr, parameters: int) -> LinearUses:
 
 
 def with_probes(
-    jaxpr: Jaxpr, captured: Sequence[Any], uses: Mapping[Key, Use], inputs: Sequence[Array], probes: Mapping[Key, Array]
+    jaxpr: Jaxpr,
+    captured: Sequence[Any],
+    uses: Mapping[Key, Use],
+    inputs: Sequence[Array],
+    probes: Mapping[Key, Array],
+    whole: Callable[[Array], Array] = lambda x: x,
 ) -> tuple[Array, dict[Key, Array]]:
-    """The function's value where probes are added, and for every use a [rows, summed] or ids [rows]."""
-    prober = _Prober(uses, probes, {})
+    """The function's value where probes are added, and for every probe a [rows, summed] or ids [rows].
+
+    Args:
+      uses: Those that have probes, and others whose parameters are to be whole.
+      whole: Called with the parameter of every use, of which a scan gives one layer at a time, and with what a lookup
+        gives: to say where it lies.
+    """
+    prober = _Prober(uses, probes, {}, whole)
     (value,) = prober.run(jaxpr, captured, inputs)
     return value, prober.captured
 
@@ -250,12 +261,13 @@ class _Prober(Interpreter[Any]):
     uses: Mapping[Key, Use]
     probes: Mapping[Key, Array]
     captured: dict[Key, Array]
+    whole: Callable[[Array], Array]
 
     def constant(self, value: Any) -> Any:
         return value
 
     def matters(self, equation: JaxprEqn, inputs: list[Any], key: Key) -> bool:
-        return any(use[: len(key)] == key for use in self.probes)
+        return any(use[: len(key)] == key for use in self.uses)
 
     def plain(self, equation: JaxprEqn, inputs: list[Any], key: Key) -> list[Any]:
         return bind(equation, inputs)
@@ -263,6 +275,9 @@ class _Prober(Interpreter[Any]):
     def product(self, equation: JaxprEqn, inputs: list[Any], key: Key) -> list[Array]:
         use, (contracted, _) = self.uses[key], equation.params["dimension_numbers"]
         at, other = use.operand, inputs[1 - use.operand]
+        inputs = [self.whole(x) if i == at else x for i, x in enumerate(inputs)]
+        if key not in self.probes:
+            return bind(equation, inputs)
         free = [axis for axis in range(other.ndim) if axis not in contracted[1 - at]]
         a = jnp.transpose(other, (*free, *contracted[1 - at])).reshape(use.rows, -1)
         self.captured[key] = a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(use.dtype)
@@ -272,7 +287,10 @@ class _Prober(Interpreter[Any]):
         return [y + probe.reshape(y.shape).astype(y.dtype)]
 
     def lookup(self, equation: JaxprEqn, inputs: list[Any], key: Key) -> list[Array]:
-        (table, ids), probe = inputs, self.probes[key]
+        table, ids = inputs
+        if key not in self.probes:
+            return [self.whole(y) for y in bind(equation, inputs)]
+        probe = self.probes[key]
         ids = ids.reshape(self.uses[key].rows)
         inside = jnp.clip(ids, 0, min(len(table) - 1, jnp.iinfo(ids.dtype).max)).astype(ids.dtype)
         if equation.params["mode"] is not GatherScatterMode.CLIP:  # JAX drops gradients of ids beyond the table
@@ -280,7 +298,7 @@ class _Prober(Interpreter[Any]):
         narrow = ids.dtype.itemsize < 4 or jnp.issubdtype(ids.dtype, jnp.unsignedinteger)
         self.captured[key] = inside.astype(jnp.int32) if narrow else inside  # as tiles count below 0 and up to the rows
         (y,) = bind(equation, inputs)
-        return [y + probe.reshape(y.shape).astype(y.dtype)]
+        return [self.whole(y) + probe.reshape(y.shape).astype(y.dtype)]
 
     def checkpoint(self, equation: JaxprEqn, inputs: list[Any], key: Key) -> list[Any]:
         def inside(inputs: list[Any], probes: Mapping[Key, Array]) -> tuple[list[Any], dict[Key, Array]]:

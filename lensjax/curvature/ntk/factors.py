@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from numpy.typing import DTypeLike
 
@@ -15,7 +16,7 @@ from lensjax.curvature.jaxpr.linear_uses import Use, with_probes
 from lensjax.curvature.jaxpr.program import Program
 from lensjax.curvature.jaxpr.walker import Key, aval
 from lensjax.curvature.ntk.costs import Output, Sides, Ways, ways
-from lensjax.curvature.ntk.factor import Factor
+from lensjax.curvature.ntk.factor import Factor, constrain
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def kept_bytes(plan: ContractionPlan) -> int:
     params, one = shapes[: len(own)], shapes[len(own) :]
 
     def pulled(captured: PyTree, params: PyTree, examples: PyTree) -> PyTree:
-        g, probes, apart = _probed(plan, own, captured, params)
+        g, probes, apart = _probed(plan, own, None, captured, params)
         direct = [params[number] for number in apart]
         return jax.vjp(lambda *some: jax.vmap(lambda x: g(*some, x))(examples), probes, direct, has_aux=True)[1]
 
@@ -221,6 +222,7 @@ def make_factors(
     examples: PyTree,
     piece: Int[Array, ""],
     dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "n outputs"], list[list[Factor]]]:
     """Values of the function, and factors of the gradients of a piece of a part's parameters, in their order.
 
@@ -231,9 +233,12 @@ def make_factors(
       examples: Pytree of arrays with a leading axis of n.
       piece: Its number.
       dtype: Type that factors are rounded to.
+      mesh: Devices that share the examples: of parameters, each gathers one layer at a time, and no activations.
     """
     own = frozenset(leaf.number for leaf in part.leaves)
-    values, made = jax.vmap(lambda example: _one(plan, own, captured, params, example))(examples)
+    axes = None if mesh is None else mesh.axis_names
+    one = partial(_one, plan, own, mesh, captured, params)
+    values, made = jax.vmap(one, spmd_axis_name=axes)(examples)
 
     def taken(leaf: Leaf) -> list[Factor]:
         factors: list[Factor] = made[leaf.number]
@@ -247,7 +252,7 @@ def make_factors(
 
 
 def _probed(
-    plan: ContractionPlan, own: frozenset[int], captured: PyTree, params: PyTree
+    plan: ContractionPlan, own: frozenset[int], mesh: Mesh | None, captured: PyTree, params: PyTree
 ) -> tuple[Callable[..., tuple[Array, dict[Key, Array]]], dict[Key, Array], list[int]]:
     """The function of probes of some parameters, others of them and an example; the probes; and which the others are.
 
@@ -255,6 +260,7 @@ def _probed(
     """
     leaves = jax.tree.leaves(params)
     uses = {key: use for key, use in plan.uses.items() if use.leaf in own}
+    every = uses if mesh is None else plan.uses
     apart = [number for number in plan.direct if number in own]
 
     def g(probes: dict[Key, Array], direct: list[Array], example: PyTree) -> tuple[Array, dict[Key, Array]]:
@@ -262,18 +268,18 @@ def _probed(
         for number, leaf in zip(apart, direct, strict=True):
             mixed[number] = leaf
         inputs = [*mixed, *jax.tree.leaves(example)]
-        value, rows = with_probes(plan.program.jaxpr, captured, uses, inputs, probes)
+        value, rows = with_probes(plan.program.jaxpr, captured, every, inputs, probes, partial(constrain, mesh=mesh))
         return value.reshape(plan.count), rows
 
     return g, {key: jnp.zeros(use.probe_shape, use.dtype) for key, use in uses.items()}, apart
 
 
 def _one(
-    plan: ContractionPlan, own: frozenset[int], captured: PyTree, params: PyTree, example: PyTree
+    plan: ContractionPlan, own: frozenset[int], mesh: Mesh | None, captured: PyTree, params: PyTree, example: PyTree
 ) -> tuple[Array, dict[int, list[Factor]]]:
     """Values for one example, and the factors of some parameters without the axis of examples."""
     leaves = jax.tree.leaves(params)
-    g, probes, apart = _probed(plan, own, captured, params)
+    g, probes, apart = _probed(plan, own, mesh, captured, params)
     direct = [leaves[number] for number in apart]
     value, pull, rows = jax.vjp(lambda *some: g(*some, example), probes, direct, has_aux=True)
     deltas, gradients = jax.vmap(pull)(jnp.eye(plan.count, dtype=value.dtype))

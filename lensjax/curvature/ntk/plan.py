@@ -211,7 +211,7 @@ def _fill(
     batch: Array,
 ) -> tuple[Array, PyTree]:
     """Values of the function, and `held` with the factors of a batch of examples put in."""
-    values, made = make_factors(plan, part, captured, params, examples, piece, dtype)
+    values, made = make_factors(plan, part, captured, params, examples, piece, dtype, mesh)
     made = jax.tree.map(lambda x: constrain(x, mesh, 0), made)
     if held is None:
         return constrain(values, mesh), jax.tree.map(lambda new: new[:, None], made)
