@@ -316,7 +316,7 @@ def draw(found: Mapping[str, Any], compiled: Mapping[str, Any], file: Path) -> N
                     axis.plot(row["chips"], row["tokens_per_second_per_chip"], "x", color=colour)
             axis.set(title=name, xscale="log", xlabel="chips", ylim=(0, None))
             axis.set_xticks([8, 32, 128, 512], labels=["8", "32", "128", "512"])
-        axes[0].legend(fontsize=6, frameon=False)
+        axes[min(1, len(found) - 1)].legend(fontsize=6, frameon=False, loc="lower left")
 
 
 def measured(case: Published | Advised, *, forecast: bool) -> dict[str, Any]:

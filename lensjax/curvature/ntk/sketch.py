@@ -137,7 +137,7 @@ def sketch_plan(
         some = job.captured, params, job.examples_of(0), zero
         flops = matmul_flops(filler(), job.plan, part, job.dtype, job.mesh, None, *some, zero)
         _, made = jax.eval_shape(partial(make_factors, job.plan, part), *some)
-        held = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), made)
+        held = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], 1, *x.shape[1:]), x.dtype), made)
         for leaf, factors in zip(part.leaves, held, strict=True):
             flops += matmul_flops(_projected, leaf, dimension, job.mesh, factors, jax.random.key(0))
         features = _feature_bytes(part.leaves, dimension)
@@ -184,8 +184,8 @@ def _features(job: Job, params: PyTree, batch: int, dimension: int, seed: int) -
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _projected(leaf: Leaf, dimension: int, mesh: Mesh | None, factors: list[Factor], key: Array) -> Array:
-    """The features of a parameter's gradients, [n, outputs, dimension]; factors are [1, n, …]."""
-    factors = jax.tree.map(lambda x: x[0], factors)
+    """The features of a parameter's gradients, [n, outputs, dimension]; factors are [n, 1, …]."""
+    factors = jax.tree.map(lambda x: x[:, 0], factors)
     chunks = -(-dimension // _AT_ONCE)
     dtype = wide(factors[0].right.dtype)
 
