@@ -105,8 +105,8 @@ def _form(
 def _left_tiles(factor: Factor, size: int, first: int, mesh: Mesh | None) -> Array:
     """The left side of so many of the `first` rows of the matrix at a time, [tiles, …]: ids count from its first.
 
-    Of a mesh, whose size divides that of a tile, every device has rows that are neighbours in the matrix, and as many of
-    them in every tile; ids go to all devices.
+    Of a mesh, whose size divides that of a tile, every device has rows that are neighbours in the matrix, and as many
+    of them in every tile; ids go to all devices.
     """
     count, devices = -(-first // size), 1 if mesh is None else mesh.size
     each = size // devices  # rows of a tile on a device, which has `count` times as many
