@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import ndtri
+from scipy.special import expit, logit, ndtri
 from scipy.stats.qmc import Sobol
 
 from lensjax.curves.table import CurveTable
@@ -33,7 +33,7 @@ _FEWEST = 0.005  # P(best) of a contender
 _OUTCOMES = 200  # of a plan, to see whether it may do
 _MORE = 4  # times as many say how probably it does
 _DRAWS = 9  # log2 of the number of draws of losses at the target, given an outcome
-TOLD = 0.93  # share of what runs tell by the fit, as refits do not learn all of it: set on simulated tables
+EAGER = 0.6  # log-odds by which P(best) comes out lower than simulated: set on simulated tables
 _TINY = 1e-12
 
 Cost = Callable[[Point], float | None]  # of a run, in any unit; None where it is not known
@@ -122,8 +122,8 @@ def what_decides(
     )
     places = np.array([posterior.models.index(name) for name in names])
     joint = posterior.together(np.tile(places, len(rungs)), np.repeat(rungs, len(models)))
-    joint = _known(_told(joint, len(models), TOLD), np.log(table.column(target)[models]) - posterior.centre)
-    simulation = _Simulation(joint, posterior.centre, worth, float(np.sum(chances[models])), seed)
+    joint = _known(joint, np.log(table.column(target)[models]) - posterior.centre)
+    simulation = _Simulation(joint, posterior.centre, worth, float(np.sum(chances[models])), seed, EAGER)
 
     best, likeliest = None, 0.0
     for plan in plans:
@@ -185,20 +185,6 @@ def _worth_of(worth: Worth, models: Int[np.ndarray, " K"]) -> Worth:
     return worth._replace(ranks=np.where(unknown[models], len(models), ranks), ceiling=worth.ceiling[models])
 
 
-def _told(joint: Together, models: int, share: float) -> Together:
-    """Runs of which those below the target tell a share of what they would by their correlations with it.
-
-    Args:
-      joint: The first are those at the target.
-      models: Number of models.
-      share: See above.
-    """
-    covariance = joint.covariance.copy()
-    covariance[:, :models, models:] *= share
-    covariance[:, models:, :models] *= share
-    return joint._replace(covariance=covariance)
-
-
 def _known(joint: Together, measured: Float[np.ndarray, " K"]) -> Together:
     """Runs of which the first K are what was measured; NaN where not measured."""
     mean, covariance = joint.mean.copy(), joint.covariance.copy()
@@ -217,6 +203,7 @@ class _Simulation(NamedTuple):
       worth: of the K models.
       held: P(one of them is the best model of all).
       seed: of the draws.
+      eager: log-odds that are taken off P(best).
     """
 
     joint: Together
@@ -224,6 +211,7 @@ class _Simulation(NamedTuple):
     worth: Worth
     held: float
     seed: int
+    eager: float = 0.0
 
     def after(self, places: Sequence[int], outcomes: int, again: int = 0) -> tuple[float, float, float]:
         """P(it is decided), its standard error, and the mean P(best) of the choice, once some runs are measured.
@@ -265,5 +253,6 @@ class _Simulation(NamedTuple):
             bound = best if not self.worth.margin else np.log(np.exp(best) + self.worth.margin)
             chances += weight * (own_loss <= bound).mean(axis=-1)
         chances *= self.held
+        chances = expit(logit(np.minimum(chances, 1.0)) - self.eager)
         decided = float((chances >= DECIDED).mean())
         return decided, float(np.sqrt(decided * (1 - decided) / outcomes)), float(chances.mean())
