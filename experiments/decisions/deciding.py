@@ -130,7 +130,7 @@ def main(out: Path = FOLDER / "results", tables: int = 20, first: int = 30, sets
     Args:
       out: Folder for the results.
       tables: Number of simulated tables.
-      first: The seed of the first; those before 30 have set `lensjax.selection.deciding.TOLD`.
+      first: The seed of the first; those from 100 on have set `lensjax.selection.deciding.EAGER`.
       sets: Random sets of 5 and of 8 of the public models, for each task and budget.
     """
     verdicts = []

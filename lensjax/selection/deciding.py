@@ -5,7 +5,11 @@ log losses z of its runs and those of all models at the target are jointly Gauss
 may come out; the weights of the priors and the losses at the target follow given z; and of those follow the choice, by
 least expected regret, and the P(best) that it would then have. Over many z that is a preposterior distribution (Raiffa
 & Schlaifer, Applied Statistical Decision Theory, 1961): how probably P(best) will be high enough, and what it will be
-on average. Nothing is fitted again, so that amplitudes, and what they would learn of z, stay as they are.
+on average.
+
+So P(best) would come out too high: losses that are measured differ less clearly between models than those that are
+drawn, also where nothing is fitted again. `EAGER` is taken off its log-odds, as much as made claims true on average of
+simulated tables; `experiments/decisions/deciding.py` judges them on others and on public curves.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 from scipy.stats import norm
 
 from lensjax.curves.simulated import simulated
@@ -55,6 +56,10 @@ def test_two_gaussian_models_are_decided_as_often_as_algebra_says(gap):
     average = np.average(norm.cdf(np.abs(gap + moved * z) / np.sqrt(left.sum())), weights=norm.pdf(z))
     assert chance == pytest.approx(average, abs=0.01)
     assert simulation.after([0, 1], 100) == (1.0, 0.0, 1.0)  # the very runs that are chosen between
+    eager = simulation._replace(eager=0.6).after([2, 3], 4000)
+    sure = norm.ppf(expit(logit(DECIDED) + 0.6)) * np.sqrt(left.sum())
+    assert eager[0] == pytest.approx(norm.cdf((-sure - gap) / moved) + norm.sf((sure - gap) / moved), abs=0.04)
+    assert eager[2] < chance
     half = simulation._replace(held=0.5).after([0, 1], 100)
     assert half == (0.0, 0.0, 0.5)  # others are as likely to be the best
 
