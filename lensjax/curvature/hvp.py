@@ -149,7 +149,7 @@ def quadratic_form(
         "reverse" takes a product and then vᵀ(∇²ℓ v), an example at a time. By default forward, and reverse for
         functions with a custom_vjp.
       verify: Whether to compute the first form of a program, and then one of 64 examples, a second time, by a product
-        without series: see `lensjax.curvature.form_checks`.
+        without series: see `lensjax.curvature.form_checks`. Nothing is where forms are traced, as by `jax.jit`.
       on_mismatch: What to do where these differ by more than rounding: "raise", or take products alone, "dense".
 
     Returns:

@@ -48,7 +48,8 @@ class Model(Tabular):
     leave out the batch axis. There is no dropout: models compute as in evaluation.
 
     A row of a decoder-only model may hold several examples, which `segment_ids` numbers from 1 on, with 0 at padding:
-    each attends to itself alone, and its positions begin at 0.
+    each attends to itself alone, and its positions begin at 0. Position_ids that begin anew without it, or an
+    attention_mask, are refused; but not where a batch is traced, as by `jax.jit`: there a row is one example.
 
     Attributes:
       family: The family that it belongs to.

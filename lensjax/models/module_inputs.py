@@ -47,7 +47,10 @@ def module_inputs(family: Family, config: Any, batch: Batch, *, segments: bool) 
 
 
 def _check_order(arrays: dict[str, Array]) -> None:
-    """Refuse position_ids that begin anew, which `transformers` takes for another example if there is no mask."""
+    """Refuse position_ids that begin anew, which `transformers` takes for another example if there is no mask.
+
+    Where they are being traced nobody knows, and a row is one example.
+    """
     places = arrays.get("position_ids")
     if places is None or isinstance(places, jax.core.Tracer) or {"attention_mask", "segment_ids"} & arrays.keys():
         return
