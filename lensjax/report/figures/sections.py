@@ -147,7 +147,7 @@ def _log_axis(values: Iterable[float]) -> Mapping[str, Any]:
     if not above or min(above) * 3 >= max(above):
         return _POWERS
     if min(above) * 1000 <= max(above):
-        return _POWERS | {"dtick": max(1, round(np.log10(max(above) / min(above)) / 6))}
+        return _POWERS | {"dtick": int(np.ceil(np.log10(max(above) / min(above)) / 5))}  # that fit a phone
     ticks = log_ticks(min(above), max(above))
     return _POWERS | {"tickvals": ticks, "ticktext": [count(tick) if tick >= 1 else f"{tick:g}" for tick in ticks]}
 
