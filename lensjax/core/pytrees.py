@@ -28,6 +28,11 @@ def numeric(tree: PyTree) -> PyTree:
     return jax.tree.map(leaf, tree)
 
 
+def shaped_as(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """An array's stand-in of another shape, of the type that JAX takes it for: 64 bits only where they are on."""
+    return jax.ShapeDtypeStruct(shape, jax.eval_shape(lambda same: same, x).dtype)
+
+
 def path_name(path: Sequence[Any]) -> str:
     """The path of a leaf as text: keys with slashes between."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lensjax.core.flops import matmul_flops
-from lensjax.core.pytrees import PyTree
+from lensjax.core.pytrees import PyTree, shaped_as
 from lensjax.curvature.form_checks import check_on_mismatch
 from lensjax.curvature.jaxpr.program import Function
 from lensjax.curvature.ntk.contract import contract
@@ -186,7 +186,7 @@ def _flops(job: Job, params: PyTree, output: Output) -> int:
 
 def _room_shapes(job: Job, part: Portion, params: PyTree) -> PyTree:
     """Shapes of the factors of all batches, [batch, batches, …]."""
-    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((job.batch, *x.shape[1:]), x.dtype), job.examples)
+    some = jax.tree.map(lambda x: shaped_as(x, (job.batch, *x.shape[1:])), job.examples)
     made = jax.eval_shape(
         lambda p, x: make_factors(job.plan, part, job.captured, p, x, jnp.asarray(0), job.dtype)[1], params, some
     )

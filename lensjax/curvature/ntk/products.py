@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from lensjax.core.flops import matmul_flops
-from lensjax.core.pytrees import PyTree, numeric
+from lensjax.core.pytrees import PyTree, numeric, shaped_as
 from lensjax.curvature.jaxpr.program import Function, Program
 from lensjax.curvature.ntk.inputs import count_examples, on_host
 from lensjax.curvature.ntk.plan import Resources, batch_bytes, prepare
@@ -73,7 +73,7 @@ def products_plan(
         push = jax.eval_shape(partial(_linearized, values), params, xs)
         return Resources(n, n * each, 8 * v.size, matmul_flops(_linear, push, params, v))
     rows = _rows(n, batch)
-    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*rows.shape, *x.shape[1:]), x.dtype), xs)
+    stacked = jax.tree.map(lambda x: shaped_as(x, (*rows.shape, *x.shape[1:])), xs)
     flops = matmul_flops(partial(_by_batches, values, n), params, stacked, v)
     return Resources(batch, batch * each + in_all, 8 * v.size, flops)
 
