@@ -130,7 +130,7 @@ def write(measured: Sequence[dict[str, Any]], quick: bool, out: Path) -> None:
 def compare(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over starts by task, model and kernels, and how far they are above that over bfloat16.
 
-    The standard error of a difference takes starts for independent; it is NaN, and so left out, where there is one.
+    The standard error of a difference is that over starts, each of which is shared by two runs.
     """
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     own = ("kernels", "start", "loss", "standard_error", "steps", "bytes", "note")
@@ -139,8 +139,9 @@ def compare(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         found.setdefault(key, {}).setdefault(one["kernels"], []).append(one)
     compared = []
     for bases in found.values():
-        shared = set.intersection(*({one["start"] for one in of} for of in bases.values()))
-        losses = {base: np.array([one["loss"] for one in of if one["start"] in shared]) for base, of in bases.items()}
+        by = {base: {one["start"]: one["loss"] for one in of} for base, of in bases.items()}
+        shared = sorted(set.intersection(*map(set, by.values())))
+        losses = {base: np.array([of[start] for start in shared]) for base, of in by.items()}
         if "bfloat16" not in losses or not shared:
             continue
         for base, of in losses.items():
@@ -148,10 +149,10 @@ def compare(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             compared.append(
                 {name: one[name] for name in ("task", "model", "parameters", "examples", "kernels", "bytes")}
                 | {"starts": len(of), "mean_loss": float(of.mean()), "spread": float(np.ptp(of))}
-                | {"above_bfloat16": float(of.mean() - usual.mean())}
+                | {"above_bfloat16": float((of - usual).mean())}
             )
             if len(of) > 1:
-                compared[-1]["error"] = math.sqrt((of.var(ddof=1) + usual.var(ddof=1)) / len(of))
+                compared[-1]["error"] = float((of - usual).std(ddof=1) / math.sqrt(len(of)))
     return compared
 
 
