@@ -542,7 +542,7 @@ def test_committed_tpu_results_fit_the_chips():
     assert [name.split(", ")[1] for name in training] == ["v5e:16x16", "v5p:8x8x8"]
     for name, row in rows.items():
         arguments, outputs, temporaries, aliased = (row[size] for size in TPU_SIZES)
-        assert row["total_gb"] == pytest.approx(arguments + outputs + temporaries - aliased), name
+        assert row["total_gb"] == pytest.approx(arguments + outputs + temporaries - aliased, rel=1e-3), name
         assert row["total_gb"] < row["chip_gb"], name
         assert {"python", "jax", "flax", "libtpu"} == set(row["versions"]), name
     for name in training:  # parameters and two moments, all split over the chips
@@ -573,6 +573,6 @@ def test_committed_estimates_bound_what_is_published():
     assert len(published) >= 2
     for name, row in published.items():
         assert row["published_mfu"] <= row["mfu"] < 1, name
-        assert row["ratio"] == pytest.approx(row["mfu"] / row["published_mfu"])
+        assert row["ratio"] == pytest.approx(row["mfu"] / row["published_mfu"], rel=1e-4)
         assert row["ratio"] < 1.6, name
         assert row["step_s"] >= max(row["compute_s"], row["memory_s"], row["core_s"], *row["networks_s"].values())
