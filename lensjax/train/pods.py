@@ -199,7 +199,7 @@ def _reason(ranked: Sequence[Placement]) -> str:
     assert best.bounds is not None
     start = f"{best} takes {best.bounds.seconds:.3g} s a step at least, which {best.bounds.binding} binds"
     if not others or others[0].bounds is None:
-        return f"{start}; nothing else of what was compiled fits."
+        return f"{start}; nothing else of what was compiled fits." if len(ranked) > 1 else f"{start}."
     second = others[0].bounds
     more = second.seconds / best.bounds.seconds - 1
     parts = {"compute": second.compute - best.bounds.compute, "memory": second.memory - best.bounds.memory}

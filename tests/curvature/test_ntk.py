@@ -115,11 +115,12 @@ def test_parts_of_parameters_sum_to_it(tiny_config, random_model, wide):
     ("model_type", "axes", "limit"),
     [
         ("llama", "data=2,fsdp=2,tensor=2", None),
+        ("llama", "tensor=4", None),  # where the model itself says where activations lie
         pytest.param("gpt2", "data=2,fsdp=4", 216_000, marks=pytest.mark.long),
     ],
 )
 def test_devices_that_share_the_work_do_not_change_it(tiny_config, random_model, model_type, axes, limit):
-    mesh = lensjax.models.make_mesh(axes)
+    mesh = lensjax.models.make_mesh(axes, jax.devices()[: 4 if axes == "tensor=4" else 8])
     one, eight = (random_model(tiny_config(model_type), mesh=where) for where in (None, mesh))
     xs, ys = make_examples(n=29), None if limit is None else make_examples(1, 3)
     shared = ntk(loss(eight), eight.params, xs, ys, memory_limit=limit)

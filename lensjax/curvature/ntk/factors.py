@@ -236,9 +236,8 @@ def make_factors(
       mesh: Devices that share the examples: of parameters, each gathers one layer at a time, and no activations.
     """
     own = frozenset(leaf.number for leaf in part.leaves)
-    axes = None if mesh is None else mesh.axis_names
     one = partial(_one, plan, own, mesh, captured, params)
-    values, made = jax.vmap(one, spmd_axis_name=axes)(examples)
+    values, made = jax.vmap(one)(examples)
 
     def taken(leaf: Leaf) -> list[Factor]:
         factors: list[Factor] = made[leaf.number]
