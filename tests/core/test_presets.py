@@ -25,17 +25,38 @@ jax.jit(lambda x: x @ x.T).lower(x).compile()
 """
 
 
+STEP = """
+import json
+from lensjax.core.presets import use_preset
+use_preset()
+from transformers import LlamaConfig
+from lensjax.core.roofline.counters import count_program
+from lensjax.core.topologies import find_topology
+from lensjax.train.meshes import Choice, Workplace
+from lensjax.train.spec import TrainingSpec
+config = LlamaConfig(
+    vocab_size=512, hidden_size=512, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4
+)
+work = Workplace(config, find_topology("v5p:2x2x1"), TrainingSpec(batch_size=4, remat="full"), (256,), fixed=True)
+text = work.lower(Choice(1, 4, 1, 1, "full")).compile().as_text()
+gathers = [one for one in count_program(text, {"data": 1, "fsdp": 4, "tensor": 1}).collectives if "gather" in one.kind]
+hidden = [one.runs for one in gathers if one.asynchronous and one.overlapped]
+print(json.dumps([sum(hidden), sum(one.runs for one in gathers)]))
+"""
+
+
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     for name in ("LIBTPU_INIT_ARGS", VARIABLE):
         monkeypatch.setenv(name, "")
 
 
-def run(code: str, **environment: str) -> None:
-    """Run Python in a process of its own, as a compiler that does not know a flag ends its process."""
+def run(code: str, **environment: str) -> str:
+    """What Python prints in a process of its own, as a compiler that does not know a flag ends its process."""
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run([sys.executable, "-c", code], env=kept | environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.decode()
 
 
 def test_flags_come_before_those_of_the_user_and_each_once(monkeypatch):
@@ -79,6 +100,13 @@ def test_xla_knows_the_flags_for_gpus():
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_compiler_of_tpus_knows_its_flags(name):
     run(COMPILE, **{VARIABLE: name}, JAX_PLATFORMS="cpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the flags are those of libtpu")
+def test_layers_are_gathered_beside_products() -> None:
+    alone, beside = (json.loads(run(STEP, **{VARIABLE: name}, JAX_PLATFORMS="cpu")) for name in ("", "overlap"))
+    assert alone == [0, 38]
+    assert beside == [30, 38]
 
 
 def test_a_result_names_the_preset(tmp_path, monkeypatch):
