@@ -8,8 +8,8 @@ least expected regret, and the P(best) that it would then have. Over many z that
 on average.
 
 So P(best) would come out too high: losses that are measured differ less clearly between models than those that are
-drawn, also where nothing is fitted again. `EAGER` is taken off its log-odds, as much as made claims true on average of
-simulated tables; `experiments/decisions/deciding.py` judges them on others and on public curves.
+drawn, also where nothing is fitted again. `EAGER` is taken off its log-odds. Claims stay too high, by how much
+`experiments/decisions/deciding.py` says.
 """
 
 from collections.abc import Callable, Sequence
