@@ -36,8 +36,11 @@ OUTPUTS = {"trace": "nkp,mkp->nm", "diagonal": "nkp,mkp->nmk", "full": "nkp,mlp-
 
 @pytest.fixture(autouse=True)
 def wide():
+    """Float64; and programs that run once are compiled with little optimisation, which takes a quarter less time."""
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 _tried = itertools.count(1)
