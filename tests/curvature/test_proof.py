@@ -13,7 +13,7 @@ from lensjax.curvature.kfac import kfac
 from lensjax.curvature.ntk import ntk_sketch
 from lensjax.curvature.ntk.ntk import ntk
 from lensjax.curvature.ntk.plan import prepare
-from lensjax.curvature.ntk.proof import WrongKernelError
+from lensjax.curvature.ntk.proof import WrongKernelError, _dots
 
 RANDOM = np.random.default_rng(0)
 PARAMS = {"layers": 0.5 * RANDOM.normal(size=(3, 5, 5)), "head": RANDOM.normal(size=(5, 2)), "bias": np.zeros(2)}
@@ -151,3 +151,11 @@ def test_factors_are_compared_once_for_each_function():
     one, other = ntk_sketch(f, PARAMS, XS, 64), kfac(f, PARAMS, XS)
     assert "agree with plain gradients" in str(one.verified)
     assert one.verified is other.verified
+
+
+def test_products_of_large_tables_are_summed_to_rounding():
+    """As of embeddings, a few of whose rows have nearly all of the gradient."""
+    a = np.full((2, 1, 2**22), 1e-2, np.float32)
+    a[..., :64] = 300
+    exact = np.square(a[0], dtype=np.float64).sum()
+    np.testing.assert_allclose(jax.jit(_dots)(a, a), exact, rtol=2e-6)  # one sum of all is off by 1.6e-5
