@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 from lensjax.fit.posterior import expected_regret, probability_best
 from lensjax.fit.stacked.learned import Learned
-from lensjax.fit.stacked.posterior import pool
+from lensjax.fit.stacked.posterior import grown, pool
 
 WIDTHS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
 STEPS = 60  # evaluations of the objective when learning
@@ -60,9 +60,9 @@ def stacked_draws(one: Evidence, learned: Learned, draws: Draws | None = None) -
     draws = one.draws if draws is None else draws
     weights = learned.weights(one.record)
     mean, scale = pool(one.ahead.fall, one.ahead.log_sd, weights, learned.width(one.record), learned.disagreement)
-    skew = np.exp(learned.skew * np.minimum(one.ahead.octaves, 1))
-    away = draws - (one.ahead.level - one.ahead.fall[0])
-    stacked: Draws = one.ahead.level - mean + scale * np.where(away < 0, skew, 1 / skew) * away
+    middle = one.ahead.level - one.ahead.fall[0]
+    fall = grown(mean, one.ahead.octaves, learned.growth)
+    stacked: Draws = one.ahead.level - fall + scale * (draws - middle)
     return stacked
 
 
@@ -178,4 +178,4 @@ def _vector(learned: Learned) -> Float[np.ndarray, " p"]:
 
 def _learned(vector: Float[np.ndarray, " p"]) -> Learned:
     numbers = [round(float(x), 3) for x in (*vector[:-2], *np.exp(vector[-2:]))]
-    return Learned(tuple(numbers[:4]), *numbers[4:], START.skew, START.sparse)
+    return Learned(tuple(numbers[:4]), *numbers[4:], START.growth, START.sparse)

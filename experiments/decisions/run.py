@@ -10,10 +10,10 @@ from pathlib import Path
 import tyro
 from cases import all_cases
 from evidence import Evidence, gather
+from intervals import learn_intervals
 from judging import STEPS, by_draws, by_scores, learn, stacked_draws
 from platformdirs import user_cache_path
 from report import draw, markdown, verdicts_csv
-from widths import learn_widths
 
 from lensjax.core.errors import InputError
 from lensjax.core.files import make_folder, write_files
@@ -91,7 +91,7 @@ def main(
 
 def taught(cases: list[Evidence], steps: int) -> Learned:
     """All numbers of the stack, as some tasks teach them."""
-    return learn_widths(cases, learn(cases, steps=steps))
+    return learn_intervals(cases, learn(cases, steps=steps))
 
 
 if __name__ == "__main__":

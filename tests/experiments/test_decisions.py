@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "decisions"
 
 @pytest.fixture(scope="module")
 def experiment(imported):
-    with imported(FOLDER, "cases", "evidence", "judging", "report", "run", "deciding", "widths") as modules:
+    with imported(FOLDER, "cases", "evidence", "judging", "report", "run", "deciding", "intervals") as modules:
         yield modules
 
 
@@ -122,27 +122,27 @@ def test_claims_stand_beside_what_came_of_them(experiment):
     assert "| claimed below 0.5 | 1 | 0.30 | 1.00 | 0.80 | 0.90 | 1.00 |" in said
 
 
-def test_widths_are_learned_by_the_worst_side_of_the_worst_task(experiment):
-    widths, judging = experiment["widths"], experiment["judging"]
+def test_intervals_are_learned_by_the_worst_side_of_the_worst_task(experiment):
+    intervals, judging = experiment["intervals"], experiment["judging"]
     cases = [made_up(experiment, task, seed, models=6) for task in ("a", "b") for seed in range(20)]
     cases += [replace(one, task="low", truth=one.truth * 0.85) for one in cases[:20]]  # further than foreseen
     start = replace(judging.START, disagreement=0.01)
-    learned = widths.learn_widths(cases, start)
-    assert learned.skew > 0.1
+    learned = intervals.learn_intervals(cases, start)
+    assert learned.growth > 0.01
     for some in (start, learned):
         draws = [judging.stacked_draws(one, some) for one in cases[40:]]
         truth = [np.log(one.truth) for one in cases[40:]]
         below = np.mean([t < np.quantile(d, 0.05, axis=0) for t, d in zip(truth, draws, strict=True)])
-        at = np.abs(widths.SKEWS - some.skew).argmin(), np.abs(widths.SPARSE - some.sparse).argmin()
-        assert widths.by_widths(cases, some)[2][at][0] == pytest.approx(below, abs=0.02)
+        at = np.abs(intervals.GROWTHS - some.growth).argmin(), np.abs(intervals.SPARSE - some.sparse).argmin()
+        assert intervals.by_numbers(cases, some)[2][at][0] == pytest.approx(below, abs=0.02)
 
 
 def test_an_error_that_falls_share_leaves_medians_and_moves_all_models_alike(experiment):
-    widths, one = experiment["widths"], made_up(experiment, "a", 0)
-    learned = widths.LEARNED
-    without, wide = experiment["judging"].stacked_draws(one, learned), widths.shared(one, learned)
+    intervals, one = experiment["intervals"], made_up(experiment, "a", 0)
+    learned = intervals.LEARNED
+    without, wide = experiment["judging"].stacked_draws(one, learned), intervals.shared(one, learned)
     fall = np.tensordot(learned.weights(one.record), one.ahead.fall, 1)
     factors = 1 - (wide - without) / fall
     np.testing.assert_allclose(factors, np.broadcast_to(factors[:, :1], factors.shape))
     np.testing.assert_allclose(np.exp(np.log(factors[:, 0]).mean()), 1)
-    assert np.log(factors[:, 0]).std() == pytest.approx(widths.SHARED, rel=0.1)
+    assert np.log(factors[:, 0]).std() == pytest.approx(intervals.SHARED, rel=0.1)

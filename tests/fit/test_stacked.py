@@ -67,21 +67,18 @@ def test_falls_beyond_the_largest_size_are_averaged_and_widths_tell_of_disagreem
     np.testing.assert_allclose(found.log_sd[:, 3], np.hypot(1.5 * 0.1, [0.1, 0.2]))
 
 
-def test_losses_may_lie_further_below_the_median_than_above_where_they_are_extrapolated(stacked):
-    sizes = np.array([400, 500, 800, 1600])
-    even, skewed = stacked.predict(sizes), replace(stacked, skew=0.4).predict(sizes)
-    np.testing.assert_allclose(skewed.loss, even.loss)
-    below, above = (
-        np.log(np.log(a / even.loss) / np.log(b / even.loss))
-        for a, b in zip(skewed.parts[1:], even.parts[1:], strict=True)
-    )
-    np.testing.assert_allclose(below, 0.4 * np.array([[0, np.log2(1.25), 1, 1]] * 2), atol=1e-9)
-    np.testing.assert_allclose(above, -below, atol=1e-9)
+def test_falls_grow_with_octaves_from_the_largest_size_on_and_widths_do_not(stacked):
+    sizes = np.array([200, 400, 800, 1600])
+    plain, grown = stacked.predict(sizes), replace(stacked, growth=0.1).predict(sizes)
+    fall = np.log(plain.loss[:, 1:2] / plain.loss)
+    assert (fall[:, 2:] > 0).all()
+    np.testing.assert_allclose(np.log(grown.loss), np.log(plain.loss) - [0, 0, 0.1, 0.2] * fall)
+    np.testing.assert_allclose(grown.log_sd, plain.log_sd)
 
 
-@pytest.mark.parametrize("skew", [0.0, 0.4])
-def test_draws_and_moments_are_of_the_distribution_whose_quantiles_are_predicted(stacked, skew):
-    stacked = replace(stacked, skew=skew)
+@pytest.mark.parametrize("growth", [0.0, 0.3])
+def test_draws_and_moments_are_of_the_distribution_whose_quantiles_are_predicted(stacked, growth):
+    stacked = replace(stacked, growth=growth)
     draws, found = np.log(stacked.sample(1600, 20_000)), stacked.predict(1600)
     np.testing.assert_allclose(np.quantile(draws, 0.95, axis=0), np.log(found.upper[:, 0]), atol=0.01)
     assert np.corrcoef(draws.T)[0, 1] > 0.999  # errors that models share are still shared
@@ -115,7 +112,7 @@ def test_the_back_test_tells_which_components_foresee_the_largest_sizes():
     assert lines < 0.1  # the joint fit is no better than what is exact
 
 
-def test_stacking_lies_between_its_components_and_never_rises():
+def test_stacking_lies_between_its_components_grown_and_never_rises():
     joint = joint_fit(TABLE, TARGET)
     assert joint_fit(replace(TABLE), TARGET) is joint  # equal losses are fitted once
     found = stack(TABLE, joint, TARGET)
@@ -123,7 +120,7 @@ def test_stacking_lies_between_its_components_and_never_rises():
     losses, of_joint, last = found.predict(sizes).loss, joint.predict(sizes).loss, largest(TABLE)[1]
     assert (np.diff(losses, axis=1) < 1e-9).all()
     log_fall = np.log(losses[:, :1] / losses[:, -1:])[:, 0]
-    falls = np.stack([np.log(of_joint[:, 0] / of_joint[:, -1]), *(7 * found.rates)])
+    falls = (1 + 7 * found.growth) * np.stack([np.log(of_joint[:, 0] / of_joint[:, -1]), *(7 * found.rates)])
     assert (log_fall >= falls.min(axis=0) - 1e-9).all()
     assert (log_fall <= falls.max(axis=0) + 1e-9).all()
     np.testing.assert_allclose(np.log(losses[:, 0]), last, atol=0.1)

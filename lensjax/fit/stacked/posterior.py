@@ -1,32 +1,29 @@
 """The joint posterior with its medians stacked: averaged with those of simpler methods, and its widths recalibrated.
 
 Beyond each model's largest measured size D_i, the median log loss is the joint fit's level there less a weighted mean
-of the falls that the components predict (see `lensjax.fit.stacked.weights`),
+of the falls that the components predict (see `lensjax.fit.stacked.weights`), which grows with the octaves from there,
 
-    m_i(D) = m_i(D_i) - w_0 fall_0i(D) - Σ_c w_c rate_ci log2(D / D_i),
+    m_i(D) = m_i(D_i) - (1 + λ min(o, 9)) (w_0 fall_0i(D) + Σ_c w_c rate_ci o),    o = log2(D / D_i),
 
-and deviations from the median are the joint fit's times
+as curves fall further than foreseen more often than less far, and the more so the further ahead; and deviations from
+the median are the joint fit's times
 
     s_i(D) = √(τ² + ζ² Σ_c w_c (fall_ci - mean)² / sd_i²),
 
-so that they are wider where components disagree, and from an octave beyond D_i on further times e^λ below the median
-and e^-λ above it: curves fall further than foreseen more often than less far. Models' errors stay as correlated as the
-joint fit has them. That is a map of each model's log loss at each size, so that quantiles, draws and moments are all of
-one distribution.
+so that they are wider where components disagree, and models' errors stay as correlated as the joint fit has them. That
+is a map of each model's log loss at each size, so that quantiles, draws and moments are all of one distribution.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import ndtr
 
 from lensjax.fit.joint.moments import JointMoments, Together
 from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.fit.posterior import DRAWS, CurvePosterior, Losses
 
-_TINY = 1e-20  # variance of a log loss that is known
+TRIED = 9  # octaves ahead
 
 
 def pool(
@@ -42,49 +39,10 @@ def pool(
     return mean, np.sqrt(width**2 + disagreement**2 * spread / log_sd**2)
 
 
-class Map(NamedTuple):
-    """A model's log loss at a size: `stacked`, plus deviations from `middle` times `below` or `above`.
-
-    Attributes:
-      middle, stacked: medians of the joint fit and of the stack.
-      below, above: factors of deviations to either side of the median.
-    """
-
-    middle: Float[np.ndarray, "*n"]
-    stacked: Float[np.ndarray, "*n"]
-    below: Float[np.ndarray, "*n"]
-    above: Float[np.ndarray, "*n"]
-
-    def at(self, *index: Any) -> "Map":
-        """That of some models and sizes."""
-        return Map(*(part[index] for part in self))
-
-    def __call__(self, log_loss: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """Log losses by the stack of those by the joint fit, in whose place they are put."""
-        log_loss -= self.middle
-        log_loss *= self.above
-        np.multiply(log_loss, self.below / self.above, out=log_loss, where=log_loss < 0)
-        log_loss += self.stacked
-        return log_loss
-
-    def moments(
-        self, mean: Float[np.ndarray, "P C"], variance: Float[np.ndarray, "P C"]
-    ) -> tuple[Float[np.ndarray, "P C"], Float[np.ndarray, "P C"], Float[np.ndarray, "P C"]]:
-        """Mean and variance of what Gaussian log losses become, and the factor of their covariances with others.
-
-        The factor is the mean slope of the map, by Stein's lemma exact for a covariance with what is not mapped.
-        """
-        sd = np.sqrt(np.maximum(variance, _TINY))
-        away = mean - self.middle
-        high = ndtr(away / sd)
-        density = sd * np.exp(-((away / sd) ** 2) / 2) / np.sqrt(2 * np.pi)
-        square = away**2 + sd**2
-        part_below, part_above = away * (1 - high) - density, away * high + density
-        first = self.below * part_below + self.above * part_above
-        second = self.below**2 * (square * (1 - high) - away * density)
-        second += self.above**2 * (square * high + away * density)
-        slope = self.below * (1 - high) + self.above * high
-        return self.stacked + first, np.maximum(second - first**2, slope**2 * variance), slope
+def grown(fall: np.ndarray, octaves: Float[np.ndarray, " points"], growth: float | np.ndarray) -> np.ndarray:
+    """Falls so many octaves ahead, with the growth λ of the top of the module, which was tried as far as `TRIED`."""
+    longer: np.ndarray = (1 + growth * np.minimum(octaves, TRIED)) * fall
+    return longer
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +56,7 @@ class StackedPosterior(CurvePosterior):
       rates: fall of log loss per octave of the latter.
       width: τ.
       disagreement: ζ.
-      skew: λ.
+      growth: λ.
     """
 
     joint: JointPosterior
@@ -107,7 +65,7 @@ class StackedPosterior(CurvePosterior):
     rates: Float[np.ndarray, "C M"]
     width: float
     disagreement: float
-    skew: float
+    growth: float
 
     @property
     def models(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -137,57 +95,61 @@ class StackedPosterior(CurvePosterior):
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """See `CurvePosterior.predict`."""
         losses = self.joint.predict(examples)
-        mapped = self._map(np.atleast_1d(np.asarray(examples, dtype=np.float64)), losses)
-        return Losses(losses.models, losses.examples, *(np.exp(mapped(np.log(part))) for part in losses.parts))
+        middle = np.log(losses.loss)
+        stacked, scale = self._map(np.atleast_1d(np.asarray(examples, dtype=np.float64)), losses)
+        parts = (np.exp(stacked + scale * (np.log(part) - middle)) for part in losses.parts)
+        return Losses(losses.models, losses.examples, *parts)
 
     def sample(self, examples: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draws M"]:
         """See `CurvePosterior.sample`."""
         losses = self.joint.predict(examples)
-        mapped = self._map(np.array([float(examples)]), losses).at(slice(None), 0)
+        stacked, scale = self._map(np.array([float(examples)]), losses)
         drawn = self.joint.sample(examples, draws, seed)
         np.log(drawn, out=drawn)
-        return np.exp(mapped(drawn), out=drawn)
+        drawn -= np.log(losses.loss[:, 0])
+        drawn *= scale[:, 0]
+        drawn += stacked[:, 0]
+        return np.exp(drawn, out=drawn)
 
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
         """See `JointPosterior.moments`."""
         joint = self.joint.moments(target, model, examples)
         sizes, place = np.unique(np.append(target, examples), return_inverse=True)
-        mapped = self._centred(sizes)
-        targets = mapped.at(slice(None), place[0]).moments(joint.target_mean, joint.target_variance)
-        points = mapped.at(model, place[1:]).moments(joint.point_mean, joint.point_variance)
+        losses = self.joint.predict(sizes)
+        middle = np.log(losses.loss) - self.centre
+        stacked, scale = self._map(sizes.astype(np.float64), losses)
+        stacked = stacked - self.centre
+        at_target, at_points = (slice(None), place[0]), (model, place[1:])
+        mean, points = joint.target_mean, joint.point_mean
         return joint._replace(
-            target_mean=targets[0],
-            target_variance=targets[1],
-            point_mean=points[0],
-            point_variance=points[1],
-            covariance=joint.covariance * points[2][:, :, None] * targets[2][:, None, :],
+            target_mean=stacked[at_target] + scale[at_target] * (mean - middle[at_target]),
+            target_variance=joint.target_variance * scale[at_target] ** 2,
+            point_mean=stacked[at_points] + scale[at_points] * (points - middle[at_points]),
+            point_variance=joint.point_variance * scale[at_points] ** 2,
+            covariance=joint.covariance * scale[at_points][:, None] * scale[at_target],
         )
 
     def together(self, model: Int[np.ndarray, " V"], examples: Int[np.ndarray, " V"]) -> Together:
         """See `JointPosterior.together`."""
         joint = self.joint.together(model, examples)
         sizes, size = np.unique(examples, return_inverse=True)
-        variance = np.diagonal(joint.covariance, axis1=1, axis2=2)
-        mean, variance, slope = self._centred(sizes).at(model, size).moments(joint.mean, variance)
-        covariance = joint.covariance * slope[:, :, None] * slope[:, None, :]
-        itself = np.arange(len(model))
-        covariance[:, itself, itself] = variance
-        return joint._replace(mean=mean, covariance=covariance)
+        losses = self.joint.predict(sizes)
+        middle = np.log(losses.loss) - self.centre
+        stacked, scale = self._map(sizes.astype(np.float64), losses)
+        at = model, size
+        mean = stacked[at] - self.centre + scale[at] * (joint.mean - middle[at])
+        return joint._replace(mean=mean, covariance=joint.covariance * scale[at][:, None] * scale[at])
 
-    def _map(self, sizes: Float[np.ndarray, " G"], losses: Losses) -> Map:
-        """The map at G sizes, where the joint fit predicts `losses`."""
+    def _map(
+        self, sizes: Float[np.ndarray, " G"], losses: Losses
+    ) -> tuple[Float[np.ndarray, "M G"], Float[np.ndarray, "M G"]]:
+        """Stacked median log losses, and the factor of deviations from them; `losses` are the joint fit's."""
         middle, octaves = np.log(losses.loss), np.maximum(np.log2(sizes / self.last[:, None]), 0)
         level = self._level()[:, None]
         joint = np.where(octaves > 0, level - middle, 0.0)
         falls = np.concatenate([joint[None], self.rates[:, :, None] * octaves])
         mean, scale = pool(falls, losses.log_sd, self.weights, self.width, self.disagreement)
-        skew = np.exp(self.skew * np.minimum(octaves, 1))
-        return Map(middle, np.where(octaves > 0, level - mean, middle), scale * skew, scale / skew)
-
-    def _centred(self, sizes: Int[np.ndarray, " G"]) -> Map:
-        """The map of log losses less `centre`."""
-        mapped = self._map(sizes.astype(np.float64), self.joint.predict(sizes))
-        return mapped._replace(middle=mapped.middle - self.centre, stacked=mapped.stacked - self.centre)
+        return np.where(octaves > 0, level - grown(mean, octaves, self.growth), middle), scale
 
     def _level(self) -> Float[np.ndarray, " M"]:
         """Median log loss of the joint fit at each model's largest measured size."""

@@ -51,7 +51,7 @@ def stack(table: CurveTable, joint: JointPosterior, target: int, learned: Learne
         rates=_per_octave(ahead.fall[1:], ahead.octaves),
         width=learned.width(record),
         disagreement=learned.disagreement,
-        skew=learned.skew,
+        growth=learned.growth,
     )
 
 
