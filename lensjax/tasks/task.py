@@ -171,7 +171,10 @@ def load_task(spec: TaskSpec) -> Task:
         else:
             candidates = _rendered(spec, own, permutation(len(own), 0, _HELD_OUT), choices=split == "test")
         prompts: set[str] = set()
+        texts: set[Text] = set()
         for example in candidates:
+            if len(texts) < 2:
+                texts.add(example.text)
             used += own is None
             if len(prompts) < 2:
                 prompts.add(example.prompt)
@@ -179,7 +182,7 @@ def load_task(spec: TaskSpec) -> Task:
                 drawn.append(example)
             if len(drawn) == wanted:
                 return tuple(drawn)
-        if len(prompts) == 1 and not spec.is_chat:
+        if len(prompts) == 1 < len(texts) and not spec.is_chat:
             raise InputError(
                 f"All prompts of the task {shorten(spec.name)} are the same ({shorten(repr(prompts.pop()))}), and too "
                 "few examples differ; put a field that is not the same in all rows into prompt, in braces."
