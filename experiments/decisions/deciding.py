@@ -1,4 +1,4 @@
-"""Do the runs that "would probably decide it" decide as often as is claimed? On simulated and on public curves.
+"""Do the runs that "may well decide it" decide as often as is claimed? On simulated and on public curves.
 
 LENSJAX_BENCHMARKS=FOLDER python experiments/decisions/deciding.py [--tables 20] [--sets 1] [--out DIR]
 

@@ -68,11 +68,11 @@ class Decisive:
         price = ", ".join(filter(None, [f"{plan.examples:,} in all" if each else "", self.cost]))
         runs += f" ({price})" if price else ""
         then = (
-            f"P(best) of the choice is then {DECIDED} or more with probability {plan.probability:.2f}, and "
-            f"{plan.chance:.2f} on average"
+            f"P(best) of the choice is then {DECIDED} or more with probability {plan.probability:.2f} as simulated "
+            f"(about half as often in trials), and {plan.chance:.2f} on average"
         )
         if self.is_probable:
-            return f"Fine-tuning {runs} would probably decide it: {then}."
+            return f"Fine-tuning {runs} may well decide it: {then}."
         return f"No further runs of one size would probably decide it. The likeliest to is fine-tuning {runs}: {then}."
 
     def content(self) -> dict[str, Any]:

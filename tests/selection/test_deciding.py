@@ -137,7 +137,8 @@ def test_the_cheapest_runs_that_probably_decide_it_are_named(prediction):
     assert plan.cost == pytest.approx(sum(costs[point] for point in plan.points))
     full = sum(costs[Point(model, TARGET)] for model in SEEN.models)
     assert found.cost == f"{100 * plan.cost / full:.2g} % of FullTuning"
-    assert f"{plan.probability:.2f}, and {plan.chance:.2f} on average" in found.sentence
+    assert f"with probability {plan.probability:.2f} as simulated" in found.sentence
+    assert found.sentence.endswith(f", and {plan.chance:.2f} on average.")
     assert f"{plan.points[0].examples:,} examples" in found.sentence
     assert found.content()["sentence"] == found.sentence
     free = what_decides(SEEN, TARGET, prediction, lambda point: 1.0 if point.examples == TARGET else None)
@@ -160,12 +161,12 @@ def test_unlikely_plans_are_told_as_such():
     plan = Plan((Point("a", 800), Point("b", 800)), 3.0, 0.31, 0.02, 0.55)
     assert Decisive(plan, cost="2 % of FullTuning").sentence == (
         "No further runs of one size would probably decide it. The likeliest to is fine-tuning a, b on 800 examples "
-        "each (1,600 in all, 2 % of FullTuning): P(best) of the choice is then 0.8 or more with probability 0.31, and "
-        "0.55 on average."
+        "each (1,600 in all, 2 % of FullTuning): P(best) of the choice is then 0.8 or more with probability 0.31 "
+        "as simulated (about half as often in trials), and 0.55 on average."
     )
     assert repr(Decisive(None, "It is not known.")) == "<It is not known.>"
     single = Decisive(replace(plan, points=plan.points[:1], probability=0.6)).sentence
-    assert single.startswith("Fine-tuning a on 800 examples would probably decide it: P(best)")
+    assert single.startswith("Fine-tuning a on 800 examples may well decide it: P(best)")
 
 
 def test_rankings_and_advice_say_it_where_they_are_close(prediction):

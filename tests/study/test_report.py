@@ -692,9 +692,9 @@ def test_what_is_too_close_says_which_runs_would_probably_decide_it(make, quick,
     seconds, flops = sum(one.seconds for one in costs), sum(one.flops for one in costs)
     assert _more(state, found) == (
         f"Fine-tuning {points[0].model}, {points[1].model} on 800 examples each (1,600 in all, about "
-        f"{text.duration(seconds)}, {text.flops(flops)}, {100 * seconds:,.2f} at the given price per hour) would "
-        "probably decide it: P(best) of the choice is then 0.8 or more with probability 0.64, and 0.71 on average. A "
-        "budget of 800 measures them, and the other candidates that are left."
+        f"{text.duration(seconds)}, {text.flops(flops)}, {100 * seconds:,.2f} at the given price per hour) may "
+        "well decide it: P(best) of the choice is then 0.8 or more with probability 0.64 as simulated (about half as "
+        "often in trials), and 0.71 on average. A budget of 800 measures them, and the other candidates that are left."
     )
     monkeypatch.setattr("lensjax.study.report.decisive", lambda ranking, cost: Decisive(None, "It is not known."))
     assert _more(state, found) == "It is not known."
