@@ -45,11 +45,10 @@ class Model(Tabular):
     Hugging Face's tokenizers and collators make it: `input_ids` [batch, time], and where needed `attention_mask` (1
     where there is a token), `position_ids`, `labels` (−100 where there is no target), and for encoder–decoders
     `decoder_input_ids` and `decoder_attention_mask`; `jax.jit` and the like need a plain dict. A single example may
-    leave out the batch axis. There is no dropout: models compute as in evaluation.
-
-    A row of a decoder-only model may hold several examples, which `segment_ids` numbers from 1 on, with 0 at padding:
-    each attends to itself alone, and its positions begin at 0. Position_ids that begin anew without it, or an
-    attention_mask, are refused; but not where a batch is traced, as by `jax.jit`: there a row is one example.
+    leave out the batch axis. There is no dropout: models compute as in evaluation. A row of a decoder-only model may
+    hold several examples, which `segment_ids` numbers from 1 on, with 0 at padding: each attends to itself alone, and
+    its positions begin at 0. Position_ids that begin anew without it, or an attention_mask, are refused; but not where
+    a batch is traced, as by `jax.jit`: there a row is one example.
 
     Attributes:
       family: The family that it belongs to.
