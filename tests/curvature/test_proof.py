@@ -13,7 +13,7 @@ from lensjax.curvature.kfac import kfac
 from lensjax.curvature.ntk import ntk_sketch
 from lensjax.curvature.ntk.ntk import ntk
 from lensjax.curvature.ntk.plan import prepare
-from lensjax.curvature.ntk.proof import WrongKernelError, _dots
+from lensjax.curvature.ntk.proof import _NORMS, WrongKernelError, _dots
 
 RANDOM = np.random.default_rng(0)
 PARAMS = {"layers": 0.5 * RANDOM.normal(size=(3, 5, 5)), "head": RANDOM.normal(size=(5, 2)), "bias": np.zeros(2)}
@@ -159,3 +159,10 @@ def test_products_of_large_tables_are_summed_to_rounding():
     a[..., :64] = 300
     exact = np.square(a[0], dtype=np.float64).sum()
     np.testing.assert_allclose(jax.jit(_dots)(a, a), exact, rtol=2e-6)  # one sum of all is off by 1.6e-5
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4096, 8197])
+def test_products_of_gradients_of_any_size_are_whole(size):
+    a, b = np.random.default_rng(size).normal(size=(2, 3, 2, size)).astype(np.float32)
+    np.testing.assert_allclose(_dots(a, b), np.einsum("slp,tlp->lst", a, b), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(_dots(a, a, _NORMS), np.einsum("slp,slp->ls", a, a), rtol=1e-5)

@@ -8,7 +8,6 @@ takes more than 3 % of a kernel's time, as of few examples, it is not again befo
 """
 
 import itertools
-import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,11 +25,12 @@ from lensjax.core.pytrees import PyTree
 from lensjax.curvature.jaxpr.program import Program
 from lensjax.curvature.jaxpr.rounding import rounding
 from lensjax.curvature.ntk.costs import Output
-from lensjax.curvature.ntk.factor import constrain, einsum
+from lensjax.curvature.ntk.factor import constrain, einsum, tiled
 
 _MANY = 256  # examples, from which a third one is checked where gradients are not simply formed and multiplied
 _SHARE = 0.03  # of the time of kernels, that verifying them may take
 _STRETCH = 4096  # numbers of a gradient whose products are summed at once
+_NORMS = "slqp,slqp->lsq"
 _OUTPUTS = 2  # or pairs of outputs, of kernels that keep them apart
 # Relative errors of a parameter's gradient that rounding may make, in units of it and at most, and those that all
 # other gradients make in it, as in those of parameters that should cancel.
@@ -294,7 +294,7 @@ def _entries(
             return [(x, *(jnp.diagonal(x, axis1=1, axis2=2),) * 2) for x in made]
         other = of(columns, pair[1])
         return [
-            (_dots(a, b), *(jnp.diagonal(_dots(x, x), axis1=1, axis2=2) for x in (a, b)))
+            (_dots(a, b), _dots(a, a, _NORMS), _dots(b, b, _NORMS))  # of all pairs, and of each with itself
             for a, b in zip(one, other, strict=True)
         ]
 
@@ -311,14 +311,13 @@ def _entries(
     ]
 
 
-def _dots(a: Array, b: Array) -> Array:
-    """Products [l, s, t] of gradients [s, l, p] and [t, l, p], summed in stretches.
+def _dots(a: Array, b: Array, spec: str = "slqp,tlqp->lstq") -> Array:
+    """Products [l, s, t] of gradients [s, l, p] and [t, l, p], or [l, s] by another `spec`, summed in stretches q.
 
     One sum of float32 over a large table, of 38 million numbers, say, is off by a ten-thousandth.
     """
-    stretch = math.gcd(a.shape[-1], _STRETCH)
-    one, other = (x.reshape(*x.shape[:2], -1, stretch) for x in (a, b))
-    return einsum("slqp,tlqp->lstq", one, other).sum(axis=-1)
+    stretch = min(a.shape[-1], _STRETCH) or 1
+    return einsum(spec, tiled(a, stretch), tiled(b, stretch)).sum(axis=-1)
 
 
 def _groups(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, ...]]:
