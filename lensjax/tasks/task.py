@@ -173,11 +173,10 @@ def load_task(spec: TaskSpec) -> Task:
         prompts: set[str] = set()
         texts: set[Text] = set()
         for example in candidates:
-            if len(texts) < 2:
-                texts.add(example.text)
             used += own is None
             if len(prompts) < 2:
                 prompts.add(example.prompt)
+                texts.add(example.text)
             if example.text not in not_these:
                 drawn.append(example)
             if len(drawn) == wanted:
