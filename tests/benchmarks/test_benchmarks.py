@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import subprocess
@@ -79,23 +78,29 @@ def quick_plan(made):
 
 
 @pytest.fixture
-def parts(monkeypatch):
-    """The module that the benchmarks share."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def scripts(imported, monkeypatch):
+    """The modules of the benchmarks, by name."""
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # to be put back
-    return importlib.import_module("parts")
+    with imported(ROOT / "benchmarks", "parts", "machine", "ntk", "ntk_processes") as modules:
+        yield modules
 
 
 @pytest.fixture
-def ntk(parts):
+def parts(scripts):
+    """The module that the benchmarks share."""
+    return scripts["parts"]
+
+
+@pytest.fixture
+def ntk(scripts):
     """The benchmark of kernels, as a module."""
-    return importlib.import_module("ntk")
+    return scripts["ntk"]
 
 
 @pytest.fixture
-def ntk_processes(parts):
+def ntk_processes(scripts):
     """The processes of its contenders, as a module."""
-    return importlib.import_module("ntk_processes")
+    return scripts["ntk_processes"]
 
 
 def kinds(value):
@@ -420,8 +425,8 @@ def test_ntk_contenders_have_processes_of_their_own(ntk, ntk_processes, tmp_path
         run()
 
 
-def test_nothing_is_measured_on_a_busy_machine_or_of_changed_code(parts, monkeypatch):
-    machine = importlib.import_module("machine")
+def test_nothing_is_measured_on_a_busy_machine_or_of_changed_code(scripts, monkeypatch):
+    machine = scripts["machine"]
     monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.6, 0, 0))
     with pytest.raises(SystemExit, match=r"The load is 0.60; nothing is measured above 0.5"):
         machine.refuse_unless_idle()

@@ -1,9 +1,10 @@
 """Benchmarks of pods: rows are written as they come, and what kernels and Hessians run is counted on eight devices."""
 
 import argparse
-import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +23,16 @@ class Named(NamedTuple):
     topology: str = "v5e:2x2"
 
 
-@pytest.fixture(autouse=True)
-def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(RESULTS.parent)
+@pytest.fixture(scope="module")
+def scripts(imported: Any) -> Iterator[dict[str, ModuleType]]:
+    with imported(RESULTS.parent, "cases", "curvature_pods") as modules:
+        yield modules
 
 
-def test_rows_that_are_there_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = importlib.import_module("cases")
+def test_rows_that_are_there_stay(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = scripts["cases"]
     monkeypatch.setattr(cases, "use_compiler", lambda topology: None)
     out, calls = tmp_path / "rows.json", []
 
@@ -55,8 +59,10 @@ def test_rows_that_are_there_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.eight_devices
 @pytest.mark.parametrize(("what", "examples"), [("kernel", 24), ("lanczos", 3)])
-def test_curvature_on_devices(what: str, examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pods = importlib.import_module("curvature_pods")
+def test_curvature_on_devices(
+    what: str, examples: int, scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = scripts["curvature_pods"]
     chip = CHIPS["h100"].model_copy(update={"memory_gb": 0.02})
     monkeypatch.setattr(pods, "find_topology", lambda name: Topology(name, chip, jax.devices(), "cpu:8"))
     case = pods.Case(what, "tiny", MODEL, "h100:8", "fsdp=8", (16,), examples)

@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import subprocess
@@ -32,10 +31,10 @@ def quick(made):
 
 
 @pytest.fixture
-def hvp(monkeypatch):
+def hvp(imported):
     """The benchmark as a module."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("hvp")
+    with imported(ROOT / "benchmarks", "hvp") as modules:
+        yield modules["hvp"]
 
 
 def positive(value):

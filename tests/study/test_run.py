@@ -1,7 +1,6 @@
 """Running studies: every cell once, decisions, budgets, candidates that fail, and going on."""
 
 import csv
-import importlib
 import json
 import shutil
 import signal
@@ -79,10 +78,10 @@ def test_all_candidates_are_on_a_rung_before_the_next(finished):
         assert kernel.summary["asked"]["examples"] == 8
 
 
-def test_the_benchmark_of_overheads_accounts_for_all_of_a_study_s_time(finished, monkeypatch):
+def test_the_benchmark_of_overheads_accounts_for_all_of_a_study_s_time(finished, imported):
     _, folder, journal, _ = finished
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    told = importlib.import_module("study").told(folder.with_suffix(".yaml"), 1000.0)
+    with imported(BENCHMARKS, "study") as modules:
+        told = modules["study"].told(folder.with_suffix(".yaml"), 1000.0)
     seconds = {name: of["median_s"] for name, of in told.items() if isinstance(of, dict)}
     assert (told["runs"], told["cells"]) == (20, 24)
     assert sum(seconds.values()) == pytest.approx(2 * 1000)  # the whole and its parts

@@ -24,19 +24,13 @@ ENTRIES = [(f"word{i // 2}", ["W", "ER1", f"D{i % 2}"]) for i in range(400)]
 
 
 @pytest.fixture(scope="module")
-def builder_module() -> Iterator[ModuleType]:
+def builder_module(imported: Any) -> Iterator[ModuleType]:
     """builder.py, imported as prepare.py does, with a small dictionary."""
-    sys.path.insert(0, str(EXPERIMENT))
-    try:
-        import builder
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(builder, "dictionary", lambda: ENTRIES)
-            patch.setattr(builder, "SHARES", {"test": 0.2, "validation": 0.2})
-            yield builder
-    finally:
-        sys.path.remove(str(EXPERIMENT))
-        sys.modules.pop("builder", None)
+    with imported(EXPERIMENT, "builder") as modules, pytest.MonkeyPatch.context() as patch:
+        builder = modules["builder"]
+        patch.setattr(builder, "dictionary", lambda: ENTRIES)
+        patch.setattr(builder, "SHARES", {"test": 0.2, "validation": 0.2})
+        yield builder
 
 
 @pytest.fixture(scope="module")
