@@ -44,7 +44,7 @@ def list_families(json: bool = False) -> None:
         say(json_text(content), end="")
         return
     rows = [
-        (f.model_type, kind, f.architecture, "\n".join(f.examples)) for f, kind in zip(families, kinds, strict=True)
+        (f.model_type, kind, f.architecture, ", ".join(f.examples)) for f, kind in zip(families, kinds, strict=True)
     ]
     headings, console = ("model_type", "kind", "Hugging Face class", "examples"), make_console()
     console.print(make_table("", headings, rows, words=headings))

@@ -322,8 +322,8 @@ def _notes(spec: StudySpec, basis: Basis | None, others: Iterable[str]) -> Itera
         )
     elif basis == "rates":
         yield (
-            "Hours are those of the compiled programs at the rates of this machine's processor, which were measured in "
-            "a second, with compiling, and without reading weights; leave out --no-timing for steps timed here."
+            "Hours are those of the compiled programs by what this machine's processor does, which was measured in a "
+            "few seconds, with compiling, and without reading weights; leave out --no-timing for steps timed here."
         )
     elif basis == "peak":
         yield f"Hours assume {100 * UTILISATION:.0f} % of the devices' published peak, and nothing for compiling."

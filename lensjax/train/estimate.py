@@ -1,10 +1,9 @@
 """Estimates for fine-tuning a model, made without its weights: operations, memory of a device, and seconds."""
 
 import math
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,6 @@ from lensjax.core.pytrees import PyTree
 from lensjax.core.roofline.chips import Chip
 from lensjax.core.roofline.counters import count_program
 from lensjax.core.roofline.estimate import Layout, StepBounds, estimate_step, step_bounds
-from lensjax.core.roofline.processor import measure_rates, program_seconds
 from lensjax.core.specs import Strict
 from lensjax.models.hub import find_folder, read_config
 from lensjax.models.lora import split_trainable
@@ -34,13 +32,13 @@ from lensjax.train.loop import planned_steps
 from lensjax.train.memory import Memory, compiled, memory_of
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples
+from lensjax.train.processor import expected_seconds, median_seconds
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import state_shapes
 from lensjax.train.workload import Workload, adapted
 
 _LISTED = 2_000_000  # examples of a run whose batches are planned one by one, at most
 UTILISATION = 0.4  # share of the published peak that is assumed where nothing is timed
-_FEWEST, _MOST, _ENOUGH = 3, 30, 1.0  # calls of a program that are timed, and seconds after which they suffice
 
 
 @dataclass(frozen=True)
@@ -222,14 +220,14 @@ class AbstractCandidate(Workload):
                 state, metrics = step(state, frozen, placement.to_devices(rows), 0.0)
                 float(metrics.loss)
 
-            taken[shape] = _median_seconds(take)
+            taken[shape] = median_seconds(take)
         rows = self.rows(self.tokens.evaluation_length, self.evaluation_placement)
 
         def evaluate() -> None:
             jax.block_until_ready(losses(state.params, frozen, self.evaluation_placement.to_devices(rows)))
 
         short, long = (taken[shape] for shape in self.step_shapes)
-        return Seconds(steps=(short, long), evaluation=_median_seconds(evaluate), **self._spent)
+        return Seconds(steps=(short, long), evaluation=median_seconds(evaluate), **self._spent)
 
     def from_peak(self) -> Seconds | None:
         """Seconds estimated from the devices' published peak; None if there is none."""
@@ -241,16 +239,16 @@ class AbstractCandidate(Workload):
         return Seconds(steps=(short, long), evaluation=self.evaluation_flops / speed)
 
     def from_rates(self) -> Seconds:
-        """Seconds of the compiled programs at the rates of this machine's processor, which are measured in a second.
+        """Seconds of the compiled programs by what this machine's processor does, which is measured in a few.
 
         Raises:
           NoRoom: a program does not fit the device.
         """
-        rates, devices = measure_rates(), len(self.mesh.local_devices)  # which share the processor
+        devices = len(self.mesh.local_devices)  # which share the processor
 
         def taken(program: jax.stages.Compiled) -> float:
             counts = count_program(program.as_text() or "", dict(self.mesh.shape))
-            return devices * program_seconds(counts, rates)
+            return devices * expected_seconds(counts)
 
         short, long = (taken(self.compiled_step(shape)) for shape in self.step_shapes)
         return Seconds(steps=(short, long), evaluation=taken(self.compiled_losses), **self._spent)
@@ -328,14 +326,3 @@ def _made_up(shapes: Params) -> Params:
         return jax.tree.map(leaf, shapes)
 
     return jax.jit(make, out_shardings=jax.tree.map(lambda shape: shape.sharding, shapes))()
-
-
-def _median_seconds(call: Callable[[], None]) -> float:
-    """The median time of a call, after one that does not count."""
-    call()
-    taken: list[float] = []
-    while len(taken) < _FEWEST or (len(taken) < _MOST and sum(taken) < _ENOUGH):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)

@@ -74,6 +74,7 @@ def test_list_names_every_family(run: Run) -> None:
     assert status == 0
     assert "openai-community/gpt2" in out
     assert "pocket:gpt2-0.2m" in out
+    assert "�" not in out  # which stands for what cannot be printed
     rows = re.findall(r"^│ (\w+) +│ (decoder|encoder–decoder) +│ (\w+) ", out, re.MULTILINE)
     assert [row[0] for row in rows] == supported()
     assert ("gpt2", "decoder", "GPT2LMHeadModel") in rows

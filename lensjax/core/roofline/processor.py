@@ -15,7 +15,7 @@ from lensjax.core.roofline.counters import Counts
 
 _PRODUCTS = ((256, 64), (2048, 64), (2048, 256), (1024, 768))  # rows, and rows and columns of a square matrix
 _VALUES = 2**19  # of an array that elementwise work goes over
-_MOVED = 2**24  # values of an array that no cache holds
+_MOVED = (2**14, 2**17, 2**20, 2**24)  # values of arrays, the last of which no cache holds
 _ENOUGH = 0.03  # seconds that a run takes at least, of which some are timed
 _RUNS = 5
 
@@ -27,18 +27,27 @@ class Rates:
     Attributes:
       products: FLOP/s of products of matrices in float32, by the FLOPs of one.
       elementwise: Operations a second, of which one in six is an exponential.
-      bytes: From and to the main memory, a second.
+      bytes: Bytes read and written a second, by those of one instruction, of which caches hold the fewer ones.
     """
 
     products: Mapping[float, float]
     elementwise: float
-    bytes: float
+    bytes: Mapping[float, float]
 
-    def product_rate(self, flops: float) -> float:
-        """FLOP/s of a product of so many FLOPs, between those that were measured along logarithms."""
-        sizes = sorted(self.products)
-        known = [math.log(self.products[size]) for size in sizes]
-        return float(np.exp(np.interp(math.log(max(flops, 1.0)), np.log(sizes), known)))
+    def product_seconds(self, flops: float) -> float:
+        """Seconds of a product of so many FLOPs, at a rate between those that were measured along logarithms."""
+        return _at_rate(flops, self.products)
+
+    def moving_seconds(self, moved: float) -> float:
+        """Seconds in which an instruction reads and writes so many bytes, likewise."""
+        return _at_rate(moved, self.bytes)
+
+
+def _at_rate(amount: float, rates: Mapping[float, float]) -> float:
+    """Seconds of an amount of work, by the rates of some amounts."""
+    sizes = sorted(rates)
+    known = [math.log(rates[size]) for size in sizes]
+    return amount / float(np.exp(np.interp(math.log(max(amount, 1.0)), np.log(sizes), known)))
 
 
 @cache
@@ -51,12 +60,12 @@ def measure_rates() -> Rates:
     return Rates(
         products=products,
         elementwise=6 * _VALUES / _seconds(lambda x: jnp.exp(x * -0.5) * 0.5 + x * 0.25 - 0.01, (_VALUES,)),
-        bytes=2.0 * 4 * _MOVED / _seconds(lambda x: x + 1.0, (_MOVED,)),
+        bytes={8.0 * count: 8.0 * count / _seconds(lambda x: x + 1.0, (count,)) for count in _MOVED},
     )
 
 
 def program_seconds(counts: Counts, rates: Rates) -> float:
-    """Seconds of a compiled program on a processor.
+    """Seconds of a compiled program on a processor, at least.
 
     An instruction takes the longer of its products and its bytes, and elementwise work is added.
 
@@ -66,8 +75,7 @@ def program_seconds(counts: Counts, rates: Rates) -> float:
     """
     total = counts.other_flops / rates.elementwise
     for (flops, moved), runs in counts.work.items():
-        products = flops / rates.product_rate(flops) if flops else 0.0
-        total += runs * max(products, moved / rates.bytes)
+        total += runs * max(rates.product_seconds(flops), rates.moving_seconds(moved))
     return total
 
 

@@ -11,14 +11,21 @@ from lensjax.core.roofline import processor
 from lensjax.core.roofline.counters import Counts, count_program
 from lensjax.core.roofline.processor import Rates, measure_rates, program_seconds
 
-RATES = Rates(products={1e6: 1e9, 1e8: 1e11}, elementwise=1e9, bytes=1e10)
+RATES = Rates(products={1e6: 1e9, 1e8: 1e11}, elementwise=1e9, bytes={1e6: 1e12, 1e9: 1e10})
 
 
 def test_instructions_take_the_longer_of_their_products_and_bytes() -> None:
     work = {(1e6, 0.0): 3, (1e8, 5e10): 1, (0.0, 1e10): 2}
     assert program_seconds(Counts(other_flops=2e9, work=work), RATES) == pytest.approx(3e-3 + 5 + 2 + 2)
-    assert RATES.product_rate(1e7) == pytest.approx(1e10)  # between, along logarithms
-    assert (RATES.product_rate(1.0), RATES.product_rate(1e12)) == pytest.approx((1e9, 1e11))
+
+
+def test_rates_are_those_of_the_nearest_amounts_and_between_them_along_logarithms() -> None:
+    assert RATES.product_seconds(1e7) == pytest.approx(1e7 / 1e10)
+    assert RATES.product_seconds(1e5) == pytest.approx(1e5 / 1e9)
+    assert RATES.product_seconds(1e12) == pytest.approx(1e12 / 1e11)
+    assert RATES.moving_seconds(1e3) == pytest.approx(1e-9)  # from a cache
+    assert RATES.moving_seconds(1e8) == pytest.approx(1e8 / 10 ** (10 + 2 / 3))
+    assert RATES.product_seconds(0.0) == RATES.moving_seconds(0.0) == 0.0
 
 
 def test_a_program_takes_what_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
