@@ -1,6 +1,6 @@
 """Do kernels and Hessians of large models fit the chips of a TPU pod, and how long do they take there at least?
 
-    pip install libtpu
+    pip install 'jax[tpu]'
     python benchmarks/curvature_pods.py --out benchmarks/results/curvature_pods.json [--case 0 1]
 
 Compiles for the pod's topology what `ntk`, a product of `hvp_fn` with `Batches`, and a step of Lanczos' method run;

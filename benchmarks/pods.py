@@ -1,6 +1,6 @@
 """What steps of training take on pods at least, beside what is published; no TPU or GPU is needed.
 
-    pip install libtpu
+    pip install 'jax[tpu]'
     python benchmarks/pods.py --out benchmarks/results/pods.json [--case 0 1] [--forecast]
     python benchmarks/pods.py --scaling benchmarks/results/pods_scaling.json --out benchmarks/results/pods.json
 

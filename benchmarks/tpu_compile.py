@@ -1,6 +1,6 @@
 """Does training fit the chips of a TPU pod? Compiles for the pod's topology; no TPU is needed.
 
-    pip install libtpu
+    pip install 'jax[tpu]'
     python benchmarks/tpu_compile.py --out benchmarks/results/tpu_compile.json
 
 Cases are a forward and backward pass, or a whole step of fine-tuning: those, clipping and AdamW, with its two moments

@@ -6,12 +6,14 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from numpy.typing import DTypeLike
+from packaging.requirements import Requirement
 
 from lensjax.core.errors import InputError, one_line, shorten
 
@@ -175,7 +177,7 @@ def topology_devices(name: str) -> list[Any]:
       The devices, of which `lensjax.models.make_mesh` makes a mesh.
 
     Raises:
-      InputError: there is no such topology, or the TPU compiler is not installed.
+      InputError: there is no such topology, or the TPU compiler is not installed, or is not the one for this JAX.
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})(?::([1-9]\d{0,2}))?", name)
     if found is None or found[1] not in CHIP_GB:
@@ -185,8 +187,7 @@ def topology_devices(name: str) -> list[Any]:
         )
     several = {"num_slices": int(found[3])} if found[3] is not None and found[3] != "1" else {}
     shape = f"{found[1]}:{found[2]}"
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError("Compiling for a TPU that is not attached needs its compiler; pip install libtpu.")
+    _check_compiler()
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not look for a TPU's metadata server
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile at once
     from jax.experimental import topologies
@@ -198,6 +199,22 @@ def topology_devices(name: str) -> list[Any]:
             f"The TPU compiler does not know the topology {shorten(name)} ({one_line(error, 200)}); take one that is "
             "offered, such as v5e:16x16."
         ) from error
+
+
+def _check_compiler() -> None:
+    """Raise InputError where the TPU compiler is missing, or is another than JAX was made with."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("Compiling for a TPU that is not attached needs its compiler; pip install 'jax[tpu]'.")
+    try:
+        found = version("libtpu")
+    except PackageNotFoundError:  # of a build without a version
+        return
+    for one in map(Requirement, requires("jax") or ()):
+        if one.name == "libtpu" and not one.specifier.contains(found, prereleases=True):
+            raise InputError(
+                f"libtpu {found} is not the TPU compiler that JAX {jax.__version__} was made with, libtpu "
+                f"{one.specifier}; pip install 'jax[tpu]=={jax.__version__}'."
+            )
 
 
 def _kind(name: str) -> _Kind | None:

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lensjax.core.devices import machine_memory, peak_flops
+from lensjax.core import devices
+from lensjax.core.devices import machine_memory, peak_flops, topology_devices
+from lensjax.core.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,16 @@ def test_a_control_group_limits_memory(tmp_path: Path, group: str, file: str) ->
     assert machine_memory(tmp_path) == whole
     limit.write_text("1000000\n")
     assert machine_memory(tmp_path) == 10**6
+
+
+def test_a_tpu_compiler_that_is_not_for_this_jax_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is newer compiles programs that JAX then cannot read."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(devices, "requires", lambda name: ["numpy>=2", 'libtpu==0.0.42.*; extra == "tpu"'])
+    monkeypatch.setattr(devices, "version", lambda name: "0.0.52")
+    mend = f"pip install 'jax[tpu]=={jax.__version__}'"
+    with pytest.raises(InputError, match=r"libtpu 0\.0\.52 is not the TPU compiler .* libtpu ==0\.0\.42") as found:
+        topology_devices("v5e:2x2")
+    assert mend in str(found.value)
+    monkeypatch.setattr(devices, "version", lambda name: "0.0.42.1")
+    devices._check_compiler()

@@ -348,7 +348,7 @@ def test_a_candidate_of_its_own_mesh_that_cannot_be_is_left_out(write_study, tin
     [
         ("v5e", "'v5e' is no topology; write chip and shape of a TPU slice as in v5e:16x16"),
         ("v9:2x2", "Nothing is known about the chip 'v9', only about v4, v5e"),
-        ("v5e:2x2", "pip install libtpu"),
+        ("v5e:2x2", r"pip install 'jax\[tpu\]'"),
     ],
 )
 def test_topologies_that_cannot_be_are_named(study, topology, message, monkeypatch):
