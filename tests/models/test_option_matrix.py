@@ -213,29 +213,36 @@ FAMILIES = supported() if "LENSJAX_TEST_FAMILIES" in os.environ else []
 CASES = [(family, number) for family in FAMILIES for number in range(len(list(changes(family))))]
 
 
-@pytest.mark.parametrize(("family", "number"), CASES)
-def test_an_option_is_equal_to_torch_or_refused(
-    family: str,
-    number: int,
+@pytest.fixture
+def check(
     tiny_config: Callable[..., Any],
     save_torch_model: Callable[..., Path],
     logits_of_torch: Callable[..., Any],
     assert_equal_logits: Callable[..., None],
-) -> None:
-    change = list(changes(family))[number]
-    try:
-        folder = save_torch_model(tiny_config(family, **change))
-        batch, expected = logits_of_torch(folder)
-    except Exception as error:  # whatever classes and models of transformers say of what they do not have
-        pytest.skip(f"transformers has no such model: {error}")
-    try:
-        model = lensjax.models.load(folder)
-    except InputError as error:
-        refusal = str(error)
-    else:
-        assert_equal_logits(model, batch, expected)
-        return
-    assert "config.json" in refusal, change
+) -> Callable[..., None]:
+    """Checks that a model with some options is refused by a sentence, or has the logits of torch's."""
+
+    def check(family: str, change: dict[str, Any], dtype: str, tolerance: float | None = None, seed: int = 0) -> None:
+        try:
+            folder = save_torch_model(tiny_config(family, **change), seed=seed)
+            batch, expected = logits_of_torch(folder, dtype)
+        except Exception as error:  # whatever classes and models of transformers say of what they do not have
+            pytest.skip(f"transformers has no such model: {change}, {error}")
+        try:
+            model = lensjax.models.load(folder, dtype=dtype)
+        except InputError as error:
+            refusal = str(error)
+        else:
+            assert_equal_logits(model, batch, expected, tolerance)
+            return
+        assert "config.json" in refusal, change
+
+    return check
+
+
+@pytest.mark.parametrize(("family", "number"), CASES)
+def test_an_option_is_equal_to_torch_or_refused(family: str, number: int, check: Callable[..., None]) -> None:
+    check(family, list(changes(family))[number], "float32")
 
 
 MIXTURES = range(  # of which every family has as many, or one more
@@ -244,26 +251,7 @@ MIXTURES = range(  # of which every family has as many, or one more
 
 
 @pytest.mark.parametrize("number", MIXTURES)
-def test_a_mixture_of_options_is_equal_to_torch_or_refused(
-    number: int,
-    tiny_config: Callable[..., Any],
-    save_torch_model: Callable[..., Path],
-    logits_of_torch: Callable[..., Any],
-    assert_equal_logits: Callable[..., None],
-) -> None:
-    family, rng = supported()[number % len(supported())], np.random.default_rng(number)
-    change = mixture(family, rng)
-    try:
-        folder = save_torch_model(tiny_config(family, **change), seed=number)
-        batch, expected = logits_of_torch(folder, "float64")
-    except Exception as error:  # as above
-        pytest.skip(f"transformers has no such model: {change}, {error}")
-    refusal = None
+def test_a_mixture_of_options_is_equal_to_torch_or_refused(number: int, check: Callable[..., None]) -> None:
+    family = supported()[number % len(supported())]
     with jax.enable_x64(True):
-        try:
-            model = lensjax.models.load(folder, dtype="float64")
-        except InputError as error:
-            refusal = str(error)
-        else:
-            assert_equal_logits(model, batch, expected, 1e-9)
-    assert refusal is None or "config.json" in refusal, change
+        check(family, mixture(family, np.random.default_rng(number)), "float64", 1e-9, seed=number)
