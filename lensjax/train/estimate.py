@@ -19,7 +19,7 @@ from jaxtyping import Int
 from lensjax.core.devices import peak_flops
 from lensjax.core.pytrees import PyTree
 from lensjax.core.roofline.chips import Chip
-from lensjax.core.roofline.counters import count_program
+from lensjax.core.roofline.counters import Counts, count_program
 from lensjax.core.roofline.estimate import Layout, StepBounds, estimate_step, step_bounds
 from lensjax.core.specs import Strict
 from lensjax.models.hub import find_folder, read_config
@@ -32,7 +32,7 @@ from lensjax.train.loop import planned_steps
 from lensjax.train.memory import Memory, compiled, memory_of
 from lensjax.train.placement import BatchPlacement
 from lensjax.train.prepare import Examples
-from lensjax.train.processor import expected_seconds, median_seconds
+from lensjax.train.processor import evaluation_seconds, median_seconds, step_seconds
 from lensjax.train.spec import FinetuneSpec, TrainingSpec
 from lensjax.train.step import state_shapes
 from lensjax.train.workload import Workload, adapted
@@ -246,12 +246,12 @@ class AbstractCandidate(Workload):
         """
         devices = len(self.mesh.local_devices)  # which share the processor
 
-        def taken(program: jax.stages.Compiled) -> float:
-            counts = count_program(program.as_text() or "", dict(self.mesh.shape))
-            return devices * expected_seconds(counts)
+        def counted(program: jax.stages.Compiled) -> Counts:
+            return count_program(program.as_text() or "", dict(self.mesh.shape))
 
-        short, long = (taken(self.compiled_step(shape)) for shape in self.step_shapes)
-        return Seconds(steps=(short, long), evaluation=taken(self.compiled_losses), **self._spent)
+        short, long = (devices * step_seconds(counted(self.compiled_step(shape))) for shape in self.step_shapes)
+        evaluation = devices * evaluation_seconds(counted(self.compiled_losses))
+        return Seconds(steps=(short, long), evaluation=evaluation, **self._spent)
 
     def bounds(self, shape: Shape, chip: Chip) -> StepBounds:
         """Bounds of the time of a step, from its compiled program, on the TPU slice that the mesh's devices are of.

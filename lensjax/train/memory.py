@@ -1,6 +1,7 @@
 """The memory of a device that fine-tuning takes, as the compiler counts it, and whether a machine has as much."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,10 @@ def compiled_from(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
       NoRoom: it does not fit the device.
     """
     try:
-        return lowered.compile()
+        with warnings.catch_warnings():
+            # JAX's cache holds programs for TPUs that are not attached, and cannot read them again.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+            return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -1,6 +1,7 @@
 """Meshes for pods: what is expected of each, which are compiled, and what is said where none fits."""
 
 import re
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,3 +147,15 @@ def test_what_the_compiler_says_of_memory(said: str) -> None:
     with pytest.raises(NoRoom, match=r"^16\.61G of 15\.75G$") as raised:
         compiled_from(SimpleNamespace(compile=compile_))
     assert raised.value.needed == round(16.61 * 2**30)
+
+
+def test_programs_that_the_cache_of_jax_cannot_read_again_are_compiled_in_silence(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    def compile_() -> str:
+        warnings.warn("Error reading persistent compilation cache entry for 'jit_step': INVALID_ARGUMENT", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+        return "compiled"
+
+    assert compiled_from(SimpleNamespace(compile=compile_)) == "compiled"
+    assert [str(one.message) for one in recwarn] == ["another"]
