@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,12 @@ def _system() -> str:
 
 
 def _revision() -> str | None:
-    """Short hash of the commit, "-dirty" after it where tracked files were changed since; None outside of git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    """Short hash of the commit, "-dirty" after it where tracked files, not results, changed; None outside of git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    run = partial(subprocess.run, check=True, capture_output=True, text=True)
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        commit = run([*git, "rev-parse", "--short", "HEAD"]).stdout.strip()
+        changed = run([*git, "status", "--porcelain", "--untracked-files=no", ":/", ":(exclude)results"]).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit

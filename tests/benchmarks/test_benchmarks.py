@@ -438,6 +438,23 @@ def test_nothing_is_measured_on_a_busy_machine_or_of_changed_code(scripts, monke
     machine.refuse_unless_idle()
 
 
+def test_results_do_not_make_a_revision_dirty(scripts, monkeypatch, tmp_path):
+    machine = scripts["machine"]
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "benchmarks" / "machine.py"))
+    assert machine._revision() is None  # no repository
+    script, result = tmp_path / "benchmarks" / "fit.py", tmp_path / "benchmarks" / "results" / "fit.json"
+    result.parent.mkdir(parents=True)
+    script.write_text("1"), result.write_text("{}")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = machine._revision()
+    result.write_text('{"seconds": 1}')
+    assert machine._revision() == commit
+    script.write_text("2")
+    assert machine._revision() == f"{commit}-dirty"
+
+
 def test_ntk_goes_without_a_peer_that_cannot_be_installed(ntk_processes, tmp_path, monkeypatch, capsys):
     def fail(*arguments, **settings):
         raise subprocess.CalledProcessError(1, "pip", stderr="no such version")
