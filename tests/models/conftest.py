@@ -78,25 +78,23 @@ def assert_parity() -> Callable[..., None]:
 
 @pytest.fixture
 def logits_of_torch() -> Callable[..., tuple[dict[str, np.ndarray], Reference]]:
-    """Makes a batch for the model in a folder, and computes what torch does of it."""
+    """Makes a batch for the model in a folder, and computes what torch does of it in float64."""
 
-    def make(folder: Path, dtype: str = "float32") -> tuple[dict[str, np.ndarray], Reference]:
+    def make(folder: Path) -> tuple[dict[str, np.ndarray], Reference]:
         from transformers import AutoConfig
 
         batch = make_batch(AutoConfig.from_pretrained(folder))
-        return batch, torch_reference(folder, batch, dtype)
+        return batch, torch_reference(folder, batch, "float64")
 
     return make
 
 
 @pytest.fixture
 def assert_equal_logits() -> Callable[..., None]:
-    """Checks a model's logits and losses against those of torch, in float32 unless a tolerance is given."""
+    """Checks a model's logits and losses in float64 against those of torch."""
 
-    def check(model: Any, batch: dict[str, np.ndarray], expected: Reference, tolerance: float | None = None) -> None:
-        # scores that are not scaled round more; in float64 they are compared to 1e-9 all the same
-        usual = 3e-5 if model.family.model_type == "gemma4_text" else 1e-5
-        compare(model, batch, expected, tolerance or usual, gradients=False)
+    def check(model: Any, batch: dict[str, np.ndarray], expected: Reference) -> None:
+        compare(model, batch, expected, 1e-9, gradients=False)
 
     return check
 

@@ -220,21 +220,25 @@ def check(
     logits_of_torch: Callable[..., Any],
     assert_equal_logits: Callable[..., None],
 ) -> Callable[..., None]:
-    """Checks that a model with some options is refused by a sentence, or has the logits of torch's."""
+    """Checks that a model with some options is refused by a sentence, or has the logits of torch's.
 
-    def check(family: str, change: dict[str, Any], dtype: str, tolerance: float | None = None, seed: int = 0) -> None:
+    In float64: how far float32 rounds depends on the processor, and with some options by more than they change.
+    """
+
+    def check(family: str, change: dict[str, Any], seed: int = 0) -> None:
         try:
             folder = save_torch_model(tiny_config(family, **change), seed=seed)
-            batch, expected = logits_of_torch(folder, dtype)
+            batch, expected = logits_of_torch(folder)
         except Exception as error:  # whatever classes and models of transformers say of what they do not have
             pytest.skip(f"transformers has no such model: {change}, {error}")
-        try:
-            model = lensjax.models.load(folder, dtype=dtype)
-        except InputError as error:
-            refusal = str(error)
-        else:
-            assert_equal_logits(model, batch, expected, tolerance)
-            return
+        with jax.enable_x64(True):
+            try:
+                model = lensjax.models.load(folder, dtype="float64")
+            except InputError as error:
+                refusal = str(error)
+            else:
+                assert_equal_logits(model, batch, expected)
+                return
         assert "config.json" in refusal, change
 
     return check
@@ -242,7 +246,7 @@ def check(
 
 @pytest.mark.parametrize(("family", "number"), CASES)
 def test_an_option_is_equal_to_torch_or_refused(family: str, number: int, check: Callable[..., None]) -> None:
-    check(family, list(changes(family))[number], "float32")
+    check(family, list(changes(family))[number])
 
 
 MIXTURES = range(  # of which every family has as many, or one more
@@ -253,5 +257,4 @@ MIXTURES = range(  # of which every family has as many, or one more
 @pytest.mark.parametrize("number", MIXTURES)
 def test_a_mixture_of_options_is_equal_to_torch_or_refused(number: int, check: Callable[..., None]) -> None:
     family = supported()[number % len(supported())]
-    with jax.enable_x64(True):
-        check(family, mixture(family, np.random.default_rng(number)), "float64", 1e-9, seed=number)
+    check(family, mixture(family, np.random.default_rng(number)), seed=number)
