@@ -27,10 +27,13 @@ _FREE = (
     "ConcatBitcast",
     "AssumeGatherIndicesInBound",
     "GatherScatterIndicesBitpacked",
+    "PrepareAsyncCallStart",
+    "PrepareAsyncCallDone",
     "Sharding",
     "ZeroCrop",
 )
 _GROUPED = (GROUPED, "ragged-dot-metadata")
+_AWAY = re.compile("(async|call)-(start|done|update)")  # work elsewhere, as on a TPU's sparse cores
 _CHAIN = ("AsyncCollectiveStart", "AsyncCollectiveDone")
 
 
@@ -218,8 +221,8 @@ class _Counter:
         if one.opcode == "fusion":
             fused = self._fused(self.program.computations[one.called("calls") or ""])
             return _worked(counts + replace(fused, memory_bytes=0))
-        if one.opcode in ("async-start", "async-done", "async-update"):
-            called = one.called("calls") if one.opcode == "async-start" else None
+        if _AWAY.fullmatch(one.opcode):
+            called = one.called("calls") or one.called("to_apply") if one.opcode.endswith("-start") else None
             inner = Counts() if called is None else self.computation(called)
             started = tuple(item._replace(asynchronous=True) for item in inner.collectives)
             return replace(inner, collectives=started)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+_END = re.compile(r"\}(, execution_thread=\"\w+\")?")  # of a computation; one of a TPU's sparse cores has a thread
 
 
 class Shape(NamedTuple):
@@ -129,7 +130,7 @@ def parse(text: str) -> Program:
     entry, name = "", ""
     body: list[Instruction] = []
     for line in text.splitlines():
-        if line.rstrip() == "}":  # attributes of kernels take several lines
+        if _END.fullmatch(line.rstrip()):  # attributes of kernels take several lines
             computations[name] = Computation(name, tuple(body))
             name, body = "", []
         elif line[:1] not in (" ", "") and line.endswith("{") and (header := _HEADER.match(line)):

@@ -9,6 +9,7 @@ _NOTHING = re.compile(
     r"|add-dependency|while|conditional|call|infeed|outfeed|send|recv|.*-done|.*-update"
 )
 _UNSEEN = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+_UPDATE = {"dynamic-update-slice": 1, "scatter": -1}  # the operand with what is written of the first, in place
 _SAME = ("bitcast", "copy", "reshape")
 
 
@@ -32,8 +33,8 @@ def main_memory_bytes(one: Instruction, inside: Computation, program: Program) -
     if one.opcode in ("slice", "dynamic-slice", "gather"):
         read = sum(_held(shape) for shape in one.shapes) if operands[0].shapes[0].space else one.bytes
         return read + sum(_held(shape) for shape in one.shapes)
-    if one.opcode in ("dynamic-update-slice", "scatter"):
-        update = operands[1 if one.opcode == "dynamic-update-slice" else -1].shapes[0]
+    if one.opcode in _UPDATE:
+        update = operands[_UPDATE[one.opcode]].shapes[0]
         return _held(update) + (update.bytes if one.shapes[0].space == 0 else 0)
     if one.opcode.endswith("-start"):
         return 2 * sum(_held(shape) for operand in operands for shape in operand.shapes)
@@ -68,7 +69,8 @@ def _written(inside: Computation, result: Instruction, shape: Shape, program: Pr
     if result.opcode == "fusion":
         within = program.computations[result.called("calls") or ""]
         return _written(within, within.root, shape, program)
-    return inside.operands(result)[1].shapes[0].bytes if result.opcode == "dynamic-update-slice" else shape.bytes
+    place = _UPDATE.get(result.opcode)
+    return shape.bytes if place is None else inside.operands(result)[place].shapes[0].bytes
 
 
 def _read(inside: Computation, value: Instruction, operand: Instruction, program: Program) -> int:
@@ -84,6 +86,6 @@ def _read(inside: Computation, value: Instruction, operand: Instruction, program
             within = program.computations[user.called("calls") or ""]
             places = [place for place, name in enumerate(user.operands) if name == value.name]
             total += sum(_read(within, within.parameters[place], operand, program) for place in places)
-        elif user.opcode != "tuple" and not (user.opcode == "dynamic-update-slice" and first):
+        elif user.opcode != "tuple" and not (user.opcode in _UPDATE and first):
             return operand.bytes
     return min(total, operand.bytes)

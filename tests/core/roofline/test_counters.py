@@ -128,6 +128,45 @@ def test_slices_and_updates_of_fusions_within_fusions() -> None:
     assert (elsewhere.flops, elsewhere.repeated) == (PRODUCT, 0)
 
 
+OFFLOADED = """HloModule offloaded, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)S(7)} parameter(0)
+  %b = f32[]{:T(128)S(7)} parameter(1)
+  ROOT %sum = f32[]{:T(128)S(7)} add(%a, %b)
+}, execution_thread="sparsecore"
+
+%scattered (table: f32[65536], ids: s32[1024], new: f32[1024]) -> f32[65536] {
+  %table = f32[65536]{0:T(1024)} parameter(0)
+  %ids = s32[1024]{0:T(1024)} parameter(1)
+  %new = f32[1024]{0:T(1024)} parameter(2)
+  ROOT %scatter = f32[65536]{0:T(1024)} scatter(%table, %ids, %new), update_window_dims={}, inserted_window_dims={0}, scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%add
+}, execution_thread="sparsecore"
+
+%away (t: f32[65536], i: s32[1024], n: f32[1024]) -> f32[65536] {
+  %t = f32[65536]{0:T(1024)} parameter(0)
+  %i = s32[1024]{0:T(1024)} parameter(1)
+  %n = f32[1024]{0:T(1024)} parameter(2)
+  ROOT %done = f32[65536]{0:T(1024)} fusion(%t, %i, %n), kind=kCustom, calls=%scattered
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[65536], y: s32[1024], z: f32[1024]) -> f32[65536] {
+  %x = f32[65536]{0:T(8,128)} parameter(0)
+  %y = s32[1024]{0:T(1024)} parameter(1)
+  %z = f32[1024]{0:T(1024)} parameter(2)
+  %prepared = token[] custom-call(), custom_call_target="PrepareAsyncCallStart"
+  %start = ((f32[65536]{0:T(1024)}, s32[1024]{0:T(1024)}, f32[1024]{0:T(1024)}), f32[65536]{0:T(1024)}, u32[]{:S(8)}) call-start(%x, %y, %z), async_execution_thread="sparsecore", to_apply=%away
+  ROOT %end = f32[65536]{0:T(1024)} call-done(%start)
+}
+"""  # noqa: E501
+
+
+def test_work_on_the_sparse_cores_of_a_tpu() -> None:
+    found = count_program(OFFLOADED, ONE)
+    assert found.memory_bytes == 3 * 4096  # indices and updates are read, and entries written
+    assert not found.kernels
+
+
 @pytest.mark.eight_devices
 @pytest.mark.parametrize(
     ("kind", "function", "whole", "sent"),
