@@ -87,7 +87,7 @@ def advise(work: Workplace, compiled: int = 3, progress: Callable[[int, int], No
 
     Args:
       work: The step, and the chips.
-      compiled: Choices to compile that fit; up to three times as many are tried.
+      compiled: Choices to compile that fit; up to three times as many are tried, and as many again where none fits.
       progress: Called with the number that is compiled, and of all.
 
     Raises:
@@ -97,17 +97,22 @@ def advise(work: Workplace, compiled: int = 3, progress: Callable[[int, int], No
     expected = outlooks(forecast)
     found: list[Placement] = []
     tried: list[Outlook] = []
-    room, more = work.chip.memory_gb * 1e9, 1.0  # times the memory that is expected, as what did not fit has shown
+    room = work.chip.memory_gb * 1e9
+    more: dict[int, float] = {}  # what a step computes with, times what is expected, of axes `tensor` that did not fit
     for one in expected:
-        fit = sum(placement.problem == "" for placement in found)
-        if fit == compiled or len(found) == 3 * compiled:
+        fits = sum(placement.problem == "" for placement in found)
+        wary = len(found) >= 3 * compiled
+        if fits == compiled or (wary and fits) or len(found) == 6 * compiled:
             break
-        if more * one.memory > room:
+        factor = max((times for axis, times in more.items() if axis <= one.choice.tensor), default=1.0)
+        needed = one.held + factor * (one.memory - one.held)
+        if needed > (room / 2 if wary else room):  # so many did not fit that only what is far from full is tried
             continue
-        progress(fit, compiled)
+        progress(fits, compiled)
         made = place(work, one)
         if made.problem:
-            more = max(more, (made.memory or 1.1 * room) / one.memory)
+            times = ((made.memory or 1.1 * room) - one.held) / (one.memory - one.held)
+            more[one.choice.tensor] = max(times, more.get(one.choice.tensor, 1.0))
         found.append(made)
         tried.append(one)
     fitting = [one for one in found if one.bounds is not None]

@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 
 from lensjax.core.errors import InputError
 from lensjax.core.roofline.chips import CHIPS
+from lensjax.core.roofline.estimate import StepBounds
 from lensjax.core.topologies import Topology, find_topology
 from lensjax.models import make_mesh
 from lensjax.train import pods
@@ -124,13 +125,36 @@ def test_what_did_not_fit_teaches_what_will(monkeypatch: pytest.MonkeyPatch) -> 
     def place(work: Workplace, one: Outlook) -> Placement:
         tried.append(one)
         made = {"mesh": one.choice.mesh, "accumulation": one.choice.accumulation, "remat": one.choice.remat}
-        return Placement(**made, memory=round(2 * one.memory), problem="it takes more" if 2 * one.memory > room else "")
+        return Placement(**made, memory=round(one.held + 100 * (one.memory - one.held)), problem="it takes more")
 
     monkeypatch.setattr(pods, "place", place)
     small = replace(work, pod=work.pod._replace(chip=work.chip.model_copy(update={"memory_gb": room / 1e9})))
     with pytest.raises(InputError, match=r"Nothing that was compiled for h100:8 fits: .*; take more chips"):
         advise(small, compiled=2)
-    assert len(tried) == 1  # as it takes twice what was expected, so would all others, of which none fits
+    assert [one.choice.tensor for one in tried] == [2, 1]  # a mesh that is as wide as one that did not fit is not tried
+
+
+@pytest.mark.eight_devices
+def test_what_did_not_fit_says_nothing_of_narrower_meshes(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = workplace(batch=16)
+    every, tried = outlooks(Forecast(work)), []
+    widest = max(every, key=lambda one: (one.choice.tensor, one.memory - one.held))
+    room = 1.2 * min(one.memory for one in every if one.choice.tensor == 1)
+
+    def place(work: Workplace, one: Outlook) -> Placement:  # of which `tensor` splits nothing but parameters
+        tried.append(one)
+        memory = round(one.held + one.choice.tensor**2 * (one.memory - one.held))
+        made = {"mesh": one.choice.mesh, "accumulation": one.choice.accumulation, "remat": one.choice.remat}
+        if memory > room:
+            return Placement(**made, memory=memory, problem="it takes more")
+        return Placement(**made, memory=memory, bounds=StepBounds.model_construct(seconds=1.0, binding="compute"))
+
+    monkeypatch.setattr(pods, "place", place)
+    monkeypatch.setattr(pods, "outlooks", lambda forecast: [widest, *(one for one in every if one != widest)])
+    small = replace(work, pod=work.pod._replace(chip=work.chip.model_copy(update={"memory_gb": room / 1e9})))
+    advice = advise(small, compiled=1)
+    assert "tensor" not in advice.best.mesh
+    assert {one.choice.tensor for one in tried} > {1}
 
 
 @pytest.mark.parametrize(
