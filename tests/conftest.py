@@ -59,13 +59,18 @@ settings.load_profile("lensjax")
 # Files that take minutes, the longest first. A worker of pytest-xdist takes a file whole, and one that began with such
 # a file near the end would work on while all others wait.
 _LONGEST = (
-    "curvature/test_random_programs.py",  # of 1,000 programs in .ci/run
+    "curvature/test_random_programs.py",  # of 800 programs in .ci/run
     "models/test_option_matrix.py",
     "models/test_parity.py",
     "train/test_resume.py",
     "study/test_resume.py",
     "study/test_ray.py",
     "benchmarks/test_benchmarks.py",
+    "test_release.py",
+    "chaos/test_at_every_step.py",
+    "chaos/test_damaged_files.py",
+    "study/test_elastic.py",
+    "experiments/test_does_curvature_help.py",
     "curvature/test_ntk.py",
     "core/test_processes.py",
     "curvature/test_hvp.py",
