@@ -91,6 +91,7 @@ def test_chunks_change_nothing(model_type, make_head, hold):
             assert_close(one, other)
 
 
+@pytest.mark.long
 def test_products_and_forms_of_a_whole_model(tiny_config, random_model, hold):
     config, batch = tiny_config("gpt2", vocab_size=WORDS, num_hidden_layers=1), make_batch()
     with jax.enable_x64(True):

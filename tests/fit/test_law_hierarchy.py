@@ -124,6 +124,7 @@ def test_gradients_are_those_of_finite_differences(curves, feature, population, 
         np.testing.assert_allclose(getattr(gradient, name)[at], difference, rtol=1e-3, atol=1e-2, err_msg=name)
 
 
+@pytest.mark.long
 def test_what_has_no_prior_spread_is_held_at_the_mode_and_the_rest_has_no_gradient(curves, feature):
     centre = np.array([0, np.log(0.2), 1.0, -0.7, *np.log([0.3, 0.3, 0.5, 0.5]), 1.0, np.log(0.01)])
     sd = np.array([1, 1, 0, 1, 1, 0.8, 0, 0.8, 0, 0.8])

@@ -102,6 +102,7 @@ def test_work_is_in_proportion_where_batches_do_not_divide(batch_size):
         assert scaled.validations == listed.validations
 
 
+@pytest.mark.long
 def test_a_target_beyond_memory_is_planned(write_study, tmp_path):
     spec = read_study(write_study(tmp_path, "gpt2", "opt", target=10**12))
     small = read_study(write_study(tmp_path, "gpt2", "opt", target=3200, name="small"))
