@@ -36,6 +36,12 @@ def workplace(batch: int = 8, chip: Any = CHIPS["h100"], time: int = 32, **train
     return Workplace(CONFIG, pod, spec, (time,), fixed="remat" in training)
 
 
+def placement(one: Outlook, times: float, **found: Any) -> Placement:
+    """As if the step computed with so many times the memory that is expected."""
+    choice, memory = one.choice, round(one.held + times * (one.memory - one.held))
+    return Placement(mesh=choice.mesh, accumulation=choice.accumulation, remat=choice.remat, memory=memory, **found)
+
+
 @pytest.mark.eight_devices
 def test_what_is_expected_of_a_mesh() -> None:
     forecast = Forecast(workplace())
@@ -124,8 +130,7 @@ def test_what_did_not_fit_teaches_what_will(monkeypatch: pytest.MonkeyPatch) -> 
 
     def place(work: Workplace, one: Outlook) -> Placement:
         tried.append(one)
-        made = {"mesh": one.choice.mesh, "accumulation": one.choice.accumulation, "remat": one.choice.remat}
-        return Placement(**made, memory=round(one.held + 100 * (one.memory - one.held)), problem="it takes more")
+        return placement(one, 100, problem="it takes more")
 
     monkeypatch.setattr(pods, "place", place)
     small = replace(work, pod=work.pod._replace(chip=work.chip.model_copy(update={"memory_gb": room / 1e9})))
@@ -143,11 +148,9 @@ def test_what_did_not_fit_says_nothing_of_narrower_meshes(monkeypatch: pytest.Mo
 
     def place(work: Workplace, one: Outlook) -> Placement:  # of which `tensor` splits nothing but parameters
         tried.append(one)
-        memory = round(one.held + one.choice.tensor**2 * (one.memory - one.held))
-        made = {"mesh": one.choice.mesh, "accumulation": one.choice.accumulation, "remat": one.choice.remat}
-        if memory > room:
-            return Placement(**made, memory=memory, problem="it takes more")
-        return Placement(**made, memory=memory, bounds=StepBounds.model_construct(seconds=1.0, binding="compute"))
+        made = placement(one, one.choice.tensor**2, bounds=StepBounds.model_construct(seconds=1.0, binding="compute"))
+        fits = made.memory is not None and made.memory <= room
+        return made if fits else made.model_copy(update={"bounds": None, "problem": "it takes more"})
 
     monkeypatch.setattr(pods, "place", place)
     monkeypatch.setattr(pods, "outlooks", lambda forecast: [widest, *(one for one in every if one != widest)])
