@@ -18,13 +18,14 @@ from report import HEADLINE, group, held, mean, table_lines
 
 from lensjax.core.errors import InputError
 from lensjax.core.files import make_folder, write_files
-from lensjax.fit.stacked.learned import LEARNED, Learned
+from lensjax.fit.stacked.learned import LEARNED, SEVERAL, Learned, shares
 from lensjax.fit.stacked.posterior import grown, pool
 
 FOLDER = Path(__file__).parent
 GROWTHS = np.arange(13) / 200  # λ
 SPARSE = np.arange(13) / 8  # γ
 SIDE = 0.05  # share of losses that may lie beyond either end of a 90 % interval
+COLUMNS = ("pearson", "relative_accuracy", "log_rmse", "crps", "log_score")
 SHARED = 0.2  # standard deviation of the log of a factor of all falls, for comparison
 
 
@@ -40,11 +41,12 @@ def by_numbers(cases: Sequence[Evidence], learned: Learned) -> Float[np.ndarray,
     found, models = np.zeros((len(tasks), len(GROWTHS), len(SPARSE), 4)), np.zeros(len(tasks))
     for one in cases:
         ahead, task, weights = one.ahead, tasks.index(one.task), learned.weights(one.record)
+        counting = weights, shares(weights, ahead.fall)
         low, high = np.quantile(one.draws, (SIDE, 1 - SIDE), axis=0) - (ahead.level - ahead.fall[0])
         models[task] += len(one.truth)
         for k, sparse in enumerate(SPARSE):
             width = replace(learned, sparse=float(sparse)).width(one.record)
-            fall, scale = pool(ahead.fall, ahead.log_sd, weights, width, learned.disagreement)
+            fall, scale = pool(ahead.fall, ahead.log_sd, *counting, width, learned.disagreement)
             away = np.log(one.truth) - ahead.level + grown(fall, ahead.octaves, GROWTHS[:, None])
             below, above = low * scale - away, away - high * scale
             score = (high - low) * scale + (np.maximum(below, 0) + np.maximum(above, 0)) / SIDE
@@ -71,8 +73,21 @@ def shared(one: Evidence, learned: Learned) -> Draws:
     draws = stacked_draws(one, learned)
     half = np.random.default_rng(0).standard_normal(-(-len(draws) // 2))
     factor = np.exp(SHARED * np.random.default_rng(1).permutation(np.concatenate([half, -half]))[: len(draws), None])
-    found: Draws = draws - np.tensordot(learned.weights(one.record), one.ahead.fall, 1) * (factor - 1)
+    fall = one.ahead.fall
+    found: Draws = draws - np.tensordot(shares(learned.weights(one.record), fall), fall, 1) * (factor - 1)
     return found
+
+
+def where_models_are_many(cases: Sequence[Evidence]) -> list[Sequence[object]]:
+    """Task, number of models up to which components' weights are all that counts, and means of `COLUMNS`."""
+    rows: list[Sequence[object]] = []
+    for task in dict.fromkeys(one.task for one in cases):
+        own = [one for one in cases if one.task == task and len(one.truth) > 12]
+        for several in (12, 16, SEVERAL, 24, np.inf) if own else ():
+            verdicts = [by_draws("", one, stacked_draws(one, LEARNED, several=several)) for one in own]
+            name = f"{several:g}" + (", shipped" if several == SEVERAL else "")
+            rows.append([task, name, *(mean(verdicts, column) for column in COLUMNS)])
+    return rows
 
 
 def main(out: Path = FOLDER / "results", cache: Path | None = None) -> None:
@@ -118,6 +133,10 @@ def main(out: Path = FOLDER / "results", cache: Path | None = None) -> None:
         "score is that of P(best), on sets of 5 and 8 where the task has them.",
         "",
         *table_lines(["task", "with", "λ, γ", "in 90 %", "CRPS", "log RMSE of medians", "log score"], rows),
+        f"Where models are more than twelve, with the numbers that are shipped: differences between models by the "
+        "weighted mean of all components up to so many models, and then more and more by the joint fit.",
+        "",
+        *table_lines(["task", "models", *COLUMNS], where_models_are_many(found)),
     ]
     make_folder(out)
     write_files({out / "intervals.md": "\n".join(lines)})

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 
 from lensjax.fit.posterior import expected_regret, probability_best
-from lensjax.fit.stacked.learned import Learned
+from lensjax.fit.stacked.learned import SEVERAL, Learned, shares
 from lensjax.fit.stacked.posterior import grown, pool
 
 WIDTHS = (0.5, 0.8, 0.9, 0.95)  # of central intervals
@@ -55,13 +55,14 @@ class Verdict:
     inside: tuple[float, ...] = ()
 
 
-def stacked_draws(one: Evidence, learned: Learned, draws: Draws | None = None) -> Draws:
+def stacked_draws(one: Evidence, learned: Learned, draws: Draws | None = None, several: float = SEVERAL) -> Draws:
     """Draws of log losses by the stack; see `lensjax.fit.stacked.posterior.StackedPosterior`."""
     draws = one.draws if draws is None else draws
     weights = learned.weights(one.record)
-    mean, scale = pool(one.ahead.fall, one.ahead.log_sd, weights, learned.width(one.record), learned.disagreement)
+    counting = weights, shares(weights, one.ahead.fall, several)
+    fall, scale = pool(one.ahead.fall, one.ahead.log_sd, *counting, learned.width(one.record), learned.disagreement)
     middle = one.ahead.level - one.ahead.fall[0]
-    fall = grown(mean, one.ahead.octaves, learned.growth)
+    fall = grown(fall, one.ahead.octaves, learned.growth)
     stacked: Draws = one.ahead.level - fall + scale * (draws - middle)
     return stacked
 

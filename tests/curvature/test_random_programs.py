@@ -22,7 +22,7 @@ from lensjax.curvature.ntk.ntk import ntk
 PROGRAMS = int(os.environ.get("LENSJAX_TEST_PROGRAMS", "200"))
 STEPS_AT_MOST = 2 if PROGRAMS <= 200 else 4
 # What was wrong once: ids of the next piece in the last tile of a table, lookups beyond it, complex activations, and
-# custom rules around lookups and of straight-through estimators.
+# custom rules around lookups and of straight-through estimators; and the memory that was said to be enough.
 KNOWN = {
     "tiles": Program((("next token", "w", 0),), "vector", 5),
     "filled": Program((("lookup, filled", "w", 0),), "vector", 0),
@@ -30,6 +30,7 @@ KNOWN = {
     "rule": Program((("lookup by a rule", "w", 0),), "vector", 0),
     "estimator": Program((("sine of product", "straight-through", 0),), "sum", 0),
     "spectrum": Program((("spectrum", "w", 0),), "sum", 0),
+    "memory": Program((("layers", "w", 0),), "vector", 0),
 }
 OUTPUTS = {"trace": "nkp,mkp->nm", "diagonal": "nkp,mkp->nmk", "full": "nkp,mlp->nmkl"}
 
@@ -111,6 +112,7 @@ def assert_close(found, expected, program, scale=0.0):
 @example(KNOWN["filled"], "full", True, 1)
 @example(KNOWN["complex"], "trace", False, 2)
 @example(KNOWN["rule"], "diagonal", False, 3)
+@example(KNOWN["memory"], "trace", False, 0)
 def test_kernels(program, output, pairs, how):
     forget_programs()
     params, xs = program.params(), program.examples(2 if how else 24)  # of which tiles are small

@@ -3,7 +3,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lensjax.core.errors import InputError
@@ -157,6 +157,7 @@ def test_any_number_of_draws(posterior, sampled, draws):
     st.sampled_from([0.0, 0.003, 0.03]),
     st.integers(2, 8),
 )
+@example([[0.0] * 7] * 6 + [[0.5, 0.25] + [0.0] * 5, [0.0] * 4 + [0.5, 0.0, 0.0]], 0.03, 6)  # a fall at the end
 def test_medians_do_not_rise_beyond_the_data_and_are_those_of_the_draws(falls, noise, points):
     """Of any curves, also where the data rise: then the last losses are noise or a jump."""
     path = np.pad(-np.cumsum(falls, axis=1), ((0, 0), (1, 0)))[:, :points]

@@ -7,7 +7,7 @@ from lensjax.curves.simulated import simulated
 from lensjax.fit.joint.moments import JointMoments
 from lensjax.fit.joint.recent import joint_fit
 from lensjax.fit.posterior import Z90, CurvePosterior, Losses
-from lensjax.fit.stacked.learned import COMPONENTS, LEARNED, Learned, Record
+from lensjax.fit.stacked.learned import COMPONENTS, LEARNED, Learned, Record, shares
 from lensjax.fit.stacked.posterior import StackedPosterior
 from lensjax.fit.stacked.weights import backtest, largest, stack
 
@@ -54,7 +54,8 @@ class Straight(CurvePosterior):
 @pytest.fixture
 def stacked():
     """The joint fit and a second component, by which nothing falls, half and half, from 400 examples on."""
-    return StackedPosterior(Straight(), np.array([400.0, 400.0]), np.array([0.5, 0.5]), np.zeros((1, 2)), 1.5, 1.0, 0.0)
+    last, half = np.array([400.0, 400.0]), np.array([0.5, 0.5])
+    return StackedPosterior(Straight(), last, half, half, np.zeros((1, 2)), 1.5, 1.0, 0.0)
 
 
 def test_falls_beyond_the_largest_size_are_averaged_and_widths_tell_of_disagreement(stacked):
@@ -100,6 +101,17 @@ def test_weights_follow_the_back_test_and_few_points_tell_no_slopes_apart():
     assert few[3:].sum() > 2 * many[3:].sum()
     widths = [replace(EVEN, sparse=0.5).width(Record(points, worse, 40)) for points in (2, 8, 30)]
     np.testing.assert_allclose(widths, [2, 1, 1])
+
+
+def test_where_models_are_many_the_joint_fit_says_how_they_differ():
+    weights = np.array([0.5, 0.5])
+    few, many = (np.stack([np.linspace(0.1, 1, count), np.full(count, 0.4)]) for count in (20, 80))
+    np.testing.assert_allclose(shares(weights, few), weights)
+    found = shares(weights, many) @ many
+    mean, typical = weights @ many, np.median(weights @ many / many[0])
+    np.testing.assert_allclose(found, mean / 4 + typical * many[0] * 3 / 4)
+    assert abs(np.median(found / many[0]) - typical) < 1e-9  # which leaves how far a typical one falls
+    np.testing.assert_allclose(shares(weights, 0 * many) @ (0 * many), 0)  # curves that have ended
 
 
 def test_the_back_test_tells_which_components_foresee_the_largest_sizes():

@@ -61,8 +61,8 @@ def curve(kind: str, level: float, sizes: np.ndarray, rng: np.random.Generator) 
 
 @st.composite
 def tables(draw: st.DrawFn) -> CurveTable:
-    """Curves of 2 to 12 models at 2 to 8 sizes, some shorter, some measured at the target, some not eligible."""
-    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=12))
+    """Curves of 2 to 30 models at 2 to 8 sizes, some shorter, some measured at the target, some not eligible."""
+    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=30))
     sizes = 200 * 2 ** np.arange(draw(st.integers(2, 8)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     level = rng.choice([0.3, 2.0, 2.1, 4.0], len(kinds))

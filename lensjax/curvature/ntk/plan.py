@@ -172,24 +172,32 @@ def _fit(
     Raises:
       InputError: the memory does not suffice.
     """
-    each, in_all = batch_bytes(plan.leaves, besides)
     if besides is None:
-        budget, free = int(limit * devices * HELD), int(limit * (1 - HELD))
-        parts = make_parts(plan, examples, budget)
-        if each > free:  # the factors of an example have no room all together
-            stacked = [leaf for leaf in plan.leaves if leaf.layers]
-            kept = kept_bytes(plan) + batch_bytes(stacked)[0] // max((leaf.layers or 1 for leaf in stacked), default=1)
-            some = make_parts(plan, examples, budget, (free - kept) // _WITH_BACKWARD)
-            apart = kept + max(batch_bytes(part.leaves)[0] for part in some)
-            parts, each = (some, apart) if apart < each else (parts, each)
-        held = max(-(-examples // devices) * part.example_bytes for part in parts)
-        least = math.ceil(max(each / (1 - HELD), held / HELD))
+        parts, each, least = _portions(plan, examples, limit, devices)
+        if least > limit:  # the smallest portions may fit where larger ones did not
+            parts, each, least = _portions(plan, examples, 1, devices)
+        free = int(limit * (1 - HELD))
     else:
-        parts = [Portion(plan.leaves, 1, 0)]
-        least, free = each + in_all, limit - in_all
+        each, in_all = batch_bytes(plan.leaves, besides)
+        parts, least, free = [Portion(plan.leaves, 1, 0)], each + in_all, limit - in_all
     if least > limit:
         raise InputError(f"memory_limit is {limit:,} bytes; these examples need {least:,} at least.")
     return parts, min(_BATCH, free // max(each, 1), -(-examples // devices)) * devices
+
+
+def _portions(plan: ContractionPlan, examples: int, limit: int, devices: int) -> tuple[list[Portion], int, int]:
+    """Portions as a limit divides them, and what an example's factors take while they are made, and what all takes."""
+    each, _ = batch_bytes(plan.leaves)
+    budget, free = int(limit * devices * HELD), int(limit * (1 - HELD))
+    parts = make_parts(plan, examples, budget)
+    if each > free:  # the factors of an example have no room all together
+        stacked = [leaf for leaf in plan.leaves if leaf.layers]
+        kept = kept_bytes(plan) + batch_bytes(stacked)[0] // max((leaf.layers or 1 for leaf in stacked), default=1)
+        some = make_parts(plan, examples, budget, (free - kept) // _WITH_BACKWARD)
+        apart = kept + max(batch_bytes(part.leaves)[0] for part in some)
+        parts, each = (some, apart) if apart < each else (parts, each)
+    held = max(-(-examples // devices) * part.example_bytes for part in parts)
+    return parts, each, math.ceil(max(each / (1 - HELD), held / HELD))
 
 
 def batch_bytes(leaves: Sequence[Leaf], besides: Besides | None = None) -> tuple[int, int]:

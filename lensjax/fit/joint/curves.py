@@ -87,7 +87,7 @@ def _between(
 
 
 def values(
-    obs: Observations, fitted: Fitted, coefficients: Float[np.ndarray, "*b M q"], x: Float[np.ndarray, " G"]
+    obs: Observations, fitted: Fitted, coefficients: Float[np.ndarray, "*b M q"], x: Float[np.ndarray, "#M G"]
 ) -> Values:
     """Posterior of curves at `x`, or where a curve ends if that is earlier, given coefficients near their mean."""
     scales, slopes, weights, given = fitted

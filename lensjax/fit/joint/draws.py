@@ -38,15 +38,14 @@ class DrawnCurves(NamedTuple):
     noise: Float[np.ndarray, "P m S 2"]
 
     def log_losses(
-        self, x: Float[np.ndarray, " G"], widening: Float[np.ndarray, " M"], dof: float
+        self, x: Float[np.ndarray, "#m G"], widening: Float[np.ndarray, " M"], dof: float
     ) -> Float[np.ndarray, "P m G S"]:
-        """Log losses that runs would have at `x`, less the fit's centre."""
+        """Log losses that runs would have at `x`, of all models or of each, less the fit's centre."""
         last, scales, octaves = last_size(self.obs), self.fitted.scales, self.slopes.shape[-1]
         known = values(self.obs, self.fitted, self.mean, x)
         curve = known.gain @ self.away.mT
         curve += known.mean[..., None]
-        ahead = integrals(np.broadcast_to(x, (len(last), len(x))), octaves)
-        ahead = ahead - integrals(np.minimum(x, last[:, None]), octaves)
+        ahead = integrals(x, octaves) - integrals(np.minimum(x, last[:, None]), octaves)
         curve -= ahead @ self.slopes.mT
         # Jumps to come have Student's variance, and so has the noise of a run.
         jumps = scales.jump[:, None, None] ** 2 * np.clip(x - last[:, None], 0.0, 1.0)

@@ -163,20 +163,29 @@ class JointPosterior(CurvePosterior):
     ) -> Iterator[tuple[slice, Float[np.ndarray, "P m G draws"]]]:
         """Log losses less `centre` of blocks of models, as many draws from each prior: of all, or at least of those."""
         for drawn in self._curves(draws, seed, models):
-            yield drawn.rows, drawn.log_losses(x, self._factors, self.dof)
+            yield drawn.rows, drawn.log_losses(x[None], self._factors, self.dof)
 
     def _draws(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Iterator[Float[np.ndarray, "m G draws"]]:
-        """Log losses less `centre` of blocks of models, those of one prior after those of another, by their weights."""
+        """Log losses less `centre` of blocks of models, those of one prior after those of another, by their weights.
+
+        Where priors disagree on how a curve ended, jumps to come would move the median up beyond it; then it stays.
+        """
         each = -(-draws // len(self.prior.names))
         ends = np.round(np.cumsum(self.prior_weights) * draws).astype(int)
         parts = list(zip(np.append(0, ends[:-1]).tolist(), ends.tolist(), strict=True))
-        for rows, by_prior in self._by_prior(x, each, seed):
-            losses = np.empty((rows.stop - rows.start, len(x), draws))
+        for drawn in self._curves(each, seed, None):
+            last = last_size(drawn.obs)[:, None]
+            sizes = np.concatenate([np.broadcast_to(x, (len(last), len(x))), last], axis=1)
+            by_prior = drawn.log_losses(sizes, self._factors, self.dof)
+            losses = np.empty((*sizes.shape, draws))
             for number, (start, end) in enumerate(parts):
                 for again in range(start, end, each):  # draws of a prior with much weight are used again
                     stop = min(again + each, end)
                     losses[..., again:stop] = by_prior[number, ..., : stop - again]
-            yield losses
+            median = np.median(losses, axis=-1, keepdims=True)
+            ahead, at_last = losses[:, :-1], median[:, -1:]
+            ahead += np.where(x[:, None] > last[:, None], np.minimum(at_last - median[:, :-1], 0.0), 0.0)
+            yield ahead
 
     @one_blas_thread()
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:

@@ -7,11 +7,15 @@ the log root mean square error of a component less the joint fit's, n errors in 
     log w_c / w_0 = a_c + f max(0, log2(5.5 / p)) [c tells no slopes apart] - η n / (n + 10) e_c,
     τ = max(1, 8 / p)^γ.
 
-So where a curve has few points, a common slope counts more, and intervals are wider. The numbers a, f, η and ζ (see
-`StackedPosterior`) were set by hand on public curves and those of our zoo; γ and the growth λ of falls are about what
-medians and intervals on all of these tasks teach (`experiments/decisions/intervals.py`). How wide intervals should be
-is not told by how far the joint fit errs in the back-test: on some tasks it errs more there than at the target, on
-others less.
+So where a curve has few points, a common slope counts more, and intervals are wider. Models fall by the weighted mean;
+but where they are many, the joint fit has learned from them how much slopes differ, and the others say less of that
+than of how far models fall altogether. So with r the median over models of the weighted mean of falls over the joint
+fit's, and κ = min(1, 20 / M), falls are κ times the weighted mean plus (1 - κ) r times the joint fit's.
+
+The numbers a, f, η and ζ (see `StackedPosterior`) and the 20 were set by hand on public curves and those of our zoo; γ
+and the growth λ of falls are about what medians and intervals on all of these tasks teach
+(`experiments/decisions/intervals.py`). How wide intervals should be is not told by how far the joint fit errs in the
+back-test: on some tasks it errs more there than at the target, on others less.
 
     python experiments/decisions/run.py --learn-all
 
@@ -28,6 +32,9 @@ ALIKE = np.array([False, False, True, True])  # of the components but the joint 
 ENOUGH = 5.5  # points that tell slopes apart
 MANY = 10  # errors that weigh as much as what other tasks taught
 PLENTY = 8  # points from which on widths are as modelled
+SEVERAL = 20  # models, beyond which the joint fit says more and more of how they differ
+RATIOS = 0.5, 2.0  # between which r is kept; .8 to 1.4 were met
+LEAST_FALL = 1e-6  # of log loss, below which there is no ratio to it
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,24 @@ class Learned:
     def width(self, record: Record) -> float:
         """The factor τ."""
         return float(max(1.0, PLENTY / record.points) ** self.sparse)
+
+
+def shares(
+    weights: Float[np.ndarray, " C"], fall: Float[np.ndarray, "C M"], several: float = SEVERAL
+) -> Float[np.ndarray, " C"]:
+    """What to multiply the falls of each component by for their sum to be that of the models; see the top.
+
+    Args:
+      weights: of the components.
+      fall: of models by each component.
+      several: models up to which these are the weights.
+    """
+    falling = fall[0] > LEAST_FALL
+    ratio = np.median(weights @ fall[:, falling] / fall[0, falling]) if falling.any() else 1.0
+    alike = 1 - min(1.0, several / fall.shape[1])
+    found: Float[np.ndarray, " C"] = (1 - alike) * weights
+    found[0] += alike * np.clip(ratio, *RATIOS)
+    return found
 
 
 LEARNED = Learned((-0.7, -1.4, -0.3, -4.0), 2.0, 1.0, 1.1, 0.02, 0.75)

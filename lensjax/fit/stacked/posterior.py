@@ -1,12 +1,13 @@
 """The joint posterior with its medians stacked: averaged with those of simpler methods, and its widths recalibrated.
 
-Beyond each model's largest measured size D_i, the median log loss is the joint fit's level there less a weighted mean
-of the falls that the components predict (see `lensjax.fit.stacked.weights`), which grows with the octaves from there,
+Beyond each model's largest measured size D_i, the median log loss is the joint fit's level there less a sum of the
+falls that the components predict (see `lensjax.fit.stacked.weights`), which grows with the octaves from there,
 
-    m_i(D) = m_i(D_i) - (1 + λ min(o, 9)) (w_0 fall_0i(D) + Σ_c w_c rate_ci o),    o = log2(D / D_i),
+    m_i(D) = m_i(D_i) - (1 + λ min(o, 9)) (u_0 fall_0i(D) + Σ_c u_c rate_ci o),    o = log2(D / D_i),
 
-as curves fall further than foreseen more often than less far, and the more so the further ahead; and deviations from
-the median are the joint fit's times
+as curves fall further than foreseen more often than less far, and the more so the further ahead. The shares u are the
+components' weights w, unless models are many (see `lensjax.fit.stacked.learned`). Deviations from the median are the
+joint fit's times
 
     s_i(D) = √(τ² + ζ² Σ_c w_c (fall_ci - mean)² / sd_i²),
 
@@ -30,13 +31,13 @@ def pool(
     falls: Float[np.ndarray, " components *points"],
     log_sd: Float[np.ndarray, " *points"],
     weights: Float[np.ndarray, " components"],
+    shares: Float[np.ndarray, " components"],
     width: float,
     disagreement: float,
 ) -> tuple[Float[np.ndarray, " *points"], Float[np.ndarray, " *points"]]:
-    """The weighted mean of falls, and the factor s of deviations from the median; see the top of the module."""
-    mean = np.tensordot(weights, falls, 1)
-    spread = np.tensordot(weights, (falls - mean) ** 2, 1)
-    return mean, np.sqrt(width**2 + disagreement**2 * spread / log_sd**2)
+    """The sum of falls, and the factor s of deviations from the median; see the top of the module."""
+    spread = np.tensordot(weights, (falls - np.tensordot(weights, falls, 1)) ** 2, 1)
+    return np.tensordot(shares, falls, 1), np.sqrt(width**2 + disagreement**2 * spread / log_sd**2)
 
 
 def grown(fall: np.ndarray, octaves: Float[np.ndarray, " points"], growth: float | np.ndarray) -> np.ndarray:
@@ -52,7 +53,7 @@ class StackedPosterior(CurvePosterior):
     Attributes:
       joint: the joint fit.
       last: largest measured size of each model, in examples.
-      weights: of the joint fit, and of C simpler components.
+      weights, shares: w and u, of the joint fit, and of C simpler components.
       rates: fall of log loss per octave of the latter.
       width: τ.
       disagreement: ζ.
@@ -62,6 +63,7 @@ class StackedPosterior(CurvePosterior):
     joint: JointPosterior
     last: Float[np.ndarray, " M"]
     weights: Float[np.ndarray, " C+1"]
+    shares: Float[np.ndarray, " C+1"]
     rates: Float[np.ndarray, "C M"]
     width: float
     disagreement: float
@@ -148,8 +150,8 @@ class StackedPosterior(CurvePosterior):
         level = self._level()[:, None]
         joint = np.where(octaves > 0, level - middle, 0.0)
         falls = np.concatenate([joint[None], self.rates[:, :, None] * octaves])
-        mean, scale = pool(falls, losses.log_sd, self.weights, self.width, self.disagreement)
-        return np.where(octaves > 0, level - grown(mean, octaves, self.growth), middle), scale
+        fall, scale = pool(falls, losses.log_sd, self.weights, self.shares, self.width, self.disagreement)
+        return np.where(octaves > 0, level - grown(fall, octaves, self.growth), middle), scale
 
     def _level(self) -> Float[np.ndarray, " M"]:
         """Median log loss of the joint fit at each model's largest measured size."""

@@ -10,7 +10,7 @@ from lensjax.fit.calibration import FEWEST, hold_out
 from lensjax.fit.joint.fitting import JointSettings, fit_joint, teachers
 from lensjax.fit.joint.posterior import JointPosterior
 from lensjax.fit.lines import accepted, fit_lines, last_three
-from lensjax.fit.stacked.learned import COMPONENTS, LEARNED, Learned, Record
+from lensjax.fit.stacked.learned import COMPONENTS, LEARNED, Learned, Record, shares
 from lensjax.fit.stacked.posterior import StackedPosterior
 from lensjax.fit.thinning import thinned
 
@@ -44,10 +44,12 @@ def stack(table: CurveTable, joint: JointPosterior, target: int, learned: Learne
     last, _ = largest(table)
     ahead = falls(table, joint, np.clip(2 * last, target, joint.horizon))
     record = backtest(table.select(teachers(len(table.models))), joint)
+    weights = learned.weights(record)
     return StackedPosterior(
         joint=joint,
         last=last,
-        weights=learned.weights(record),
+        weights=weights,
+        shares=shares(weights, ahead.fall),
         rates=_per_octave(ahead.fall[1:], ahead.octaves),
         width=learned.width(record),
         disagreement=learned.disagreement,
