@@ -25,6 +25,7 @@ FOLDER = Path(__file__).parent
 GROWTHS = np.arange(13) / 200  # λ
 SPARSE = np.arange(13) / 8  # γ
 SIDE = 0.05  # share of losses that may lie beyond either end of a 90 % interval
+MANY = 12  # models
 COLUMNS = ("pearson", "relative_accuracy", "log_rmse", "crps", "log_score")
 SHARED = 0.2  # standard deviation of the log of a factor of all falls, for comparison
 
@@ -82,8 +83,8 @@ def where_models_are_many(cases: Sequence[Evidence]) -> list[Sequence[object]]:
     """Task, number of models up to which components' weights are all that counts, and means of `COLUMNS`."""
     rows: list[Sequence[object]] = []
     for task in dict.fromkeys(one.task for one in cases):
-        own = [one for one in cases if one.task == task and len(one.truth) > 12]
-        for several in (12, 16, SEVERAL, 24, np.inf) if own else ():
+        own = [one for one in cases if one.task == task and len(one.truth) > MANY]
+        for several in (MANY, 16, SEVERAL, 24, np.inf) if own else ():
             verdicts = [by_draws("", one, stacked_draws(one, LEARNED, several=several)) for one in own]
             name = f"{several:g}" + (", shipped" if several == SEVERAL else "")
             rows.append([task, name, *(mean(verdicts, column) for column in COLUMNS)])
@@ -133,7 +134,7 @@ def main(out: Path = FOLDER / "results", cache: Path | None = None) -> None:
         "score is that of P(best), on sets of 5 and 8 where the task has them.",
         "",
         *table_lines(["task", "with", "λ, γ", "in 90 %", "CRPS", "log RMSE of medians", "log score"], rows),
-        f"Where models are more than twelve, with the numbers that are shipped: differences between models by the "
+        f"Where models are more than {MANY}, with the numbers that are shipped: differences between models by the "
         "weighted mean of all components up to so many models, and then more and more by the joint fit.",
         "",
         *table_lines(["task", "models", *COLUMNS], where_models_are_many(found)),
