@@ -10,6 +10,7 @@ import tyro
 
 from lensjax.cli import curvature, data, evaluate, finetune, mesh, models, next, plan, rank, report, study
 from lensjax.cli.faults import internal_error, sentences
+from lensjax.cli.helping import readers_of_options, told_well
 from lensjax.cli.streams import OutputLost, enduring
 from lensjax.core.compiled import keep_compiled_programs
 from lensjax.core.errors import InputError, PeerLost, as_sentence, listing, meant, shorten
@@ -52,7 +53,7 @@ def _app(commands: Mapping[str, Any], given: Sequence[str]) -> tyro.extras.Subco
         if isinstance(command, tuple):
             app.command(_app(command[0], given[1:] if chosen else ()), name=name, help=command[1])
         else:
-            app.command(name=name, help=None if chosen else _summary(command))(command)
+            app.command(name=name, help=None if chosen else _summary(command))(told_well(command))
     return app
 
 
@@ -123,12 +124,13 @@ def _run(arguments: list[str] | None) -> int:
                 say(f"lensjax {__version__}")
                 return 0
             _check_command(given)
-            _app(_COMMANDS, given).cli(
-                prog="lensjax",
-                description="Which of these language models should we fine-tune on our data?",
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+            with readers_of_options():
+                _app(_COMMANDS, given).cli(
+                    prog="lensjax",
+                    description="Which of these language models should we fine-tune on our data?",
+                    args=arguments,
+                    config=(tyro.conf.OmitArgPrefixes,),
+                )
     except PeerLost as error:
         say(f"lensjax: {as_sentence(error)}", error=True)
         _leave(_TRY_AGAIN)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lensjax.cli.main import main
+from lensjax.cli.main import _COMMANDS, main
 from lensjax.core.registry import Registry
 from lensjax.curves.simulated import simulated
 from lensjax.selection.ranking import OWN_TOKENS
@@ -30,6 +30,29 @@ def curves(tmp_path):
     path = tmp_path / "curves.csv"
     simulated(models=8).write(path)
     return path
+
+
+def commands(members=_COMMANDS):
+    """Every command, as its words."""
+    for name, command in members.items():
+        yield from ((name, *rest) for rest in commands(command[0])) if isinstance(command, tuple) else [(name,)]
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_help_is_not_of_python(command, capsys):
+    status, out, _ = run(capsys, *command, "--help")
+    assert status == 0
+    assert "None" not in out
+    assert "default: )" not in out
+    assert "default: '')" not in out
+
+
+def test_options_that_may_be_left_out_are_read_as_others(capsys, curves):
+    _, out, _ = run(capsys, "rank", curves, "--target", 1638400, "--budget", 12800)
+    assert "12,800" in out
+    status, _, err = run(capsys, "rank", curves, "--target", 1638400, "--budget", "None")
+    assert status == 2
+    assert "Error parsing --budget: give a whole number" in err
 
 
 def test_rank_prints_a_table_and_writes_every_format(capsys, curves, tmp_path):
