@@ -28,7 +28,7 @@ class ApproximateKernel(Tabular):
       size: Rows of Θ: N, or N × outputs for functionals that keep all pairs of outputs.
       columns: Features, or vectors.
       eigenvalues: Of Θ / size, largest first: of the sketch, or the largest of Θ itself.
-      estimate: For a sketch the trace of Θ; else ‖Θ − V diag(λ) Vᵀ‖_F / ‖Θ‖_F.
+      estimate: For a sketch the trace of Θ / size; else ‖Θ − V diag(λ) Vᵀ‖_F / ‖Θ‖_F.
       standard_error: Of the estimate.
       f0, y, times, residuals: See `lensjax.measure.kernel.MeasuredKernel`; what is not among the eigenvectors does not
         fall.
@@ -59,9 +59,9 @@ class ApproximateKernel(Tabular):
         largest = f"largest eigenvalue {self.eigenvalues[0]:.4g}"
         if self.method == "sketch":
             features = f"{self.columns.shape[1]:,} random features of {self.size:,} rows"
-            return f"{features}: trace {self.estimate:.4g} ± {self.standard_error:.2g}, {largest}."
+            return f"{features}: Θ / N has trace {self.estimate:.4g} ± {self.standard_error:.2g}, {largest}."
         missing = f"{self.estimate:.2%} ± {self.standard_error:.2%} of the kernel's norm is missing"
-        return f"{len(self.eigenvalues):,} eigenvalues of {self.size:,}: {largest}; {missing}."
+        return f"{len(self.eigenvalues):,} eigenvalues of {self.size:,}: {largest} of Θ / N; {missing}."
 
     @property
     def headline(self) -> str:
@@ -73,7 +73,7 @@ class ApproximateKernel(Tabular):
         return {"rank": list(range(1, len(self.eigenvalues) + 1)), "eigenvalue": self.eigenvalues}
 
     def summary(self) -> dict[str, Any]:
-        """Numbers that describe the kernel."""
+        """Numbers that describe the kernel; trace and eigenvalue are those of Θ / size."""
         of = "trace" if self.method == "sketch" else "relative_error"
         return {
             "functional": self.functional,
@@ -137,7 +137,7 @@ def measure_approximate_kernel(
         rows = made.features.reshape(n * outputs if kind.output == "full" else n, -1) * float(np.sqrt(scale))
         vectors, singular, _ = np.linalg.svd(rows, full_matrices=False)
         values, flops = np.square(singular), plan.flops
-        estimate, error = scale * trace.value, scale * trace.standard_error
+        estimate, error = (scale / len(rows) * part for part in (trace.value, trace.standard_error))
         columns = rows
     else:
         assert rank is not None

@@ -67,13 +67,13 @@ class MeasuredKernel(Tabular):
         return {"rank": range(1, len(self.eigenvalues) + 1), "eigenvalue": self.eigenvalues}
 
     def summary(self) -> dict[str, Any]:
-        """Numbers that describe the kernel, the same whenever it is measured."""
+        """Numbers that describe the kernel, the same whenever it is measured; trace and eigenvalue are of Θ / N."""
         verified = {} if self.verified is None else asdict(self.verified)
         known = self.f0 is not None and self.y is not None
         return {
             "functional": self.functional,
             "size": len(self.theta),
-            "trace": float(np.trace(self.theta)),
+            "trace": float(np.trace(self.theta)) / len(self.theta),
             "largest_eigenvalue": float(self.eigenvalues[0]),
             "effective_rank": effective_rank(self.theta),
             "target_alignment": alignment(self.theta, self.f0 - self.y) if known else None,  # type: ignore[operator]
@@ -87,7 +87,7 @@ class MeasuredKernel(Tabular):
     def sentence(self) -> str:
         """What is said of it first."""
         rank, size = effective_rank(self.theta), len(self.theta)
-        return f"Effective rank {rank:.1f} of {size:,}, largest eigenvalue {self.eigenvalues[0]:.4g}."
+        return f"Effective rank {rank:.1f} of {size:,}, largest eigenvalue of Θ / N {self.eigenvalues[0]:.4g}."
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, without those that are None."""

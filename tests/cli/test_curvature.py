@@ -40,7 +40,7 @@ def test_kernel_spectrum_and_residual_are_written(save_sums, save_model, tmp_pat
     assert arrays["theta"].shape == (12, 12)
     assert (summary["size"], summary["examples"], summary["functional"]) == (12, 12, "loss")
     assert 1 <= summary["effective_rank"] <= 12
-    assert summary["trace"] == pytest.approx(np.trace(arrays["theta"]))
+    assert summary["trace"] == pytest.approx(np.trace(arrays["theta"]) / 12)
     assert summary["flops"] > 12 * 4 * summary["parameters"]
     assert summary["peak_memory_bytes"] > 2**20
     assert summary["seconds"] > 0
@@ -95,11 +95,12 @@ def test_kernels_of_many_examples_are_estimated(save_sums, save_model, tmp_path,
     for found in (sketch, rank):
         assert found["residuals"][0] == pytest.approx(whole["residuals"][0], rel=0.05)
     summary = json.loads((tmp_path / "sketch" / "kernel.json").read_text())
-    assert abs(summary["trace"] - np.trace(whole["theta"])) < 5 * summary["trace_standard_error"]
+    assert abs(summary["trace"] - np.trace(whole["theta"]) / 9) < 5 * summary["trace_standard_error"]
+    assert summary["largest_eigenvalue"] == pytest.approx(whole["eigenvalues"][0], rel=0.2)  # of Θ / N too
     assert said.count("9 examples at a time, at most 0.") == 2
     plans = [json.loads((tmp_path / name / "kernel.json").read_text())["plan"] for name in ("sketch", "rank")]
     assert all(plan["flops"] > 0 and plan["host_bytes"] > 0 for plan in plans)
-    assert "2,048 random features of 9 rows: trace " in said
+    assert "2,048 random features of 9 rows: Θ / N has trace " in said
     assert "3 eigenvalues of 9: largest eigenvalue " in said
     assert "random features" in (tmp_path / "sketch" / "kernel.html").read_text()
     given = ["ntk", *given, "--out", tmp_path / "no"]

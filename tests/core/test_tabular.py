@@ -99,7 +99,7 @@ def test_other_results_are_a_line_and_a_table_too():
     features = ApproximateKernel(
         "loss", "sketch", 3, np.eye(3), np.full(3, 1 / 3), 3.0, 0.1, None, None, None, None, (), 0
     )
-    assert repr(features).startswith("<Kernel of loss, sketch: 3 random features of 3 rows: trace 3 ± 0.1")
+    assert repr(features).startswith("<Kernel of loss, sketch: 3 random features of 3 rows: Θ / N has trace 3 ± 0.1")
     advice = Advice((NextPoint(Point("b", 800), 1e9, 0.01),), "a", 0.02, 0.001, "bits per byte")
     assert repr(advice) == "<Advice: a, expected regret 0.02 bits per byte; next b at 800 examples>"
     assert repr(Advice(())) == "<Advice: no choice yet; nothing to measure>"
