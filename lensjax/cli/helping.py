@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce, wraps
-from inspect import Parameter, signature
+from inspect import Parameter, cleandoc, signature
 from operator import or_
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 _UNTOLD = arg(help_behavior_hint="")
@@ -47,11 +47,16 @@ def told_well(command: Callable[..., None]) -> Callable[..., None]:
     parameters = signature(command).parameters
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in parameters.items():
-        if parameter.default in (None, "", (), Parameter.empty):
+        repeated = UseAppendAction in getattr(hints[name], "__metadata__", ())  # of which tyro says so
+        if parameter.default in (None, "", (), Parameter.empty) and not repeated:
             hints[name] = Annotated[hints[name], _UNTOLD]
     same.__annotations__, same.__signature__ = hints, signature(command)  # type: ignore[attr-defined]
     del same.__wrapped__  # which tyro would look at in its place
-    if same.__doc__ is not None:
-        text, heading, options = same.__doc__.partition("\n    Args:\n")
-        same.__doc__ = text + heading + re.sub(r"\n {12,}", " ", options)
+    same.__doc__ = in_paragraphs(command.__doc__ or "")
     return same
+
+
+def in_paragraphs(docstring: str) -> str:
+    """A docstring in which what each argument is stands in one line."""
+    text, heading, arguments = cleandoc(docstring).partition("\nArgs:\n")
+    return text + heading + re.sub(r"\n {8,}", " ", arguments)

@@ -1,5 +1,6 @@
 import csv
 import html
+import inspect
 import json
 import pkgutil
 import re
@@ -8,6 +9,8 @@ import sys
 
 import pytest
 
+from lensjax.cli import study
+from lensjax.cli.helping import in_paragraphs
 from lensjax.cli.main import _COMMANDS, main
 from lensjax.core.registry import Registry
 from lensjax.curves.simulated import simulated
@@ -45,6 +48,14 @@ def test_help_is_not_of_python(command, capsys):
     assert "None" not in out
     assert "default: )" not in out
     assert "default: '')" not in out
+    assert ("--set " in out) == ("(repeatable)" in out)
+
+
+@pytest.mark.parametrize("written", [str, inspect.cleandoc], ids=["Python 3.12", "Python 3.13"])
+def test_help_has_every_argument_in_one_paragraph(written):
+    said = in_paragraphs(written(study.init.__doc__))
+    assert "pocket:NAME, which are part of LensJAX." in said
+    assert len(said.split("Args:\n")[1].splitlines()) == len(inspect.signature(study.init).parameters)
 
 
 def test_options_that_may_be_left_out_are_read_as_others(capsys, curves):

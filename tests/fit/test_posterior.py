@@ -12,6 +12,7 @@ from lensjax.curves.simulated import simulated
 from lensjax.curves.table import curve_table
 from lensjax.fit.joint.fitting import fit_joint
 from lensjax.fit.posterior import DRAWS, chances_and_regrets, curve_sizes, draws_for
+from lensjax.fit.stacked.weights import stack
 
 SIZES = 200 * 2 ** np.arange(10)
 BUDGET, HORIZON = 25_600, 102_400
@@ -151,19 +152,27 @@ def test_any_number_of_draws(posterior, sampled, draws):
 # No rise ------------------------------------------------------------------------------------------------------
 
 
+ENDING_IN_A_FALL = [[0.0] * 7] * 6 + [[0.5, 0.25] + [0.0] * 5, [0.0] * 4 + [0.5, 0.0, 0.0]]
+
+
+def with_falls(falls, noise, points):
+    """A table of curves that fall so in each octave."""
+    path = np.pad(-np.cumsum(falls, axis=1), ((0, 0), (1, 0)))[:, :points]
+    loss = 3 * np.exp(path + noise * np.random.default_rng(0).standard_normal(path.shape))
+    return curve_table([f"m{i}" for i in range(len(loss))], SIZES[:points], loss)
+
+
 @settings(max_examples=int(os.environ.get("LENSJAX_EXAMPLES", "6")))
 @given(
     st.lists(st.lists(st.floats(-0.2, 0.5), min_size=7, max_size=7), min_size=1, max_size=8),
     st.sampled_from([0.0, 0.003, 0.03]),
     st.integers(2, 8),
 )
-@example([[0.0] * 7] * 6 + [[0.5, 0.25] + [0.0] * 5, [0.0] * 4 + [0.5, 0.0, 0.0]], 0.03, 6)  # a fall at the end
+@example(ENDING_IN_A_FALL, 0.03, 6)
 def test_medians_do_not_rise_beyond_the_data_and_are_those_of_the_draws(falls, noise, points):
     """Of any curves, also where the data rise: then the last losses are noise or a jump."""
-    path = np.pad(-np.cumsum(falls, axis=1), ((0, 0), (1, 0)))[:, :points]
-    loss = 3 * np.exp(path + noise * np.random.default_rng(0).standard_normal(path.shape))
-    table = curve_table([f"m{i}" for i in range(len(loss))], SIZES[:points], loss)
-    posterior = fit_joint(table, HORIZON)
+    table = with_falls(falls, noise, points)
+    loss, posterior = table.loss, fit_joint(table, HORIZON)
     ahead = posterior.predict(SIZES[table.sizes[-1] <= SIZES])
     for part in ahead.parts:
         assert np.isfinite(part).all()
@@ -172,6 +181,18 @@ def test_medians_do_not_rise_beyond_the_data_and_are_those_of_the_draws(falls, n
     np.testing.assert_allclose(np.quantile(draws, 0.5, axis=0), ahead.loss[:, -1], rtol=1e-3)
     # A hopeless model has no chance of becoming the best by an interval without bounds.
     assert np.all(ahead.upper[:, -1] < 2 * loss.max(axis=1))
+
+
+def test_moments_are_those_of_draws_where_a_median_stays():
+    table, model, size = with_falls(ENDING_IN_A_FALL, 0.03, 6), np.array([7]), SIZES[6:7]
+    joint = fit_joint(table, HORIZON)
+    assert joint._known(joint._octaves(size)).lowered[7, 0] < -0.01
+    for posterior in (joint, stack(table, joint, HORIZON)):
+        drawn = np.log(posterior.sample(int(size[0]), 4000))[:, 7] - joint.centre
+        found = posterior.moments(HORIZON, model, size)
+        np.testing.assert_allclose(found.shares @ found.point_mean[:, 0], drawn.mean(), atol=0.015)
+        found = posterior.together(model, size)
+        np.testing.assert_allclose(found.shares @ found.mean[:, 0], drawn.mean(), atol=0.015)
 
 
 @pytest.mark.parametrize(("b", "beta", "e"), [(20, 0.4, 1.0), (10, 0.3, 0.8)])
@@ -355,8 +376,7 @@ def test_of_many_models_fewer_curves_are_drawn_and_all_agree():
     draws[:] = 0  # what a caller does to its sample is its own affair
     assert many.sample(51_200).min() > 0
     np.testing.assert_allclose(replace(many).predict(51_200).loss, predicted.loss[:, 1:], rtol=1e-12)  # not sampled
-    last = many._octaves(SIZES[4])
-    assert len(many._unknown(last)) == 0, "curves' last losses, which are asked for next, took draws of their own"
+    assert many._octaves(SIZES[4])[0] in many._remembered, "last losses, asked for next, would take draws of their own"
     np.testing.assert_allclose(replace(many).predict(SIZES[4]).parts, many.predict(SIZES[4]).parts, rtol=1e-12)
     # Of few models only what is of them is computed.
     model, examples = np.array([69, 3, 3, 40]), np.array([51_200, 6400, 51_200, 6400])

@@ -111,7 +111,13 @@ def test_where_models_are_many_the_joint_fit_says_how_they_differ():
     mean, typical = weights @ many, np.median(weights @ many / many[0])
     np.testing.assert_allclose(found, mean / 4 + typical * many[0] * 3 / 4)
     assert abs(np.median(found / many[0]) - typical) < 1e-9  # which leaves how far a typical one falls
-    np.testing.assert_allclose(shares(weights, 0 * many) @ (0 * many), 0)  # curves that have ended
+    np.testing.assert_allclose(shares(weights, 0 * many), weights / 4 + [0.75, 0])  # curves that have ended
+    steep = np.stack([np.full(80, 1e-4), np.full(80, 0.4)])
+    np.testing.assert_allclose(shares(weights, steep), weights / 4 + [1.5, 0])  # the joint fit sees next to no fall
+    table = simulated(models=40, families=4).up_to(12_800)
+    found = stack(table, joint_fit(table, TARGET), TARGET)
+    np.testing.assert_allclose(found.shares[1:], found.weights[1:] / 2)
+    assert found.shares[0] > found.weights[0]
 
 
 def test_the_back_test_tells_which_components_foresee_the_largest_sizes():

@@ -1,6 +1,6 @@
 """The joint fit's posterior: losses at any size, and the effect of further measurements."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -29,6 +29,19 @@ class Outlier(NamedTuple):
 
     model: str
     examples: int
+
+
+class _Known(NamedTuple):
+    """Of M models at G sizes, in log losses less the fit's centre.
+
+    Attributes:
+      ends: medians, and ends of 90 % intervals.
+      lowered: what is added to all draws. Where priors disagree on how a curve ended, jumps to come would move the
+        median up from where it is at the last measured size; there it stays.
+    """
+
+    ends: Float[np.ndarray, "3 #M *G"]
+    lowered: Float[np.ndarray, "#M *G"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,25 +94,34 @@ class JointPosterior(CurvePosterior):
     @one_blas_thread()
     def predict(self, examples: int | Float[np.ndarray, " G"]) -> Losses:
         """See `CurvePosterior.predict`: quantiles of the draws that `sample` gives, of `draws_for` so many models."""
-        x = self._octaves(examples)
-        if len(new := self._unknown(x)):
-            blocks = self._draws(new, draws_for(len(self.models)), 0)
-            self._remember(new, [_ends(losses) for losses in blocks])
-        known = [self._quantiles[at] for at in x.tolist()]
-        parts = np.stack(known, axis=2) if known else np.empty((3, len(self.models), 0))
-        return Losses(self.models, self._within(examples), *parts)
+        found = self._known(self._octaves(examples)).ends
+        return Losses(self.models, self._within(examples), *np.exp(found + self.centre))
 
-    def _unknown(self, x: Float[np.ndarray, "*b"]) -> Float[np.ndarray, " G"]:
-        """Of these octaves those, each once, at which nothing is remembered."""
-        return np.array(sorted({at for at in x.ravel().tolist() if at not in self._quantiles}))
+    def _known(self, x: Float[np.ndarray, " G"]) -> "_Known":
+        """What is known of all models at these octaves, which is remembered."""
+        if len(new := np.array([at for at in np.unique(x).tolist() if at not in self._remembered])):
+            blocks = [
+                self._block(drawn, draws, new) for drawn, draws in self._mixed(new, draws_for(len(self.models)), 0)
+            ]
+            ends, lowered = (np.concatenate(parts, axis=-2) for parts in zip(*blocks, strict=True))
+            for place, at in enumerate(new.tolist()):
+                self._remembered[at] = _Known(ends[..., place], lowered[..., place])
+        each = [self._remembered[at] for at in x.tolist()]
+        if not each:
+            return _Known(np.empty((3, len(self.models), 0)), np.empty((len(self.models), 0)))
+        return _Known(*(np.stack(parts, axis=-1) for parts in zip(*each, strict=True)))
 
-    def _remember(self, x: Float[np.ndarray, " G"], blocks: Sequence[Float[np.ndarray, "3 m G"]]) -> None:
-        found = np.exp(np.concatenate(blocks, axis=1) + self.centre)
-        self._quantiles.update(zip(x.tolist(), np.moveaxis(found, 2, 0), strict=True))
+    @staticmethod
+    def _block(drawn: DrawnCurves, losses: Float[np.ndarray, "m G+1 draws"], x: Float[np.ndarray, " G"]) -> "_Known":
+        """What draws of a block of models tell: at `x`, and at the last size of each."""
+        ends = np.quantile(losses, (0.5, 0.05, 0.95), axis=-1, overwrite_input=True)
+        rise = np.maximum(ends[0, :, :-1] - ends[0, :, -1:], 0.0)
+        lowered = np.where(x > last_size(drawn.obs)[:, None], -rise, 0.0)
+        return _Known(ends[..., :-1] + lowered, lowered)
 
     @cached_property
-    def _quantiles(self) -> dict[float, Float[np.ndarray, "3 M"]]:
-        """Medians and ends of intervals at sizes that were asked about already, by octaves."""
+    def _remembered(self) -> dict[float, "_Known"]:
+        """What is known at sizes that were asked about already, by octaves."""
         return {}
 
     @one_blas_thread()
@@ -107,19 +129,11 @@ class JointPosterior(CurvePosterior):
         """See `CurvePosterior.sample`; from each prior by its weight."""
         key = (examples, draws, seed)
         if key not in self._sampled:
-            x, ends = self._octaves(examples), []
-            asked_soon = len(self.models) > FEW and (draws, seed) == (draws_for(len(self.models)), 0)
-            if asked_soon:  # draws of many models are made anew for each question
-                last = self._unknown(last_size(self.observations))
-                x = np.append(x, last[last != x[0]]) if len(last) <= FEW_SIZES else x
-            blocks = []
-            for losses in self._draws(x, draws, seed):
-                blocks.append(losses[:, 0].copy())
-                if asked_soon:
-                    ends.append(_ends(losses))
-            if ends:
-                self._remember(x, ends)
-            drawn = np.exp(np.concatenate(blocks).T + self.centre)
+            x = self._octaves(examples)
+            last = np.unique(last_size(self.observations))  # which is asked for next
+            lowered = self._known(np.append(x, last) if len(last) <= FEW_SIZES else x).lowered[:, 0]
+            blocks = [losses[:, 0].copy() for _, losses in self._mixed(x, draws, seed)]
+            drawn = np.exp(np.concatenate(blocks).T + lowered + self.centre)
             self._sampled.clear()
             self._sampled[key] = drawn[np.random.default_rng(seed).permutation(draws)]
         return self._sampled[key].copy()
@@ -162,13 +176,16 @@ class JointPosterior(CurvePosterior):
         self, x: Float[np.ndarray, " G"], draws: int, seed: int, models: Int[np.ndarray, " C"] | None = None
     ) -> Iterator[tuple[slice, Float[np.ndarray, "P m G draws"]]]:
         """Log losses less `centre` of blocks of models, as many draws from each prior: of all, or at least of those."""
+        lowered = self._known(x).lowered
         for drawn in self._curves(draws, seed, models):
-            yield drawn.rows, drawn.log_losses(x[None], self._factors, self.dof)
+            yield drawn.rows, drawn.log_losses(x[None], self._factors, self.dof) + lowered[drawn.rows, :, None]
 
-    def _draws(self, x: Float[np.ndarray, " G"], draws: int, seed: int) -> Iterator[Float[np.ndarray, "m G draws"]]:
-        """Log losses less `centre` of blocks of models, those of one prior after those of another, by their weights.
+    def _mixed(
+        self, x: Float[np.ndarray, " G"], draws: int, seed: int
+    ) -> Iterator[tuple[DrawnCurves, Float[np.ndarray, "m G+1 draws"]]]:
+        """Log losses less `centre` of blocks of models, at `x` and at each one's last size, not lowered.
 
-        Where priors disagree on how a curve ended, jumps to come would move the median up beyond it; then it stays.
+        Those of one prior come after those of another, by their weights.
         """
         each = -(-draws // len(self.prior.names))
         ends = np.round(np.cumsum(self.prior_weights) * draws).astype(int)
@@ -182,10 +199,7 @@ class JointPosterior(CurvePosterior):
                 for again in range(start, end, each):  # draws of a prior with much weight are used again
                     stop = min(again + each, end)
                     losses[..., again:stop] = by_prior[number, ..., : stop - again]
-            median = np.median(losses, axis=-1, keepdims=True)
-            ahead, at_last = losses[:, :-1], median[:, -1:]
-            ahead += np.where(x[:, None] > last[:, None], np.minimum(at_last - median[:, :-1], 0.0), 0.0)
-            yield ahead
+            yield drawn, losses
 
     @one_blas_thread()
     def moments(self, target: int, model: Int[np.ndarray, " C"], examples: Int[np.ndarray, " C"]) -> JointMoments:
@@ -280,12 +294,6 @@ class JointPosterior(CurvePosterior):
 
     def _octaves(self, examples: int | np.ndarray) -> Float[np.ndarray, " G"]:
         return np.log2(self._within(examples) / self.unit)
-
-
-def _ends(losses: Float[np.ndarray, "m G draws"]) -> Float[np.ndarray, "3 m G"]:
-    """Medians and ends of intervals; the order of draws is lost."""
-    ends: np.ndarray = np.quantile(losses, (0.5, 0.05, 0.95), axis=-1, overwrite_input=True)
-    return ends
 
 
 def _first_below(

@@ -10,7 +10,7 @@ the log root mean square error of a component less the joint fit's, n errors in 
 So where a curve has few points, a common slope counts more, and intervals are wider. Models fall by the weighted mean;
 but where they are many, the joint fit has learned from them how much slopes differ, and the others say less of that
 than of how far models fall altogether. So with r the median over models of the weighted mean of falls over the joint
-fit's, and κ = min(1, 20 / M), falls are κ times the weighted mean plus (1 - κ) r times the joint fit's.
+fit's, from 1/2 to 2, and κ = min(1, 20 / M), falls are κ times the weighted mean plus (1 - κ) r times the joint fit's.
 
 The numbers a, f, η and ζ (see `StackedPosterior`) and the 20 were set by hand on public curves and those of our zoo; γ
 and the growth λ of falls are about what medians and intervals on all of these tasks teach
@@ -33,7 +33,7 @@ ENOUGH = 5.5  # points that tell slopes apart
 MANY = 10  # errors that weigh as much as what other tasks taught
 PLENTY = 8  # points from which on widths are as modelled
 SEVERAL = 20  # models, beyond which the joint fit says more and more of how they differ
-RATIOS = 0.5, 2.0  # between which r is kept; .8 to 1.4 were met
+RATIOS = 0.5, 2.0  # least and largest r; .8 to 1.4 were met
 LEAST_FALL = 1e-6  # of log loss, below which there is no ratio to it
 
 

@@ -215,7 +215,7 @@ def kernel_drifts(records: Records) -> list[KernelDrift]:
                     seed=seed,
                     examples=tuple(rungs),
                     drift=tuple(kernel_drift(theta, after.arrays["theta"]) for after in rungs.values()),
-                    growth=tuple(summary["trace"] / before.summary["trace"] for summary in summaries),
+                    growth=tuple(float(np.trace(after.arrays["theta"]) / np.trace(theta)) for after in rungs.values()),
                     effective_rank=tuple(summary["effective_rank"] for summary in summaries),
                     target_alignment=tuple(summary["target_alignment"] for summary in summaries),
                 )
