@@ -53,7 +53,8 @@ def _app(commands: Mapping[str, Any], given: Sequence[str]) -> tyro.extras.Subco
         if isinstance(command, tuple):
             app.command(_app(command[0], given[1:] if chosen else ()), name=name, help=command[1])
         else:
-            app.command(name=name, help=None if chosen else _summary(command))(told_well(command))
+            told = told_well(command) if chosen else command
+            app.command(name=name, help=None if chosen else _summary(command))(told)
     return app
 
 

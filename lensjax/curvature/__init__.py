@@ -24,6 +24,7 @@ __getattr__, __dir__ = lazy(
         "effective_rank": "dynamics",
         "alignment": "dynamics",
         "kernel_drift": "dynamics",
+        "kernel_growth": "dynamics",
         "nystrom": "low_rank",
         "kfac": "",
         "kfac_plan": "kfac",

@@ -96,6 +96,11 @@ def kernel_drift(before: Float[np.ndarray, "n n"], after: Float[np.ndarray, "n n
     return float(1 - (one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
+def kernel_growth(before: Float[np.ndarray, "n n"], after: Float[np.ndarray, "n n"]) -> float:
+    """The trace of a kernel over that of another of the same examples, before training."""
+    return float(np.trace(after) / np.trace(before))
+
+
 def _eigh(theta: Array) -> tuple[Array, Array]:
     """Eigenvalues and eigenvectors of a kernel, which is checked first."""
     if not isinstance(theta, jax.core.Tracer):

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from lensjax.core.errors import InputError
 from lensjax.core.pytrees import PyTree
 from lensjax.core.tabular import Columns, Tabular
-from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, residual_loss, spectrum
+from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, kernel_growth, residual_loss, spectrum
 from lensjax.curvature.ntk.explain import Explanation, explain
 from lensjax.curvature.ntk.ntk import ntk, ntk_flops
 from lensjax.curvature.ntk.proof import Verification
@@ -100,7 +100,7 @@ def moved(before: MeasuredKernel, after: MeasuredKernel) -> dict[str, float | No
 
     Returns:
       drift: See `kernel_drift`.
-      growth: Ratio of traces.
+      growth: See `kernel_growth`.
       effective_rank, target_alignment: Of the kernel after it.
 
     Raises:
@@ -109,7 +109,7 @@ def moved(before: MeasuredKernel, after: MeasuredKernel) -> dict[str, float | No
     summary = after.summary()
     return {
         "drift": kernel_drift(before.theta, after.theta),
-        "growth": float(np.trace(after.theta) / np.trace(before.theta)),
+        "growth": kernel_growth(before.theta, after.theta),
         "effective_rank": summary["effective_rank"],
         "target_alignment": summary["target_alignment"],
     }

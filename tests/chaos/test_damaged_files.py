@@ -80,7 +80,7 @@ def exchange(path, outside):
         path.write_bytes(content)
 
 
-LIKELY, ODD = (truncate, flip, delete), (link, exchange, empty, circle, pipe, nest, folder)
+LIKELY, ODD = (truncate, flip, delete, link, exchange), (empty, circle, pipe, nest, folder)
 EXAMPLES = ("journal.jsonl", "study.json", ".lock", "result.json", "ntk.npz")  # of files, for odd damages
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import expm
 
 from lensjax.core.errors import InputError
-from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, residual_loss, spectrum
+from lensjax.curvature.dynamics import alignment, effective_rank, kernel_drift, kernel_growth, residual_loss, spectrum
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_rank_alignment_and_drift(problem):
     assert alignment(np.outer(f0, f0), f0) == pytest.approx(1)
     assert alignment(np.outer(f0, f0), np.roll(f0, 1) - f0 * (np.roll(f0, 1) @ f0) / (f0 @ f0)) == pytest.approx(0)
     assert kernel_drift(theta, 3 * theta) == pytest.approx(0, abs=1e-12)
+    assert kernel_growth(theta, 3 * theta) == pytest.approx(3)
     assert kernel_drift(np.diag([1.0, 0.0]), np.diag([0.0, 1.0])) == pytest.approx(1)
 
 

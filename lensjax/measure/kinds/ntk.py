@@ -11,7 +11,7 @@ from lensjax.core import text
 from lensjax.core.errors import listing
 from lensjax.core.sections import DataTable, Line, LinePlot, Section
 from lensjax.core.specs import Count, Strict
-from lensjax.curvature.dynamics import kernel_drift, residual_modes
+from lensjax.curvature.dynamics import kernel_drift, kernel_growth, residual_modes
 from lensjax.measure.functionals import FUNCTIONALS
 from lensjax.measure.measurement import MEASUREMENTS, Cell, Measured, Measurement, Records, Subject
 from lensjax.train.prepare import FIRST_RUNG
@@ -215,7 +215,7 @@ def kernel_drifts(records: Records) -> list[KernelDrift]:
                     seed=seed,
                     examples=tuple(rungs),
                     drift=tuple(kernel_drift(theta, after.arrays["theta"]) for after in rungs.values()),
-                    growth=tuple(float(np.trace(after.arrays["theta"]) / np.trace(theta)) for after in rungs.values()),
+                    growth=tuple(kernel_growth(theta, after.arrays["theta"]) for after in rungs.values()),
                     effective_rank=tuple(summary["effective_rank"] for summary in summaries),
                     target_alignment=tuple(summary["target_alignment"] for summary in summaries),
                 )
